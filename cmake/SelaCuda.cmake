@@ -1,0 +1,47 @@
+# Finds CUDA as SELA_CUDA asks, says which was chosen, and fixes the architectures.
+
+# Architectures shipped as machine code; the newest is shipped as PTX too, for cards newer than the toolkit.
+set(SELA_SHIPPED_ARCHS 75-real 80-real 86-real 90-real 100-real 120)
+
+macro(sela_find_cuda)
+  string(TOUPPER "${SELA_CUDA}" SELA_CUDA_MODE)
+  if(NOT SELA_CUDA_MODE MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "SELA_CUDA: expected AUTO, ON or OFF, found \"${SELA_CUDA}\"")
+  endif()
+  set(SELA_HAVE_CUDA FALSE)
+  if(NOT SELA_CUDA_MODE STREQUAL "OFF")
+    if(SELA_CUDA_ARCHS)
+      set(CMAKE_CUDA_ARCHITECTURES "${SELA_CUDA_ARCHS}")
+    else()
+      set(CMAKE_CUDA_ARCHITECTURES "${SELA_SHIPPED_ARCHS}")
+    endif()
+    include(CheckLanguage)
+    check_language(CUDA)
+    if(CMAKE_CUDA_COMPILER)
+      set(CMAKE_CUDA_STANDARD 17)
+      set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+      set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+      enable_language(CUDA)
+      set(SELA_HAVE_CUDA TRUE)
+    elseif(SELA_CUDA_MODE STREQUAL "ON")
+      message(FATAL_ERROR
+        "SELA_CUDA=ON, but no CUDA compiler was found. Put nvcc on the PATH (or set CUDACXX), or build with SELA_CUDA=AUTO or OFF.")
+    endif()
+  endif()
+  if(SELA_HAVE_CUDA)
+    message(STATUS "sela_ext: CUDA kernels: yes (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES})")
+  else()
+    message(STATUS "sela_ext: CUDA kernels: no (SELA_CUDA=${SELA_CUDA_MODE})")
+  endif()
+endmacro()
+
+# Compile options of CUDA sources and the definitions that build_info() reports.
+function(sela_link_cuda target)
+  string(REPLACE ";" " " archs "${CMAKE_CUDA_ARCHITECTURES}")
+  target_compile_definitions(${target} PRIVATE
+    SELA_HAVE_CUDA=1
+    SELA_CUDA_VERSION="${CMAKE_CUDA_COMPILER_VERSION}"
+    SELA_CUDA_ARCHS="${archs}")
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--fmad=false -Xcompiler=-Wall,-fvisibility=hidden>)
+  set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+endfunction()

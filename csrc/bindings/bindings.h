@@ -1,0 +1,8 @@
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace sela {
+
+void bind_build(pybind11::module_& m);
+
+}  // namespace sela

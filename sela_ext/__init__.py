@@ -1,0 +1,52 @@
+"""SeLa: from unlabelled images to labels and a trained network.
+
+Importing this package loads the compiled core and nothing else; torch is imported at the first use of a name that
+needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+try:
+    from sela_ext import _core
+except ImportError as error:  # pragma: no cover - depends on how the package was installed
+    raise ImportError(
+        "sela_ext: the compiled core (sela_ext._core) cannot be loaded. Expected an installed package, found "
+        f"{__file__}. If this is the source folder, run `pip install .` and start Python from another folder "
+        f"(or use `pytest` instead of `python -m pytest`). Cause: {error}"
+    ) from error
+
+__version__: str = _core.build_info()["version"]
+
+# Public names that need torch or other heavy packages, and the module each one comes from.
+_LAZY = {
+    "train": "sela_ext.training",
+    "Loader": "sela_ext.data",
+    "Augment": "sela_ext.data",
+}
+
+__all__ = ["__version__", "build_info", *sorted(_LAZY)]
+
+
+def build_info() -> dict[str, Any]:
+    """Tell what this build holds.
+
+    Returns:
+        version, cuda (bool), cuda_version, cuda_archs (list), cpu_isa ("avx512" | "avx2" | "generic"), compiler.
+    """
+    return dict(_core.build_info())
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'sela_ext' has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

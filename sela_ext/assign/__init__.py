@@ -1,0 +1,1 @@
+"""Label assignment: balanced labels from logits."""

@@ -1,0 +1,1 @@
+"""How good labels and features are: clustering metrics, nearest neighbours, linear probes."""

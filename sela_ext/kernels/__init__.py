@@ -1,0 +1,4 @@
+"""The compiled kernels behind argument checks, and their pure-torch twins in `sela_ext.kernels.reference`.
+
+The only package that imports `sela_ext._core`.
+"""

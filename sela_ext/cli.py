@@ -1,0 +1,221 @@
+"""The command line: `sela train`, `sela assign`, `sela report`, `sela info`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from sela_ext.errors import OptionError, SelaError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, name the nearest option, and exit with status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments:"):
+            wrong = message.split(":", 1)[1].split()[0]
+            known = [string for action in self._actions for string in action.option_strings]
+            near = difflib.get_close_matches(wrong.split("=")[0], known, n=1)
+            message = f"unknown option {wrong}" + (f"; did you mean {near[0]}?" if near else "")
+        raise OptionError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status.
+
+    Exit status: 0 done, 2 options, 3 data, 4 checkpoint, 5 numerics, 6 distributed, 7 resources, 130 / 143 signals.
+    """
+    try:
+        status = run(sys.argv[1:] if arguments is None else list(arguments))
+    except SelaError as error:
+        _complain(str(error))
+        status = error.exit_code
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        # Whoever read our output is gone: nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except MemoryError:
+        _complain("out of memory; use a smaller batch_size, fewer clusters or fewer heads")
+        status = 7
+    raise SystemExit(status)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command.
+
+    Raises:
+        SelaError: what went wrong, in one line.
+    """
+    parser = _build_parser(arguments)
+    given, rest = parser.parse_known_args(arguments)
+    if rest:
+        given.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    status: int = given.run(given)
+    return status
+
+
+def _complain(message: str) -> None:
+    print(f"sela: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sela",
+        description="Self-labelling: from unlabelled images to labels and a trained network.",
+        epilog="example: sela train --data digits --out runs/digits",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    train = commands.add_parser(
+        "train",
+        help="train a network on unlabelled images and label them",
+        description="Train a network on unlabelled images, and label them. Options left out are chosen from data and "
+        "device; options.json in the run folder says which value was taken and why.",
+        epilog="examples: sela train --data digits --out runs/digits | "
+        "sela train --data my/photos --out runs/photos --clusters 20 --epochs 50 | "
+        "sela train --data my/photos --out runs/photos --resume",
+    )
+    train.add_argument("--data", required=True, help='"digits", a folder of images, an IDX file or a folder of them, or a .npy of uint8 images')
+    train.add_argument("--out", required=True, help="run folder; empty or absent unless --resume or --overwrite")
+    if arguments[:1] == ["train"]:  # the options live beside torch, which takes a second to import
+        _add_train_options(train)
+    train.set_defaults(run=_train, parser=train)
+
+    assign = commands.add_parser(
+        "assign",
+        help="balanced labels from a file of logits",
+        description="Solve the label assignment of SeLa for logits [N, K] in a .npy file.",
+        epilog="example: sela assign logits.npy --out labels.npy",
+    )
+    assign.add_argument("logits", help=".npy file, float [N, K]")
+    assign.add_argument("--out", required=True, help=".npy file for the labels, int32 [N]")
+    assign.add_argument("--lam", type=float, default=25.0, help="lambda: sharpness (default 25)")
+    assign.add_argument("--tol", type=float, default=1e-4, help="L1 tolerance of the cluster sizes (default 1e-4)")
+    assign.add_argument("--method", default="auto", help="auto, anderson or sinkhorn")
+    assign.add_argument("--stop", default="l1", help="l1 or official")
+    assign.add_argument("--max-passes", type=int, default=1000, help="most passes over the logits (default 1000)")
+    assign.set_defaults(run=_assign, parser=assign)
+
+    report = commands.add_parser("report", help="write the report of a run again")
+    report.add_argument("run_folder", help="run folder")
+    report.set_defaults(run=_report, parser=report)
+
+    info = commands.add_parser("info", help="versions, instruction set, devices")
+    info.set_defaults(run=_info, parser=info)
+    return parser
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add every option of `Options`, dashes for underscores."""
+    from sela_ext.training.options import Options
+
+    for spec in dataclasses.fields(Options):
+        meta = spec.metadata
+        flag = "--" + spec.name.replace("_", "-")
+        default = "" if spec.default is None else f" (default {spec.default})"
+        text = (meta["help"] + default).replace("%", "%%")
+        if meta["kind"] == "bool":
+            parser.add_argument(
+                flag, dest=spec.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+            continue
+        shown = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else meta["kind"].upper()
+        parser.add_argument(flag, dest=spec.name, default=argparse.SUPPRESS, metavar=shown, help=text, type=_reader(spec))
+
+
+def _reader(spec: dataclasses.Field[Any]) -> Any:
+    """How the text of an option becomes a value; what it cannot read stays text, for the option's own check."""
+    kind = spec.metadata["kind"]
+
+    def number(text: str) -> Any:
+        for read in (int, float):
+            try:
+                return read(text)
+            except ValueError:
+                continue
+        return text
+
+    def numbers(text: str) -> Any:
+        parts = [number(part) for part in text.split(",")]
+        return parts if len(parts) > 1 else parts[0]
+
+    if kind in ("int", "float"):
+        return number
+    if kind == "ints" or spec.name == "marginals":
+        return numbers
+    if spec.name in ("holdout", "devices"):
+        return number
+    return str
+
+
+def _train(given: argparse.Namespace) -> int:
+    from sela_ext.training import train
+
+    options = {k: v for k, v in vars(given).items() if k not in ("command", "run", "parser", "data", "out")}
+    train(given.data, out=given.out, **options)
+    return 0
+
+
+def _assign(given: argparse.Namespace) -> int:
+    import numpy as np
+
+    from sela_ext import assign
+    from sela_ext.errors import DataError
+
+    try:
+        logits = np.load(given.logits, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{given.logits}: expected a .npy file of logits [N, K]: {error}") from error
+    result = assign(
+        logits, lam=given.lam, tol=given.tol, method=given.method, stop=given.stop, max_passes=given.max_passes
+    )
+    np.save(given.out, np.asarray(result.labels))
+    state = "converged" if result.converged else "NOT converged"
+    print(
+        f"{logits.shape[0]:,} x {logits.shape[1]:,}: {state}, error {result.error:.2e} after {result.passes:g} passes, "
+        f"{result.seconds:.2f} s; sizes {int(min(result.sizes))} to {int(max(result.sizes))}; labels in {given.out}"
+    )
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from sela_ext.data import open_source
+    from sela_ext.errors import DataError
+    from sela_ext.report import write_report
+
+    folder = Path(given.run_folder)
+    try:
+        data = json.loads((folder / "options.json").read_text())["options"]["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: expected a run folder with options.json, found none that can be read") from error
+    try:
+        read_image = open_source(data).read
+    except SelaError as error:
+        print(f"the images cannot be shown: {error}")
+        read_image = None
+    print(write_report(folder, read_image))
+    return 0
+
+
+def _info(given: argparse.Namespace) -> int:
+    import torch
+
+    from sela_ext import build_info
+
+    for name, value in build_info().items():
+        print(f"{name:13} {' '.join(value) if isinstance(value, list) else value}")
+    print(f"{'torch':13} {torch.__version__}")
+    print(f"{'threads':13} {torch.get_num_threads()}")
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"{'devices':13} {', '.join(devices) or 'no CUDA device'}")
+    return 0

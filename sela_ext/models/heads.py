@@ -1,0 +1,106 @@
+"""Cluster heads: linear or cosine classifiers that share one feature vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Heads(nn.Module):
+    """T cluster heads on one feature vector, kept in one matrix so that they are one product.
+
+    Args:
+        feature_dim: length D of the feature vector.
+        clusters: number of clusters K_t of every head.
+        kind: "linear" (the paper: weights N(0, 0.01), bias 0) or "cosine" (features and prototypes of length one,
+            no bias, divided by `temperature`).
+        temperature: of the cosine heads.
+    """
+
+    def __init__(
+        self, feature_dim: int, clusters: Sequence[int], kind: str = "linear", temperature: float = 0.07
+    ) -> None:
+        super().__init__()
+        self.clusters = [int(k) for k in clusters]
+        self.kind = kind
+        self.temperature = float(temperature)
+        self.weight = nn.Parameter(torch.empty(sum(self.clusters), feature_dim))
+        self.bias: nn.Parameter | None = None
+        if kind == "linear":
+            nn.init.normal_(self.weight, 0.0, 0.01)
+            self.bias = nn.Parameter(torch.zeros(sum(self.clusters)))
+        else:
+            # The length of a prototype is its step size: directions turn by about lr / length^2.
+            nn.init.uniform_(self.weight, -(feature_dim**-0.5), feature_dim**-0.5)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map embeddings [B, D] to the logits of all heads side by side, float32 [B, sum K_t]."""
+        return self._logits(embedding, slice(None))
+
+    def logits_of(self, head: int, embedding: Tensor) -> Tensor:
+        """Map embeddings [B, D] to the logits of one head, float32 [B, K_head]."""
+        start = sum(self.clusters[:head])
+        return self._logits(embedding, slice(start, start + self.clusters[head]))
+
+    def split(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Cut what `forward` returned into one [B, K_t] per head."""
+        return logits.split(self.clusters, dim=1)
+
+    def _logits(self, embedding: Tensor, rows: slice) -> Tensor:
+        embedding, weight = embedding.float(), self.weight[rows]
+        if self.kind == "cosine":
+            return F.linear(F.normalize(embedding, dim=1), F.normalize(weight, dim=1)) / self.temperature
+        return F.linear(embedding, weight, None if self.bias is None else self.bias[rows])
+
+
+class Network(nn.Module):
+    """Backbone, optional projection, and heads.
+
+    Args:
+        backbone: maps images to features [B, D].
+        feature_dim: D.
+        clusters: number of clusters of every head.
+        projection: width of the Linear + batch norm + ReLU in front of the heads; 0 = none.
+        head_kind: see `Heads`.
+        temperature: see `Heads`.
+        channels_in: image channels the backbone takes; one-channel images are repeated to fit.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        clusters: Sequence[int],
+        *,
+        projection: int = 0,
+        head_kind: str = "linear",
+        temperature: float = 0.07,
+        channels_in: int = 3,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.feature_dim = feature_dim
+        self.channels_in = channels_in
+        self.projection: nn.Module = nn.Identity()
+        self.embedding_dim = feature_dim
+        if projection:
+            self.projection = nn.Sequential(
+                nn.Linear(feature_dim, projection), nn.BatchNorm1d(projection), nn.ReLU(inplace=True)
+            )
+            self.embedding_dim = projection
+        self.heads = Heads(self.embedding_dim, clusters, head_kind, temperature)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to the backbone's features [B, feature_dim]."""
+        if images.shape[1] == 1 and self.channels_in == 3:
+            images = images.expand(-1, 3, -1, -1)
+        features: Tensor = self.backbone(images)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to embeddings [B, embedding_dim]: what the heads see."""
+        embedding: Tensor = self.projection(self.features(images))
+        return embedding

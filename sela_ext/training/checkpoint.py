@@ -1,0 +1,146 @@
+"""Checkpoints that survive a kill at any moment.
+
+One file per checkpoint: magic, length, SHA-256, then what `torch.save` wrote. It is written under a temporary name in
+the same folder, flushed to disk and renamed, so that a name that is there is whole; the checksum finds damage that
+came later. The newest valid file is used, by step and not by clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import shutil
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sela_ext.errors import CheckpointError, ResourceError
+
+_MAGIC = b"SELACKP1"
+_HEADER = struct.Struct("<8sQ32s")
+_NAME = re.compile(r"step-(\d{12})\.ckpt")
+_KEEP = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `state` as the checkpoint of `step`, and keep the last two.
+
+    Args:
+        folder: the checkpoints folder; made when absent.
+        step: number of optimiser steps done.
+        state: tensors, numbers, strings, lists and dicts of them.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ResourceError: the disk is full or cannot be written; earlier checkpoints stay as they are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getbuffer()
+    header = _HEADER.pack(_MAGIC, len(payload), hashlib.sha256(payload).digest())
+    path = folder / f"step-{step:012d}.ckpt"
+    needed, free = len(header) + len(payload), shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(
+            f"checkpoint {path}: expected {needed:,} free bytes, found {free:,}; free some space and continue with resume"
+        )
+    write_atomically(path, header, payload)
+    for _, old in _checkpoints(folder)[_KEEP:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Read the newest valid checkpoint.
+
+    Returns:
+        What was saved, on the CPU; None where the folder holds no checkpoint at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none of them is whole.
+    """
+    for stale in folder.glob("*.partial"):
+        stale.unlink(missing_ok=True)
+    found = _checkpoints(folder)
+    problems = []
+    for _, path in found:
+        try:
+            state = _read(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            warnings.warn(f"{problem}; the one before it, {path.name}, is used", stacklevel=2)
+        return state
+    if problems:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints can be read ({'; '.join(problems)}); "
+            "begin again with overwrite, or put a copy back"
+        )
+    return None
+
+
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file so that after a crash there is either the old one or the whole new one.
+
+    Raises:
+        ResourceError: it cannot be written; the old file stays.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        size = sum(len(part) for part in parts)
+        raise ResourceError(f"cannot write {path} ({size:,} bytes): {error.strerror}; the earlier file is untouched") from error
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """All checkpoint files, newest step first."""
+    found = []
+    for path in folder.glob("step-*.ckpt"):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            found.append((int(match[1]), path))
+    return sorted(found, reverse=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    if len(data) < _HEADER.size:
+        raise CheckpointError(f"checkpoint {path.name}: expected a header, found {len(data)} bytes")
+    magic, length, digest = _HEADER.unpack_from(data)
+    payload = memoryview(data)[_HEADER.size :]
+    if magic != _MAGIC:
+        raise CheckpointError(f"checkpoint {path.name}: this is not a checkpoint of sela_ext")
+    if len(payload) != length:
+        raise CheckpointError(f"checkpoint {path.name}: expected {length:,} bytes, found {len(payload):,}")
+    if hashlib.sha256(payload).digest() != digest:
+        raise CheckpointError(f"checkpoint {path.name}: its checksum does not match; the file is damaged")
+    try:
+        # weights_only: tensors and plain values; nothing in the file is executed.
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"checkpoint {path.name}: expected tensors and plain values, found something else; it is not loaded"
+        ) from error
+    return state

@@ -1,0 +1,119 @@
+"""Passes of a network over all images, in order and without gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sela_ext.data import Augment, Loader, Source
+from sela_ext.models import Network
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where and in which precision a network computes.
+
+    Attributes:
+        device: of the network.
+        dtype: float32, or the autocast type.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def lowered(self) -> bool:
+        """Whether autocast is on."""
+        return self.dtype is not torch.float32
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network's forward pass runs."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.lowered)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a pass over all images gave.
+
+    Attributes:
+        features: the backbone's, float32 [N, D].
+        embeddings: what the heads see, [N, E], in the type the network computes in.
+        valid: bool [N]; False for images that could not be read.
+        bad: (index, name, reason) of those.
+    """
+
+    features: Tensor
+    embeddings: Tensor
+    valid: Tensor
+    bad: list[tuple[int, str, str]]
+
+
+@torch.no_grad()
+def embed(
+    network: Network,
+    source: Source,
+    augment: Augment,
+    arithmetic: Arithmetic,
+    *,
+    batch_size: int = 512,
+    train_mode: bool = False,
+    seed: int = 0,
+    epoch: int = 0,
+    threads: int = 0,
+    on_bad_image: str = "raise",
+    max_bad_fraction: float = 0.01,
+) -> Embedded:
+    """Run the network over all images.
+
+    Args:
+        network: its mode is restored afterwards.
+        source: N images.
+        augment: how they are looked at.
+        arithmetic: device and precision.
+        batch_size: images per forward pass.
+        train_mode: dropout on, and batch norm by the batch (it then learns its statistics too).
+        seed: of the augmentation.
+        epoch: of the augmentation.
+        threads: of the loader; 0 = all.
+        on_bad_image: "raise" or "skip".
+        max_bad_fraction: most unreadable images that "skip" accepts.
+    """
+    loader = Loader(
+        source,
+        batch_size=min(batch_size, len(source)),
+        augment=augment,
+        seed=seed,
+        shuffle=False,
+        dtype=arithmetic.dtype,
+        channels_last=True,
+        threads=threads or "auto",
+        device=arithmetic.device,
+        on_bad_image=on_bad_image,
+        max_bad_fraction=max_bad_fraction,
+    )
+    was_training = network.training
+    network.train(train_mode)
+    features = embeddings = None
+    valid = torch.zeros(len(source), dtype=torch.bool, device=arithmetic.device)
+    try:
+        for batch in loader.epoch(epoch):
+            if train_mode and len(batch.index) < 2:
+                continue  # batch norm cannot normalise a batch of one
+            with arithmetic.autocast():
+                feature = network.features(batch.images)
+                embedding = network.projection(feature)
+            if features is None or embeddings is None:
+                features = torch.zeros(len(source), feature.shape[1], device=arithmetic.device)
+                embeddings = torch.zeros(
+                    len(source), embedding.shape[1], dtype=embedding.dtype, device=arithmetic.device
+                )
+            index = batch.index.to(arithmetic.device)
+            features[index] = feature.float()
+            embeddings[index] = embedding
+            valid[index] = True
+    finally:
+        network.train(was_training)
+    assert features is not None and embeddings is not None
+    return Embedded(features, embeddings, valid, list(loader.bad_images))

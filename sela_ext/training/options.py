@@ -1,0 +1,239 @@
+"""The options of a training run: names, defaults, ranges, help; checking; presets.
+
+`Options` is what the user writes: a field may hold "auto". `sela_ext.training.resolve` turns it into one without any
+"auto", and says why each value was chosen.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+from sela_ext.errors import OptionError
+
+AUTO: Any = "auto"
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    kind: str,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """Declare an option: default, help text, kind of value, and range.
+
+    Args:
+        default: the default value; "auto" = chosen from data and device.
+        text: one line of help.
+        kind: "int", "float", "str", "bool", "ints" (an int or a list of them) or "any".
+        choices: for "str": the values allowed.
+        low: smallest value allowed.
+        high: largest value allowed.
+        above: values must be larger than this.
+    """
+    metadata = {"help": text, "kind": kind, "choices": choices, "low": low, "high": high, "above": above}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that can be chosen about a run. The defaults are those of `sela_ext.train`."""
+
+    # What is learnt
+    model: Any = option(AUTO, "network: a name of this package or of torchvision, or an nn.Module", kind="any")
+    clusters: Any = option(AUTO, "clusters K: one number, or one per head", kind="ints", low=2)
+    heads: int = option(AUTO, "number of heads", kind="int", low=1, high=1000)
+    head_kind: str = option(AUTO, "linear (paper) or cosine heads", kind="str", choices=("linear", "cosine"))
+    temperature: float = option(0.07, "temperature of cosine heads", kind="float", above=0, high=100)
+    projection: int = option(AUTO, "width of the layer in front of the heads; 0 = none", kind="int", low=0)
+    # How long, and with which steps
+    epochs: int = option(AUTO, "epochs", kind="int", low=1, high=1_000_000)
+    budget: Any = option(None, 'wall-clock budget instead of epochs, e.g. "10min"; not bit-reproducible', kind="any")
+    batch_size: int = option(256, "images per step", kind="int", low=2, high=1_000_000)
+    lr: float = option(AUTO, "learning rate at this batch size", kind="float", above=0, high=1000)
+    lr_schedule: str = option(
+        AUTO, "step = x0.1 at 150, 300 and 350 of 400 epochs; cosine = to zero", kind="str", choices=("step", "cosine")
+    )
+    warmup: float = option(AUTO, "share of the run with a growing learning rate", kind="float", low=0, high=1)
+    momentum: float = option(0.9, "momentum of SGD", kind="float", low=0, high=0.9999)
+    nesterov: bool = option(AUTO, "Nesterov momentum", kind="bool")
+    weight_decay: float = option(AUTO, "weight decay", kind="float", low=0, high=10)
+    decay_vectors: bool = option(AUTO, "decay biases and batch norm too (the paper does)", kind="bool")
+    loss: str = option("mean", "mean or sum over heads", kind="str", choices=("mean", "sum"))
+    half_resolution: float = option(AUTO, "share of the steps at half resolution", kind="float", low=0, high=1)
+    # Labels
+    method: str = option("sela", "training method", kind="str", choices=("sela", "sela-v2", "deepcluster", "kmeans"))
+    label_passes: int = option(AUTO, "label passes; 0 keeps the first labels", kind="int", low=0, high=1_000_000)
+    label_spacing: str = option(
+        "quadratic", "times of the label passes: dense at the start, or even", kind="str", choices=("quadratic", "linear")
+    )
+    label_source: str = option(
+        AUTO,
+        "bank = the last epoch's embeddings; eval = a pass in eval mode; official = a pass in train mode, augmented",
+        kind="str",
+        choices=("bank", "eval", "official"),
+    )
+    label_augment: Any = option("none", "augmentation of the eval label pass", kind="any")
+    label_heads: str = option(
+        "all", "heads relabelled by a pass: all, or one in turn", kind="str", choices=("all", "turn")
+    )
+    init: str = option(
+        "random", "first labels: a balanced random deal, or the untrained network's", kind="str",
+        choices=("random", "predictions"),
+    )
+    lam: float = option(25.0, "lambda: sharpness of the label assignment", kind="float", above=0, high=1e6)
+    label_tol: float = option(1e-4, "tolerance of the label solver (L1 of the cluster sizes)", kind="float", low=0, high=1)
+    label_method: str = option(
+        "auto", "label solver", kind="str", choices=("auto", "newton", "anderson", "sinkhorn")
+    )
+    label_max_passes: int = option(1000, "most passes of the label solver", kind="int", low=1, high=10_000_000)
+    balance: str = option("argmax", "rounding of the plan to labels", kind="str", choices=("argmax", "exact"))
+    marginals: Any = option(None, "shares of the clusters; None = equal", kind="any")
+    fixed_labels: Any = option(None, "labels of another run: no label passes", kind="any")
+    rotnet: bool = option(False, "rotation head beside the label heads", kind="bool")
+    # Images
+    augment: Any = option(AUTO, "augmentation: preset name or sela_ext.Augment", kind="any")
+    image_size: int = option(AUTO, "pixels of the training images", kind="int", low=4, high=4096)
+    on_bad_image: str = option("raise", "unreadable images", kind="str", choices=("raise", "skip"))
+    max_bad_fraction: float = option(0.01, "most unreadable images that skip accepts", kind="float", low=0, high=1)
+    # Evaluation: true labels never reach training
+    labels: Any = option(None, "true labels, for metrics only: array or .npy", kind="any")
+    eval_data: Any = option(None, "labelled images for kNN and linear probes", kind="any")
+    holdout: Any = option(
+        AUTO, "images kept out of training and used for evaluation: number or share; still labelled", kind="any"
+    )
+    evaluate_every: int = option(0, "epochs between evaluations; 0 = at the end", kind="int", low=0)
+    # Machine
+    device: str = option(AUTO, "cpu, cuda or cuda:N", kind="str")
+    devices: Any = option(AUTO, "number of GPUs", kind="any")
+    precision: str = option(
+        AUTO, "arithmetic of the network", kind="str", choices=("float32", "bfloat16", "float16")
+    )
+    threads: int = option(AUTO, "processor threads", kind="int", low=1, high=4096)
+    seed: int = option(0, "seed of everything random", kind="int", low=0, high=2**63 - 1)
+    # Run folder
+    resume: bool = option(False, "continue the run in this folder, or begin it", kind="bool")
+    overwrite: bool = option(False, "replace the run in this folder", kind="bool")
+    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", kind="float", low=0)
+    log_every: int = option(AUTO, "steps between log entries", kind="int", low=1)
+    progress: bool = option(True, "progress bar", kind="bool")
+    preset: Any = option(None, "options of a published recipe", kind="any")
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            check(spec, getattr(self, spec.name))
+        if self.resume and self.overwrite:
+            raise OptionError("resume and overwrite: expected at most one of them, found both; overwrite deletes the run")
+
+
+def check(spec: Field[Any], value: Any) -> None:
+    """Check the type and range of one option.
+
+    Raises:
+        OptionError: says what was expected and found.
+    """
+    meta, name = spec.metadata, spec.name
+    if isinstance(value, str) and value == AUTO and (spec.default == AUTO or spec.default is MISSING):
+        return
+    kind = meta["kind"]
+    if kind == "any":
+        return
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise OptionError(f"{name}: expected True or False, found {value!r}")
+    elif kind == "str":
+        if not isinstance(value, str):
+            raise OptionError(f"{name}: expected a string, found {value!r}")
+        if meta["choices"] and value not in meta["choices"]:
+            near = difflib.get_close_matches(value, meta["choices"], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise OptionError(f"{name}: expected one of {', '.join(meta['choices'])}, found {value!r}{hint}")
+    elif kind == "ints":
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if not values:
+            raise OptionError(f"{name}: expected a number or a list of numbers, found {value!r}")
+        for one in values:
+            _check_number(name, one, "int", meta)
+    else:
+        _check_number(name, value, kind, meta)
+
+
+def _check_number(name: str, value: Any, kind: str, meta: Mapping[str, Any]) -> None:
+    wanted = "a whole number" if kind == "int" else "a number"
+    accepted = (int,) if kind == "int" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise OptionError(f"{name}: expected {wanted}, found {value!r}")
+    low, high, above = meta["low"], meta["high"], meta["above"]
+    outside = (
+        not math.isfinite(value)
+        or (low is not None and value < low)
+        or (high is not None and value > high)
+        or (above is not None and value <= above)
+    )
+    if outside:
+        bounds = [f"> {above:g}"] if above is not None else [f">= {low:g}"] if low is not None else []
+        bounds += [f"<= {high:g}"] if high is not None else []
+        raise OptionError(f"{name}: expected {wanted} {' and '.join(bounds)}, found {value!r}")
+
+
+def make_options(given: Mapping[str, Any]) -> Options:
+    """Build options from a mapping, the preset's values below the given ones.
+
+    Raises:
+        OptionError: unknown option (names the nearest one), wrong type or range, unknown preset.
+    """
+    known = [spec.name for spec in fields(Options)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise OptionError(f"unknown option {name!r}{hint}")
+    values = dict(given)
+    preset = values.get("preset")
+    if preset is not None:
+        from sela_ext.training.presets import PRESETS
+
+        if preset not in PRESETS:
+            near = difflib.get_close_matches(str(preset), PRESETS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise OptionError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}{hint}")
+        values = {**PRESETS[preset].options, **values}
+    return Options(**values)
+
+
+_UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_budget(budget: Any) -> float | None:
+    """Read a wall-clock budget: None, seconds, or a text such as "90s", "10min", "2h".
+
+    Returns:
+        Seconds, or None.
+
+    Raises:
+        OptionError: not a positive duration.
+
+    Example:
+        >>> parse_budget("10min")
+        600.0
+    """
+    if budget is None:
+        return None
+    if isinstance(budget, (int, float)) and not isinstance(budget, bool):
+        seconds = float(budget)
+    else:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(budget).lower())
+        if match is None or (match[2] or "s") not in _UNITS:
+            raise OptionError(f'budget: expected a duration such as "90s", "10min" or "2h", found {budget!r}')
+        seconds = float(match[1]) * _UNITS[match[2] or "s"]
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise OptionError(f"budget: expected a positive duration, found {budget!r}")
+    return seconds

@@ -1,0 +1,286 @@
+"""From what the user wrote to what the run does: every "auto" replaced, with its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sela_ext.data import Augment, Source
+from sela_ext.errors import DataError, OptionError
+from sela_ext.training.options import AUTO, Options, parse_budget
+from sela_ext.training.presets import FAST
+
+# Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
+SMALL_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, fully decided.
+
+    Attributes:
+        options: no field is "auto"; `clusters` is a list with one entry per head.
+        reasons: why each "auto", or default replaced by a recipe, became what it is.
+        augment: of the training steps.
+        plain: of the passes that look at images as they are.
+        budget_seconds: wall-clock budget, or None.
+    """
+
+    options: Options
+    reasons: dict[str, str]
+    augment: Augment
+    plain: Augment
+    budget_seconds: float | None
+
+
+def probe_image_size(source: Source) -> tuple[int, int]:
+    """Height and width of the images: of all where they are in memory, else the largest of a few."""
+    if source.image_size is not None:
+        return source.image_size
+    shapes = []
+    for i in np.unique(np.linspace(0, len(source) - 1, 8).astype(int)):
+        try:
+            shapes.append(source.read(int(i)).shape[:2])
+        except DataError:
+            continue  # what happens to unreadable images is on_bad_image's business
+    if not shapes:
+        raise DataError(f"none of the images looked at in {source.describe()} can be read; check the files")
+    height, width = np.max(shapes, axis=0)
+    return int(height), int(width)
+
+
+def resolve(options: Options, given: Collection[str], source: Source, *, digits: bool = False) -> Plan:
+    """Replace every "auto".
+
+    Args:
+        options: what the user and the preset say.
+        given: names that the user or the preset set; a recipe replaces none of these.
+        source: the training images.
+        digits: the built-in digits, which must not be mirrored.
+
+    Raises:
+        OptionError: options that do not fit the data, or that this version does not have.
+    """
+    _refuse_unavailable(options)
+    images, channels = len(source), source.channels
+    size = probe_image_size(source)
+    small = max(size) < SMALL_IMAGES
+    fast = small and options.preset is None and "model" not in given
+    budget = parse_budget(options.budget)
+    if budget is not None and "epochs" in given and options.preset is None:
+        raise OptionError("budget and epochs: expected one of them, found both")
+    values = {spec.name: getattr(options, spec.name) for spec in dataclasses.fields(Options)}
+    reasons: dict[str, str] = {}
+
+    def settle(name: str, value: Any, reason: str) -> None:
+        """Set an option that is still open."""
+        if isinstance(values[name], str) and values[name] == AUTO:
+            values[name], reasons[name] = value, reason
+
+    if small and options.preset is None:
+        for name, value in FAST.items():
+            if name not in given and values[name] != value:
+                values[name] = value
+                reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
+
+    # Device and arithmetic
+    settle("device", *_choose_device())
+    device = _check_device(values["device"])
+    settle("threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+           "processors this process may use")
+    settle("precision", *_choose_precision(device))
+    if values["precision"] == "float16" and device.type == "cpu":
+        raise OptionError("precision: expected float32 or bfloat16 on the CPU, found float16")
+    values["devices"] = _one_device(options.devices)
+
+    # Network and images
+    if fast:
+        grey = channels == 1
+        colour_minutes = budget is None or budget >= 600
+        settle("model", "small-resnet" if grey or not colour_minutes else "small-convnet",
+               "small grey images" if grey else "small colour images" if colour_minutes else "a budget below ten minutes")
+    settle("model", "resnet18", f"images of {size[0]} x {size[1]}")
+    if str(values["model"]).startswith("alexnet"):
+        settle("image_size", 224, "AlexNet is built for 224 pixels")
+    elif small:
+        settle("image_size", max(32, -(-max(size) // 8) * 8), f"images of {size[0]} x {size[1]}")
+    elif device.type == "cpu":
+        settle("image_size", 128, "on a CPU; 224 costs three times as much")
+    else:
+        settle("image_size", 224, "the paper's")
+
+    # Steps
+    batch = min(values["batch_size"], images)
+    if batch < values["batch_size"]:
+        reasons["batch_size"] = f"there are {images} images"
+        values["batch_size"] = batch
+    if batch < 2:
+        raise DataError(f"expected at least 2 images, found {images}; batch norm needs two")
+    settle("lr", 0.05 * batch / 256, "the paper's 0.05 at 256 images per step")
+    if "lr" not in given and small and options.preset is None and batch != 256:
+        values["lr"] = FAST["lr"] * batch / 256
+        reasons["lr"] = "the fast recipe's 0.2 at 256 images per step"
+    settle("lr_schedule", "step" if budget is None else "cosine", "the paper's" if budget is None else "a budget is set")
+    for name, value in {
+        "warmup": 0.0, "nesterov": False, "weight_decay": 1e-5, "decay_vectors": True, "half_resolution": 0.0,
+        "head_kind": "linear", "projection": 0,
+    }.items():
+        settle(name, value, "the paper's")
+    if budget is None:
+        settle("epochs", int(np.clip(2_000_000 // images, 20, 150)), f"about 2 million images seen, of {images}")
+    else:
+        values["epochs"] = 0
+        reasons["epochs"] = f"as many as fit into {options.budget}; such a run is not bit-reproducible"
+    steps = -(-images // batch)
+    settle("log_every", max(1, min(50, steps)), f"{steps} steps per epoch")
+
+    # Heads and labels
+    classes = 0 if source.labels is None else int(np.unique(source.labels[source.labels >= 0]).size)
+    values["clusters"], values["heads"] = _choose_heads(values, reasons, small, images, classes)
+    for k in values["clusters"]:
+        if k > images:
+            raise OptionError(f"clusters: expected at most the number of images, {images}, found {k}")
+    settle("label_source", "bank", "costs no extra pass over the images")
+    if values["label_source"] == "bank" and values["label_spacing"] == "linear":
+        settle("label_passes", max(values["epochs"], 1), "one per epoch: the bank makes it nearly free")
+    else:
+        settle("label_passes", max(2, values["epochs"] // 2) if budget is None else 50, "every second epoch")
+    if values["marginals"] is not None:
+        wrong = {k for k in values["clusters"] if k != len(values["marginals"])}
+        if wrong:
+            raise OptionError(f"marginals: expected one share per cluster ({min(wrong)}), found {len(values['marginals'])}")
+
+    augment, plain = _choose_augment(values, reasons, small, channels, digits)
+    values["augment"] = augment if isinstance(options.augment, Augment) else values["augment"]
+    return Plan(Options(**values), reasons, augment, plain, budget)
+
+
+def _refuse_unavailable(options: Options) -> None:
+    later = {
+        "method": options.method != "sela",
+        "label_method": options.label_method == "newton",
+        "balance": options.balance != "argmax",
+        "fixed_labels": options.fixed_labels is not None,
+        "rotnet": options.rotnet,
+    }
+    for name, asked in later.items():
+        if asked:
+            raise OptionError(f"{name}: {getattr(options, name)!r} is not available in this version; leave it out")
+
+
+def _choose_device() -> tuple[str, str]:
+    if torch.cuda.is_available():
+        return "cuda", "a CUDA device is there"
+    return "cpu", "no CUDA device is usable"
+
+
+def _check_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"device: expected cpu, cuda or cuda:N, found {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"device: {name!r} was asked for, but torch finds no usable CUDA device; use cpu")
+    return device
+
+
+def _one_device(devices: Any) -> int:
+    if devices in (AUTO, 1):
+        return 1
+    raise OptionError(f"devices: expected 1 in this version, found {devices!r}")
+
+
+def _choose_precision(device: torch.device) -> tuple[str, str]:
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return "bfloat16", "the device has it"
+        return "float16", "the device has no bfloat16"
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported() and cpu_multiplies_bfloat16():
+        return "bfloat16", "the processor multiplies bfloat16 directly: 1.5 to 3 times as fast as float32"
+    return "float32", "the processor has no bfloat16 arithmetic"
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 products (AVX-512 BF16 or AMX)."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def _choose_heads(
+    values: dict[str, Any], reasons: dict[str, str], small: bool, images: int, classes: int
+) -> tuple[list[int], int]:
+    clusters, heads = values["clusters"], values["heads"]
+    if isinstance(clusters, (list, tuple)):
+        if heads not in (AUTO, len(clusters)):
+            raise OptionError(f"heads: expected {len(clusters)}, one per entry of clusters, found {heads}")
+        return [int(k) for k in clusters], len(clusters)
+    if clusters != AUTO:
+        if heads == AUTO:
+            heads, reasons["heads"] = 10, "the paper's"
+        return [int(clusters)] * int(heads), int(heads)
+    if small:
+        few = classes if 2 <= classes <= images else min(10, images)
+        why = "as many as there are classes" if few == classes else "no number of classes is known"
+        many = max(2, min(128, images // 8))
+        if heads == AUTO:
+            reasons["clusters"] = f"4 heads of {many}, and 8 of {few}: {why}"
+            reasons["heads"] = "the fast recipe"
+            return [many] * 4 + [few] * 8, 12
+        reasons["clusters"] = why
+        return [few] * int(heads), int(heads)
+    k = int(np.clip(images // 25, 2, 1000))
+    reasons["clusters"] = f"25 images per cluster, at most 1000: {images} images"
+    if heads == AUTO:
+        heads, reasons["heads"] = 10, "the paper's"
+    return [k] * int(heads), int(heads)
+
+
+def _choose_augment(
+    values: dict[str, Any], reasons: dict[str, str], small: bool, channels: int, digits: bool
+) -> tuple[Augment, Augment]:
+    size = int(values["image_size"])
+    plain = Augment.none(size) if small else Augment.eval(size)
+    asked = values["augment"]
+    if isinstance(asked, Augment):
+        return asked, dataclasses.replace(plain, size=asked.size, mean=asked.mean, std=asked.std)
+    if asked == AUTO and small:
+        scale = 0.5 if digits else 0.4 if channels == 1 else 0.2
+        values["augment"] = "small"
+        reasons["augment"] = (
+            f"the fast recipe: resized crop of {scale} to 1"
+            + ("" if digits else ", mirrored half of the time")
+            + ", colour jitter .4 .4 .4 .1 for 80%, grey for 20%"
+        )
+        augment = dataclasses.replace(
+            Augment.cifar(size), scale=(scale, 1.0), flip_probability=0.0 if digits else 0.5,
+            brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_probability=0.8, gray_probability=0.2,
+            mean=plain.mean, std=plain.std,
+        )
+        return augment, plain
+    if asked == AUTO:
+        values["augment"], reasons["augment"] = "sela", "the paper's"
+    augment = named_augment(values["augment"], size)
+    return augment, dataclasses.replace(plain, mean=augment.mean, std=augment.std)
+
+
+def named_augment(name: Any, size: int) -> Augment:
+    """Look an augmentation preset up.
+
+    Raises:
+        OptionError: unknown name.
+    """
+    known = ("none", "flip", "resized_crop", "sela", "cifar", "eval")
+    if isinstance(name, Augment):
+        return name
+    if name not in known:
+        raise OptionError(f"augment: expected one of {', '.join(known)} or a sela_ext.Augment, found {name!r}")
+    preset: Augment = getattr(Augment, name)(size)
+    return preset

@@ -1,0 +1,198 @@
+"""The folder that a run writes: options, log, metrics, checkpoints, labels, network, report."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sela_ext.errors import OptionError, ResourceError
+from sela_ext.training.checkpoint import write_atomically
+
+# Everything that a run writes: what overwrite may delete.
+_FILES = ("options.json", "train.log", "metrics.jsonl", "labels.csv", "labels.npz", "network.pt", "bad_images.csv", "report.html")
+_FOLDERS = ("checkpoints", "tensorboard")
+
+
+class RunFolder:
+    """Paths and writers of one run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._metrics: io.TextIOWrapper | None = None
+        self._log: io.TextIOWrapper | None = None
+        self._board: Any = None
+
+    @staticmethod
+    def prepare(out: str | os.PathLike[str], *, resume: bool, overwrite: bool, data: Any) -> RunFolder:
+        """Check that a run may write here, and make the folder.
+
+        Raises:
+            OptionError: it is a file, the data's own folder, or holds something and neither resume nor overwrite is set.
+            ResourceError: it cannot be written.
+        """
+        path = Path(out).expanduser()
+        if isinstance(data, (str, os.PathLike)) and Path(data).exists():
+            folder, source = path.resolve(), Path(data).resolve()
+            if folder == source or folder in source.parents:
+                raise OptionError(f"out: expected a folder of its own, found {path}, which holds the images; name another")
+        if path.exists() and not path.is_dir():
+            raise OptionError(f"out: expected a folder, found the file {path}; name another")
+        if path.is_dir() and any(path.iterdir()) and not resume:
+            if not overwrite:
+                raise OptionError(
+                    f"out: expected an empty or absent folder, found {path} with {len(list(path.iterdir()))} entries; "
+                    "set resume to continue the run in it, overwrite to replace it, or name another"
+                )
+            foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in (*_FILES, *_FOLDERS))
+            if foreign:
+                raise OptionError(
+                    f"overwrite: expected nothing but a run in {path}, found {', '.join(foreign[:3])}; "
+                    "nothing was deleted; name another folder"
+                )
+            for name in _FILES:
+                (path / name).unlink(missing_ok=True)
+            for name in _FOLDERS:
+                shutil.rmtree(path / name, ignore_errors=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ResourceError(f"out: cannot write in {path}: {error.strerror}; name another folder") from error
+        return RunFolder(path)
+
+    def write_options(self, content: Mapping[str, Any]) -> None:
+        """Write options.json."""
+        text = json.dumps(content, indent=2, default=describe_value)
+        write_atomically(self.path / "options.json", text.encode())
+
+    def read_options(self) -> dict[str, Any] | None:
+        """Read options.json; None where it is absent."""
+        try:
+            content: dict[str, Any] = json.loads((self.path / "options.json").read_text())
+        except FileNotFoundError:
+            return None
+        return content
+
+    def open_logs(self, metrics_length: int = 0) -> None:
+        """Open the logs; metrics.jsonl is cut back to `metrics_length` bytes, where the checkpoint left it."""
+        path = self.path / "metrics.jsonl"
+        path.touch()
+        os.truncate(path, min(metrics_length, path.stat().st_size))
+        self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+        self._log = open(self.path / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+
+    def metrics_length(self) -> int:
+        """Bytes of metrics.jsonl so far."""
+        assert self._metrics is not None
+        self._metrics.flush()
+        return (self.path / "metrics.jsonl").stat().st_size
+
+    def log(self, line: str) -> None:
+        """Append a line to train.log."""
+        if self._log is not None:
+            self._log.write(time.strftime("%Y-%m-%d %H:%M:%S ") + line + "\n")
+            self._log.flush()
+
+    def record(self, event: Mapping[str, Any]) -> None:
+        """Append an object to metrics.jsonl, and its numbers to TensorBoard. Values that are not finite become null."""
+        assert self._metrics is not None
+        self._metrics.write(json.dumps(_finite(event), allow_nan=False) + "\n")
+        self._metrics.flush()
+        board = self._tensorboard()
+        for name, value in event.items():
+            if isinstance(value, (int, float)) and name not in ("step", "event"):
+                board.add_scalar(f"{event['event']}/{name}", value, int(event["step"]))
+        for head in event.get("heads", ()):
+            for name in ("cross_entropy", "changed", "error", "nmi"):
+                if name in head:
+                    board.add_scalar(f"{event['event']}/head{head['head']}/{name}", head[name], int(event["step"]))
+
+    def _tensorboard(self) -> Any:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"))  # type: ignore[no-untyped-call]
+        return self._board
+
+    def write_labels(self, labels: NDArray[np.int32], confidence: NDArray[np.float32], names: Sequence[str]) -> None:
+        """Write labels.npz and labels.csv.
+
+        Args:
+            labels: [heads, N]; -1 = skipped image.
+            confidence: [heads, N], in [0, 1].
+            names: of the N images.
+        """
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, labels=labels, confidence=confidence, names=np.asarray(names, dtype=np.str_))
+        write_atomically(self.path / "labels.npz", buffer.getbuffer())
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        heads = range(len(labels))
+        writer.writerow(["index", "name", *(f"label_{h}" for h in heads), *(f"confidence_{h}" for h in heads)])
+        shown = np.char.mod("%.4f", confidence)
+        for i, name in enumerate(names):
+            writer.writerow([i, name, *labels[:, i].tolist(), *shown[:, i].tolist()])
+        write_atomically(self.path / "labels.csv", text.getvalue().encode())
+
+    def write_bad_images(self, bad: Sequence[tuple[int, str, str]]) -> None:
+        """Write bad_images.csv (index, name, reason), where there are any."""
+        if not bad:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["index", "name", "reason"])
+        writer.writerows(sorted(set(bad)))
+        write_atomically(self.path / "bad_images.csv", text.getvalue().encode())
+
+    def close(self) -> None:
+        """Close the logs."""
+        for file in (self._metrics, self._log, self._board):
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+        self._metrics = self._log = self._board = None
+
+
+def describe_value(value: Any) -> Any:
+    """Make an option's value JSON: numbers and lists as they are, networks and data by their type."""
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.size <= 100_000 and value.ndim <= 1 else f"array {value.dtype} {value.shape}"
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    shape = getattr(value, "shape", None)
+    return f"{type(value).__name__}{'' if shape is None else ' ' + str(tuple(shape))}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

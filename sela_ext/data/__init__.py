@@ -1,1 +1,5 @@
-"""Images: sources, augmentation and the loader."""
+"""Sources of images, augmentation, and the Loader."""
+
+from sela_ext.kernels.augment import Augment
+
+__all__ = ["Augment"]

@@ -1,1 +1,7 @@
 """Images: sources, augmentation and the loader."""
+
+from sela_ext.data.digits import digits_split
+from sela_ext.data.opening import find_eval_source, open_source
+from sela_ext.data.source import Source
+
+__all__ = ["Source", "digits_split", "find_eval_source", "open_source"]

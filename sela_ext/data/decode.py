@@ -1,0 +1,155 @@
+"""Image files to pixels, by Pillow, with one documented conversion for every kind of file.
+
+Note [Conversion to RGB]
+    * Grey and 1-bit images: the value in all three channels.
+    * 16 bits per channel: the high byte (what Pillow itself does for 16-bit colour).
+    * Palettes: their colours. Transparency of any kind (RGBA, LA, transparent palette entries or colours):
+      composited on white.
+    * CMYK, YCCK, YCbCr, Lab, HSV: Pillow's conversion, without colour profiles.
+    * Animations: the first frame.
+    * EXIF orientation: ignored, the stored pixels are used.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import warnings
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from sela_ext.data.source import UInt8Array
+from sela_ext.errors import DataError
+
+# A 1.7 kB JPEG can claim 65000 x 65000 pixels: sizes in headers are checked before anything is allocated.
+# Pillow's own limit for an error, so that both agree.
+MAX_PIXELS = 178_956_970
+HEAD_BYTES = 16
+
+_warning_lock = threading.Lock()
+
+
+def sniff(head: bytes) -> str | None:
+    """Format of an image file by its first 16 bytes, whatever its suffix says.
+
+    Returns:
+        Pillow's name of the format: "JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"; None for anything else.
+
+    Example:
+        >>> sniff(b"GIF89a")
+        'GIF'
+    """
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
+    # "BM" alone is too short to trust: the two reserved words after the size are zero in every writer known.
+    if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0" and len(head) >= HEAD_BYTES - 2:
+        return "BMP"
+    return None
+
+
+def decode_file(path: str, name: str) -> UInt8Array:
+    """Pixels of an image file; see `decode_image`. Anything but a regular file is refused unopened."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise DataError(f"{name}: expected an image file, found something that is not a regular file")
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+    return decode_image(data, name)
+
+
+def decode_image(data: bytes, name: str) -> UInt8Array:
+    """Decode an image to RGB by Note [Conversion to RGB].
+
+    Args:
+        data: The bytes of the file.
+        name: What to call it in messages.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        DataError: Not an image, truncated, damaged, or a header that claims more than `MAX_PIXELS` pixels.
+    """
+    if not data:
+        raise DataError(f"{name}: empty file, expected an image")
+    format_name = sniff(data[:HEAD_BYTES])
+    if format_name is None:
+        raise DataError(
+            f"{name}: not an image: expected JPEG, PNG, GIF, BMP, WebP or TIFF, found a file that starts with "
+            f"{data[:8]!r}"
+        )
+    try:
+        return _decode(data, format_name)
+    except Warning:
+        pass  # the caller turns warnings into errors
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    except Exception as error:  # Pillow's plugins raise many types on damaged files
+        raise DataError(f"{name}: cannot be decoded as {format_name}: {_reason(error)}") from error
+    # Pillow warns of harmless faults (damaged EXIF data, for one). The filters are global, so they are touched only
+    # here, where a warning would otherwise refuse a good image.
+    with _warning_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _decode(data, format_name)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        except Exception as error:
+            raise DataError(f"{name}: cannot be decoded as {format_name}: {_reason(error)}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert by Note [Conversion to RGB].
+
+    Raises:
+        DataError: Floating-point or 32-bit pixels, whose range is not known.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > 0xFFFF):
+            raise DataError(f"expected pixels of 8 or 16 bits, found values {values.min()}..{values.max()}")
+        high = (values.astype(np.uint32) >> 8).astype(np.uint8)
+        return Image.fromarray(high).convert("RGB")
+    if image.mode == "F":
+        raise DataError("expected pixels of 8 or 16 bits, found floating-point values")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        if image.mode == "PA":
+            image = image.convert("RGBA")
+        elif image.mode == "La":
+            image = image.convert("LA")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _decode(data: bytes, format_name: str) -> UInt8Array:
+    with Image.open(BytesIO(data), formats=(format_name,)) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise DataError(f"the header claims {width} x {height} pixels, more than the limit of {MAX_PIXELS}")
+        image.load()
+        pixels = np.array(to_rgb(image), dtype=np.uint8)
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise DataError(f"expected at least one pixel, found {width} x {height}")
+    return pixels
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"the header claims too many pixels, more than the limit of {MAX_PIXELS}"
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

@@ -1,0 +1,241 @@
+"""Image files in a folder tree or in a list of paths.
+
+Note [Class folders]
+    A folder's images carry labels, for metrics only, if every image lies in a sub-folder of it and there is more than
+    one such sub-folder: the first-level sub-folders, in sorted order, are the classes. An image directly in the folder
+    makes it unlabelled. Deeper levels do not matter.
+
+Note [Which files are images]
+    A regular file whose name does not begin with a dot, and whose suffix or first bytes are those of a JPEG, PNG, GIF,
+    BMP, WebP or TIFF image. So a picture with a wrong suffix or none is found, a damaged .jpg is reported when it is
+    read instead of vanishing, and other files are ignored. Pipes, sockets and devices are never opened. Symbolic links
+    are followed, folders that were visited already are not entered again.
+
+Note [Train and test folders]
+    A folder that holds no image itself, but `train` and at least one of `test`, `val`, `valid` and `validation`, is
+    divided: the images below `train` are the data. Those of the first of the others that has class folders, or else
+    that has images, are for evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sela_ext.data.decode import HEAD_BYTES, decode_file, sniff
+from sela_ext.data.labels import read_labels
+from sela_ext.data.source import Int64Array, Source, UInt8Array
+from sela_ext.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
+TRAIN_FOLDER = "train"
+EVAL_FOLDERS = ("test", "val", "valid", "validation")
+# Files whose sizes enter the fingerprint: all of a small folder, an even sample of a large one.
+FINGERPRINT_FILES = 10_000
+
+
+class FileSource(Source):
+    """Image files, decoded when read; always RGB."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        kind: str,
+        root: str = "",
+        labels: Int64Array | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.class_names = class_names
+        self._paths = list(paths)
+        self._root = root
+        self._labels = labels
+        self._names = [_printable(path) for path in self._paths]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @property
+    def names(self) -> list[str]:
+        """See `Source.names`."""
+        return self._names
+
+    @property
+    def labels(self) -> Int64Array | None:
+        """See `Source.labels`."""
+        return self._labels
+
+    def path(self, index: int) -> str:
+        """Path of the file of image `index`."""
+        return os.path.join(self._root, self._paths[index])
+
+    def read(self, index: int) -> UInt8Array:
+        """See `Source.read`."""
+        return decode_file(self.path(index), _printable(self.path(index)))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Source.fingerprint`."""
+        digest = hashlib.sha256()
+        for row in np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_FILES).astype(np.int64)):
+            try:
+                size = os.stat(self.path(int(row))).st_size
+            except OSError:
+                size = -1
+            digest.update(f"{size},".encode())
+        return {**super().fingerprint(), "file_sizes": digest.hexdigest()}
+
+
+def open_folder(folder: Path, *, labels: Any = None, class_names: Sequence[str] | None = None) -> FileSource:
+    """Open a folder tree of images.
+
+    Args:
+        folder: See Note [Class folders] and Note [Which files are images].
+        labels: True labels instead of those of class folders; see `read_labels`.
+        class_names: Names and numbers of the classes known already; folders of other names are numbered after them.
+
+    Returns:
+        A source whose names are the paths relative to `folder`, with "/", sorted level by level.
+
+    Raises:
+        DataError: No image, or a folder that cannot be read.
+    """
+    paths = list_images(folder)
+    if not paths:
+        raise DataError(
+            f"{folder}: expected JPEG, PNG, GIF, BMP, WebP or TIFF images in the folder or below, found none"
+        )
+    return folder_source(folder, paths, labels=labels, class_names=class_names)
+
+
+def folder_source(
+    folder: Path, paths: Sequence[str], *, labels: Any = None, class_names: Sequence[str] | None = None
+) -> FileSource:
+    """`open_folder` for the images that `list_images` has found, at least one."""
+    if labels is not None:
+        return FileSource(paths, kind="folder", root=str(folder), labels=read_labels(labels, len(paths)))
+    if any("/" not in path for path in paths):
+        return FileSource(paths, kind="folder", root=str(folder))
+    tops = [path.split("/", 1)[0] for path in paths]
+    found = sorted(set(tops))
+    if len(found) < 2:
+        return FileSource(paths, kind="folder", root=str(folder))
+    known = list(class_names or [])
+    # Class names are kept as file names while they are compared, and made printable at the end.
+    classes = known + [name for name in found if _printable(name) not in known]
+    number = {_printable(name): i for i, name in enumerate(classes)}
+    values = np.array([number[_printable(top)] for top in tops], dtype=np.int64)
+    return FileSource(
+        paths,
+        kind="folder",
+        root=str(folder),
+        labels=values,
+        class_names=[_printable(name) for name in classes],
+    )
+
+
+def open_paths(paths: Sequence[str | Path], *, labels: Any = None) -> FileSource:
+    """Open a list of image files; the files are looked at when they are read.
+
+    Raises:
+        DataError: The list is empty or holds something other than paths.
+    """
+    if not paths:
+        raise DataError("data: expected at least one path, found an empty list")
+    for i, path in enumerate(paths):
+        if not isinstance(path, (str, os.PathLike)):
+            raise DataError(f"data: expected a list of paths, found {type(path).__name__} at position {i}")
+    checked = None if labels is None else read_labels(labels, len(paths))
+    return FileSource([os.fspath(path) for path in paths], kind="paths", labels=checked)
+
+
+def find_split(folder: Path) -> tuple[Path, list[Path]] | None:
+    """The folders of training and evaluation images: Note [Train and test folders].
+
+    Returns:
+        (train, [test, val, ...] as far as they exist), or None if the folder is not divided in this way.
+    """
+    train = folder / TRAIN_FOLDER
+    others = [folder / name for name in EVAL_FOLDERS if (folder / name).is_dir()]
+    if not train.is_dir() or not others:
+        return None
+    with os.scandir(folder) as entries:
+        if any(_is_image(entry) for entry in entries if not entry.name.startswith(".")):
+            return None
+    return train, others
+
+
+def list_images(folder: Path) -> list[str]:
+    """Relative paths, with "/", of all images below a folder: Note [Which files are images].
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    found: list[str] = []
+    visited: set[tuple[int, int]] = set()
+    # Links wait until the real folders are done, so that a folder has its own name rather than that of a link to it.
+    plain, links = [""], list[str]()
+    while plain or links:
+        if plain:
+            relative = plain.pop()
+        else:
+            links.sort(key=_sort_key, reverse=True)
+            relative = links.pop()
+        path = os.path.join(folder, relative)
+        try:
+            status = os.stat(path)
+            identity = (status.st_dev, status.st_ino)
+            if identity in visited:
+                continue
+            visited.add(identity)
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    name = f"{relative}/{entry.name}" if relative else entry.name
+                    if _is_dir(entry):
+                        (links if entry.is_symlink() else plain).append(name)
+                    elif _is_image(entry):
+                        found.append(name)
+        except OSError as error:
+            raise DataError(f"{_printable(path)}: cannot be listed: {error.strerror or error}") from error
+    found.sort(key=_sort_key)
+    return found
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that points to itself
+        return False
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    try:
+        if not entry.is_file():
+            return False  # pipes, sockets, devices, dangling links
+        if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            return True
+        with open(entry.path, "rb") as file:
+            return sniff(file.read(HEAD_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def _sort_key(path: str) -> str:
+    # Level by level: "a/x" before "a-b/x", although "-" sorts before "/".
+    return path.replace("/", "\0")
+
+
+def _printable(path: str) -> str:
+    # File names need not be UTF-8; names in tables and messages must be.
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return path

@@ -1,0 +1,218 @@
+"""What every source of images offers: count, names, labels where known, and pixels one by one or as one array."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sela_ext.errors import DataError
+
+UInt8Array = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+
+
+def hash_names(names: Iterable[str]) -> str:
+    """SHA-256 (hex) of the names in their order."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+class Source(ABC):
+    """N images in a fixed order, numbered 0..N-1.
+
+    Attributes:
+        kind: What the images come from, for messages: "digits", "array", "idx", "folder", "paths", "dataset".
+        channels: 1 (grey) or 3 (RGB), the same for all images.
+        class_names: Name of class c at position c, or None.
+        parallel_reads: Whether `read` may be called from several threads at once.
+    """
+
+    kind: str = "source"
+    channels: int = 3
+    class_names: list[str] | None = None
+    parallel_reads: bool = True
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images, N."""
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """One name per image, in order; relative paths where the images are files."""
+
+    @abstractmethod
+    def read(self, index: int) -> UInt8Array:
+        """Pixels of one image.
+
+        Args:
+            index: 0..N-1.
+
+        Returns:
+            uint8 [H, W, C], C = `channels`.
+
+        Raises:
+            DataError: The image cannot be decoded; the message names it and the reason.
+        """
+
+    @property
+    def labels(self) -> Int64Array | None:
+        """True labels, int64 [N], -1 where unknown; None if there are none. Used for metrics only."""
+        return None
+
+    def labels_of(self, indices: Int64Array) -> Int64Array | None:
+        """True labels of a few images that have just been read, int64 [B], or None."""
+        labels = self.labels
+        return None if labels is None else labels[indices]
+
+    @property
+    def array(self) -> UInt8Array | None:
+        """All images as uint8 [N, H, W, C], where they lie in memory (or a memory map) with one size; else None."""
+        return None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(H, W) if all images have this size; None if sizes differ or are not known before decoding."""
+        array = self.array
+        return None if array is None else (int(array.shape[1]), int(array.shape[2]))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies these images, cheap for a million of them: JSON-able, equal for equal data.
+
+        Modification times are left out: a copied folder is the same data.
+        """
+        names = self.names
+        size = self.image_size
+        return {
+            "kind": self.kind,
+            "count": len(self),
+            "channels": self.channels,
+            "image_size": None if size is None else list(size),
+            "names": hash_names(names),
+            "first_names": names[:3],
+        }
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Source:
+        """The images at `indices`, in that order, as a source of their own.
+
+        Args:
+            indices: Integers [M] in 0..N-1, M >= 1; an index may occur more than once.
+
+        Raises:
+            DataError: No index, or one out of range.
+        """
+        return SubsetSource(self, self._checked(indices))
+
+    def _checked(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Int64Array:
+        rows = np.asarray(indices)
+        if rows.ndim != 1 or rows.size == 0 or not np.issubdtype(rows.dtype, np.integer):
+            raise DataError(
+                f"subset: expected a non-empty list of integers, found {rows.dtype} of shape {list(rows.shape)}"
+            )
+        if rows.min() < 0 or rows.max() >= len(self):
+            raise DataError(
+                f"subset: expected indices in 0..{len(self) - 1}, found {int(rows.min())}..{int(rows.max())}"
+            )
+        return rows.astype(np.int64)
+
+    def describe(self) -> str:
+        """One line for people: kind, count, size, channels, classes."""
+        size = self.image_size
+        pixels = "sizes vary or are not known before decoding" if size is None else f"{size[0]} x {size[1]}"
+        colour = "grey" if self.channels == 1 else "RGB"
+        classes = "" if self.class_names is None else f", {len(self.class_names)} classes (for metrics only)"
+        return f"{self.kind}: {len(self)} images, {pixels}, {colour}{classes}"
+
+
+class LabelledSource(Source):
+    """Another source with true labels given by the user."""
+
+    def __init__(self, parent: Source, labels: Int64Array) -> None:
+        self.kind = parent.kind
+        self.channels = parent.channels
+        self.parallel_reads = parent.parallel_reads
+        self._parent = parent
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    @property
+    def names(self) -> list[str]:
+        """See `Source.names`."""
+        return self._parent.names
+
+    @property
+    def labels(self) -> Int64Array:
+        """See `Source.labels`."""
+        return self._labels
+
+    @property
+    def array(self) -> UInt8Array | None:
+        """See `Source.array`."""
+        return self._parent.array
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """See `Source.image_size`."""
+        return self._parent.image_size
+
+    def read(self, index: int) -> UInt8Array:
+        """See `Source.read`."""
+        return self._parent.read(index)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Source.fingerprint`."""
+        return self._parent.fingerprint()
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Source:
+        """See `Source.subset`."""
+        rows = self._checked(indices)
+        return LabelledSource(self._parent.subset(rows), self._labels[rows])
+
+
+class SubsetSource(Source):
+    """Some images of another source; pixels are read through it."""
+
+    def __init__(self, parent: Source, indices: Int64Array) -> None:
+        self.kind = parent.kind
+        self.channels = parent.channels
+        self.class_names = parent.class_names
+        self.parallel_reads = parent.parallel_reads
+        self._parent = parent
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def names(self) -> list[str]:
+        """See `Source.names`."""
+        names = self._parent.names
+        return [names[i] for i in self._indices]
+
+    @property
+    def labels(self) -> Int64Array | None:
+        """See `Source.labels`."""
+        return self._parent.labels_of(self._indices)
+
+    def labels_of(self, indices: Int64Array) -> Int64Array | None:
+        """See `Source.labels_of`."""
+        return self._parent.labels_of(self._indices[indices])
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """See `Source.image_size`."""
+        return self._parent.image_size
+
+    def read(self, index: int) -> UInt8Array:
+        """See `Source.read`."""
+        return self._parent.read(int(self._indices[index]))

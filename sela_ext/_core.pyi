@@ -1,7 +1,76 @@
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+class AugmentOptions:
+    """How parameters are drawn and images are finished."""
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        crop: str,
+        resize: int,
+        scale: Sequence[float],
+        log_ratio: Sequence[float],
+        ratio: Sequence[float],
+        flip_probability: float,
+        gray_probability: float,
+        jitter_probability: float,
+        brightness: Sequence[float],
+        contrast: Sequence[float],
+        saturation: Sequence[float],
+        hue: Sequence[float],
+        gray_first: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None: ...
+
+def augment_array(
+    options: AugmentOptions,
+    source: npt.NDArray[np.uint8],
+    rows: npt.NDArray[np.int64],
+    parameters: npt.NDArray[np.void],
+    out: int,
+    dtype: str,
+    channels_last: bool,
+    threads: int,
+) -> None:
+    """The fused pass over rows of one array [N, H, W, C]; out is an address."""
+
+def augment_list(
+    options: AugmentOptions,
+    source: Sequence[npt.NDArray[np.uint8]],
+    parameters: npt.NDArray[np.void],
+    out: int,
+    dtype: str,
+    channels_last: bool,
+    threads: int,
+) -> None:
+    """The fused pass over a list of arrays [H, W, C] of any sizes; out is an address."""
 
 def build_info() -> dict[str, Any]:
     """Version, CUDA version and architectures, CPU instruction set in use, compiler."""
 
 def cuda_device_count() -> int:
     """Number of CUDA devices; 0 without CUDA, without a driver or a card."""
+
+def philox4x32(counter: Sequence[int], key: Sequence[int]) -> npt.NDArray[np.uint32]:
+    """Four random words: Philox4x32-10 of one counter."""
+
+def sample_parameters(
+    options: AugmentOptions,
+    heights: npt.NDArray[np.int32],
+    widths: npt.NDArray[np.int32],
+    index: npt.NDArray[np.int64],
+    seed: int,
+    epoch: int,
+    view: int,
+    out: npt.NDArray[np.void],
+) -> None:
+    """Draws augmentation parameters into the records of out."""
+
+def shuffle(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """A random permutation of 0 .. count - 1, keyed by (seed, epoch)."""

@@ -2,3 +2,7 @@
 
 The only package that imports `sela_ext._core`.
 """
+
+from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
+
+__all__ = ["PARAMETERS", "Augment", "augment", "permutation", "sample_parameters"]

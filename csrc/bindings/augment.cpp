@@ -1,0 +1,163 @@
+// Augmentation: options, sampled parameters, the fused pass, the shuffle.
+#include "sela/augment.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace sela {
+namespace {
+
+using Pair = std::array<float, 2>;
+using Triple = std::array<float, 3>;
+using Longs = py::array_t<int64_t, py::array::c_style>;
+using Ints = py::array_t<int32_t, py::array::c_style>;
+
+AugmentOptions make_options(int32_t size, const std::string& crop, int32_t resize, Pair scale, Pair log_ratio,
+                            Pair ratio, float flip_probability, float gray_probability, float jitter_probability,
+                            Pair brightness, Pair contrast, Pair saturation, Pair hue, bool gray_first, Triple mean,
+                            Triple std) {
+  AugmentOptions o;
+  o.size = size;
+  o.crop = crop == "random" ? Crop::random : crop == "center" ? Crop::center : Crop::resize;
+  o.resize = resize;
+  o.flip_probability = flip_probability;
+  o.gray_probability = gray_probability;
+  o.jitter_probability = jitter_probability;
+  o.gray_first = gray_first;
+  for (int i = 0; i < 2; ++i) {
+    o.scale[i] = scale[i];
+    o.log_ratio[i] = log_ratio[i];
+    o.ratio[i] = ratio[i];
+    o.brightness[i] = brightness[i];
+    o.contrast[i] = contrast[i];
+    o.saturation[i] = saturation[i];
+    o.hue[i] = hue[i];
+  }
+  for (int i = 0; i < 3; ++i) {
+    o.mean[i] = mean[i];
+    o.std[i] = std[i];
+  }
+  return o;
+}
+
+/// The records of a contiguous numpy array, which Python has checked to be of the dtype PARAMETERS.
+AugmentParameters* records(py::array& parameters) {
+  if (parameters.itemsize() != static_cast<py::ssize_t>(sizeof(AugmentParameters)) ||
+      !(parameters.flags() & py::array::c_style))
+    throw std::invalid_argument("parameters: expected a contiguous array of records of 60 bytes");
+  return static_cast<AugmentParameters*>(parameters.mutable_data());
+}
+
+void bind_sample(const AugmentOptions& options, const Ints& heights, const Ints& widths, const Longs& index,
+                 uint64_t seed, uint32_t epoch, uint32_t view, py::array& out) {
+  const int64_t count = index.size();
+  if (heights.size() != count || widths.size() != count || out.size() != count)
+    throw std::invalid_argument("sample_parameters: heights, widths, index and out differ in length");
+  AugmentParameters* parameters = records(out);
+  const int32_t* h = heights.data();
+  const int32_t* w = widths.data();
+  const int64_t* i = index.data();
+  py::gil_scoped_release unlocked;
+  sample_parameters(options, h, w, i, count, seed, epoch, view, parameters);
+}
+
+void run(const AugmentOptions& options, const std::vector<ImageView>& images, int32_t channels, py::array& parameters,
+         uintptr_t out, const std::string& dtype, bool channels_last, int threads) {
+  const int64_t count = static_cast<int64_t>(images.size());
+  if (parameters.size() != count)
+    throw std::invalid_argument("params: expected " + std::to_string(count) + " records, found " +
+                                std::to_string(parameters.size()));
+  const AugmentParameters* p = records(parameters);
+  py::gil_scoped_release unlocked;
+  for (int64_t i = 0; i < count; ++i)
+    if (const char* expected = check_parameters(options, p[i], images[i].height, images[i].width))
+      throw std::invalid_argument("params[" + std::to_string(i) + "]: expected " + expected + ", found top " +
+                                  std::to_string(p[i].top) + ", left " + std::to_string(p[i].left) + ", height " +
+                                  std::to_string(p[i].height) + ", width " + std::to_string(p[i].width) +
+                                  " for an image of " + std::to_string(images[i].height) + " x " +
+                                  std::to_string(images[i].width));
+  const PixelType type = dtype == "float16"    ? PixelType::float16
+                         : dtype == "bfloat16" ? PixelType::bfloat16
+                                               : PixelType::float32;
+  augment_images(options, images.data(), channels, p, count, {reinterpret_cast<void*>(out), type, channels_last},
+                 threads);
+}
+
+void bind_augment_array(const AugmentOptions& options, const py::array_t<uint8_t>& source, const Longs& rows,
+                        py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last,
+                        int threads) {
+  const uint8_t* data = source.data();
+  const int64_t total = source.shape(0), step = source.strides(0);
+  ImageView view = {nullptr, static_cast<int32_t>(source.shape(1)), static_cast<int32_t>(source.shape(2)),
+                    source.strides(1)};
+  std::vector<ImageView> images(static_cast<size_t>(rows.size()), view);
+  const int64_t* row = rows.data();
+  for (size_t i = 0; i < images.size(); ++i) {
+    if (row[i] < 0 || row[i] >= total)
+      throw std::invalid_argument("rows: expected image numbers in [0, " + std::to_string(total) + "), found " +
+                                  std::to_string(row[i]));
+    images[i].data = data + row[i] * step;
+  }
+  run(options, images, static_cast<int32_t>(source.shape(3)), parameters, out, dtype, channels_last, threads);
+}
+
+void bind_augment_list(const AugmentOptions& options, const std::vector<py::array_t<uint8_t>>& source,
+                       py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last,
+                       int threads) {
+  std::vector<ImageView> images;
+  images.reserve(source.size());
+  int32_t channels = 1;
+  for (const auto& image : source) {
+    channels = static_cast<int32_t>(image.shape(2));
+    images.push_back(
+        {image.data(), static_cast<int32_t>(image.shape(0)), static_cast<int32_t>(image.shape(1)), image.strides(0)});
+  }
+  run(options, images, channels, parameters, out, dtype, channels_last, threads);
+}
+
+py::array_t<int64_t> bind_shuffle(int64_t count, uint64_t seed, uint32_t epoch) {
+  py::array_t<int64_t> out(count);
+  int64_t* data = out.mutable_data();
+  py::gil_scoped_release unlocked;
+  shuffle(count, seed, epoch, data);
+  return out;
+}
+
+py::array_t<uint32_t> bind_philox(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
+  const PhiloxWords words = philox4x32({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+  return py::array_t<uint32_t>(4, words.word);
+}
+
+}  // namespace
+
+void bind_augment(py::module_& m) {
+  py::class_<AugmentOptions>(m, "AugmentOptions", "How parameters are drawn and images are finished.")
+      .def(py::init(&make_options), py::kw_only(), py::arg("size"), py::arg("crop"), py::arg("resize"),
+           py::arg("scale"), py::arg("log_ratio"), py::arg("ratio"), py::arg("flip_probability"),
+           py::arg("gray_probability"), py::arg("jitter_probability"), py::arg("brightness"), py::arg("contrast"),
+           py::arg("saturation"), py::arg("hue"), py::arg("gray_first"), py::arg("mean"), py::arg("std"));
+  m.def("sample_parameters", &bind_sample, py::arg("options"), py::arg("heights"), py::arg("widths"), py::arg("index"),
+        py::arg("seed"), py::arg("epoch"), py::arg("view"), py::arg("out"),
+        "Draws augmentation parameters into the records of out.");
+  m.def("augment_array", &bind_augment_array, py::arg("options"), py::arg("source"), py::arg("rows"),
+        py::arg("parameters"), py::arg("out"), py::arg("dtype"), py::arg("channels_last"), py::arg("threads"),
+        "The fused pass over rows of one array [N, H, W, C]; out is an address.");
+  m.def("augment_list", &bind_augment_list, py::arg("options"), py::arg("source"), py::arg("parameters"),
+        py::arg("out"), py::arg("dtype"), py::arg("channels_last"), py::arg("threads"),
+        "The fused pass over a list of arrays [H, W, C] of any sizes; out is an address.");
+  m.def("shuffle", &bind_shuffle, py::arg("count"), py::arg("seed"), py::arg("epoch"),
+        "A random permutation of 0 .. count - 1, keyed by (seed, epoch).");
+  m.def("philox4x32", &bind_philox, py::arg("counter"), py::arg("key"),
+        "Four random words: Philox4x32-10 of one counter.");
+}
+
+}  // namespace sela

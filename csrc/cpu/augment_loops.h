@@ -1,0 +1,44 @@
+#pragma once
+#include <cstdint>
+
+#include "sela/augment.h"
+
+namespace sela {
+
+/// Everything that the loops need for one image.  They allocate nothing: scratch has scratch_floats(...) floats, all
+/// of them finite.
+struct AugmentJob {
+  const AugmentOptions* options;
+  ImageView image;
+  int32_t channels;
+  const AugmentParameters* parameters;
+  void* out;  ///< [channels, size, size] (or [size, size, channels] with channels_last) of `type`
+  PixelType type;
+  bool channels_last;
+  float* scratch;
+};
+
+/// The longest vector of any instruction set: scratch is laid out for it, whichever runs.
+constexpr int64_t kScratchLanes = 16;
+
+/// Length of the resampled side, of which the output shows `size` pixels.
+inline int32_t resampled_length(const AugmentOptions& options, int32_t length) {
+  return options.crop == Crop::center ? length : options.size;
+}
+
+/// Upper bound of the input pixels that one output pixel is the weighted mean of.
+inline int64_t most_taps(int64_t input, int64_t output) {
+  const int64_t taps = input > output ? 2 * ((input + output - 1) / output) + 2 : 3;
+  return taps < input ? taps : input;
+}
+
+#define SELA_DECLARE_LOOPS(ISA)              \
+  namespace ISA {                            \
+  void augment_image(const AugmentJob& job); \
+  }
+SELA_DECLARE_LOOPS(generic)
+SELA_DECLARE_LOOPS(avx2)
+SELA_DECLARE_LOOPS(avx512)
+#undef SELA_DECLARE_LOOPS
+
+}  // namespace sela

@@ -1,0 +1,454 @@
+"""Augmentation of uint8 images: random parameters, the fused pass, and the shuffle of an epoch.
+
+Everything random is a pure function of (seed, epoch, image, view): equal for any number of threads or processes, and
+resumable without state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sela_ext import _core
+from sela_ext.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+Range: TypeAlias = "float | tuple[float, float]"
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
+PARAMETERS = np.dtype(
+    [
+        ("top", np.int32),
+        ("left", np.int32),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("flip", np.int32),
+        ("gray", np.int32),
+        ("jitter", np.int32),
+        ("order", np.int32, (4,)),
+        ("brightness", np.float32),
+        ("contrast", np.float32),
+        ("saturation", np.float32),
+        ("hue", np.float32),
+    ]
+)
+"""What is drawn for one image, as csrc/sela/augment.h lays it out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """How an image becomes a training input; presets are the class methods.
+
+    The steps, in torchvision's float semantics: crop and antialiased bilinear resampling to size x size; gray; colour
+    jitter (clamped to [0, 1] after each operation); horizontal flip; normalisation. One-channel images pass through
+    gray, saturation and hue unchanged, as in torchvision.
+
+    Attributes:
+        size: side of the square output, pixels, >= 1.
+        crop: "random": a random box (torchvision's RandomResizedCrop). "center": short side to `resize`, then the
+            central window (Resize + CenterCrop). "resize": the whole image, whatever its shape; images of size x size
+            pixels keep their pixels.
+        resize: short side before the central window, pixels, >= size; None: size * 256 / 224.
+        scale: share of the image's area that a random box covers, within (0, 1].
+        ratio: width / height of a random box, > 0.
+        flip_probability: share of images mirrored left to right, in [0, 1].
+        gray_probability: share of images turned gray, in [0, 1].
+        jitter_probability: share of images that the four colour operations are applied to, in random order.
+        brightness: factor's range (low, high), low >= 0; a number x stands for (max(0, 1 - x), 1 + x).
+        contrast: likewise.
+        saturation: likewise.
+        hue: turn's range within [-0.5, 0.5]; a number x stands for (-x, x).
+        gray_first: gray before the colour operations, else after them.
+        mean: subtracted from channels in [0, 1], one per channel. One-channel images use the mean of the three.
+        std: the divisor after that, > 0; likewise.
+
+    Raises:
+        OptionError: a value outside its range.
+
+    Example:
+        >>> Augment.sela(224).scale
+        (0.08, 1.0)
+        >>> Augment.sela(64, hue=0.1, flip_probability=0.0).size
+        64
+
+    Source: Asano, Rupprecht, Vedaldi (2020), section 4 and the appendix's augmentation study.
+    """
+
+    size: int
+    crop: Literal["random", "center", "resize"] = "resize"
+    resize: int | None = None
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.0
+    gray_probability: float = 0.0
+    jitter_probability: float = 1.0
+    brightness: Range = 0.0
+    contrast: Range = 0.0
+    saturation: Range = 0.0
+    hue: Range = 0.0
+    gray_first: bool = True
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        _check(self.size >= 1, "size", ">= 1", self.size)
+        _check(self.crop in ("random", "center", "resize"), "crop", '"random", "center" or "resize"', self.crop)
+        _check(self.resize is None or self.resize >= self.size, "resize", ">= size", self.resize)
+        for name in ("scale", "ratio", "mean", "std"):
+            object.__setattr__(self, name, tuple(float(x) for x in getattr(self, name)))
+        low, high = self.scale if len(self.scale) == 2 else (0.0, 0.0)
+        _check(0 < low <= high <= 1, "scale", "0 < low <= high <= 1", self.scale)
+        low, high = self.ratio if len(self.ratio) == 2 else (0.0, 0.0)
+        _check(0 < low <= high < math.inf, "ratio", "0 < low <= high", self.ratio)
+        for name in ("flip_probability", "gray_probability", "jitter_probability"):
+            _check(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            low, high = self.factor_range(name)
+            bounds = (-0.5, 0.5) if name == "hue" else (0.0, math.inf)
+            fits = bounds[0] <= low <= high <= bounds[1] and high < math.inf
+            _check(fits, name, f"a range within [{bounds[0]}, {bounds[1]}]", getattr(self, name))
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            fits = len(values) in (1, 3) and all(math.isfinite(x) and (name == "mean" or x > 0) for x in values)
+            _check(fits, name, "1 or 3 finite numbers" + (" > 0" if name == "std" else ""), values)
+
+    def factor_range(self, name: str) -> tuple[float, float]:
+        """The range (low, high) that `name`, one of the four colour operations, is drawn from."""
+        value = getattr(self, name)
+        if isinstance(value, (tuple, list)):
+            _check(len(value) == 2, name, "a number or (low, high)", value)
+            return float(value[0]), float(value[1])
+        x = float(value)
+        _check(x >= 0, name, "a number >= 0 or (low, high)", value)
+        return (-x, x) if name == "hue" else (max(0.0, 1.0 - x), 1.0 + x)
+
+    @property
+    def jitters(self) -> bool:
+        """Whether any colour operation can change an image."""
+        idle = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+        return self.jitter_probability > 0 and any(self.factor_range(n) != (x, x) for n, x in idle.items())
+
+    @property
+    def resize_side(self) -> int:
+        """Short side before the central window, pixels."""
+        return self.resize if self.resize is not None else self.size * 256 // 224
+
+    def channel_values(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, std) for images of `channels` channels, 1 or 3."""
+        return _per_channel(self.mean, channels), _per_channel(self.std, channels)
+
+    @classmethod
+    def none(cls, size: int, **fields: Any) -> Augment:
+        """Resample to size x size and normalise; nothing random."""
+        return cls(size, **fields)
+
+    @classmethod
+    def flip(cls, size: int, **fields: Any) -> Augment:
+        """`none` and a horizontal flip of half of the images."""
+        return cls(size, **{"flip_probability": 0.5, **fields})
+
+    @classmethod
+    def resized_crop(cls, size: int, **fields: Any) -> Augment:
+        """A random box of 8-100% of the area, and the flip."""
+        return cls(size, **{"crop": "random", "flip_probability": 0.5, **fields})
+
+    @classmethod
+    def sela(cls, size: int, **fields: Any) -> Augment:
+        """The paper's set: random box, gray (.2), colour jitter (.4, .4, .4, .4), flip."""
+        jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4}
+        return cls.resized_crop(size, **{"gray_probability": 0.2, **jitter, **fields})
+
+    @classmethod
+    def cifar(cls, size: int, **fields: Any) -> Augment:
+        """The paper's set for CIFAR: boxes of 20-100%, jitter before gray, CIFAR's mean and deviation."""
+        preset = {"scale": (0.2, 1.0), "gray_first": False, "mean": CIFAR_MEAN, "std": CIFAR_STD}
+        return cls.sela(size, **{**preset, **fields})
+
+    @classmethod
+    def eval(cls, size: int, **fields: Any) -> Augment:
+        """Short side to size * 256 / 224, then the central window; nothing random.
+
+        Small images are enlarged likewise; `none` keeps images of size x size pixels as they are.
+        """
+        return cls(size, **{"crop": "center", **fields})
+
+
+def _check(fits: bool, name: str, expected: str, found: object) -> None:
+    if not fits:
+        raise OptionError(f"Augment {name}: expected {expected}, found {found!r}")
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if len(values) == channels:
+        return values
+    return values * 3 if len(values) == 1 else (sum(values) / 3,)
+
+
+@functools.lru_cache(maxsize=64)
+def _options(augment: Augment, channels: int) -> _core.AugmentOptions:
+    mean, std = augment.channel_values(channels)
+    return _core.AugmentOptions(
+        size=augment.size,
+        crop=augment.crop,
+        resize=augment.resize_side,
+        scale=augment.scale,
+        log_ratio=(math.log(augment.ratio[0]), math.log(augment.ratio[1])),
+        ratio=augment.ratio,
+        flip_probability=augment.flip_probability,
+        gray_probability=augment.gray_probability,
+        jitter_probability=augment.jitter_probability if augment.jitters else 0.0,
+        brightness=augment.factor_range("brightness"),
+        contrast=augment.factor_range("contrast"),
+        saturation=augment.factor_range("saturation"),
+        hue=augment.factor_range("hue"),
+        gray_first=augment.gray_first,
+        mean=mean * (3 // channels),
+        std=std * (3 // channels),
+    )
+
+
+def check_key(seed: int, epoch: int, view: int = 0) -> None:
+    """Refuse a seed, epoch or view that the random numbers have no room for.
+
+    Raises:
+        OptionError: seed outside [0, 2^64), epoch outside [0, 2^32) or view outside [0, 256).
+    """
+    for name, value, bits in (("seed", seed, 64), ("epoch", epoch, 32), ("view", view, 8)):
+        if not 0 <= value < 1 << bits:
+            raise OptionError(f"{name}: expected an integer in [0, 2^{bits}), found {value}")
+
+
+def check_sampling(
+    heights: npt.ArrayLike, widths: npt.ArrayLike, index: npt.ArrayLike
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """The arguments of sample_parameters as arrays of one length.
+
+    Raises:
+        DataError: sizes below 1 pixel, ids outside [0, 2^40), lengths that differ.
+    """
+    ids = np.ascontiguousarray(index, dtype=np.int64).reshape(-1)
+    sizes = []
+    for name, given in (("heights", heights), ("widths", widths)):
+        values = np.asarray(given)
+        if values.ndim > 1 or values.size not in (1, len(ids)):
+            raise DataError(f"{name}: expected one number or {len(ids)}, as in index, found shape {values.shape}")
+        if values.size and (values.min() < 1 or values.max() >= 1 << 24):
+            raise DataError(f"{name}: expected sizes in [1, 2^24) pixels, found {values.min()} to {values.max()}")
+        sizes.append(np.ascontiguousarray(np.broadcast_to(values.reshape(-1), ids.shape), dtype=np.int32))
+    if ids.size and (ids.min() < 0 or ids.max() >= 1 << 40):
+        raise DataError(f"index: expected image ids in [0, 2^40), found {ids.min()} to {ids.max()}")
+    return sizes[0], sizes[1], ids
+
+
+def sample_parameters(
+    augment: Augment,
+    heights: npt.ArrayLike,
+    widths: npt.ArrayLike,
+    index: npt.ArrayLike,
+    *,
+    seed: int,
+    epoch: int,
+    view: int = 0,
+) -> npt.NDArray[np.void]:
+    """Draw the augmentation parameters of a batch: torchvision's distributions, from Philox4x32-10.
+
+    Args:
+        augment: what may be drawn.
+        heights: [B] image heights, pixels, or one number for all.
+        widths: [B] image widths, likewise.
+        index: int64 [B], the images' ids in [0, 2^40).
+        seed: the key, [0, 2^64).
+        epoch: [0, 2^32).
+        view: several views of an image in one epoch differ by this, [0, 256).
+
+    Returns:
+        Records [B] of dtype PARAMETERS. With crop "random" and "resize", (top, left, height, width) is the box that is
+        resampled to the output. With crop "center" the image is resampled to height x width, and the output is its
+        window at (top, left). order: 0 brightness, 1 contrast, 2 saturation, 3 hue. jitter 0: the factors are unused.
+
+    Raises:
+        DataError: sizes or ids out of range, or lengths that differ.
+        OptionError: seed, epoch or view out of range.
+
+    Example:
+        >>> drawn = sample_parameters(Augment.sela(32), 40, 50, [7, 8], seed=1, epoch=0)
+        >>> bool((drawn["height"] <= 40).all())
+        True
+    """
+    check_key(seed, epoch, view)
+    tall, wide, ids = check_sampling(heights, widths, index)
+    out = np.empty(len(ids), PARAMETERS)
+    _core.sample_parameters(_options(augment, 3), tall, wide, ids, seed, epoch, view, out)
+    return out
+
+
+def check_source(source: Any, rows: npt.ArrayLike | None, params: npt.NDArray[np.void]) -> tuple[Any, Any, int]:
+    """(source, rows, channels): an array and int64 rows, or a list of arrays [H, W, C] and None.
+
+    Raises:
+        DataError: images that are not uint8 of 1 or 3 channels, or rows and params that do not fit them.
+    """
+    if getattr(params, "dtype", None) != PARAMETERS or params.ndim != 1:
+        found = f"{getattr(params, 'dtype', type(params).__name__)}"
+        raise DataError(f"params: expected records [B] as sample_parameters returns them, found {found}")
+    if isinstance(source, np.ndarray):
+        if source.ndim != 4:
+            raise DataError(f"source: expected uint8 images [N, H, W, C], found shape {source.shape}")
+        _check_image(source, source.shape[1:])
+        if rows is None:
+            picked = np.arange(len(params), dtype=np.int64)
+            if len(source) != len(params):
+                raise DataError(f"params: expected {len(source)} records, one per image, found {len(params)}")
+        else:
+            picked = np.ascontiguousarray(rows, dtype=np.int64).reshape(-1)
+        if len(picked) != len(params):
+            raise DataError(f"params: expected {len(picked)} records, one per row, found {len(params)}")
+        return source, picked, source.shape[3]
+    if rows is not None:
+        raise DataError("rows: expected None with a list of images, found an array")
+    images = [image[:, :, None] if image.ndim == 2 else image for image in source]
+    if len(images) != len(params):
+        raise DataError(f"params: expected {len(images)} records, one per image, found {len(params)}")
+    for image in images:
+        if image.ndim != 3:
+            raise DataError(f"source: expected uint8 images [H, W, C], found shape {image.shape}")
+        _check_image(image, image.shape)
+        if image.shape[2] != images[0].shape[2]:
+            raise DataError(
+                f"source: expected images of {images[0].shape[2]} channels as the first, found {image.shape[2]}"
+            )
+    return images, None, images[0].shape[2] if images else 3
+
+
+def _check_image(array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.dtype != np.uint8:
+        raise DataError(f"source: expected uint8 images, found {array.dtype}")
+    if shape[2] not in (1, 3) or shape[0] < 1 or shape[1] < 1 or max(shape) >= 1 << 24:
+        raise DataError(f"source: expected images of at least 1 x 1 pixels and 1 or 3 channels, found {shape}")
+
+
+def check_output(
+    out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype | None, channels_last: bool
+) -> torch.Tensor:
+    """`out` when it fits, or a fresh tensor of that shape.
+
+    Raises:
+        DataError: `out` of another shape, dtype, device or memory order.
+        OptionError: a dtype other than float32, bfloat16, float16.
+    """
+    import torch
+
+    wanted = torch.float32 if dtype is None and out is None else dtype if dtype is not None else out.dtype  # type: ignore[union-attr]
+    if wanted not in (torch.float32, torch.bfloat16, torch.float16):
+        raise OptionError(f"dtype: expected torch.float32, bfloat16 or float16, found {wanted}")
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    if out is None:
+        return torch.empty(tuple(shape), dtype=wanted, memory_format=order)
+    if tuple(out.shape) != tuple(shape) or out.dtype != wanted or out.device.type != "cpu":
+        raise DataError(
+            f"out: expected {wanted} {tuple(shape)} on the CPU, found {out.dtype} {tuple(out.shape)} on {out.device}"
+        )
+    if not out.is_contiguous(memory_format=order):
+        raise DataError(f"out: expected memory in {order}, found strides {out.stride()}")
+    return out
+
+
+def augment(
+    source: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]],
+    params: npt.NDArray[np.void],
+    augment: Augment,
+    *,
+    rows: npt.ArrayLike | None = None,
+    out: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    threads: int = 0,
+) -> torch.Tensor:
+    """Crop, resample, flip, jitter, gray and normalise a batch of images in one pass each.
+
+    Equal to torchvision.transforms.v2 in float on the same parameters, within 0.01 of 255. The same bits for every
+    number of threads.
+
+    Args:
+        source: uint8 [N, H, W, C] with C = 1 or 3, or a list of B arrays uint8 [H, W, C] of any sizes.
+        params: [B] records of sample_parameters (or edited ones); honoured exactly.
+        augment: the size, the order of gray and jitter, and the normalisation.
+        rows: int64 [B], the images of an array to take; default all, in order.
+        out: [B, C, size, size] CPU tensor to write into; default a new one.
+        dtype: torch.float32, bfloat16 or float16; default that of out, or float32.
+        channels_last: NHWC memory (the shape stays NCHW).
+        threads: 0 = all processors.
+
+    Returns:
+        [B, C, size, size] tensor: out, where given.
+
+    Raises:
+        DataError: images, rows, params or out that do not fit together.
+        OptionError: an unknown dtype.
+
+    Example:
+        >>> images = np.zeros((2, 8, 8, 3), np.uint8)
+        >>> drawn = sample_parameters(Augment.sela(32), 8, 8, [0, 1], seed=0, epoch=0)
+        >>> from sela_ext.kernels import augment
+        >>> augment(images, drawn, Augment.sela(32)).shape
+        torch.Size([2, 3, 32, 32])
+    """
+    images, picked, channels = check_source(source, rows, params)
+    result = check_output(out, (len(params), channels, augment.size, augment.size), dtype, channels_last)
+    options = _options(augment, channels)
+    records = np.ascontiguousarray(params)
+    name = str(result.dtype).removeprefix("torch.")
+    try:
+        if picked is None:
+            images = [_pixels_together(image) for image in images]
+            _core.augment_list(options, images, records, result.data_ptr(), name, channels_last, threads)
+        else:
+            images = _pixels_together(images)
+            _core.augment_array(options, images, picked, records, result.data_ptr(), name, channels_last, threads)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return result
+
+
+def _pixels_together(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """`array` itself when every row of pixels is contiguous in memory, else a copy."""
+    channels, width = array.shape[-1], array.shape[-2]
+    row, pixel, byte = array.strides[-3:]
+    fits = (byte == 1 or channels == 1) and (pixel == channels or width == 1) and row >= width * channels
+    return array if fits and min(array.strides) >= 0 else np.ascontiguousarray(array)
+
+
+def permutation(n: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """A random order of 0 .. n - 1: Fisher-Yates, keyed by Philox4x32-10 (purpose shuffle).
+
+    Args:
+        n: how many, >= 0.
+        seed: the key, [0, 2^64).
+        epoch: [0, 2^32).
+
+    Returns:
+        int64 [n], every number once.
+
+    Raises:
+        OptionError: n, seed or epoch out of range.
+
+    Example:
+        >>> sorted(permutation(5, seed=0, epoch=3).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    check_key(seed, epoch)
+    if n < 0:
+        raise OptionError(f"n: expected a number >= 0, found {n}")
+    return _core.shuffle(n, seed, epoch)

@@ -60,8 +60,10 @@ class DatasetSource(Source):
             self._labels = read_labels(labels, self._count)
         else:
             self._labels = _attribute_labels(dataset, self._count)
-            if self._labels is None and _label_of(first) is not None:
+            label = _label_of(first)
+            if self._labels is None and label is not None:
                 self._item_labels = np.full(self._count, _UNREAD, dtype=np.int64)
+                self._item_labels[0] = label
         classes = getattr(dataset, "classes", None)
         if self._labels is not None and isinstance(classes, (list, tuple)):
             self.class_names = [str(name) for name in classes]

@@ -1,0 +1,79 @@
+"""Run an iterator ahead of its consumer in one background thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# How often a blocked producer looks whether it is still wanted, seconds.
+POLL_SECONDS = 0.2
+
+
+def prefetch(
+    items: Generator[T, None, None], *, depth: int, on_wait: Callable[[float], None]
+) -> Generator[T, None, None]:
+    """Yield what `items` yields, computed in a background thread at most `depth` items ahead.
+
+    The thread starts with the first `next` and has ended when this generator is exhausted or closed (as when the
+    consumer breaks out of its loop). It is not a daemon, since a thread killed inside compiled code aborts the process;
+    instead it ends by itself when the main thread has ended.
+
+    Args:
+        items: Used and closed in the background thread.
+        depth: Items that may be ready or in the making, >= 1.
+        on_wait: Called with the seconds that the consumer waited for each item.
+
+    Raises:
+        BaseException: What `items` raised, at its place in the sequence.
+    """
+    ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(maxsize=max(1, depth - 1))
+    stop = threading.Event()
+
+    def wanted() -> bool:
+        return not stop.is_set() and threading.main_thread().is_alive()
+
+    def put(entry: tuple[T] | BaseException | None) -> None:
+        while wanted():
+            try:
+                ready.put(entry, timeout=POLL_SECONDS)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        end: BaseException | None = None
+        try:
+            for item in items:
+                put((item,))
+                if not wanted():
+                    break
+        except BaseException as error:
+            end = error
+        finally:
+            items.close()
+            put(end)
+
+    thread = threading.Thread(target=work, name="sela-prefetch")
+    thread.start()
+    try:
+        while True:
+            began = time.perf_counter()
+            entry = ready.get()
+            on_wait(time.perf_counter() - began)
+            if entry is None:
+                return
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
+    finally:
+        stop.set()
+        while thread.is_alive():
+            try:  # a producer that waits for room wakes up at once
+                ready.get_nowait()
+            except queue.Empty:
+                thread.join(timeout=0.01)

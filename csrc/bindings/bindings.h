@@ -4,5 +4,6 @@
 namespace sela {
 
 void bind_build(pybind11::module_& m);
+void bind_sinkhorn(pybind11::module_& m);
 
 }  // namespace sela

@@ -2,3 +2,8 @@
 
 The only package that imports `sela_ext._core`.
 """
+
+from __future__ import annotations
+
+from sela_ext.kernels.sinkhorn import SinkhornSums as SinkhornSums
+from sela_ext.kernels.sinkhorn import sinkhorn_pass as sinkhorn_pass

@@ -275,6 +275,12 @@ inline vfloat load_tail(const float* p, int64_t count) {
 #endif
 }
 
+/// Asks for the cache line `bytes` behind p, into the second-level cache; any address is allowed.
+inline void prefetch(const void* p, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)), 0,
+                     2);
+}
+
 /// e^x with a relative error below 2e-7 for x in [-80, 80]; 0 (or below 1e-37) for smaller x, -inf included; NaN for
 /// NaN; for larger x, +inf or a number above 1e34.
 inline vfloat exp(vfloat x) {

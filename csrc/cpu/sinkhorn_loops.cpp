@@ -75,9 +75,11 @@ struct Best {
 };
 
 /// First sweep over R dense rows: terms to `terms`, sums to `sums`.
+/// `ahead` is the distance in bytes to the row that is prefetched meanwhile: four interleaved rows look random to the
+/// hardware's own prefetcher (without: half the speed from memory).
 template <int R, bool kLabels, class T>
 inline void dense_terms(const T* const* x, const float* ref, int64_t cols, const float* g, float scale, float* terms,
-                        int64_t terms_stride, float* sums, int32_t* labels) {
+                        int64_t terms_stride, int64_t ahead, float* sums, int32_t* labels) {
   const vfloat s = set1(scale);
   vfloat minus[R], sum[R];
   Best best[R];
@@ -90,6 +92,7 @@ inline void dense_terms(const T* const* x, const float* ref, int64_t cols, const
     const vfloat gj = load(g + j);
 #pragma GCC unroll 4
     for (int q = 0; q < R; ++q) {
+      prefetch(x[q] + j, ahead);
       const vfloat t = fma(load(x[q] + j), s, minus[q]) + gj;
       if (kLabels) best[q].offer(t, static_cast<float>(j / W));
       const vfloat e = exp(t);
@@ -130,7 +133,7 @@ inline void dense_add(const float* terms, int64_t terms_stride, const float* fac
 /// Returns the sum; `count` chunks are live.
 template <bool kLabels, class T>
 inline float peaked_terms(const T* x, float ref, int64_t cols, const float* g, float scale, float level, float* terms,
-                          int32_t* live, int64_t* count, int32_t* label) {
+                          int64_t ahead, int32_t* live, int64_t* count, int32_t* label) {
   constexpr int64_t kVectors = kSinkhornChunk / W;
   const vfloat s = set1(scale), minus = set1(-ref), dead = set1(-level);
   vfloat sum = set1(0.0f);
@@ -138,6 +141,8 @@ inline float peaked_terms(const T* x, float ref, int64_t cols, const float* g, f
   int64_t n = 0;
   const auto chunk = [&](int64_t j, auto load_at) {
     vfloat t[kVectors];
+    for (int64_t byte = 0; byte < kSinkhornChunk * static_cast<int64_t>(sizeof(T)); byte += 64)
+      prefetch(x + j, ahead + byte);
 #pragma GCC unroll 8
     for (int64_t v = 0; v < kVectors; ++v) t[v] = fma(load_at(j + v * W), s, minus) + load(g + j + v * W);
     vmask alive = not_below(t[0], dead);  // NaN counts as alive and so reaches the sum
@@ -270,6 +275,7 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
   const int64_t first = block * kSinkhornRows;
   const int64_t last = first + kSinkhornRows < pass.rows ? first + kSinkhornRows : pass.rows;
   const float scale = static_cast<float>(pass.scale), level = dead_level(cols);
+  const int64_t ahead = 4 * pass.stride * static_cast<int64_t>(sizeof(T));
   const float* g = task.potential;
   const float* reference = static_cast<const float*>(pass.reference);
   float* terms = static_cast<float*>(scratch.terms);
@@ -306,7 +312,7 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
     float sum[4], factor[4];
     int32_t label[4] = {-1, -1, -1, -1};
     if (together) {
-      dense_terms<4, kLabels>(x, ref, cols, g, scale, terms, stride, sum, label);
+      dense_terms<4, kLabels>(x, ref, cols, g, scale, terms, stride, ahead, sum, label);
       for (int q = 0; q < 4; ++q) factor[q] = finish_dense(i + q, x[q], ref[q], sum[q], label[q], terms + q * stride);
       dense_add<4>(terms, stride, factor, cols, partial);
       continue;
@@ -316,7 +322,7 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
         int64_t live = 0;
         float s = 0.0f;
         for (int attempt = 0; attempt < 2; ++attempt) {
-          s = peaked_terms<kLabels>(x[q], ref[q], cols, g, scale, level, terms, scratch.live, &live, label);
+          s = peaked_terms<kLabels>(x[q], ref[q], cols, g, scale, level, terms, ahead, scratch.live, &live, label);
           if (s > kSkipLow && s < kHigh) break;
           if (s > 1e-30f && s < kHigh) ref[q] += std::log(s);  // the row moved; its sum tells where to
           s = 0.0f;
@@ -326,7 +332,7 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
           continue;
         }
       }
-      dense_terms<1, kLabels>(x + q, ref + q, cols, g, scale, terms, stride, sum, label);
+      dense_terms<1, kLabels>(x + q, ref + q, cols, g, scale, terms, stride, ahead, sum, label);
       const float f = finish_dense(i + q, x[q], ref[q], sum[0], label[0], terms);
       dense_add<1>(terms, stride, &f, cols, partial);
     }

@@ -5,5 +5,6 @@ namespace sela {
 
 void bind_augment(pybind11::module_& m);
 void bind_build(pybind11::module_& m);
+void bind_sinkhorn(pybind11::module_& m);
 
 }  // namespace sela

@@ -14,7 +14,7 @@ namespace py = pybind11;
 namespace sela {
 namespace {
 
-std::vector<std::string> split_words(const std::string& text) {
+[[maybe_unused]] std::vector<std::string> split_words(const std::string& text) {
   std::istringstream stream(text);
   std::vector<std::string> words;
   for (std::string word; stream >> word;) words.push_back(word);

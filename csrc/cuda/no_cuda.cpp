@@ -1,8 +1,18 @@
 // Twins of everything in csrc/cuda for a build without CUDA, so that the API does not change with the build.
+#include <stdexcept>
+
 #include "sela/device.h"
+#include "sela/sinkhorn.h"
 
 namespace sela {
 
-int cuda_device_count() { return 0; }
+int cuda_device_count() {
+  return 0;
+}
+
+void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*) {
+  throw std::runtime_error(
+      "sinkhorn_pass: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
 
 }  // namespace sela

@@ -3,11 +3,22 @@
 The only package that imports `sela_ext._core`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
+from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
 
-__all__ = ["PARAMETERS", "Augment", "augment", "permutation", "sample_parameters"]
+__all__ = [
+    "PARAMETERS",
+    "Augment",
+    "SinkhornSums",
+    "augment",
+    "permutation",
+    "sample_parameters",
+    "sinkhorn_pass",
+]
 
 
 def __getattr__(name: str) -> Any:

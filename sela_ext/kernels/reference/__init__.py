@@ -1,5 +1,8 @@
 """Pure-torch (and numpy) twins of the compiled kernels: specification, fallback and baseline, same arguments."""
 
-from sela_ext.kernels.reference.augment import augment, permutation, philox4x32, sample_parameters
+from __future__ import annotations
 
-__all__ = ["augment", "permutation", "philox4x32", "sample_parameters"]
+from sela_ext.kernels.reference.augment import augment, permutation, philox4x32, sample_parameters
+from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
+
+__all__ = ["augment", "permutation", "philox4x32", "sample_parameters", "sinkhorn_pass"]

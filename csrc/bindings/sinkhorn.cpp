@@ -1,0 +1,99 @@
+// The fused Sinkhorn pass, by addresses: sela_ext.kernels has checked shapes, types and devices before.
+#include "sela/sinkhorn.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace sela {
+namespace {
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+LogitsType logits_type(const std::string& name) {
+  if (name == "float32") return LogitsType::float32;
+  if (name == "float16") return LogitsType::float16;
+  if (name == "bfloat16") return LogitsType::bfloat16;
+  if (name == "float64") return LogitsType::float64;
+  throw std::invalid_argument("logits type: expected float32, float16, bfloat16 or float64, found " + name);
+}
+
+Isa isa_of(const std::string& name) {
+  if (name.empty()) return cpu_isa();
+  for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512})
+    if (name == isa_name(isa) && isa <= cpu_isa()) return isa;
+  throw std::invalid_argument("instruction set: expected one up to " + std::string(isa_name(cpu_isa())) + ", found " +
+                              name);
+}
+
+SinkhornPass make_pass(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                       double scale, std::uintptr_t potential, std::uintptr_t row_weights, double largest_weight,
+                       std::uintptr_t reference) {
+  SinkhornPass pass;
+  pass.logits = pointer<const void>(logits);
+  pass.type = logits_type(type);
+  pass.rows = rows;
+  pass.cols = cols;
+  pass.stride = stride;
+  pass.scale = scale;
+  pass.potential = pointer<const double>(potential);
+  pass.row_weights = pointer<const float>(row_weights);
+  pass.largest_weight = largest_weight;
+  pass.reference = pointer<const void>(reference);
+  return pass;
+}
+
+py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                   double scale, std::uintptr_t potential, std::uintptr_t row_weights, double largest_weight,
+                   std::uintptr_t reference, std::uintptr_t column_sums, std::uintptr_t lse, std::uintptr_t labels,
+                   int threads, const std::string& isa) {
+  const SinkhornPass pass =
+      make_pass(logits, type, rows, cols, stride, scale, potential, row_weights, largest_weight, reference);
+  const Isa chosen = isa_of(isa);
+  SinkhornSums sums;
+  sums.column_sums = pointer<int64_t>(column_sums);
+  sums.lse = pointer<void>(lse);
+  sums.labels = pointer<int32_t>(labels);
+  {
+    const py::gil_scoped_release release;
+    sinkhorn_pass_cpu(pass, sums, threads, chosen);
+  }
+  return py::make_tuple(sums.objective, sums.weight, sums.masked);
+}
+
+void pass_cuda(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride, double scale,
+               std::uintptr_t potential, std::uintptr_t row_weights, double largest_weight, std::uintptr_t reference,
+               std::uintptr_t column_sums, std::uintptr_t lse, std::uintptr_t labels, std::uintptr_t totals,
+               std::uintptr_t masked, std::uintptr_t stream) {
+  const SinkhornPass pass =
+      make_pass(logits, type, rows, cols, stride, scale, potential, row_weights, largest_weight, reference);
+  SinkhornSums sums;
+  sums.column_sums = pointer<int64_t>(column_sums);
+  sums.lse = pointer<void>(lse);
+  sums.labels = pointer<int32_t>(labels);
+  const py::gil_scoped_release release;
+  sinkhorn_pass_cuda(pass, sums, pointer<double>(totals), pointer<int64_t>(masked), pointer<void>(stream));
+}
+
+}  // namespace
+
+void bind_sinkhorn(py::module_& m) {
+  m.def("sinkhorn_resolution", &sinkhorn_resolution, py::arg("rows"), py::arg("largest_weight"),
+        "Value of one unit of the integer column sums.");
+  m.def("sinkhorn_pass_cpu", &pass_cpu, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
+        py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("row_weights"), py::arg("largest_weight"),
+        py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("threads"),
+        py::arg("isa"), "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked).");
+  m.def("sinkhorn_pass_cuda", &pass_cuda, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
+        py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("row_weights"), py::arg("largest_weight"),
+        py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("totals"),
+        py::arg("masked"), py::arg("stream"), "One fused pass on the current CUDA device, by device addresses.");
+}
+
+}  // namespace sela

@@ -1,0 +1,134 @@
+// Driver of the fused Sinkhorn pass on the CPU: scratch memory, threads, and the sums over blocks and workers.
+#include "sela/sinkhorn.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/sinkhorn_loops.h"
+#include "sela/parallel.h"
+
+namespace sela {
+namespace {
+
+constexpr std::size_t kAlign = 64;
+
+/// Zeroed memory that starts on a cache line.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count)
+      : data_(static_cast<T*>(::operator new(std::max<int64_t>(count, 1) * sizeof(T), std::align_val_t(kAlign)))) {
+    std::fill_n(data_, std::max<int64_t>(count, 1), T());
+  }
+  ~Aligned() { ::operator delete(data_, std::align_val_t(kAlign)); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+  T* get() { return data_; }
+
+ private:
+  T* data_;
+};
+
+void check(const SinkhornPass& pass, const SinkhornSums& sums) {
+  const auto refuse = [](const std::string& what) { throw std::invalid_argument("sinkhorn_pass: " + what); };
+  if (pass.rows < 0 || pass.cols < 1 || pass.cols > std::numeric_limits<int32_t>::max() - kSinkhornChunk)
+    refuse("expected rows >= 0 and 1 <= cols < 2^31, found " + std::to_string(pass.rows) + " x " +
+           std::to_string(pass.cols));
+  if (pass.stride < pass.cols)
+    refuse("expected stride >= cols, found " + std::to_string(pass.stride) + " < " + std::to_string(pass.cols));
+  if (!(pass.scale > 0.0) || !std::isfinite(pass.scale))
+    refuse("expected a finite scale > 0, found " + std::to_string(pass.scale));
+  if (!(pass.largest_weight > 0.0) || !std::isfinite(pass.largest_weight))
+    refuse("expected a finite largest weight > 0, found " + std::to_string(pass.largest_weight));
+  if (pass.potential == nullptr || (pass.logits == nullptr && pass.rows > 0) || sums.column_sums == nullptr)
+    refuse("logits, potential and column_sums must not be null");
+}
+
+using BlockFunction = SinkhornBlockTotals (*)(const SinkhornTask&, int64_t, const SinkhornScratch&);
+
+BlockFunction block_function(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return &avx512::sinkhorn_block;
+  if (isa == Isa::avx2) return &avx2::sinkhorn_block;
+#endif
+  (void)isa;
+  return &generic::sinkhorn_block;
+}
+
+}  // namespace
+
+double sinkhorn_resolution(int64_t rows, double largest_weight) {
+  // Sum <= rows * largest_weight (1 + rounding); 2^61 units leave a factor of two below the end of int64.
+  const double bound = std::max<double>(1.0, static_cast<double>(rows)) * largest_weight;
+  return std::ldexp(1.0, static_cast<int>(std::ceil(std::log2(bound))) - 61);
+}
+
+void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa) {
+  check(pass, sums);
+  const int64_t blocks = (pass.rows + kSinkhornRows - 1) / kSinkhornRows;
+  const bool is_double = pass.type == LogitsType::float64;
+
+  SinkhornTask task;
+  task.pass = pass;
+  task.out = sums;
+  task.padded = (pass.cols + kSinkhornChunk - 1) / kSinkhornChunk * kSinkhornChunk;
+  task.units = 1.0 / sinkhorn_resolution(pass.rows, pass.largest_weight);
+  task.labels = sums.labels != nullptr;
+  const double inf = std::numeric_limits<double>::infinity();
+  Aligned<float> potential(is_double ? 0 : task.padded);
+  Aligned<double> potential64(is_double ? task.padded : 0);
+  for (int64_t j = 0; j < task.padded; ++j) {
+    const double g = j < pass.cols ? pass.potential[j] : -inf;
+    if (is_double)
+      potential64.get()[j] = g;
+    else
+      potential.get()[j] = static_cast<float>(g);
+  }
+  task.potential = potential.get();
+  task.potential64 = potential64.get();
+
+  const int workers =
+      static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads > 0 ? threads : available_threads(), blocks)));
+  // The four rows of terms are kept apart by an odd number of cache lines, or they would share the sets of the cache.
+  const int64_t terms_stride = task.padded + 16;
+  const int64_t terms = is_double ? task.padded : 4 * terms_stride;
+  Aligned<int64_t> columns(workers * task.padded);
+  Aligned<float> terms_float(is_double ? 0 : workers * terms), partial_float(is_double ? 0 : workers * task.padded);
+  Aligned<double> terms_double(is_double ? workers * terms : 0), partial_double(is_double ? workers * task.padded : 0);
+  Aligned<int32_t> live(workers * (task.padded / kSinkhornChunk));
+  std::vector<SinkhornBlockTotals> totals(static_cast<size_t>(blocks));
+
+  const BlockFunction body = block_function(isa);
+  parallel_blocks(blocks, workers, [&](int64_t block, int worker) {
+    SinkhornScratch scratch;
+    scratch.columns = columns.get() + worker * task.padded;
+    scratch.terms_stride = terms_stride;
+    scratch.live = live.get() + worker * (task.padded / kSinkhornChunk);
+    if (is_double) {
+      scratch.terms = terms_double.get() + worker * terms;
+      scratch.partial = partial_double.get() + worker * task.padded;
+    } else {
+      scratch.terms = terms_float.get() + worker * terms;
+      scratch.partial = partial_float.get() + worker * task.padded;
+    }
+    totals[static_cast<size_t>(block)] = body(task, block, scratch);
+  });
+
+  std::fill_n(sums.column_sums, pass.cols, int64_t{0});
+  for (int worker = 0; worker < workers; ++worker)
+    for (int64_t j = 0; j < pass.cols; ++j) sums.column_sums[j] += columns.get()[worker * task.padded + j];
+  sums.objective = sums.weight = 0.0;
+  sums.masked = 0;
+  for (const SinkhornBlockTotals& t : totals) {
+    sums.objective += t.objective;
+    sums.weight += t.weight;
+    sums.masked += t.masked;
+  }
+}
+
+}  // namespace sela

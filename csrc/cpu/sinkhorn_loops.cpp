@@ -1,0 +1,466 @@
+// The fused Sinkhorn pass over one block of rows: log-sum-exp, column sums, objective and labels in one read.
+//
+// Note [Fused pass]
+// A row is swept twice, but only the first sweep reads memory: it writes the terms e[j] = exp(t[j] - ref) to a buffer
+// in the first-level cache and sums them; the second adds e / sum to the column sums.  ref is the row's log-sum-exp of
+// an earlier pass, so no sweep for the maximum is needed; should the sum leave its safe range, the row is done again
+// from its maximum, and that is also where rows with NaN or infinities are found.
+//   t - ref is computed as fma(x, scale, -ref) + g: exact products, one rounding where the numbers are already small,
+// then g.  The rounding of ref is the same for the whole row and cancels.  Multiplying by log2(e) comes last.
+//   Dense rows go four at a time, so that g and the column sums are loaded once for four rows.  Peaked rows go one by
+// one, and chunks of 32 columns whose terms all lie far below the reference cost two fma per vector and no exp.  Which
+// form a row takes is decided by the row itself (four probed chunks), and both forms of a dense row do the same
+// operations in the same order: a bad row never changes the bits of its neighbours.
+#include "cpu/sinkhorn_loops.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "cpu/simd.h"
+
+namespace sela {
+namespace SELA_ISA {
+namespace {
+
+constexpr int64_t W = vfloat::kLanes;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Safe range of a row's sum relative to its reference.  Dense: terms below 1e-38 are lost, 1e-18 of the sum at most.
+constexpr float kDenseLow = 1e-20f, kHigh = 1e30f;
+// Skipping: what is dropped must stay below e^-17 of the sum, so the sum must not be far below 1 (e^-2, see
+// dead_level).
+constexpr float kSkipLow = 0.1353f;
+// Fewer columns than this are not worth a probe.
+constexpr int64_t kProbeColumns = 256;
+constexpr int kProbes = 4;
+
+/// Terms below exp(-level) count as dead: 26 nats, more when there are so many columns that they would add up.
+inline float dead_level(int64_t cols) {
+  const float needed = std::log(static_cast<float>(cols)) + 19.0f;
+  return needed > 26.0f ? needed : 26.0f;
+}
+
+/// Logits x[j .. j + W) of one row; zeros behind the last column.
+template <class T>
+inline vfloat load_logits(const T* x, int64_t j, int64_t cols) {
+  if (j + W <= cols) return load(x + j);
+  if (j >= cols) return set1(0.0f);
+  return load_tail(x + j, cols - j);
+}
+
+/// Best column of one row, lane by lane, then over the lanes.
+struct Best {
+  vfloat value = set1(-kInfinity);
+  vfloat vector = set1(0.0f);  // number of the vector, exact in float up to 2^24 vectors
+  inline void offer(vfloat t, float number) {
+    vector = select_greater(t, value, set1(number), vector);
+    value = max(t, value);
+  }
+  inline int32_t column() const {
+    float values[W], numbers[W];
+    store(values, value);
+    store(numbers, vector);
+    float best = -kInfinity;
+    int64_t column = 0;
+    for (int64_t lane = 0; lane < W; ++lane) {
+      const int64_t j = static_cast<int64_t>(numbers[lane]) * W + lane;
+      if (values[lane] > best || (values[lane] == best && j < column)) {
+        best = values[lane];
+        column = j;
+      }
+    }
+    return static_cast<int32_t>(column);
+  }
+};
+
+/// First sweep over R dense rows: terms to `terms`, sums to `sums`.
+/// `ahead` is the distance in bytes to the row that is prefetched meanwhile: four interleaved rows look random to the
+/// hardware's own prefetcher (without: half the speed from memory).
+template <int R, bool kLabels, class T>
+inline void dense_terms(const T* const* x, const float* ref, int64_t cols, const float* g, float scale, float* terms,
+                        int64_t terms_stride, int64_t ahead, float* sums, int32_t* labels) {
+  const vfloat s = set1(scale);
+  vfloat minus[R], sum[R];
+  Best best[R];
+  for (int q = 0; q < R; ++q) {
+    minus[q] = set1(-ref[q]);
+    sum[q] = set1(0.0f);
+  }
+  const int64_t full = cols / W * W;
+  for (int64_t j = 0; j < full; j += W) {
+    const vfloat gj = load(g + j);
+#pragma GCC unroll 4
+    for (int q = 0; q < R; ++q) {
+      prefetch(x[q] + j, ahead);
+      const vfloat t = fma(load(x[q] + j), s, minus[q]) + gj;
+      if (kLabels) best[q].offer(t, static_cast<float>(j / W));
+      const vfloat e = exp(t);
+      store(terms + q * terms_stride + j, e);
+      sum[q] = sum[q] + e;
+    }
+  }
+  if (full < cols) {
+    const vfloat gj = load(g + full);
+    for (int q = 0; q < R; ++q) {
+      const vfloat t = fma(load_tail(x[q] + full, cols - full), s, minus[q]) + gj;
+      if (kLabels) best[q].offer(t, static_cast<float>(full / W));
+      const vfloat e = exp(t);
+      store(terms + q * terms_stride + full, e);
+      sum[q] = sum[q] + e;
+    }
+  }
+  for (int q = 0; q < R; ++q) {
+    sums[q] = reduce_add(sum[q]);
+    if (kLabels) labels[q] = best[q].column();
+  }
+}
+
+/// Second sweep over R dense rows: partial[j] += sum_q factor[q] * terms[q, j].
+template <int R>
+inline void dense_add(const float* terms, int64_t terms_stride, const float* factor, int64_t cols, float* partial) {
+  vfloat f[R];
+  for (int q = 0; q < R; ++q) f[q] = set1(factor[q]);
+  for (int64_t j = 0; j < cols; j += W) {  // scratch rows are padded: no tail
+    vfloat a = load(partial + j);
+#pragma GCC unroll 4
+    for (int q = 0; q < R; ++q) a = fma(load(terms + q * terms_stride + j), f[q], a);
+    store(partial + j, a);
+  }
+}
+
+/// First sweep over one peaked row.  Live chunks are packed: terms of chunk live[k] at terms + 32 k.
+/// Returns the sum; `count` chunks are live.
+template <bool kLabels, class T>
+inline float peaked_terms(const T* x, float ref, int64_t cols, const float* g, float scale, float level, float* terms,
+                          int64_t ahead, int32_t* live, int64_t* count, int32_t* label) {
+  constexpr int64_t kVectors = kSinkhornChunk / W;
+  const vfloat s = set1(scale), minus = set1(-ref), dead = set1(-level);
+  vfloat sum = set1(0.0f);
+  Best best;
+  int64_t n = 0;
+  const auto chunk = [&](int64_t j, auto load_at) {
+    vfloat t[kVectors];
+    for (int64_t byte = 0; byte < kSinkhornChunk * static_cast<int64_t>(sizeof(T)); byte += 64)
+      prefetch(x + j, ahead + byte);
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kVectors; ++v) t[v] = fma(load_at(j + v * W), s, minus) + load(g + j + v * W);
+    vmask alive = not_below(t[0], dead);  // NaN counts as alive and so reaches the sum
+#pragma GCC unroll 8
+    for (int64_t v = 1; v < kVectors; ++v) alive = alive | not_below(t[v], dead);
+    if (!any(alive)) return;
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kVectors; ++v) {
+      if (kLabels) best.offer(t[v], static_cast<float>(j / W + v));
+      const vfloat e = exp(t[v]);
+      store(terms + n * kSinkhornChunk + v * W, e);
+      sum = sum + e;
+    }
+    live[n++] = static_cast<int32_t>(j / kSinkhornChunk);
+  };
+  const int64_t full = cols / kSinkhornChunk * kSinkhornChunk;
+  for (int64_t j = 0; j < full; j += kSinkhornChunk) chunk(j, [&](int64_t k) { return load(x + k); });
+  if (full < cols) chunk(full, [&](int64_t k) { return load_logits(x, k, cols); });
+  *count = n;
+  if (kLabels) *label = best.column();
+  return reduce_add(sum);
+}
+
+/// Second sweep over one peaked row: partial += factor * terms of the live chunks.
+inline void peaked_add(const float* terms, const int32_t* live, int64_t count, float factor, float* partial) {
+  const vfloat f = set1(factor);
+  for (int64_t k = 0; k < count; ++k) {
+    float* p = partial + live[k] * kSinkhornChunk;
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kSinkhornChunk; v += W)
+      store(p + v, fma(load(terms + k * kSinkhornChunk + v), f, load(p + v)));
+  }
+}
+
+/// True when at least half of four probed chunks of a row hold a live term.
+template <class T>
+inline bool looks_dense(const T* x, float ref, int64_t cols, const float* g, float scale, float level) {
+  const vfloat s = set1(scale), minus = set1(-ref), dead = set1(-level);
+  const int64_t step = cols / kSinkhornChunk / kProbes * kSinkhornChunk;
+  int live = 0;
+  for (int64_t j = 0; j < kProbes * step; j += step) {
+    vmask alive = not_below(fma(load(x + j), s, minus) + load(g + j), dead);
+    for (int64_t v = W; v < kSinkhornChunk; v += W)
+      alive = alive | not_below(fma(load(x + j + v), s, minus) + load(g + j + v), dead);
+    live += any(alive);
+  }
+  return 2 * live >= kProbes;
+}
+
+/// max_j of scale * x[j] + g[j], NaN ignored.
+template <class T>
+inline float row_maximum(const T* x, int64_t cols, const float* g, float scale) {
+  const vfloat s = set1(scale);
+  vfloat a = set1(-kInfinity), b = a;
+  const int64_t full = cols / (2 * W) * (2 * W);
+  for (int64_t j = 0; j < full; j += 2 * W) {
+    a = max(fma(load(x + j), s, load(g + j)), a);
+    b = max(fma(load(x + j + W), s, load(g + j + W)), b);
+  }
+  for (int64_t j = full; j < cols; j += W) a = max(fma(load_logits(x, j, cols), s, load(g + j)), a);
+  return reduce_max(max(a, b));
+}
+
+/// The careful form, for rows that the others could not do: finds the best column m and computes every term relative to
+/// it, t[j] = (x[j] - x[m]) * scale + (g[j] - g[m]), so that the largest term is 1 however large the numbers are.
+/// Returns the sum and its reference, or NaN for a row to mask.
+template <class T>
+float careful_terms(const T* x, int64_t cols, const float* g, float scale, float* terms, double* ref, int32_t* label) {
+  float row[W], best = -kInfinity, best_x = 0.0f;
+  int64_t best_j = -1;
+  for (int64_t j = 0; j < cols; j += W) {
+    store(row, load_logits(x, j, cols));
+    for (int64_t v = 0; v < W && j + v < cols; ++v) {
+      const float t = scale * row[v] + g[j + v];
+      if (!(t < kInfinity)) return std::numeric_limits<float>::quiet_NaN();  // NaN and +inf
+      if (t > best) {
+        best = t;
+        best_x = row[v];
+        best_j = j + v;
+      }
+    }
+  }
+  if (best_j < 0) return std::numeric_limits<float>::quiet_NaN();  // all -inf
+  const vfloat xm = set1(best_x), gm = set1(g[best_j]), s = set1(scale);
+  vfloat sum = set1(0.0f);
+  for (int64_t j = 0; j < cols; j += W) {
+    const vfloat e = exp(fma(load_logits(x, j, cols) - xm, s, load(g + j) - gm));
+    store(terms + j, e);
+    sum = sum + e;
+  }
+  *ref = static_cast<double>(best_x) * scale + g[best_j];
+  *label = static_cast<int32_t>(best_j);
+  return reduce_add(sum);
+}
+
+/// Adds a block's partial sums to the integer ones and clears them.
+template <class A>
+inline void flush(A* partial, int64_t cols, double units, int64_t* columns) {
+  for (int64_t j = 0; j < cols; ++j) columns[j] += static_cast<int64_t>(static_cast<double>(partial[j]) * units + 0.5);
+  std::memset(partial, 0, static_cast<size_t>(cols) * sizeof(A));
+}
+
+/// One row after its first sweep: writes its results, counts it, and returns the factor of its terms.
+struct RowWriter {
+  const SinkhornTask& task;
+  SinkhornBlockTotals& totals;
+
+  float finish(int64_t row, double ref, float sum, int32_t label) const {
+    const double lse = ref + std::log(static_cast<double>(sum));
+    if (task.out.lse != nullptr) static_cast<float*>(task.out.lse)[row] = static_cast<float>(lse);
+    if (task.labels) task.out.labels[row] = label;
+    const float weight = task.pass.row_weights != nullptr ? task.pass.row_weights[row] : 1.0f;
+    if (weight > 0.0f) {
+      totals.objective += static_cast<double>(weight) * lse;
+      totals.weight += static_cast<double>(weight);
+    }
+    return weight / sum;
+  }
+  void mask(int64_t row) const {
+    if (task.out.lse != nullptr) static_cast<float*>(task.out.lse)[row] = std::numeric_limits<float>::quiet_NaN();
+    if (task.labels) task.out.labels[row] = -1;
+    ++totals.masked;
+  }
+};
+
+template <bool kLabels, class T>
+SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const SinkhornScratch& scratch) {
+  const SinkhornPass& pass = task.pass;
+  const int64_t cols = pass.cols, stride = scratch.terms_stride;
+  const int64_t first = block * kSinkhornRows;
+  const int64_t last = first + kSinkhornRows < pass.rows ? first + kSinkhornRows : pass.rows;
+  const float scale = static_cast<float>(pass.scale), level = dead_level(cols);
+  const int64_t ahead = 4 * pass.stride * static_cast<int64_t>(sizeof(T));
+  const float* g = task.potential;
+  const float* reference = static_cast<const float*>(pass.reference);
+  float* terms = static_cast<float*>(scratch.terms);
+  float* partial = static_cast<float*>(scratch.partial);
+  SinkhornBlockTotals totals;
+  const RowWriter writer{task, totals};
+
+  // The sums of a dense row are in; redo it carefully if they are out of range.  Adds nothing to the column sums.
+  const auto finish_dense = [&](int64_t row, const T* x, float ref, float sum, int32_t label, float* own) {
+    double exact = ref;
+    if (!(sum > kDenseLow && sum < kHigh)) {
+      sum = careful_terms(x, cols, g, scale, own, &exact, &label);
+      if (!(sum > 0.0f)) {
+        writer.mask(row);
+        std::memset(own, 0, static_cast<size_t>(task.padded) * sizeof(float));  // 0 * NaN would spoil the sums
+        return 0.0f;
+      }
+    }
+    return writer.finish(row, exact, sum, label);
+  };
+
+  for (int64_t i = first; i < last; i += 4) {
+    const int64_t n = last - i < 4 ? last - i : 4;
+    const T* x[4];
+    float ref[4];
+    bool dense[4];
+    bool together = n == 4;
+    for (int64_t q = 0; q < n; ++q) {
+      x[q] = static_cast<const T*>(pass.logits) + (i + q) * pass.stride;
+      ref[q] = reference != nullptr ? reference[i + q] : row_maximum(x[q], cols, g, scale);
+      dense[q] = cols < kProbeColumns || looks_dense(x[q], ref[q], cols, g, scale, level);
+      together = together && dense[q];
+    }
+    float sum[4], factor[4];
+    int32_t label[4] = {-1, -1, -1, -1};
+    if (together) {
+      dense_terms<4, kLabels>(x, ref, cols, g, scale, terms, stride, ahead, sum, label);
+      for (int q = 0; q < 4; ++q) factor[q] = finish_dense(i + q, x[q], ref[q], sum[q], label[q], terms + q * stride);
+      dense_add<4>(terms, stride, factor, cols, partial);
+      continue;
+    }
+    for (int64_t q = 0; q < n; ++q) {
+      if (!dense[q]) {
+        int64_t live = 0;
+        float s = 0.0f;
+        for (int attempt = 0; attempt < 2; ++attempt) {
+          s = peaked_terms<kLabels>(x[q], ref[q], cols, g, scale, level, terms, ahead, scratch.live, &live, label);
+          if (s > kSkipLow && s < kHigh) break;
+          if (s > 1e-30f && s < kHigh) ref[q] += std::log(s);  // the row moved; its sum tells where to
+          s = 0.0f;
+        }
+        if (s > 0.0f) {
+          peaked_add(terms, scratch.live, live, writer.finish(i + q, ref[q], s, label[0]), partial);
+          continue;
+        }
+      }
+      dense_terms<1, kLabels>(x + q, ref + q, cols, g, scale, terms, stride, ahead, sum, label);
+      const float f = finish_dense(i + q, x[q], ref[q], sum[0], label[0], terms);
+      dense_add<1>(terms, stride, &f, cols, partial);
+    }
+  }
+  flush(partial, cols, task.units, scratch.columns);
+  return totals;
+}
+
+// ---- float64: the same in plain form, one row at a time.
+
+#if defined(SELA_ISA_avx512)
+constexpr int64_t D = 8;
+#elif defined(SELA_ISA_avx2)
+constexpr int64_t D = 4;
+#else
+constexpr int64_t D = 2;
+#endif
+typedef double vdouble __attribute__((vector_size(D * sizeof(double))));
+typedef int64_t vlong __attribute__((vector_size(D * sizeof(double))));
+
+inline vdouble load64(const double* p) {
+  vdouble a;
+  std::memcpy(&a, p, sizeof(a));
+  return a;
+}
+
+/// e^x to about 1 unit in the last place for |x| <= 700; clamped there; NaN for NaN.
+inline vdouble exp64(vdouble x) {
+  const vdouble zero = {};
+  const vdouble low = zero - 700.0, high = zero + 700.0;
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const double magic = 6755399441055744.0;  // 1.5 * 2^52
+  const vdouble shifted = x * 1.4426950408889634 + magic;
+  const vdouble n = shifted - magic;
+  const vdouble r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;  // ln 2 in two parts
+  vdouble p = zero + 1.0 / 6227020800.0;  // Taylor: r^14 / 14! < 5e-18 for |r| <= ln(2) / 2
+  const double c[13] = {1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,      1.0 / 720,
+                        1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600};
+  for (int i = 12; i >= 0; --i) p = p * r + c[i];
+  return reinterpret_cast<vdouble>(reinterpret_cast<vlong>(p) + (reinterpret_cast<vlong>(shifted) << 52));
+}
+
+SinkhornBlockTotals block_double(const SinkhornTask& task, int64_t block, const SinkhornScratch& scratch) {
+  const SinkhornPass& pass = task.pass;
+  const int64_t cols = pass.cols, full = cols / D * D;
+  const int64_t first = block * kSinkhornRows;
+  const int64_t last = first + kSinkhornRows < pass.rows ? first + kSinkhornRows : pass.rows;
+  const double inf = std::numeric_limits<double>::infinity();
+  const double* g = task.potential64;
+  const double* reference = static_cast<const double*>(pass.reference);
+  double* terms = static_cast<double*>(scratch.terms);
+  double* partial = static_cast<double*>(scratch.partial);
+  SinkhornBlockTotals totals;
+
+  for (int64_t i = first; i < last; ++i) {
+    const double* x = static_cast<const double*>(pass.logits) + i * pass.stride;
+    double ref = reference != nullptr ? reference[i] : std::numeric_limits<double>::quiet_NaN(), sum = 0.0;
+    int64_t label = -1;
+    for (int attempt = reference != nullptr ? 0 : 1; attempt < 2; ++attempt) {
+      if (attempt == 1 || task.labels) {
+        double best = -inf;
+        label = -1;
+        for (int64_t j = 0; j < cols; ++j) {
+          const double t = x[j] * pass.scale + g[j];
+          if (t > best) {
+            best = t;
+            label = j;
+          }
+        }
+        if (attempt == 1) ref = best;
+      }
+      vdouble total = {};
+      for (int64_t j = 0; j < full; j += D) {
+        const vdouble e = exp64((load64(x + j) * pass.scale + load64(g + j)) - ref);
+        std::memcpy(terms + j, &e, sizeof(e));
+        total += e;
+      }
+      if (full < cols) {
+        double tail[D];
+        for (int64_t v = 0; v < D; ++v) tail[v] = full + v < cols ? x[full + v] : 0.0;
+        const vdouble e = exp64((load64(tail) * pass.scale + load64(g + full)) - ref);
+        std::memcpy(terms + full, &e, sizeof(e));
+        total += e;
+      }
+      sum = 0.0;
+      for (int64_t v = 0; v < D; ++v) sum += total[v];
+      if (sum > 1e-200 && sum < 1e200) break;
+    }
+    const bool bad = !(sum > 1e-200 && sum < 1e200);
+    const double lse = bad ? std::numeric_limits<double>::quiet_NaN() : ref + std::log(sum);
+    if (task.out.lse != nullptr) static_cast<double*>(task.out.lse)[i] = lse;
+    if (task.labels) task.out.labels[i] = bad ? -1 : static_cast<int32_t>(label);
+    if (bad) {
+      ++totals.masked;
+      continue;
+    }
+    const double weight = pass.row_weights != nullptr ? static_cast<double>(pass.row_weights[i]) : 1.0;
+    if (!(weight > 0.0)) continue;
+    totals.objective += weight * lse;
+    totals.weight += weight;
+    const double factor = weight / sum;
+    for (int64_t j = 0; j < cols; ++j) partial[j] += terms[j] * factor;
+  }
+  flush(partial, cols, task.units, scratch.columns);
+  return totals;
+}
+
+template <class T>
+SinkhornBlockTotals block_of(const SinkhornTask& task, int64_t block, const SinkhornScratch& scratch) {
+  return task.labels ? block_float<true, T>(task, block, scratch) : block_float<false, T>(task, block, scratch);
+}
+
+}  // namespace
+
+SinkhornBlockTotals sinkhorn_block(const SinkhornTask& task, int64_t block, const SinkhornScratch& scratch) {
+  const FlushToZero flush_to_zero;
+  switch (task.pass.type) {
+    case LogitsType::float64:
+      return block_double(task, block, scratch);
+    case LogitsType::float16:
+      return block_of<half_bits>(task, block, scratch);
+    case LogitsType::bfloat16:
+      return block_of<bfloat_bits>(task, block, scratch);
+    default:
+      return block_of<float>(task, block, scratch);
+  }
+}
+
+}  // namespace SELA_ISA
+}  // namespace sela

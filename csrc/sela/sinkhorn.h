@@ -1,0 +1,63 @@
+#pragma once
+#include <cstdint>
+
+#include "sela/dispatch.h"
+
+namespace sela {
+
+/// Storage type of the logits.  Arithmetic is in double for float64 and in float for the others.
+enum class LogitsType { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 };
+
+/// Rows per block: sums over rows are in floating point inside a block, and blocks start at multiples of this, so the
+/// bits of all results depend on neither threads nor scheduling.
+constexpr int64_t kSinkhornRows = 128;
+
+/// Inputs of one fused pass over logits for potentials g = log beta (nats):
+///   t[i, j] = scale * logits[i, j] + g[j];   lse[i] = log sum_j exp(t[i, j]);   p[i, j] = exp(t[i, j] - lse[i]).
+/// All pointers are borrowed for the call.  On the GPU path every pointer is device memory.
+///
+/// A row is masked when it holds NaN or +inf, when all of it is -inf, or when scale * logits overflows to such a row; a
+/// single -inf is legal and means p = 0.
+struct SinkhornPass {
+  const void* logits = nullptr;  ///< [rows, cols] row-major, elements of `type`
+  LogitsType type = LogitsType::float32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t stride = 0;  ///< elements from one row to the next, >= cols
+  double scale = 1.0;  ///< > 0, finite; rounded to float unless type is float64
+
+  const double* potential = nullptr;   ///< [cols], finite; rounded to float unless type is float64
+  const float* row_weights = nullptr;  ///< [rows], finite, >= 0, or null: all 1.  0 takes the row out of all sums
+  double largest_weight = 1.0;         ///< >= every row weight; fixes the resolution of the integer sums
+  /// [rows] log-sum-exp of an earlier pass (float, or double for float64), or null.  It saves the sweep for the row
+  /// maximum; it need not be near: a row whose sum leaves the safe range is done again from its maximum.
+  const void* reference = nullptr;
+};
+
+/// Outputs of one fused pass.  Arrays are allocated by the caller; null ones are not computed.
+struct SinkhornSums {
+  /// [cols] sum_i w[i] p[i, j] over unmasked rows, in units of `resolution` (see sinkhorn_resolution)
+  int64_t* column_sums = nullptr;
+  void* lse = nullptr;        ///< [rows] float, or double for float64; NaN for masked rows
+  int32_t* labels = nullptr;  ///< [rows] argmax_j t[i, j], the lowest j of equals; -1 for masked rows
+  double objective = 0.0;     ///< sum_i w[i] lse[i] over unmasked rows
+  double weight = 0.0;        ///< sum_i w[i] over unmasked rows
+  int64_t masked = 0;         ///< masked rows, of any weight
+};
+
+/// Value of one unit of the integer column sums: a power of two, such that no sum over `rows` rows overflows.
+double sinkhorn_resolution(int64_t rows, double largest_weight);
+
+/// One read of the logits on the CPU.  threads <= 0: all processors of this process.
+/// The result is the same, bit by bit, for any number of threads; it differs in rounding between instruction sets.
+/// Throws std::invalid_argument for sizes, strides, scales or weights out of range.
+void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa);
+
+/// The same on the current CUDA device, in the order of `stream` (a cudaStream_t).  The outputs are device memory, with
+/// the scalars in `totals`: double [2 * blocks] (objective and weight of each block of kSinkhornRows rows, to be summed
+/// in order) and `masked`: int64 [1].  column_sums and masked must be zero before.  Nothing waits for the device.
+/// Throws std::runtime_error without CUDA, on a device the build has no code for, and when the launch fails.
+void sinkhorn_pass_cuda(const SinkhornPass& pass, const SinkhornSums& sums, double* totals, int64_t* masked,
+                        void* stream);
+
+}  // namespace sela

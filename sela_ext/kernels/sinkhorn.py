@@ -1,0 +1,328 @@
+"""The fused Sinkhorn pass: one read of the logits gives all that a solver needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sela_ext import _core
+from sela_ext.errors import DataError, OptionError, ResourceError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+ROWS_PER_BLOCK = 128
+_NUMPY_TYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+
+
+@dataclass(frozen=True)
+class SinkhornSums:
+    """What one pass over logits [N, K] gives. Arrays are of the kind (numpy or torch, device) of the logits.
+
+    Attributes:
+        column_sums: float64 [K], sum over rows of weight times p[i, k].
+        objective: sum over rows of weight times log-sum-exp, nats.
+        weight: sum of the row weights that entered (N without weights and masked rows).
+        lse: log-sum-exp of each row [N], float32 (float64 for float64 logits); NaN for masked rows.
+        labels: int32 [N], argmax of each row, -1 for masked rows; None when not asked for.
+        masked: number of masked rows.
+    """
+
+    column_sums: Any
+    objective: float
+    weight: float
+    lse: Any
+    labels: Any | None
+    masked: int
+
+
+def _is_torch(value: object) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def check_logits(logits: Any) -> str:
+    """Check that logits are [N, K] of a supported type, and return the name of that type."""
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 2:
+        found = type(logits).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise DataError(f"logits: expected a numpy or torch array [N, K], found {found}")
+    name = str(logits.dtype).removeprefix("torch.")
+    if name not in ("float32", "float16", "bfloat16", "float64"):
+        raise DataError(
+            f"logits: expected float32, float16, bfloat16 or float64, found {name}; convert them, e.g. to float32"
+        )
+    if shape[1] < 1:
+        raise DataError("logits: expected at least one column, found K = 0")
+    return name
+
+
+def check_vector(name: str, value: Any, length: int) -> npt.NDArray[np.float64]:
+    """A finite vector [length] of any number type as float64 numpy."""
+    if _is_torch(value):
+        value = value.detach().cpu().double().numpy()
+    try:
+        vector = np.ascontiguousarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"{name}: expected {length} numbers, found {type(value).__name__}") from error
+    if vector.shape != (length,):
+        raise OptionError(f"{name}: expected shape ({length},), found {vector.shape}")
+    if not np.isfinite(vector).all():
+        bad = int(np.flatnonzero(~np.isfinite(vector))[0])
+        raise OptionError(f"{name}: expected finite numbers, found {vector[bad]} at {bad}")
+    return vector
+
+
+def check_weights(value: Any, rows: int) -> npt.NDArray[np.float32]:
+    """Row weights [rows], finite and >= 0, as float32 numpy."""
+    weights = check_vector("row_weights", value, rows)
+    if rows and float(weights.min()) < 0:
+        bad = int(np.argmin(weights))
+        raise OptionError(f"row_weights: expected numbers >= 0, found {weights[bad]} at {bad}")
+    if rows and float(weights.max()) > 1e30:
+        raise OptionError(f"row_weights: expected numbers up to 1e30, found {weights.max()}")
+    return weights.astype(np.float32)
+
+
+def check_scale(scale: float, name: str) -> float:
+    """A finite positive number."""
+    if isinstance(scale, bool) or not isinstance(scale, (int, float, np.integer, np.floating)):
+        raise OptionError(f"scale: expected a number > 0, found {type(scale).__name__}")
+    value = float(scale)
+    if not math.isfinite(value) or value <= 0:
+        raise OptionError(f"scale: expected a finite number > 0, found {value}")
+    if name != "float64" and not 1e-30 < value < 1e30:
+        raise OptionError(f"scale: expected a number in 1e-30 .. 1e30 for {name} logits, found {value}")
+    return value
+
+
+def sinkhorn_pass(
+    logits: Any,
+    potential: Any,
+    *,
+    scale: float = 1.0,
+    row_weights: Any = None,
+    reference: Any = None,
+    want_labels: bool = False,
+    threads: int = 0,
+    isa: str = "",
+) -> SinkhornSums:
+    """Read logits once and return row log-sum-exp, column sums, objective and, if asked, argmax labels.
+
+    In torch: ``t = scale * logits + potential; lse = t.logsumexp(1); p = (t - lse[:, None]).exp()``, then
+    ``(w[:, None] * p).sum(0)``, ``(w * lse).sum()`` and ``t.argmax(1)``. A row that holds NaN or +inf, or only -inf, is
+    masked: label -1, in no sum, counted; the other rows' results keep their bits. The bits depend on neither threads
+    nor scheduling. Runs on the device of the logits.
+
+    Args:
+        logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch. Rows may be strided, columns are copied
+            together if they are not adjacent.
+        potential: [K] log beta in nats, finite.
+        scale: lambda > 0. float32, unless the logits are float64.
+        row_weights: [N] >= 0, or None for ones. 0 takes a row out of the sums; it keeps its label.
+        reference: [N] log-sum-exp of an earlier pass, which makes this one faster; any values give the same result up
+            to rounding.
+        want_labels: also return labels.
+        threads: CPU threads, 0 for all.
+        isa: CPU instruction set, "" for the one in use ("generic", "avx2", "avx512"; for tests).
+
+    Returns:
+        SinkhornSums.
+
+    Raises:
+        DataError: logits of a wrong shape or type.
+        OptionError: another argument of a wrong shape or value.
+        ResourceError: CUDA logits, and this build or device has no CUDA kernel.
+
+    Example:
+        >>> import numpy as np
+        >>> sums = sinkhorn_pass(np.zeros((4, 2), np.float32), np.zeros(2), want_labels=True)
+        >>> sums.column_sums.tolist(), sums.labels.tolist()
+        ([2.0, 2.0], [0, 0, 0, 0])
+
+    Source: SeLa, section 3.2, equations 5-6, in the log domain.
+    """
+    name = check_logits(logits)
+    rows, cols = (int(n) for n in logits.shape)
+    scale = check_scale(scale, name)
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 4096:
+        raise OptionError(f"threads: expected an integer in 0 .. 4096 (0 = all), found {threads!r}")
+    if _is_torch(logits) and logits.device.type == "cuda":
+        return _pass_cuda(logits, name, potential, scale, row_weights, reference, want_labels)
+    if _is_torch(logits) and logits.device.type != "cpu":
+        raise OptionError(f"logits: expected a tensor on cpu or cuda, found {logits.device}; move it with .cpu()")
+
+    g = check_vector("potential", potential, cols)
+    weights = None if row_weights is None else check_weights(row_weights, rows)
+    largest = 1.0 if weights is None or not rows else max(float(weights.max()), 1e-30)
+    lse_type = np.float64 if name == "float64" else np.float32
+    before = None if reference is None else _reference(reference, rows, lse_type)
+
+    # `keep` holds whatever memory the addresses point into until the call is over.
+    keep, address, stride = _rows_of(logits)
+    columns = np.empty(cols, np.int64)
+    lse = np.empty(rows, lse_type)
+    labels = np.empty(rows, np.int32) if want_labels else None
+    objective, weight, masked = _core.sinkhorn_pass_cpu(
+        address,
+        name,
+        rows,
+        cols,
+        stride,
+        scale,
+        g.ctypes.data,
+        0 if weights is None else weights.ctypes.data,
+        largest,
+        0 if before is None else before.ctypes.data,
+        columns.ctypes.data,
+        lse.ctypes.data,
+        0 if labels is None else labels.ctypes.data,
+        threads,
+        isa,
+    )
+    del keep
+    sums = columns.astype(np.float64) * _core.sinkhorn_resolution(rows, largest)
+    if not _is_torch(logits):
+        return SinkhornSums(sums, objective, weight, lse, labels, masked)
+    import torch
+
+    return SinkhornSums(
+        torch.from_numpy(sums),
+        objective,
+        weight,
+        torch.from_numpy(lse),
+        None if labels is None else torch.from_numpy(labels),
+        masked,
+    )
+
+
+def _reference(value: Any, rows: int, lse_type: Any) -> npt.NDArray[Any]:
+    if _is_torch(value):
+        value = value.detach().cpu().numpy()
+    before = np.ascontiguousarray(value, dtype=lse_type)
+    if before.shape != (rows,):
+        raise OptionError(f"reference: expected shape ({rows},), found {before.shape}")
+    return before
+
+
+def _rows_of(logits: Any) -> tuple[Any, int, int]:
+    """The array itself or a copy with adjacent columns; its address; elements from one row to the next."""
+    rows, cols = logits.shape
+    if _is_torch(logits):
+        logits = logits.detach()
+        if rows and (logits.stride(1) != 1 and cols > 1 or (logits.stride(0) < cols and rows > 1)):
+            logits = logits.contiguous()
+        return logits, logits.data_ptr(), max(int(logits.stride(0)), int(cols))
+    if not logits.dtype.isnative or not logits.flags.aligned:
+        logits = logits.astype(logits.dtype.newbyteorder("="))
+    size = logits.dtype.itemsize
+    step, inner = logits.strides
+    if rows and ((inner != size and cols > 1) or (rows > 1 and (step % size or step < cols * size))):
+        logits = np.ascontiguousarray(logits)
+        step = logits.strides[0]
+    return logits, logits.ctypes.data, max(int(step) // size, int(cols))
+
+
+def _pass_cuda(
+    logits: torch.Tensor,
+    name: str,
+    potential: Any,
+    scale: float,
+    row_weights: Any,
+    reference: Any,
+    want_labels: bool,
+) -> SinkhornSums:
+    import torch
+
+    if not _core.build_info()["cuda"]:
+        raise ResourceError(
+            "logits are on a CUDA device, but this build of sela_ext has no CUDA kernels; "
+            "install it again with nvcc on the PATH, or pass logits.cpu()"
+        )
+    check_device(logits.device)
+    device = logits.device
+    rows, cols = (int(n) for n in logits.shape)
+    logits = logits.detach()
+    if logits.stride(1) != 1 or (rows > 1 and logits.stride(0) < cols):
+        logits = logits.contiguous()
+    stride = max(int(logits.stride(0)), cols)
+    lse_type = torch.float64 if name == "float64" else torch.float32
+
+    def on_device(label: str, value: Any, length: int, dtype: torch.dtype) -> torch.Tensor:
+        tensor = torch.as_tensor(value, device=device).detach().to(dtype).contiguous()
+        if tensor.shape != (length,):
+            raise OptionError(f"{label}: expected shape ({length},), found {tuple(tensor.shape)}")
+        return tensor
+
+    with torch.cuda.device(device):
+        g = on_device("potential", potential, cols, torch.float64)
+        weights = None if row_weights is None else on_device("row_weights", row_weights, rows, torch.float32)
+        largest = 1.0
+        if not bool(torch.isfinite(g).all()):
+            raise OptionError("potential: expected finite numbers, found NaN or infinity")
+        if weights is not None and rows:
+            low, largest = float(weights.min()), float(weights.max())
+            if not (low >= 0 and largest <= 1e30):
+                raise OptionError(f"row_weights: expected numbers in 0 .. 1e30, found {low} .. {largest}")
+            largest = max(largest, 1e-30)
+        before = None if reference is None else on_device("reference", reference, rows, lse_type)
+        blocks = (rows + ROWS_PER_BLOCK - 1) // ROWS_PER_BLOCK
+        columns = torch.zeros(cols, dtype=torch.int64, device=device)
+        lse = torch.empty(rows, dtype=lse_type, device=device)
+        labels = torch.empty(rows, dtype=torch.int32, device=device) if want_labels else None
+        totals = torch.zeros(2, max(blocks, 1), dtype=torch.float64, device=device)
+        masked = torch.zeros(1, dtype=torch.int64, device=device)
+        try:
+            _core.sinkhorn_pass_cuda(
+                logits.data_ptr(),
+                name,
+                rows,
+                cols,
+                stride,
+                scale,
+                g.data_ptr(),
+                0 if weights is None else weights.data_ptr(),
+                largest,
+                0 if before is None else before.data_ptr(),
+                columns.data_ptr(),
+                lse.data_ptr(),
+                0 if labels is None else labels.data_ptr(),
+                totals.data_ptr(),
+                masked.data_ptr(),
+                torch.cuda.current_stream(device).cuda_stream,
+            )
+        except RuntimeError as error:
+            raise ResourceError(str(error)) from error
+        objective, weight = (float(x) for x in totals.cpu().numpy().cumsum(axis=1)[:, -1])
+        sums = columns.double() * _core.sinkhorn_resolution(rows, largest)
+    return SinkhornSums(sums, objective, weight, lse, labels, int(masked.item()))
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse a CUDA device that this build has no code for, naming its architecture and the built ones."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    built = [str(a) for a in _core.build_info()["cuda_archs"]]
+    if not runs_on(major, minor, built):
+        raise ResourceError(
+            f"{device}: its architecture {major}.{minor} is not among those this build has code for "
+            f"({', '.join(built)}); install again with SELA_CUDA_ARCHS={major}{minor}, or use the CPU"
+        )
+
+
+def runs_on(major: int, minor: int, built: list[str]) -> bool:
+    """Whether code built for these CMake architectures runs on compute capability major.minor."""
+    for entry in built:
+        number = entry.split("-")[0].rstrip("af")
+        if not number.isdigit():
+            continue
+        have = divmod(int(number), 10)
+        if have[0] == major and have[1] <= minor:  # machine code runs on later minors of its major
+            return True
+        if not entry.endswith("-real") and have <= (major, minor):  # PTX runs on anything later
+            return True
+    return False

@@ -28,10 +28,12 @@ py::dict build_info() {
   info["cuda"] = true;
   info["cuda_version"] = SELA_CUDA_VERSION;
   info["cuda_archs"] = split_words(SELA_CUDA_ARCHS);
+  info["cuda_ptx"] = split_words(SELA_CUDA_PTX);
 #else
   info["cuda"] = false;
   info["cuda_version"] = py::none();
   info["cuda_archs"] = std::vector<std::string>();
+  info["cuda_ptx"] = std::vector<std::string>();
 #endif
   info["cpu_isa"] = isa_name(cpu_isa());
   info["compiler"] = SELA_COMPILER;

@@ -3,6 +3,8 @@
 
 namespace sela {
 
-int cuda_device_count() { return 0; }
+int cuda_device_count() {
+  return 0;
+}
 
 }  // namespace sela

@@ -53,8 +53,12 @@ macro(sela_find_cuda)
   endif()
 endmacro()
 
-# Compile options of CUDA sources and the definitions that build_info() reports.
+# Compile options of CUDA sources and the definitions that build_info() reports (empty ones without CUDA).
 function(sela_link_cuda target)
+  if(NOT SELA_HAVE_CUDA)
+    target_compile_definitions(${target} PRIVATE SELA_CUDA_VERSION="" SELA_CUDA_ARCHS="" SELA_CUDA_PTX="")
+    return()
+  endif()
   set(machine_code ${CMAKE_CUDA_ARCHITECTURES})
   list(FILTER machine_code EXCLUDE REGEX "-virtual$")
   list(TRANSFORM machine_code REPLACE "-real$" "")
@@ -64,7 +68,6 @@ function(sela_link_cuda target)
   list(JOIN machine_code " " machine_code)
   list(JOIN ptx " " ptx)
   target_compile_definitions(${target} PRIVATE
-    SELA_HAVE_CUDA=1
     SELA_CUDA_VERSION="${CMAKE_CUDA_COMPILER_VERSION}"
     SELA_CUDA_ARCHS="${machine_code}"
     SELA_CUDA_PTX="${ptx}")

@@ -3,17 +3,35 @@
 # Architectures shipped as machine code; the newest is shipped as PTX too, for cards newer than the toolkit.
 set(SELA_SHIPPED_ARCHS 75-real 80-real 86-real 90-real 100-real 120)
 
+# Sets CMAKE_CUDA_ARCHITECTURES from SELA_CUDA_ARCHS, a list such as "80;90-real;120" with ; , or spaces between.
+macro(sela_choose_archs)
+  string(REGEX REPLACE "[ ,;]+" ";" CMAKE_CUDA_ARCHITECTURES "${SELA_CUDA_ARCHS}")
+  if(CMAKE_CUDA_ARCHITECTURES STREQUAL "")
+    set(CMAKE_CUDA_ARCHITECTURES "${SELA_SHIPPED_ARCHS}")
+  endif()
+  foreach(arch IN LISTS CMAKE_CUDA_ARCHITECTURES)
+    if(NOT arch MATCHES "^[0-9]+[af]?(-real|-virtual)?$")
+      message(FATAL_ERROR
+        "SELA_CUDA_ARCHS: expected architectures such as \"80;90\" (machine code and PTX), \"90-real\" (machine code "
+        "only) or \"90-virtual\" (PTX only), found \"${SELA_CUDA_ARCHS}\"")
+    endif()
+  endforeach()
+endmacro()
+
 macro(sela_find_cuda)
   string(TOUPPER "${SELA_CUDA}" SELA_CUDA_MODE)
+  if(SELA_CUDA_MODE STREQUAL "")
+    set(SELA_CUDA_MODE AUTO)
+  endif()
   if(NOT SELA_CUDA_MODE MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "SELA_CUDA: expected AUTO, ON or OFF, found \"${SELA_CUDA}\"")
   endif()
   set(SELA_HAVE_CUDA FALSE)
   if(NOT SELA_CUDA_MODE STREQUAL "OFF")
-    if(SELA_CUDA_ARCHS)
-      set(CMAKE_CUDA_ARCHITECTURES "${SELA_CUDA_ARCHS}")
-    else()
-      set(CMAKE_CUDA_ARCHITECTURES "${SELA_SHIPPED_ARCHS}")
+    sela_choose_archs()
+    # An earlier run in this folder may have found no nvcc, or one that has gone since: look again.
+    if(NOT EXISTS "${CMAKE_CUDA_COMPILER}")
+      unset(CMAKE_CUDA_COMPILER CACHE)
     endif()
     include(CheckLanguage)
     check_language(CUDA)
@@ -35,13 +53,24 @@ macro(sela_find_cuda)
   endif()
 endmacro()
 
-# Compile options of CUDA sources and the definitions that build_info() reports.
+# Compile options of CUDA sources and the definitions that build_info() reports (empty ones without CUDA).
 function(sela_link_cuda target)
-  string(REPLACE ";" " " archs "${CMAKE_CUDA_ARCHITECTURES}")
+  if(NOT SELA_HAVE_CUDA)
+    target_compile_definitions(${target} PRIVATE SELA_CUDA_VERSION="" SELA_CUDA_ARCHS="" SELA_CUDA_PTX="")
+    return()
+  endif()
+  set(machine_code ${CMAKE_CUDA_ARCHITECTURES})
+  list(FILTER machine_code EXCLUDE REGEX "-virtual$")
+  list(TRANSFORM machine_code REPLACE "-real$" "")
+  set(ptx ${CMAKE_CUDA_ARCHITECTURES})
+  list(FILTER ptx EXCLUDE REGEX "-real$")
+  list(TRANSFORM ptx REPLACE "-virtual$" "")
+  list(JOIN machine_code " " machine_code)
+  list(JOIN ptx " " ptx)
   target_compile_definitions(${target} PRIVATE
-    SELA_HAVE_CUDA=1
     SELA_CUDA_VERSION="${CMAKE_CUDA_COMPILER_VERSION}"
-    SELA_CUDA_ARCHS="${archs}")
+    SELA_CUDA_ARCHS="${machine_code}"
+    SELA_CUDA_PTX="${ptx}")
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--fmad=false -Xcompiler=-Wall,-fvisibility=hidden>)
   set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 endfunction()

@@ -34,7 +34,8 @@ def build_info() -> dict[str, Any]:
     """Tell what this build holds.
 
     Returns:
-        version, cuda (bool), cuda_version, cuda_archs (list), cpu_isa ("avx512" | "avx2" | "generic"), compiler.
+        version, cuda (bool), cuda_version, cuda_archs (list of str: machine code, e.g. "90"), cuda_ptx (list of str:
+        PTX, which newer cards compile for themselves), cpu_isa ("avx512" | "avx2" | "generic"), compiler.
     """
     return dict(_core.build_info())
 

@@ -24,15 +24,11 @@ namespace {
 py::dict build_info() {
   py::dict info;
   info["version"] = SELA_VERSION;
-#ifdef SELA_HAVE_CUDA
-  info["cuda"] = true;
-  info["cuda_version"] = SELA_CUDA_VERSION;
+  const std::string cuda_version = SELA_CUDA_VERSION;  // empty without CUDA
+  info["cuda"] = !cuda_version.empty();
+  info["cuda_version"] = cuda_version.empty() ? py::object(py::none()) : py::str(cuda_version);
   info["cuda_archs"] = split_words(SELA_CUDA_ARCHS);
-#else
-  info["cuda"] = false;
-  info["cuda_version"] = py::none();
-  info["cuda_archs"] = std::vector<std::string>();
-#endif
+  info["cuda_ptx"] = split_words(SELA_CUDA_PTX);
   info["cpu_isa"] = isa_name(cpu_isa());
   info["compiler"] = SELA_COMPILER;
   return info;

@@ -1,0 +1,141 @@
+"""How this project is checked, one session per question: `nox -s lint types tests`, or `nox -l` for the list.
+
+Environments are kept between runs (torch is large); `nox -R` also skips the installation. With SELA_PYTHON set to an
+interpreter that has the packages already, `types` and `sanitize` use that one and install only their tools.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.3"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests"]
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+
+def requirements(group: str, *names: str) -> list[str]:
+    """Requirements of one group in pyproject.toml ("build", "test" or "dev"), all or only the named ones."""
+    if group == "build":
+        found = PROJECT["build-system"]["requires"]
+    else:
+        found = PROJECT["project"]["optional-dependencies"][group]
+    by_name = {re.split(r"[<>=~! ]", line, maxsplit=1)[0]: line for line in found}
+    return [by_name[name] for name in names] if names else list(found)
+
+
+def cpp_files() -> list[str]:
+    return sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+
+
+def prepared_python(session: nox.Session, *needed: str) -> str:
+    """The interpreter whose packages a session uses: SELA_PYTHON as it is, or the session's own after installation."""
+    given = os.environ.get("SELA_PYTHON")
+    if given:
+        return given
+    session.install(*needed)
+    return str(Path(session.bin) / "python")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff (check and format) and clang-format; changes nothing."""
+    session.install(*requirements("dev", "ruff", "clang-format"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("clang-format", "--dry-run", "-Werror", *cpp_files())
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict."""
+    session.install(*requirements("dev", "mypy"))
+    python = prepared_python(session, ".")
+    session.run("mypy", f"--python-executable={python}", "-p", "sela_ext")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The fast suite: what the README's second command runs."""
+    session.install(".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests marked slow: large data, whole builds."""
+    session.install(".[test]")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheels and the source archive: built with and without CUDA, looked into, imported. Needs no torch."""
+    session.install(*requirements("test", "pytest", "pytest-timeout"), *requirements("dev", "build"))
+    session.run("pytest", "-m", "slow or not slow", "--noconftest", "python_tests/test_wheel.py", *session.posargs)
+
+
+@nox.session
+def stubs(session: nox.Session) -> None:
+    """Write sela_ext/_core.pyi anew from the compiled module."""
+    session.install(*requirements("test", "pybind11-stubgen"))
+    session.install("--no-deps", ".")
+    folder = Path(session.create_tmp()).resolve()
+    session.chdir(folder)  # away from the source tree, which would shadow the installed package
+    session.run("pybind11-stubgen", "sela_ext._core", "--output-dir", str(folder), "--exit-code")
+    shutil.copyfile(folder / "sela_ext" / "_core.pyi", ROOT / "sela_ext" / "_core.pyi")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks in their quick form; `nox -s bench -- solver` runs only the named ones, extra options too."""
+    session.install(".[test]")
+    named = [word for word in session.posargs if not word.startswith("-")]
+    options = [word for word in session.posargs if word.startswith("-")]
+    for name in named or ["solver", "images", "training"]:
+        script = Path("bench") / f"{name}.py"
+        if not script.exists():
+            session.warn(f"{script} does not exist, skipped")
+            continue
+        session.run("python", str(script), "--quick", *options)
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """The compiled code under AddressSanitizer and UBSan, without CUDA: the kernel tests on the preset `sanitize`."""
+    session.install(*requirements("build"))
+    python = prepared_python(session, *requirements("test"), *PROJECT["project"]["dependencies"])
+    headers = str(session.run("pybind11-config", "--cmakedir", silent=True)).strip()
+    session.run(
+        "cmake", "--preset", "sanitize", f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={headers}", "-Wno-dev"
+    )
+    session.run("cmake", "--build", "--preset", "sanitize", "--parallel", str(len(os.sched_getaffinity(0))))
+
+    # The package is laid out by hand, so that the instrumented core never ends up in an ordinary installation.
+    built = ROOT / "build" / "sanitize"
+    package = built / "package"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / "sela_ext", package / "sela_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for core in built.glob("_core*.so"):
+        shutil.copy2(core, package / "sela_ext")
+    # The sanitizers' own libraries must be the first ones in the process, before Python itself.
+    libraries = [
+        str(session.run("g++", f"-print-file-name={name}", silent=True, external=True)).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    env = {
+        "PYTHONPATH": str(package),
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # the interpreter itself leaks by design
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    }
+    named = [name for name in ("python_tests/kernels", "python_tests/test_build.py") if Path(name).exists()]
+    session.run(python, "-P", "-m", "pytest", *(session.posargs or named), env=env, external=True)

@@ -35,7 +35,11 @@ def test_a_tensor_is_a_source_without_a_copy():
 def test_a_memory_map_stays_a_memory_map(tmp_path):
     images = random_images(9, 8, 8, 3)
     np.save(tmp_path / "images.npy", images)
-    for data in (np.load(tmp_path / "images.npy", mmap_mode="r"), tmp_path / "images.npy", str(tmp_path / "images.npy")):
+    for data in (
+        np.load(tmp_path / "images.npy", mmap_mode="r"),
+        tmp_path / "images.npy",
+        str(tmp_path / "images.npy"),
+    ):
         source = open_source(data)
         assert isinstance(source.array, np.memmap)
         part = source.subset([7, 2])

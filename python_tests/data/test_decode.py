@@ -34,14 +34,22 @@ def test_each_format_is_known_by_its_bytes_and_decoded_as_pillow_does(kind):
     np.testing.assert_array_equal(decode_image(data, "x"), pillow(data))
 
 
-@pytest.mark.parametrize("head", [b"", b"\xff\xd8", b"BM", b"BMW is not an image", b"RIFF....WAVE", b"hello, world!..."])
+@pytest.mark.parametrize(
+    "head", [b"", b"\xff\xd8", b"BM", b"BMW is not an image", b"RIFF....WAVE", b"hello, world!..."]
+)
 def test_other_bytes_are_no_image(head):
     assert sniff(head[:16]) is None
 
 
 @pytest.mark.parametrize(
     ("mode", "options"),
-    [("RGB", {"progressive": True}), ("RGB", {"subsampling": 0}), ("L", {}), ("L", {"progressive": True}), ("CMYK", {})],
+    [
+        ("RGB", {"progressive": True}),
+        ("RGB", {"subsampling": 0}),
+        ("L", {}),
+        ("L", {"progressive": True}),
+        ("CMYK", {}),
+    ],
 )
 def test_every_kind_of_jpeg_is_decoded_as_pillow_does(mode, options):
     data = encoded(Image.fromarray(picture()).convert(mode), "JPEG", **options)

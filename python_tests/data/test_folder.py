@@ -50,7 +50,14 @@ def test_labels_given_replace_the_class_folders(tmp_path):
 
 
 def test_train_and_test_folders_are_divided(tmp_path):
-    for name in ("train/cat/1.png", "train/dog/1.png", "train/dog/2.png", "test/dog/9.png", "test/emu/9.png", "val/7.png"):
+    for name in (
+        "train/cat/1.png",
+        "train/dog/1.png",
+        "train/dog/2.png",
+        "test/dog/9.png",
+        "test/emu/9.png",
+        "val/7.png",
+    ):
         put(tmp_path / name)
     source = open_source(tmp_path)
     assert source.names == ["cat/1.png", "dog/1.png", "dog/2.png"]

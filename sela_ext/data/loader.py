@@ -27,6 +27,8 @@ from sela_ext.kernels import Augment
 
 # Batches ready or in the making while the consumer works on one.
 BATCHES_AHEAD = 3
+# Files read by one task of the decoding threads.
+IMAGES_PER_TASK = 8
 # Output side for images whose sizes differ, when no augmentation is given.
 DEFAULT_SIZE = 224
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -256,20 +258,28 @@ class Loader:
         """Read the images of each batch; while one is augmented, the threads read the next."""
         if self._threads == 1 or not self.source.parallel_reads:
             for rows in pieces:
-                yield rows, [self._read_one(int(row)) for row in rows]
+                yield rows, self._read_some(rows)
             return
-        pending: deque[tuple[Int64Array, list[Future[UInt8Array | DataError]]]] = deque()
+        pending: deque[tuple[Int64Array, list[Future[list[UInt8Array | DataError]]]]] = deque()
+
+        def images_of(futures: list[Future[list[UInt8Array | DataError]]]) -> list[UInt8Array | DataError]:
+            return [image for future in futures for image in future.result()]
+
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sela-decode")
         try:
             for rows in pieces:
-                pending.append((rows, [pool.submit(self._read_one, int(row)) for row in rows]))
+                parts = (rows[i : i + IMAGES_PER_TASK] for i in range(0, len(rows), IMAGES_PER_TASK))
+                pending.append((rows, [pool.submit(self._read_some, part) for part in parts]))
                 if len(pending) > 1:
                     done, futures = pending.popleft()
-                    yield done, [future.result() for future in futures]
+                    yield done, images_of(futures)
             for done, futures in pending:
-                yield done, [future.result() for future in futures]
+                yield done, images_of(futures)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read_some(self, rows: Int64Array) -> list[UInt8Array | DataError]:
+        return [self._read_one(int(row)) for row in rows]
 
     def _read_one(self, index: int) -> UInt8Array | DataError:
         if index in self._bad:

@@ -1,0 +1,397 @@
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from sela_ext import Augment, Loader, kernels
+from sela_ext.data import open_source
+from sela_ext.errors import DataError, OptionError, ResourceError
+
+PHOTOS = Path(os.environ.get("SELA_DATA_DIR", Path(__file__).parents[2].parent / "shared" / "data"))
+
+
+def random_images(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def put(path, pixels, kind="PNG"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, kind)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """37 images of different sizes and kinds in two class folders."""
+    root = tmp_path_factory.mktemp("images")
+    for i in range(37):
+        kind = ("PNG", "JPEG", "WEBP")[i % 3]
+        put(root / f"{'ab'[i % 2]}/{i:02d}.{kind.lower()}", random_images(9 + i, 40 - i, 3, seed=i), kind)
+    return root
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """30 images, of which 5 is empty, 11 a text and 20 truncated."""
+    for i in range(30):
+        put(tmp_path / f"{i:02d}.jpg", random_images(20, 20, 3, seed=i), "JPEG")
+    (tmp_path / "05.jpg").write_bytes(b"")
+    (tmp_path / "11.jpg").write_text("This is not a picture.")
+    (tmp_path / "20.jpg").write_bytes((tmp_path / "20.jpg").read_bytes()[:-100])
+    return tmp_path
+
+
+def as_list(loader, epoch=0, **options):
+    return list(loader.epoch(epoch, **options))
+
+
+def assert_equal_batches(batches, others):
+    assert len(batches) == len(others) > 0
+    for one, other in zip(batches, others, strict=True):
+        assert torch.equal(one.index, other.index)
+        assert torch.equal(one.images, other.images)
+        assert one.position == other.position
+        assert one.params.tobytes() == other.params.tobytes()
+        assert (one.labels is None) == (other.labels is None)
+        assert one.labels is None or torch.equal(one.labels, other.labels)
+
+
+def test_an_epoch_gives_every_image_once_with_its_label():
+    images = random_images(1001, 8, 8, 1)
+    loader = Loader(images, batch_size=33, labels=np.arange(1001) * 2, threads=2)
+    batches = as_list(loader)
+    assert len(batches) == len(loader) == 31
+    index = torch.cat([batch.index for batch in batches])
+    assert index.dtype == torch.int64
+    assert sorted(index.tolist()) == list(range(1001))
+    assert index.tolist() != list(range(1001))
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), index * 2)
+    assert [batch.position for batch in batches] == [*range(33, 1001, 33), 1001]
+    assert tuple(batches[0].images.shape) == (33, 1, 8, 8)
+    assert tuple(batches[-1].images.shape) == (11, 1, 8, 8)
+
+
+def test_the_default_changes_no_pixel_but_normalises():
+    images = random_images(5, 12, 12, 3)
+    augment = Augment.none(12)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augment.mean, augment.std))
+    (batch,) = as_list(Loader(images, shuffle=False))
+    expected = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    torch.testing.assert_close(batch.images, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_default_keeps_the_longer_side_of_a_known_size_and_is_224_otherwise(folder):
+    assert Loader(random_images(3, 9, 14)).augment == Augment.none(14)
+    assert Loader(folder).augment == Augment.eval(224)
+
+
+def test_the_order_is_that_of_the_permutation_kernel():
+    loader = Loader(random_images(100, 4, 4), batch_size=100, seed=5)
+    (batch,) = as_list(loader, 3)
+    np.testing.assert_array_equal(batch.index.numpy(), kernels.permutation(100, seed=5, epoch=3))
+    assert not torch.equal(as_list(loader, 4)[0].index, batch.index)
+    assert torch.equal(as_list(loader, 3)[0].index, batch.index)
+
+
+def test_the_ordered_pass_goes_from_first_to_last():
+    loader = Loader(random_images(31, 4, 4), batch_size=7, shuffle=False)
+    assert torch.cat([batch.index for batch in loader.epoch(9)]).tolist() == list(range(31))
+    shuffled = Loader(random_images(31, 4, 4), batch_size=7)
+    assert torch.cat([batch.index for batch in shuffled.epoch(9, shuffle=False)]).tolist() == list(range(31))
+
+
+@pytest.mark.parametrize("kind", ["array", "folder"])
+def test_bits_do_not_depend_on_threads(kind, folder):
+    data = random_images(101, 20, 20, 3) if kind == "array" else folder
+    runs = [
+        as_list(Loader(data, batch_size=10, augment=Augment.sela(16), seed=3, threads=threads), 2)
+        for threads in (1, 2, 4)
+    ]
+    assert_equal_batches(runs[0], runs[1])
+    assert_equal_batches(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("kind", ["array", "folder"])
+def test_an_epoch_resumes_bit_for_bit_from_every_position(kind, folder):
+    data = random_images(37, 20, 20, 3) if kind == "array" else folder
+    make = lambda: Loader(data, batch_size=8, augment=Augment.sela(16), seed=1, threads=2)  # noqa: E731
+    whole = as_list(make(), 1)
+    for done in range(len(whole)):
+        rest = as_list(make(), 1, start=whole[done].position)
+        if done == len(whole) - 1:
+            assert rest == []
+        else:
+            assert_equal_batches(rest, whole[done + 1 :])
+
+
+def test_the_augmentation_follows_seed_epoch_and_view_and_not_the_batch():
+    images = random_images(40, 20, 20, 3)
+
+    def by_image(epoch=0, **options):
+        loader = Loader(images, **{"augment": Augment.sela(12), "batch_size": 7, **options})
+        return {
+            int(i): image for batch in loader.epoch(epoch) for i, image in zip(batch.index, batch.images, strict=True)
+        }
+
+    base = by_image()
+    for same in (by_image(batch_size=40), by_image(shuffle=False)):
+        assert all(torch.equal(same[i], base[i]) for i in base)
+    for other in (by_image(epoch=1), by_image(seed=1), by_image(view=1)):
+        assert sum(torch.equal(other[i], base[i]) for i in base) == 0
+
+
+def test_batches_hold_the_parameters_that_were_drawn():
+    images = random_images(40, 20, 20, 3)
+    for batch in Loader(images, augment=Augment.sela(12), batch_size=16).epoch(0):
+        again = kernels.augment(images, batch.params, Augment.sela(12), rows=batch.index.numpy(), threads=1)
+        assert torch.equal(again, batch.images)
+
+
+@pytest.mark.parametrize("count", [3, 31, 100])
+def test_three_ranks_share_an_epoch(count):
+    images = random_images(count, 6, 6)
+    loaders = [Loader(images, batch_size=4, rank=rank, world_size=3, augment=Augment.flip(6)) for rank in range(3)]
+    shares = [[int(i) for batch in loader.epoch(2) for i in batch.index] for loader in loaders]
+    assert sorted(i for share in shares for i in share) == list(range(count))
+    assert [len(share) for share in shares] == [(count + 2 - rank) // 3 for rank in range(3)]
+    assert [len(loader) for loader in loaders] == [-(-len(share) // 4) for share in shares]
+    alone = {
+        int(i): x
+        for b in Loader(images, augment=Augment.flip(6)).epoch(2)
+        for i, x in zip(b.index, b.images, strict=True)
+    }
+    for batch in loaders[1].epoch(2):
+        assert all(torch.equal(alone[int(i)], x) for i, x in zip(batch.index, batch.images, strict=True))
+
+
+def test_drop_last_leaves_the_smaller_batch_out():
+    loader = Loader(random_images(31, 4, 4), batch_size=8, drop_last=True)
+    batches = as_list(loader)
+    assert len(batches) == len(loader) == 3
+    assert all(len(batch.index) == 8 for batch in batches)
+    assert len(as_list(loader, start=8)) == 2
+
+
+def test_a_last_batch_of_one_works():
+    assert [len(batch.index) for batch in Loader(random_images(9, 4, 4), batch_size=8).epoch(0)] == [8, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_dtype_and_memory_format_are_as_asked(dtype, channels_last):
+    images = random_images(9, 8, 8, 3)
+    (batch,) = as_list(Loader(images, dtype=dtype, channels_last=channels_last))
+    (plain,) = as_list(Loader(images))
+    assert batch.images.dtype == dtype
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    assert batch.images.is_contiguous(memory_format=order)
+    torch.testing.assert_close(batch.images.float(), plain.images, atol=2e-2, rtol=1e-2)
+
+
+def test_grey_and_thin_images_work_in_a_folder(tmp_path):
+    put(tmp_path / "0.png", random_images(1, 1, 3))
+    put(tmp_path / "1.png", random_images(1, 3000, 3))
+    put(tmp_path / "2.png", random_images(3000, 1, 3))
+    put(tmp_path / "3.png", random_images(7, 5))
+    for augment in (Augment.sela(16), Augment.eval(16), Augment.none(16)):
+        (batch,) = as_list(Loader(tmp_path, augment=augment, shuffle=False))
+        assert tuple(batch.images.shape) == (4, 3, 16, 16)
+        assert torch.isfinite(batch.images).all()
+
+
+def test_files_and_the_same_pixels_in_memory_give_the_same_batches(tmp_path):
+    images = random_images(21, 10, 10, 3)
+    for i, pixels in enumerate(images):
+        put(tmp_path / f"{i:02d}.png", pixels)
+    options = {"batch_size": 8, "augment": Augment.sela(10), "seed": 4}
+    assert_equal_batches(as_list(Loader(tmp_path, **options)), as_list(Loader(images, **options)))
+
+
+def test_a_memory_map_gives_the_same_batches(tmp_path):
+    images = random_images(21, 10, 10, 3)
+    np.save(tmp_path / "images.npy", images)
+    options = {"batch_size": 8, "augment": Augment.sela(10)}
+    assert_equal_batches(as_list(Loader(tmp_path / "images.npy", **options)), as_list(Loader(images, **options)))
+
+
+class Pairs(Dataset):
+    def __init__(self, images):
+        self.images = images
+        self.threads = set()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.threads.add(threading.current_thread().name)
+        return Image.fromarray(self.images[index]), index % 3
+
+
+def test_a_torch_dataset_gives_the_same_batches_read_by_one_thread():
+    images = random_images(21, 10, 10, 3)
+    data = Pairs(images)
+    options = {"batch_size": 8, "augment": Augment.sela(10), "threads": 4}
+    batches = as_list(Loader(data, **options))
+    assert data.threads == {"MainThread", "sela-prefetch"}  # the first item is looked at when the source is opened
+    assert_equal_batches(batches, as_list(Loader(images, labels=np.arange(21) % 3, **options)))
+
+
+def test_a_subset_is_numbered_by_itself():
+    source = open_source("digits").subset([10, 20, 30])
+    (batch,) = as_list(Loader(source, shuffle=False))
+    assert batch.index.tolist() == [0, 1, 2]
+    assert torch.equal(batch.labels, torch.from_numpy(open_source("digits").labels[[10, 20, 30]]))
+
+
+@pytest.mark.parametrize("kind", ["array", "folder"])
+def test_leaving_an_epoch_early_leaves_no_thread(kind, folder):
+    before = threading.active_count()
+    loader = Loader(random_images(400, 8, 8) if kind == "array" else folder, batch_size=4, threads=2)
+    for batch in loader.epoch(0):
+        assert len(batch.index) == 4
+        assert threading.active_count() > before
+        break
+    assert threading.active_count() == before
+    list(loader.epoch(1))
+    assert threading.active_count() == before
+
+
+def test_two_epochs_can_be_read_at_the_same_time(folder):
+    loader = Loader(folder, batch_size=4, augment=Augment.sela(16), threads=2)
+    pairs = list(zip(loader.epoch(0), loader.epoch(1), strict=True))
+    assert_equal_batches([pair[0] for pair in pairs], as_list(loader, 0))
+    assert_equal_batches([pair[1] for pair in pairs], as_list(loader, 1))
+
+
+def test_an_error_in_the_background_reaches_the_consumer():
+    class Broken(Pairs):
+        def __getitem__(self, index):
+            if index == 17:
+                raise KeyboardInterrupt("as if by hand")
+            return super().__getitem__(index)
+
+    before = threading.active_count()
+    seen = []
+    with pytest.raises(KeyboardInterrupt, match="as if by hand"):
+        seen.extend(
+            batch.position for batch in Loader(Broken(random_images(21, 4, 4)), batch_size=4, shuffle=False).epoch(0)
+        )
+    assert seen == [4, 8, 12, 16]
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_bad_image_raises_its_name(spoiled, threads):
+    with pytest.raises(DataError, match=r'05\.jpg: empty file.*on_bad_image="skip"') as caught:
+        as_list(Loader(spoiled, batch_size=4, threads=threads, shuffle=False))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bad_images_are_skipped_and_listed_once(spoiled, threads):
+    options = {"batch_size": 4, "augment": Augment.sela(16), "threads": threads, "on_bad_image": "skip"}
+    loader = Loader(spoiled, max_bad_fraction=0.2, **options)
+    batches = as_list(loader)
+    index = [int(i) for batch in batches for i in batch.index]
+    assert sorted(index) == [i for i in range(30) if i not in (5, 11, 20)]
+    assert batches[-1].position == 30
+    assert [len(batch.images) for batch in batches] == [len(batch.index) for batch in batches]
+    as_list(loader, 1)
+    bad = sorted(loader.bad_images)
+    assert [(i, name) for i, name, _ in bad] == [(5, "05.jpg"), (11, "11.jpg"), (20, "20.jpg")]
+    assert "empty file" in bad[0][2]
+    assert "not an image" in bad[1][2]
+    assert "truncated" in bad[2][2]
+    # The other images are as if the bad ones had never been there, also after a resume.
+    resumed = as_list(Loader(spoiled, max_bad_fraction=0.2, **options), start=batches[2].position)
+    assert_equal_batches(resumed, batches[3:])
+
+
+def test_a_batch_of_bad_images_only_is_not_yielded(spoiled):
+    loader = Loader(spoiled, batch_size=1, shuffle=False, on_bad_image="skip", max_bad_fraction=0.2)
+    assert [batch.position for batch in loader.epoch(0)] == [i + 1 for i in range(30) if i not in (5, 11, 20)]
+
+
+def test_too_many_bad_images_are_an_error(spoiled):
+    loader = Loader(spoiled, shuffle=False, on_bad_image="skip", batch_size=4)
+    with pytest.raises(DataError, match=r"1 of 30 images cannot be read, more than max_bad_fraction=0\.01.*05\.jpg"):
+        as_list(loader)
+
+
+def test_a_pipe_in_the_folder_is_ignored(tmp_path):
+    put(tmp_path / "a.png", random_images(4, 4, 3))
+    os.mkfifo(tmp_path / "b.png")
+    (batch,) = as_list(Loader(tmp_path))
+    assert batch.index.tolist() == [0]
+
+
+def test_waiting_is_counted():
+    loader = Loader(random_images(50, 8, 8), batch_size=10)
+    assert loader.wait_seconds == 0
+    as_list(loader)
+    assert 0 < loader.wait_seconds < 60
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"batch_size": 0}, "batch_size: expected >= 1, found 0"),
+        ({"batch_size": 2.5}, "batch_size: expected an integer >= 1, found 2.5"),
+        ({"seed": -1}, r"seed: expected 0\.\."),
+        ({"threads": 0}, "threads"),
+        ({"threads": "many"}, "threads"),
+        ({"rank": 2, "world_size": 2}, r"rank: expected 0\.\.1, found 2"),
+        ({"rank": 0, "world_size": 8}, "every rank, found 7 images, batch_size 256, 8 ranks"),
+        ({"drop_last": True, "batch_size": 8}, "full batch for rank 0, found 7 images, batch_size 8, 1 ranks"),
+        ({"dtype": torch.float64}, "dtype"),
+        ({"augment": "sela"}, "augment: expected a sela_ext.Augment, found str"),
+        ({"on_bad_image": "ignore"}, "on_bad_image"),
+        ({"max_bad_fraction": 1.5}, "max_bad_fraction"),
+        ({"device": "tpu"}, "device"),
+        ({"device": "mps"}, "device"),
+        ({"view": 256}, "view"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, match):
+    with pytest.raises(OptionError, match=match) as caught:
+        Loader(random_images(7, 4, 4), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_position_out_of_range_is_refused_at_once():
+    loader = Loader(random_images(7, 4, 4))
+    with pytest.raises(OptionError, match=r"start: expected 0\.\.7, found 8"):
+        loader.epoch(0, start=8)
+    with pytest.raises(OptionError, match="epoch"):
+        loader.epoch(-1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_an_absent_gpu_is_an_error():
+    with pytest.raises(ResourceError, match='"cuda" is not there'):
+        Loader(random_images(7, 4, 4), device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_on_the_gpu_equal_those_on_the_cpu(folder):
+    options = {"batch_size": 8, "augment": Augment.sela(16), "dtype": torch.float16, "channels_last": True}
+    batches = as_list(Loader(folder, device="cuda", **options))
+    assert all(batch.images.is_cuda for batch in batches)
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches)
+    for one, other in zip(batches, as_list(Loader(folder, **options)), strict=True):
+        assert torch.equal(one.images.cpu(), other.images)
+        assert torch.equal(one.index, other.index)
+
+
+@pytest.mark.skipif(not list(PHOTOS.glob("*.JPEG")), reason="no *.JPEG photographs in SELA_DATA_DIR")
+def test_photographs_load_and_resume():
+    paths = sorted(PHOTOS.glob("*.JPEG"))[:40]
+    make = lambda: Loader(paths, batch_size=8, augment=Augment.sela(224), threads=2)  # noqa: E731
+    whole = as_list(make())
+    assert sum(len(batch.index) for batch in whole) == len(paths)
+    assert_equal_batches(as_list(make(), start=8), whole[1:])

@@ -83,7 +83,11 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
         "sela train --data my/photos --out runs/photos --clusters 20 --epochs 50 | "
         "sela train --data my/photos --out runs/photos --resume",
     )
-    train.add_argument("--data", required=True, help='"digits", a folder of images, an IDX file or a folder of them, or a .npy of uint8 images')
+    train.add_argument(
+        "--data",
+        required=True,
+        help='"digits", a folder of images, IDX files, or a .npy of uint8 images',
+    )
     train.add_argument("--out", required=True, help="run folder; empty or absent unless --resume or --overwrite")
     if arguments[:1] == ["train"]:  # the options live beside torch, which takes a second to import
         _add_train_options(train)
@@ -128,7 +132,9 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
             )
             continue
         shown = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else meta["kind"].upper()
-        parser.add_argument(flag, dest=spec.name, default=argparse.SUPPRESS, metavar=shown, help=text, type=_reader(spec))
+        parser.add_argument(
+            flag, dest=spec.name, default=argparse.SUPPRESS, metavar=shown, help=text, type=_reader(spec)
+        )
 
 
 def _reader(spec: dataclasses.Field[Any]) -> Any:

@@ -91,5 +91,5 @@ def test_unusable_networks_are_refused():
         build_backbone(nn.Conv2d(3, 8, 3), channels=3, image_size=(32, 32))
     with pytest.raises(OptionError, match="does not take images of 3 x 16 x 16"):
         build_backbone(nn.Linear(7, 3), channels=3, image_size=(16, 16))
-    with pytest.raises(OptionError, match="callable that returns an nn.Module, found int"):
+    with pytest.raises(OptionError, match=r"callable that returns an nn\.Module, found int"):
         build_backbone(lambda: 3, channels=3, image_size=(16, 16))

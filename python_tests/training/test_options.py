@@ -57,7 +57,9 @@ def test_resume_and_overwrite_exclude_each_other():
         Options(resume=True, overwrite=True)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("2h", 7200), ("1.5 m", 90), (30, 30), ("45", 45)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10min", 600), ("2h", 7200), ("1.5 m", 90), (30, 30), ("45", 45)]
+)
 def test_budgets_are_read_in_the_usual_units(text, seconds):
     assert parse_budget(text) == seconds
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from sela_ext.training.schedule import label_pass_times, learning_rate, passes_due
@@ -5,9 +7,9 @@ from sela_ext.training.schedule import label_pass_times, learning_rate, passes_d
 
 def test_quadratic_label_passes_start_at_once_and_thin_out():
     times = label_pass_times(100, 400, 1000, "quadratic")
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     assert times[0] == 0
-    assert all(later > earlier for earlier, later in zip(gaps, gaps[1:], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(gaps))
     assert times[-1] == pytest.approx(401.01 * 1000)
     assert times[50] == pytest.approx((50 / 99) ** 2 * 401.01 * 1000)
 

@@ -51,7 +51,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     needed, free = len(header) + len(payload), shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
-            f"checkpoint {path}: expected {needed:,} free bytes, found {free:,}; free some space and continue with resume"
+            f"checkpoint {path}: expected {needed:,} free bytes, found {free:,}; free some space, then resume"
         )
     write_atomically(path, header, payload)
     for _, old in _checkpoints(folder)[_KEEP:]:
@@ -111,7 +111,9 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         size = sum(len(part) for part in parts)
-        raise ResourceError(f"cannot write {path} ({size:,} bytes): {error.strerror}; the earlier file is untouched") from error
+        raise ResourceError(
+            f"cannot write {path} ({size:,} bytes): {error.strerror}; the earlier file is untouched"
+        ) from error
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:

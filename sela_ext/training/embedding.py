@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sela_ext.data import Augment, Loader, Source
+from sela_ext.errors import DataError
 from sela_ext.models import Network
 
 
@@ -115,5 +116,6 @@ def embed(
             valid[index] = True
     finally:
         network.train(was_training)
-    assert features is not None and embeddings is not None
+    if features is None or embeddings is None:
+        raise DataError(f"none of the {len(source)} images can be used; expected at least 2 that can be read")
     return Embedded(features, embeddings, valid, list(loader.bad_images))

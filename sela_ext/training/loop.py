@@ -6,13 +6,8 @@ import contextlib
 import dataclasses
 import inspect
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,47 +16,26 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from sela_ext import build_info
-from sela_ext.data import Loader, Source, digits_split, find_eval_source, open_source
-from sela_ext.errors import CheckpointError, NumericsError, OptionError
+from sela_ext.data import Loader, Source, open_source
+from sela_ext.errors import CheckpointError, NumericsError
 from sela_ext.models import Network, build_backbone
 from sela_ext.report import write_report
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
 from sela_ext.training.embedding import Arithmetic, embed
 from sela_ext.training.evaluate import Evaluation, evaluate_network
 from sela_ext.training.labelling import label_pass, random_labels
-from sela_ext.training.options import AUTO, Options, make_options
+from sela_ext.training.machine import Interrupt, use_threads
+from sela_ext.training.options import Options, make_options
+from sela_ext.training.outcome import TrainResult, closing_lines, opening_line, save_network, spread_labels
 from sela_ext.training.progress import RunProgress
 from sela_ext.training.resolve import Plan, named_augment, probe_image_size, resolve
 from sela_ext.training.run_folder import RunFolder, describe_value
 from sela_ext.training.schedule import label_pass_times, learning_rate, passes_due
+from sela_ext.training.split import find_eval, hold_out
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Options that may differ when a run is continued: they do not change what is learnt.
 _FREE_ON_RESUME = ("resume", "overwrite", "checkpoint_seconds", "progress", "threads")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run gave.
-
-    Attributes:
-        labels: int32 [heads, N]; -1 = skipped image. N counts held-out images too.
-        confidence: the network's probability of each label, float32 [heads, N].
-        metrics: of the head chosen without true labels: nmi, ami, ari, accuracy, purity, knn, linear where true labels
-            exist; cross_entropy, ln_k, used, size_min, size_max, images_per_second, seconds always.
-        head: the head chosen: lowest cross-entropy.
-        out: the run folder.
-        report: the page.
-        network: the trained network, in eval mode.
-    """
-
-    labels: NDArray[np.int32]
-    confidence: NDArray[np.float32]
-    metrics: dict[str, float]
-    head: int
-    out: Path
-    report: Path
-    network: Network
 
 
 def train(data: Any, *, out: str | os.PathLike[str], **options: Any) -> TrainResult:
@@ -97,11 +71,11 @@ def train(data: Any, *, out: str | os.PathLike[str], **options: Any) -> TrainRes
     folder = RunFolder.prepare(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
     everything = open_source(data, labels=chosen.labels)
     is_digits = isinstance(data, str) and data == "digits"
-    kept, held, why_held = _split(everything, chosen.holdout, is_digits, chosen.seed)
+    kept, held, why_held = hold_out(everything, chosen.holdout, is_digits, chosen.seed)
     source = everything if not len(held) else everything.subset(kept)
-    eval_source, why_eval = _find_eval(data, chosen.eval_data, everything, held, why_held)
+    eval_source, why_eval = find_eval(data, chosen.eval_data, everything, held, why_held)
     plan = resolve(chosen, _given(options), source, digits=is_digits)
-    with _threads(plan.options.threads), _Interrupt() as interrupt, contextlib.closing(folder):
+    with use_threads(plan.options.threads), Interrupt() as interrupt, contextlib.closing(folder):
         return _run(data, plan, folder, everything, source, kept, held, eval_source, why_eval, interrupt)
 
 
@@ -115,7 +89,7 @@ def _run(
     held: NDArray[np.int64],
     eval_source: Source | None,
     why_eval: str,
-    interrupt: _Interrupt,
+    interrupt: Interrupt,
 ) -> TrainResult:
     opt = plan.options
     images, truth = len(source), source.labels
@@ -197,7 +171,7 @@ def _run(
             for name, value in dataclasses.asdict(opt).items()
             if name not in _FREE_ON_RESUME
         },
-        "data": {key: value for key, value in source.fingerprint().items()},
+        "data": source.fingerprint(),
     }
     saved = load_checkpoint(folder.checkpoints) if opt.resume else None
     if saved is not None:
@@ -268,7 +242,8 @@ def _run(
                 bank, bank_valid = first.embeddings, first.valid
             embeddings, valid = bank, bank_valid
         elif opt.label_source == "eval":
-            seen = embed_all(augment=named_augment(opt.label_augment, size) if opt.label_augment != "none" else plan.plain)
+            view = plan.plain if opt.label_augment == "none" else named_augment(opt.label_augment, size)
+            seen = embed_all(augment=view)
             embeddings, valid = seen.embeddings, seen.valid
         else:
             # Its own draws: the epoch counter of the passes lies beyond that of the training.
@@ -305,8 +280,8 @@ def _run(
         loose = [head["head"] for head in result.heads if not head["converged"]]
         folder.log(
             f"label pass {state['passes_made']} at epoch {state['seen'] / per_epoch:.2f}: changed "
-            f"{np.mean([head['changed'] for head in result.heads]):.3f}, cross-entropy {best['cross_entropy']:.3f} of ln K "
-            f"{best['ln_k']:.3f}, solver error {max(head['error'] for head in result.heads):.1e}"
+            f"{np.mean([head['changed'] for head in result.heads]):.3f}, cross-entropy {best['cross_entropy']:.3f} "
+            f"of ln K {best['ln_k']:.3f}, solver error {max(head['error'] for head in result.heads):.1e}"
             + (f", not converged: heads {loose}" if loose else "")
             + (f", {result.masked} rows masked" if result.masked else "")
         )
@@ -343,7 +318,7 @@ def _run(
     else:
         times = []
     with RunProgress(opt.progress) as progress:
-        progress.say(_banner(plan, source, everything, held, backbone.name, opt))
+        progress.say(opening_line(plan, source, everything, len(held), backbone.name))
         if saved is not None:
             progress.say(f"continuing at epoch {state['epoch']}, step {state['step']}")
         last_save = started = time.monotonic()
@@ -410,8 +385,10 @@ def _run(
                 with arithmetic.autocast():
                     embedding = network(pictures)
                 logits = network.heads.split(network.heads(embedding))
-                losses = [F.cross_entropy(part, goal, ignore_index=-1) for part, goal in zip(logits, target, strict=True)]
-                loss = torch.stack(losses).sum() if opt.loss == "sum" else torch.stack(losses).mean()
+                losses = torch.stack(
+                    [F.cross_entropy(part, goal, ignore_index=-1) for part, goal in zip(logits, target, strict=True)]
+                )
+                loss = losses.sum() if opt.loss == "sum" else losses.mean()
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
@@ -458,7 +435,9 @@ def _run(
                     save()
                     last_save = time.monotonic()
                     if interrupt.number:
-                        interrupt.leave(f"stopped at step {state['step']}; the checkpoint is written, continue with resume")
+                        interrupt.leave(
+                            f"stopped at step {state['step']}; the checkpoint is written, continue with resume"
+                        )
                 if plan.budget_seconds is not None and state["seconds"] >= plan.budget_seconds:
                     break
             else:
@@ -477,22 +456,20 @@ def _run(
         progress.say("evaluating")
         result = evaluate()
         record_evaluation("end", result)
-        all_labels, all_confidence = _spread(result, images, len(everything), kept, held)
+        all_labels, all_confidence = spread_labels(result, images, len(everything), kept, held)
         folder.write_labels(all_labels, all_confidence, everything.names)
         bad = [*loader.bad_images, *result.bad]
         folder.write_bad_images([(int(kept[i]), name, reason) for i, name, reason in bad])
-        _save_network(folder, network, opt, result, backbone.name)
-        result.metrics["images_per_second"] = (state["seen"] - seen_before) / max(state["seconds"] - seconds_before, 1e-9)
+        save_network(folder, network, opt, result, backbone.name)
+        result.metrics["images_per_second"] = (state["seen"] - seen_before) / max(
+            state["seconds"] - seconds_before, 1e-9
+        )
         result.metrics["seconds"] = state["seconds"]
         report = write_report(folder.path, everything.read)
-        progress.say(_summary(result, folder.path, report, state, per_epoch, len(bad)))
+        progress.say(closing_lines(result, folder.path, report, state, per_epoch, len(bad)))
     folder.log(f"finished: {result.metrics}")
     network.eval()
     return TrainResult(all_labels, all_confidence, result.metrics, result.head, folder.path, report, network)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pieces of the above that are not about learning
 
 
 def _given(options: dict[str, Any]) -> set[str]:
@@ -504,35 +481,6 @@ def _given(options: dict[str, Any]) -> set[str]:
 
         names |= set(PRESETS[preset].options)
     return names
-
-
-def _split(source: Source, holdout: Any, digits: bool, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
-    """Images trained on, images held out, and why."""
-    count = len(source)
-    if holdout == AUTO:
-        if digits:
-            train_part, test_part = digits_split()
-            return train_part, test_part, "360 of the digits are held out, as is usual"
-        return np.arange(count), np.arange(0), "nothing is held out"
-    if isinstance(holdout, bool) or not isinstance(holdout, (int, float)) or not 0 <= holdout < count:
-        raise OptionError(f"holdout: expected a share below 1 or a number of images below {count}, found {holdout!r}")
-    number = round(holdout * count) if isinstance(holdout, float) and holdout < 1 else int(holdout)
-    order = np.random.Generator(np.random.Philox(key=np.array([seed, 2**32], np.uint64))).permutation(count)
-    return np.sort(order[number:]), np.sort(order[:number]), f"{number} images are held out"
-
-
-def _find_eval(
-    data: Any, asked: Any, everything: Source, held: NDArray[np.int64], why_held: str
-) -> tuple[Source | None, str]:
-    """Labelled images that the network never sees in training."""
-    if asked is not None:
-        return (asked if isinstance(asked, Source) else open_source(asked)), "as asked"
-    if len(held):
-        return everything.subset(held), why_held
-    found = find_eval_source(data)
-    if found is not None:
-        return found, f"{found.describe()} lies beside the training images"
-    return None, why_held
 
 
 def _half(seed: int, step: int) -> float:
@@ -550,113 +498,6 @@ def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:
     ]
     if differences:
         raise CheckpointError(f"resume: the run in this folder was started differently: {'; '.join(differences)}")
-
-
-def _spread(
-    result: Evaluation, images: int, count: int, kept: NDArray[np.int64], held: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Labels of trained and held-out images, in the order of the data."""
-    heads = len(result.labels)
-    labels, confidence = np.full((heads, count), -1, np.int32), np.zeros((heads, count), np.float32)
-    labels[:, kept], confidence[:, kept] = result.labels, result.confidence
-    if len(held) and result.eval_labels is not None and result.eval_confidence is not None:
-        labels[:, held], confidence[:, held] = result.eval_labels, result.eval_confidence
-    return labels, confidence
-
-
-def _save_network(folder: RunFolder, network: Network, opt: Options, result: Evaluation, name: str) -> None:
-    """Write network.pt: plain tensors, the backbone under its own names."""
-    import io
-
-    from sela_ext.training.checkpoint import write_atomically
-
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "model": name,
-            "backbone": {key: value.cpu() for key, value in network.backbone.state_dict().items()},
-            "projection": {key: value.cpu() for key, value in network.projection.state_dict().items()},
-            "heads": {key: value.cpu() for key, value in network.heads.state_dict().items()},
-            "clusters": list(opt.clusters),
-            "head_kind": opt.head_kind,
-            "temperature": opt.temperature,
-            "lam": opt.lam,
-            "potentials": [torch.from_numpy(result.potentials[h]) for h in range(len(opt.clusters))],
-            "head": result.head,
-        },
-        buffer,
-    )
-    write_atomically(folder.path / "network.pt", buffer.getbuffer())
-
-
-def _banner(plan: Plan, source: Source, everything: Source, held: NDArray[np.int64], name: str, opt: Options) -> str:
-    held_out = f", {len(held):,} held out" if len(held) else ""
-    length = f"{opt.epochs} epochs" if plan.budget_seconds is None else f"{opt.budget}"
-    heads = ", ".join(f"{opt.clusters.count(k)} x {k}" for k in dict.fromkeys(opt.clusters))
-    return (
-        f"{len(source):,} images{held_out} ({everything.describe()}); {name} on {opt.device} in {opt.precision}; "
-        f"heads x clusters: {heads}; {length} of {opt.batch_size} images per step"
-    )
-
-
-def _summary(result: Evaluation, out: Path, report: Path, state: dict[str, Any], per_epoch: int, bad: int) -> str:
-    m = result.metrics
-    shown = [f"{name} {m[name]:.3f}" for name in ("nmi", "ami", "ari", "accuracy", "purity", "knn", "linear") if name in m]
-    lines = [
-        f"done: {state['seen'] / per_epoch:.1f} epochs in {state['seconds']:.0f} s, {state['passes_made']} label passes",
-        f"head {result.head} (lowest cross-entropy, {m['cross_entropy']:.3f} of ln K {m['ln_k']:.3f}): "
-        f"{m['used']:.0f} clusters of {m['size_min']:.0f} to {m['size_max']:.0f} images",
-    ]
-    if shown:
-        lines.append("against the true labels: " + ", ".join(shown))
-    if bad:
-        lines.append(f"{bad} images could not be read: see {out / 'bad_images.csv'}")
-    lines.append(f"labels  {out / 'labels.csv'}")
-    lines.append(f"report  {report}")
-    return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Set torch's threads for the run. Denormals cost time and carry no information here: flush them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(before)
-
-
-class _Interrupt:
-    """SIGINT and SIGTERM end the run at the next step, after a checkpoint; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            self.leave("stopped at once; continue from the last checkpoint with resume")
-        self.number = number
-
-    def leave(self, message: str) -> None:
-        """End the run: KeyboardInterrupt for SIGINT, exit status 143 for SIGTERM."""
-        print(message, flush=True)
-        if self.number == signal.SIGTERM:
-            raise SystemExit(143)
-        raise KeyboardInterrupt(message)
 
 
 def _signature() -> inspect.Signature:

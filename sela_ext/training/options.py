@@ -4,6 +4,7 @@
 "auto", and says why each value was chosen.
 """
 
+# ruff: noqa: RUF009 - `option` is dataclasses.field with a fixed set of metadata
 from __future__ import annotations
 
 import difflib
@@ -73,7 +74,10 @@ class Options:
     method: str = option("sela", "training method", kind="str", choices=("sela", "sela-v2", "deepcluster", "kmeans"))
     label_passes: int = option(AUTO, "label passes; 0 keeps the first labels", kind="int", low=0, high=1_000_000)
     label_spacing: str = option(
-        "quadratic", "times of the label passes: dense at the start, or even", kind="str", choices=("quadratic", "linear")
+        "quadratic",
+        "times of the label passes: dense at the start, or even",
+        kind="str",
+        choices=("quadratic", "linear"),
     )
     label_source: str = option(
         AUTO,
@@ -86,14 +90,16 @@ class Options:
         "all", "heads relabelled by a pass: all, or one in turn", kind="str", choices=("all", "turn")
     )
     init: str = option(
-        "random", "first labels: a balanced random deal, or the untrained network's", kind="str",
+        "random",
+        "first labels: a balanced random deal, or the untrained network's",
+        kind="str",
         choices=("random", "predictions"),
     )
     lam: float = option(25.0, "lambda: sharpness of the label assignment", kind="float", above=0, high=1e6)
-    label_tol: float = option(1e-4, "tolerance of the label solver (L1 of the cluster sizes)", kind="float", low=0, high=1)
-    label_method: str = option(
-        "auto", "label solver", kind="str", choices=("auto", "newton", "anderson", "sinkhorn")
+    label_tol: float = option(
+        1e-4, "tolerance of the label solver (L1 of the cluster sizes)", kind="float", low=0, high=1
     )
+    label_method: str = option("auto", "label solver", kind="str", choices=("auto", "newton", "anderson", "sinkhorn"))
     label_max_passes: int = option(1000, "most passes of the label solver", kind="int", low=1, high=10_000_000)
     balance: str = option("argmax", "rounding of the plan to labels", kind="str", choices=("argmax", "exact"))
     marginals: Any = option(None, "shares of the clusters; None = equal", kind="any")
@@ -114,9 +120,7 @@ class Options:
     # Machine
     device: str = option(AUTO, "cpu, cuda or cuda:N", kind="str")
     devices: Any = option(AUTO, "number of GPUs", kind="any")
-    precision: str = option(
-        AUTO, "arithmetic of the network", kind="str", choices=("float32", "bfloat16", "float16")
-    )
+    precision: str = option(AUTO, "arithmetic of the network", kind="str", choices=("float32", "bfloat16", "float16"))
     threads: int = option(AUTO, "processor threads", kind="int", low=1, high=4096)
     seed: int = option(0, "seed of everything random", kind="int", low=0, high=2**63 - 1)
     # Run folder
@@ -131,7 +135,9 @@ class Options:
         for spec in fields(self):
             check(spec, getattr(self, spec.name))
         if self.resume and self.overwrite:
-            raise OptionError("resume and overwrite: expected at most one of them, found both; overwrite deletes the run")
+            raise OptionError(
+                "resume and overwrite: expected at most one of them, found both; overwrite deletes the run"
+            )
 
 
 def check(spec: Field[Any], value: Any) -> None:

@@ -92,8 +92,11 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     # Device and arithmetic
     settle("device", *_choose_device())
     device = _check_device(values["device"])
-    settle("threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-           "processors this process may use")
+    settle(
+        "threads",
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "processors this process may use",
+    )
     settle("precision", *_choose_precision(device))
     if values["precision"] == "float16" and device.type == "cpu":
         raise OptionError("precision: expected float32 or bfloat16 on the CPU, found float16")
@@ -103,8 +106,11 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     if fast:
         grey = channels == 1
         colour_minutes = budget is None or budget >= 600
-        settle("model", "small-resnet" if grey or not colour_minutes else "small-convnet",
-               "small grey images" if grey else "small colour images" if colour_minutes else "a budget below ten minutes")
+        settle(
+            "model",
+            "small-resnet" if grey or not colour_minutes else "small-convnet",
+            "small grey images" if grey else "small colour images" if colour_minutes else "a budget below ten minutes",
+        )
     settle("model", "resnet18", f"images of {size[0]} x {size[1]}")
     if str(values["model"]).startswith("alexnet"):
         settle("image_size", 224, "AlexNet is built for 224 pixels")
@@ -126,10 +132,17 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     if "lr" not in given and small and options.preset is None and batch != 256:
         values["lr"] = FAST["lr"] * batch / 256
         reasons["lr"] = "the fast recipe's 0.2 at 256 images per step"
-    settle("lr_schedule", "step" if budget is None else "cosine", "the paper's" if budget is None else "a budget is set")
+    settle(
+        "lr_schedule", "step" if budget is None else "cosine", "the paper's" if budget is None else "a budget is set"
+    )
     for name, value in {
-        "warmup": 0.0, "nesterov": False, "weight_decay": 1e-5, "decay_vectors": True, "half_resolution": 0.0,
-        "head_kind": "linear", "projection": 0,
+        "warmup": 0.0,
+        "nesterov": False,
+        "weight_decay": 1e-5,
+        "decay_vectors": True,
+        "half_resolution": 0.0,
+        "head_kind": "linear",
+        "projection": 0,
     }.items():
         settle(name, value, "the paper's")
     if budget is None:
@@ -154,7 +167,9 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     if values["marginals"] is not None:
         wrong = {k for k in values["clusters"] if k != len(values["marginals"])}
         if wrong:
-            raise OptionError(f"marginals: expected one share per cluster ({min(wrong)}), found {len(values['marginals'])}")
+            raise OptionError(
+                f"marginals: expected one share per cluster ({min(wrong)}), found {len(values['marginals'])}"
+            )
 
     augment, plain = _choose_augment(values, reasons, small, channels, digits)
     values["augment"] = augment if isinstance(options.augment, Augment) else values["augment"]
@@ -260,9 +275,17 @@ def _choose_augment(
             + ", colour jitter .4 .4 .4 .1 for 80%, grey for 20%"
         )
         augment = dataclasses.replace(
-            Augment.cifar(size), scale=(scale, 1.0), flip_probability=0.0 if digits else 0.5,
-            brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_probability=0.8, gray_probability=0.2,
-            mean=plain.mean, std=plain.std,
+            Augment.cifar(size),
+            scale=(scale, 1.0),
+            flip_probability=0.0 if digits else 0.5,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.4,
+            hue=0.1,
+            jitter_probability=0.8,
+            gray_probability=0.2,
+            mean=plain.mean,
+            std=plain.std,
         )
         return augment, plain
     if asked == AUTO:

@@ -21,7 +21,16 @@ from sela_ext.errors import OptionError, ResourceError
 from sela_ext.training.checkpoint import write_atomically
 
 # Everything that a run writes: what overwrite may delete.
-_FILES = ("options.json", "train.log", "metrics.jsonl", "labels.csv", "labels.npz", "network.pt", "bad_images.csv", "report.html")
+_FILES = (
+    "options.json",
+    "train.log",
+    "metrics.jsonl",
+    "labels.csv",
+    "labels.npz",
+    "network.pt",
+    "bad_images.csv",
+    "report.html",
+)
 _FOLDERS = ("checkpoints", "tensorboard")
 
 
@@ -44,14 +53,16 @@ class RunFolder:
         """Check that a run may write here, and make the folder.
 
         Raises:
-            OptionError: it is a file, the data's own folder, or holds something and neither resume nor overwrite is set.
+            OptionError: it is a file, holds the data, or holds something while neither resume nor overwrite is set.
             ResourceError: it cannot be written.
         """
         path = Path(out).expanduser()
         if isinstance(data, (str, os.PathLike)) and Path(data).exists():
             folder, source = path.resolve(), Path(data).resolve()
             if folder == source or folder in source.parents:
-                raise OptionError(f"out: expected a folder of its own, found {path}, which holds the images; name another")
+                raise OptionError(
+                    f"out: expected a folder of its own, found {path}, which holds the images; name another"
+                )
         if path.exists() and not path.is_dir():
             raise OptionError(f"out: expected a folder, found the file {path}; name another")
         if path.is_dir() and any(path.iterdir()) and not resume:

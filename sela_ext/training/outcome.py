@@ -1,0 +1,109 @@
+"""What a run gives back and leaves behind: the result, its network file, its closing lines."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sela_ext.data import Source
+from sela_ext.models import Network
+from sela_ext.training.checkpoint import write_atomically
+from sela_ext.training.evaluate import Evaluation
+from sela_ext.training.options import Options
+from sela_ext.training.resolve import Plan
+from sela_ext.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run gave.
+
+    Attributes:
+        labels: int32 [heads, N]; -1 = skipped image. N counts held-out images too.
+        confidence: the network's probability of each label, float32 [heads, N].
+        metrics: of the head chosen without true labels: nmi, ami, ari, accuracy, purity, knn, linear where true labels
+            exist; cross_entropy, ln_k, used, size_min, size_max, images_per_second, seconds always.
+        head: the head chosen: lowest cross-entropy.
+        out: the run folder.
+        report: the page.
+        network: the trained network, in eval mode.
+    """
+
+    labels: NDArray[np.int32]
+    confidence: NDArray[np.float32]
+    metrics: dict[str, float]
+    head: int
+    out: Path
+    report: Path
+    network: Network
+
+
+def spread_labels(
+    result: Evaluation, images: int, count: int, kept: NDArray[np.int64], held: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Labels of trained and held-out images, in the order of the data."""
+    heads = len(result.labels)
+    labels, confidence = np.full((heads, count), -1, np.int32), np.zeros((heads, count), np.float32)
+    labels[:, kept], confidence[:, kept] = result.labels, result.confidence
+    if len(held) and result.eval_labels is not None and result.eval_confidence is not None:
+        labels[:, held], confidence[:, held] = result.eval_labels, result.eval_confidence
+    return labels, confidence
+
+
+def save_network(folder: RunFolder, network: Network, opt: Options, result: Evaluation, name: str) -> None:
+    """Write network.pt: plain tensors, the backbone under its own names."""
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "model": name,
+            "backbone": {key: value.cpu() for key, value in network.backbone.state_dict().items()},
+            "projection": {key: value.cpu() for key, value in network.projection.state_dict().items()},
+            "heads": {key: value.cpu() for key, value in network.heads.state_dict().items()},
+            "clusters": list(opt.clusters),
+            "head_kind": opt.head_kind,
+            "temperature": opt.temperature,
+            "lam": opt.lam,
+            "potentials": [torch.from_numpy(result.potentials[h]) for h in range(len(opt.clusters))],
+            "head": result.head,
+        },
+        buffer,
+    )
+    write_atomically(folder.path / "network.pt", buffer.getbuffer())
+
+
+def opening_line(plan: Plan, source: Source, everything: Source, held: int, network: str) -> str:
+    """Say what is about to run: images, network, device, heads, length."""
+    opt = plan.options
+    held_out = f", {held:,} held out" if held else ""
+    length = f"{opt.epochs} epochs" if plan.budget_seconds is None else f"{opt.budget}"
+    heads = ", ".join(f"{opt.clusters.count(k)} x {k}" for k in dict.fromkeys(opt.clusters))
+    return (
+        f"{len(source):,} images{held_out} ({everything.describe()}); {network} on {opt.device} in {opt.precision}; "
+        f"heads x clusters: {heads}; {length} of {opt.batch_size} images per step"
+    )
+
+
+def closing_lines(result: Evaluation, out: Path, report: Path, state: dict[str, Any], per_epoch: int, bad: int) -> str:
+    """Say what came out: sizes, metrics, and where labels and report are."""
+    m = result.metrics
+    shown = [
+        f"{name} {m[name]:.3f}" for name in ("nmi", "ami", "ari", "accuracy", "purity", "knn", "linear") if name in m
+    ]
+    lines = [
+        f"done: {state['seen'] / per_epoch:.1f} epochs, {state['seconds']:.0f} s, {state['passes_made']} label passes",
+        f"head {result.head} (lowest cross-entropy, {m['cross_entropy']:.3f} of ln K {m['ln_k']:.3f}): "
+        f"{m['used']:.0f} clusters of {m['size_min']:.0f} to {m['size_max']:.0f} images",
+    ]
+    if shown:
+        lines.append("against the true labels: " + ", ".join(shown))
+    if bad:
+        lines.append(f"{bad} images could not be read: see {out / 'bad_images.csv'}")
+    lines.append(f"labels  {out / 'labels.csv'}")
+    lines.append(f"report  {report}")
+    return "\n".join(lines)

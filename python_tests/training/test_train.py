@@ -1,0 +1,343 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sela_ext
+from sela_ext.errors import CheckpointError, DataError, NumericsError, OptionError
+from sela_ext.training.run_folder import RunFolder
+
+# Small enough for seconds, large enough for several steps per epoch.
+TINY = {"epochs": 2, "batch_size": 64, "clusters": 4, "heads": 2, "projection": 16, "threads": 1, "progress": False}
+
+
+def blobs(count=192, size=16, channels=3, classes=4, seed=0):
+    """Images that are easy to tell apart: a bright quadrant, by class, in noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    images = rng.integers(0, 80, (count, size, size, channels), dtype=np.uint8)
+    half = size // 2
+    for i, label in enumerate(labels):
+        y, x = divmod(int(label), 2)
+        images[i, y * half : (y + 1) * half, x * half : (x + 1) * half] += 150
+    return images, labels
+
+
+def events(out, kind):
+    return [e for e in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if e["event"] == kind]
+
+
+def deterministic(out):
+    """metrics.jsonl without what depends on the clock."""
+
+    def clean(value):
+        if isinstance(value, dict):
+            clock = ("seconds", "per_second", "wait")
+            return {k: clean(v) for k, v in value.items() if not any(word in k for word in clock)}
+        return [clean(v) for v in value] if isinstance(value, list) else value
+
+    return [clean(json.loads(line)) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_writes_everything_that_the_interface_names(tmp_path):
+    images, labels = blobs()
+    result = sela_ext.train(images, out=tmp_path / "run", labels=labels, holdout=32, **TINY)
+    assert result.out == tmp_path / "run"
+    assert result.labels.shape == (2, 192)
+    assert result.labels.dtype == np.int32
+    assert set(np.unique(result.labels)) <= set(range(4))
+    for name in ("options.json", "train.log", "metrics.jsonl", "labels.csv", "labels.npz", "network.pt", "report.html"):
+        assert (result.out / name).stat().st_size > 0
+    assert list((result.out / "checkpoints").glob("*.ckpt"))
+    assert list((result.out / "tensorboard").iterdir())
+    assert {"nmi", "ami", "ari", "accuracy", "purity", "knn", "linear"} <= set(result.metrics)
+    with np.load(result.out / "labels.npz") as saved:
+        assert np.array_equal(saved["labels"], result.labels)
+        assert saved["confidence"].dtype == np.float32
+        assert saved["confidence"].min() >= 0
+        assert saved["confidence"].max() <= 1
+        assert len(saved["names"]) == 192
+    lines = (result.out / "labels.csv").read_text().splitlines()
+    assert lines[0] == "index,name,label_0,label_1,confidence_0,confidence_1"
+    assert len(lines) == 193
+    options = json.loads((result.out / "options.json").read_text())
+    assert options["options"]["clusters"] == [4, 4]
+    assert options["reasons"]["model"]
+    assert "auto" not in [v for v in options["options"].values() if isinstance(v, str)]
+    end = events(result.out, "end")[0]
+    assert end["nmi"] == pytest.approx(result.metrics["nmi"])
+    assert end["head"] == result.head
+
+
+def test_the_head_is_chosen_by_cross_entropy(tmp_path):
+    images, labels = blobs()
+    result = sela_ext.train(images, out=tmp_path / "run", labels=labels, **TINY)
+    heads = events(result.out, "end")[0]["heads"]
+    assert result.head == min(heads, key=lambda head: head["cross_entropy"])["head"]
+
+
+def test_easy_clusters_are_found_and_true_labels_do_not_matter(tmp_path):
+    images, labels = blobs(384)
+    options = {**TINY, "epochs": 15, "heads": 4, "half_resolution": 0.0, "augment": sela_ext.Augment.none(16)}
+    with_labels = sela_ext.train(images, out=tmp_path / "a", labels=labels, **options)
+    assert with_labels.metrics["nmi"] > 0.9
+    without = sela_ext.train(images, out=tmp_path / "b", **options)
+    assert np.array_equal(with_labels.labels, without.labels)
+    assert "nmi" not in without.metrics
+    assert without.metrics["ln_k"] == pytest.approx(np.log(4))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
+    images, _ = blobs()
+    runs = [sela_ext.train(images, out=tmp_path / str(i), seed=seed, **TINY) for i, seed in enumerate((3, 3, 4))]
+    states = [run.network.state_dict() for run in runs]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
+    assert deterministic(runs[0].out) == deterministic(runs[1].out)
+
+
+@pytest.mark.parametrize("source", ["bank", "eval", "official"])
+@pytest.mark.parametrize("spacing", ["linear", "quadratic"])
+def test_every_label_source_and_spacing_makes_its_passes(tmp_path, source, spacing):
+    images, _ = blobs()
+    sela_ext.train(images, out=tmp_path / "run", label_source=source, label_spacing=spacing, label_passes=3, **TINY)
+    passes = events(tmp_path / "run", "label_pass")
+    # Quadratic: times 0, 1/4 and 1 of 3.01 epochs; the last lies beyond the second epoch.
+    assert [p["step"] for p in passes] == ([0, 2, 4] if spacing == "linear" else [0, 3])
+    for record in passes:
+        assert [head["head"] for head in record["heads"]] == [0, 1]
+        assert all(head["converged"] for head in record["heads"])
+        assert all(np.isfinite(head["cross_entropy"]) for head in record["heads"])
+
+
+def test_heads_take_turns(tmp_path):
+    images, _ = blobs()
+    sela_ext.train(images, out=tmp_path / "run", label_heads="turn", label_passes=4, label_spacing="linear", **TINY)
+    turns = [[head["head"] for head in p["heads"]] for p in events(tmp_path / "run", "label_pass")]
+    assert turns == [[0], [1], [0], [1]]
+
+
+def test_no_label_passes_keeps_the_random_labels(tmp_path):
+    images, _ = blobs()
+    sela_ext.train(images, out=tmp_path / "run", label_passes=0, init="random", **TINY)
+    assert events(tmp_path / "run", "label_pass") == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head_kind": "linear", "projection": 0, "loss": "sum", "lr_schedule": "step"},
+        {"clusters": [3, 5], "heads": 2, "weight_decay": 0.0, "nesterov": False},
+        {"precision": "bfloat16", "half_resolution": 1.0},
+        {"model": "resnet18", "image_size": 32},
+        {"budget": "3s", "epochs": "auto"},
+        {"model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8)), "half_resolution": 0.0},
+    ],
+)
+def test_options_are_honoured_from_end_to_end(tmp_path, changes):
+    images, _ = blobs()
+    result = sela_ext.train(images, out=tmp_path / "run", **{**TINY, **changes})
+    clusters = changes.get("clusters", [4, 4])
+    assert [int(row.max()) < k for row, k in zip(result.labels, clusters, strict=True)] == [True, True]
+    assert np.isfinite(result.metrics["cross_entropy"])
+
+
+def test_grey_images_and_the_built_in_digits(tmp_path):
+    result = sela_ext.train("digits", out=tmp_path / "run", epochs=1, threads=1, progress=False)
+    assert result.labels.shape == (12, 1797)
+    assert (result.labels >= 0).all()
+    options = json.loads((result.out / "options.json").read_text())
+    assert options["resolved"]["held_out_images"] == 360
+    assert options["resolved"]["channels"] == 1
+
+
+def test_an_unreadable_image_is_skipped_listed_and_not_labelled(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    images, _ = blobs(40, 24)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:60])
+    options = {**TINY, "batch_size": 16, "clusters": 2, "epochs": 1}
+    with pytest.raises(DataError, match=r"07\.png"):
+        sela_ext.train(folder, out=tmp_path / "a", **options)
+    result = sela_ext.train(folder, out=tmp_path / "b", on_bad_image="skip", max_bad_fraction=0.1, **options)
+    assert (result.labels[:, 7] == -1).all()
+    assert (np.delete(result.labels, 7, axis=1) >= 0).all()
+    assert "07.png" in (result.out / "bad_images.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"clusters": 300}, OptionError, "at most the number of images, 192, found 300"),
+        ({"method": "deepcluster"}, OptionError, "method: 'deepcluster' is not available"),
+        ({"balance": "exact"}, OptionError, "balance"),
+        ({"rotnet": True}, OptionError, "rotnet"),
+        ({"devices": 2}, OptionError, "devices: expected 1"),
+        ({"device": "tpu"}, OptionError, "device: expected cpu, cuda"),
+        ({"precision": "float16", "device": "cpu"}, OptionError, "float32 or bfloat16 on the CPU"),
+        ({"budget": "1min", "epochs": 3}, OptionError, "budget and epochs"),
+        ({"clusters": [3, 4], "heads": 3}, OptionError, "heads: expected 2"),
+        ({"marginals": [0.5, 0.5]}, OptionError, "marginals: expected one share per cluster"),
+        ({"holdout": 1.5}, OptionError, "holdout"),
+        ({"augment": "blur"}, OptionError, "augment: expected one of none"),
+        ({"labels": [0, 1]}, DataError, "labels"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, options, error, message):
+    images, _ = blobs()
+    with pytest.raises(error, match=message):
+        sela_ext.train(images, out=tmp_path / "run", **{**TINY, **options})
+
+
+def test_the_run_folder_is_checked_before_anything_is_deleted(tmp_path):
+    images, _ = blobs()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OptionError, match="expected a folder, found the file"):
+        sela_ext.train(images, out=tmp_path / "file", **TINY)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    with pytest.raises(OptionError, match="expected an empty or absent folder"):
+        sela_ext.train(images, out=full, **TINY)
+    with pytest.raises(OptionError, match=r"nothing but a run in .* found mine\.txt; nothing was deleted"):
+        sela_ext.train(images, out=full, overwrite=True, **TINY)
+    assert (full / "mine.txt").read_text() == "mine"
+    with pytest.raises(OptionError, match="which holds the data"):
+        RunFolder.prepare(tmp_path, resume=False, overwrite=True, data=full)
+
+
+def test_overwrite_replaces_a_run(tmp_path):
+    images, _ = blobs()
+    first = sela_ext.train(images, out=tmp_path / "run", seed=1, **TINY)
+    before = (first.out / "labels.csv").read_text()
+    sela_ext.train(images, out=tmp_path / "run", seed=2, overwrite=True, **TINY)
+    assert (first.out / "labels.csv").read_text() != before
+    assert len(events(first.out, "end")) == 1
+
+
+def test_resume_with_other_options_or_data_lists_what_differs(tmp_path):
+    images, _ = blobs()
+    sela_ext.train(images, out=tmp_path / "run", **TINY)
+    with pytest.raises(CheckpointError, match=r"seed: was 0, now 5"):
+        sela_ext.train(images, out=tmp_path / "run", resume=True, seed=5, **TINY)
+    with pytest.raises(CheckpointError, match=r"count: was 192, now 191"):
+        sela_ext.train(images[:-1], out=tmp_path / "run", resume=True, **TINY)
+
+
+def test_resume_without_a_checkpoint_begins_and_after_the_end_repeats_the_result(tmp_path):
+    images, _ = blobs()
+    first = sela_ext.train(images, out=tmp_path / "run", resume=True, **TINY)
+    again = sela_ext.train(images, out=tmp_path / "run", resume=True, **TINY)
+    assert np.array_equal(first.labels, again.labels)
+    assert len(events(first.out, "end")) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_images(tmp_path):
+    class Poisoned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3 * 32 * 32, 8)
+            self.calls = 0
+
+        def forward(self, images):
+            self.calls += 1
+            features = self.inner(images.flatten(1))
+            return features * float("nan") if self.training and self.calls > 4 else features
+
+    images, _ = blobs()
+    with pytest.raises(NumericsError, match=r"loss is nan at step \d+, in a batch with .*lower lr"):
+        sela_ext.train(images, out=tmp_path / "run", model=Poisoned(), half_resolution=0.0, **TINY)
+
+
+COMMAND = [
+    *(sys.executable, "-P", "-m", "sela_ext", "train", "--data", "digits", "--epochs", "4", "--clusters", "10,40"),
+    *("--threads", "1", "--checkpoint-seconds", "0", "--evaluate-every", "2"),
+]
+
+
+def start(out, *more):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*COMMAND, "--out", str(out), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for_step(process, out, step):
+    """Wait until a checkpoint of this step or a later one is there."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        steps = [int(path.stem.split("-")[1]) for path in (out / "checkpoints").glob("step-*.ckpt")]
+        if steps and max(steps) >= step:
+            return
+        time.sleep(0.005)
+    pytest.fail(f"no checkpoint of step {step}: {process.communicate()[0]}")
+
+
+def network_of(out):
+    saved = torch.load(out / "network.pt", weights_only=True)
+    return {
+        f"{part}.{name}": value for part in ("backbone", "projection", "heads") for name, value in saved[part].items()
+    }
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    process = start(out)
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    return out
+
+
+def assert_equal_runs(one, other):
+    with np.load(one / "labels.npz") as a, np.load(other / "labels.npz") as b:
+        assert np.array_equal(a["labels"], b["labels"])
+        assert np.array_equal(a["confidence"], b["confidence"])
+    weights, others = network_of(one), network_of(other)
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert deterministic(one) == deterministic(other)
+
+
+@pytest.mark.parametrize("step", [4, 13])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, unbroken, step):
+    out = tmp_path / "run"
+    process = start(out)
+    wait_for_step(process, out, step)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "labels.csv").exists()
+    process = start(out, "--resume")
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    assert "continuing at" in printed
+    assert_equal_runs(unbroken, out)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_the_run(tmp_path, unbroken, number, status):
+    out = tmp_path / "run"
+    process = start(out)
+    wait_for_step(process, out, 3)
+    began = time.monotonic()
+    process.send_signal(number)
+    printed = process.communicate()[0]
+    assert process.returncode == status, printed
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in printed
+    assert start(out, "--resume").communicate()[0].count("continuing at") == 1
+    assert_equal_runs(unbroken, out)

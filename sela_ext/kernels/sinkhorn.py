@@ -213,7 +213,7 @@ def _rows_of(logits: Any) -> tuple[Any, int, int]:
     rows, cols = logits.shape
     if _is_torch(logits):
         logits = logits.detach()
-        if rows and (logits.stride(1) != 1 and cols > 1 or (logits.stride(0) < cols and rows > 1)):
+        if rows and ((logits.stride(1) != 1 and cols > 1) or (logits.stride(0) < cols and rows > 1)):
             logits = logits.contiguous()
         return logits, logits.data_ptr(), max(int(logits.stride(0)), int(cols))
     if not logits.dtype.isnative or not logits.flags.aligned:

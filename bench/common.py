@@ -115,7 +115,7 @@ def interleaved(
 
 
 def read_bandwidth(threads: int, *, gigabytes: float = 0.5) -> float:
-    """Measured read bandwidth in GB/s: the best of torch.sum and torch.amax over an array far larger than the caches."""
+    """Measured read bandwidth in GB/s: the best of torch.sum and torch.amax far outside the caches."""
     import torch
 
     before = torch.get_num_threads()

@@ -18,6 +18,8 @@ except ImportError as error:  # pragma: no cover - depends on how the package wa
         f"(or use `pytest` instead of `python -m pytest`). Cause: {error}"
     ) from error
 
+from sela_ext.assign import Assignment, assign
+
 __version__: str = _core.build_info()["version"]
 
 # Public names that need torch or other heavy packages, and the module each one comes from.
@@ -27,7 +29,7 @@ _LAZY = {
     "Augment": "sela_ext.data",
 }
 
-__all__ = ["__version__", "build_info", *sorted(_LAZY)]
+__all__ = ["Assignment", "__version__", "assign", "build_info", *sorted(_LAZY)]
 
 
 def build_info() -> dict[str, Any]:

@@ -74,3 +74,44 @@ def sample_parameters(
 
 def shuffle(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """A random permutation of 0 .. count - 1, keyed by (seed, epoch)."""
+def sinkhorn_resolution(rows: int, largest_weight: float) -> float:
+    """Value of one unit of the integer column sums."""
+
+def sinkhorn_pass_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    potential: int,
+    row_weights: int,
+    largest_weight: float,
+    reference: int,
+    column_sums: int,
+    lse: int,
+    labels: int,
+    threads: int,
+    isa: str,
+) -> tuple[float, float, int]:
+    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
+
+def sinkhorn_pass_cuda(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    potential: int,
+    row_weights: int,
+    largest_weight: float,
+    reference: int,
+    column_sums: int,
+    lse: int,
+    labels: int,
+    totals: int,
+    masked: int,
+    stream: int,
+) -> None:
+    """One fused pass on the current CUDA device, by device addresses."""

@@ -1,0 +1,154 @@
+"""An assignment problem: the logits, what is wanted, and the one operation that solvers need of them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sela_ext.errors import DataError
+from sela_ext.kernels.sinkhorn import SinkhornSums, check_logits, sinkhorn_pass
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Vector = npt.NDArray[np.float64]
+
+# Columns that receive less than this part of their share are summed again, exactly and in the log domain: the pass
+# leaves out terms 26 nats below the row's sum.
+FAINT = 1e-9
+ROWS_AT_ONCE = 65_536
+# Below this many entries labels are computed in every pass: they cost next to nothing.
+SMALL = 10_000_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One pass at one potential: the true state of the problem there.
+
+    Attributes:
+        potential: float64 [K], exactly the numbers that the kernel used.
+        shares: column sums divided by the total weight [K].
+        log_shares: their logarithm, exact for columns that underflow; -inf for one that no row can go to.
+        error: sum over columns of |shares - b|.
+        objective: sum_k b_k g_k - sum_i a_i lse_i, a = row weights of sum 1; the semi-dual, largest at the solution.
+        sums: what the kernel returned.
+    """
+
+    potential: Vector
+    shares: Vector
+    log_shares: Vector
+    error: float
+    objective: float
+    sums: SinkhornSums
+
+    def sinkhorn_step(self, target: Vector) -> Vector:
+        """Return log b - log col: what one Sinkhorn iteration adds to the potential; 0 for impossible columns."""
+        possible = self.log_shares > -np.inf
+        return np.subtract(np.log(target), self.log_shares, out=np.zeros(len(target)), where=possible)
+
+
+@dataclass
+class Problem:
+    """Logits [N, K] with lambda, column shares b and row weights; counts its passes and keeps their history.
+
+    `passes` also counts the parts of a pass that read single columns; `full_passes` is what max_passes limits.
+    The row log-sum-exp of the latest pass is kept as the reference of the next one.
+    """
+
+    logits: Any
+    lam: float
+    target: Vector
+    row_weights: Any | None
+    threads: int
+    max_passes: int
+    tol: float
+    full_passes: int = 0
+    passes: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    _reference: Any | None = None
+    _start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the problem was made."""
+        return time.perf_counter() - self._start
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no pass is left."""
+        return self.full_passes >= self.max_passes
+
+    def rounded(self, potential: Vector) -> Vector:
+        """The potential as the kernel will see it: float32 numbers unless the logits are float64."""
+        if check_logits(self.logits) == "float64":
+            return potential.astype(np.float64)
+        return potential.astype(np.float32).astype(np.float64)
+
+    def evaluate(self, potential: Vector, *, previous: Evaluation | None = None, labels: bool = False) -> Evaluation:
+        """Run one pass at a potential; labels come along when this pass may well be the last.
+
+        Raises:
+            DataError: no row is left that counts.
+        """
+        rows, cols = self.logits.shape
+        labels = (
+            labels
+            or rows * cols <= SMALL
+            or self.full_passes + 1 >= self.max_passes
+            or (previous is not None and previous.error <= 100 * self.tol)
+        )
+        potential = self.rounded(potential)
+        sums = sinkhorn_pass(
+            self.logits,
+            potential,
+            scale=self.lam,
+            row_weights=self.row_weights,
+            reference=self._reference,
+            want_labels=labels,
+            threads=self.threads,
+        )
+        self._reference = sums.lse
+        self.full_passes += 1
+        self.passes += 1
+        if not sums.weight > 0:
+            raise DataError(
+                f"logits: {sums.masked} of {rows} rows hold NaN, +inf or nothing but -inf, the others have weight 0: "
+                "no row is left to assign"
+            )
+        columns = sums.column_sums
+        shares = np.asarray(columns.cpu().numpy() if hasattr(columns, "cpu") else columns) / sums.weight
+        error = float(np.abs(shares - self.target).sum())
+        objective = float(self.target @ potential) - sums.objective / sums.weight
+        self.history.append({"passes": self.passes, "error": error, "objective": objective, "seconds": self.seconds})
+        log_shares = self._log_shares(shares, potential, sums)
+        return Evaluation(potential, shares, log_shares, error, objective, sums)
+
+    def _log_shares(self, shares: Vector, potential: Vector, sums: SinkhornSums) -> Vector:
+        """Log of the shares, with faint columns taken from the logits themselves (counted as their part of a pass)."""
+        faint = np.flatnonzero(shares < FAINT * self.target)
+        with np.errstate(divide="ignore"):
+            log_shares: Vector = np.log(shares)
+        if not len(faint):
+            return log_shares
+        rows, cols = self.logits.shape
+        total = np.full(len(faint), -np.inf)
+        lse = np.asarray(sums.lse.cpu().numpy() if hasattr(sums.lse, "cpu") else sums.lse, np.float64)
+        with np.errstate(divide="ignore"):
+            log_weights = np.zeros(rows) if self.row_weights is None else np.log(np.float64(self.row_weights))
+        for first in range(0, rows, ROWS_AT_ONCE):
+            part = slice(first, first + ROWS_AT_ONCE)
+            block = self.logits[part][:, faint]
+            block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
+            good = ~np.isnan(lse[part])
+            t = self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
+            total = np.logaddexp(total, np.logaddexp.reduce(t, axis=0, initial=-np.inf))
+        self.passes += len(faint) / cols
+        log_shares[faint] = total - np.log(sums.weight)
+        return log_shares
+
+    def centred(self, potential: Vector) -> Vector:
+        """The potential shifted so that sum_k b_k g_k = 0: it is defined up to a constant."""
+        return potential - float(self.target @ potential)

@@ -1,0 +1,188 @@
+"""`assign`: from logits to balanced labels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from sela_ext import _core
+from sela_ext.assign.anderson import solve_anderson
+from sela_ext.assign.marginals import cluster_shares
+from sela_ext.assign.official import solve_official
+from sela_ext.assign.problem import Problem
+from sela_ext.assign.result import Assignment
+from sela_ext.assign.sinkhorn import solve_sinkhorn
+from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
+from sela_ext.errors import DataError, OptionError
+from sela_ext.kernels.sinkhorn import check_logits, check_vector, check_weights
+
+METHODS = ("auto", "anderson", "sinkhorn")
+MAX_PASSES = {"l1": 1000, "official": 10_000}
+
+
+def assign(
+    logits: Any,
+    *,
+    lam: float = 25.0,
+    tol: float = 1e-4,
+    max_passes: int | None = None,
+    method: str = "auto",
+    storage: str = "auto",
+    marginals: Any = None,
+    relax: Any = None,
+    size_bounds: Any = None,
+    row_weights: Any = None,
+    start: Any = None,
+    balance: str = "argmax",
+    stop: str = "l1",
+    group: Any = None,
+    threads: int = 0,
+) -> Assignment:
+    """Balanced labels: the optimal-transport plan between images and clusters, and its argmax per image.
+
+    Finds column scalings beta such that diag(alpha) exp(lam * logits) diag(beta) has row sums a and column sums b.
+    In torch, one iteration: ``q = softmax(lam * logits + g, 1); g += log(b) - log(q.mean(0))``. It always returns:
+    look at `converged` and `error`. If it does not converge, raise max_passes or tol, or lower lam.
+
+    A row that holds NaN or +inf, or only -inf, is masked: label -1, left out of everything, counted in `masked`.
+    Rows that are exactly indifferent between clusters (all rows equal, say) are dealt out evenly when the clusters
+    would be far from balanced otherwise; `ties` counts them. Labels that stay far from balanced raise an
+    UnbalancedLabelsWarning.
+
+    Args:
+        logits: [N, K] float32, float16, bfloat16 or float64; numpy (memory-mapped, too) or torch, CPU or CUDA. Any
+            row shift is allowed: log-probabilities, raw logits, logits without bias give the same labels.
+        lam: lambda > 0, the inverse of the entropy's weight. float32 unless the logits are float64.
+        tol: stop="l1" ends at sum_k |column share_k - b_k| <= tol, 0 .. 2, measured on the logits themselves.
+            0 runs max_passes. float32 arithmetic reaches about 1e-6.
+        max_passes: at most so many reads of the logits; default 1000, for stop="official" 10,000.
+        method: "sinkhorn" (plain), "anderson" (accelerated) or "auto" (anderson).
+        storage: "auto" or "float32": the logits are read as they are.
+        marginals: [K] positive sizes or shares of the clusters; None: equal.
+        relax: not available in this version.
+        size_bounds: not available in this version.
+        row_weights: [N] >= 0; 0 takes an image out of the balance, it is labelled all the same. None: ones.
+        start: a potential [K] (nats, for lam * logits) or an Assignment to start from.
+        balance: "argmax", the label of an image is its largest entry in the plan.
+        stop: "l1", or "official": the rule of the authors' code, in float64 from the log-softmax (N x K float64
+            numbers in memory; plain Sinkhorn, no start, tol unused).
+        group: not available in this version.
+        threads: CPU threads, 0 for all. The labels do not depend on it.
+
+    Returns:
+        Assignment.
+
+    Raises:
+        OptionError: an unknown or unavailable option, or a value out of range.
+        DataError: logits of a wrong shape or type, or without any usable row.
+
+    Example:
+        >>> import numpy as np, sela_ext
+        >>> logits = np.array([[2.0, 1.9], [2.0, 1.0], [2.0, 1.8], [2.0, 0.0]], np.float32)
+        >>> a = sela_ext.assign(logits)
+        >>> a.labels.tolist(), a.sizes.tolist(), a.converged
+        ([1, 0, 1, 0], [2, 2], True)
+
+    Source: SeLa, section 3.2, equations 3-7.
+    """
+    name = check_logits(logits)
+    rows, cols = (int(n) for n in logits.shape)
+    if rows == 0:
+        raise DataError(f"logits: expected at least one row, found shape (0, {cols})")
+    _check_choice("method", method, METHODS, later=("newton",))
+    _check_choice("stop", stop, ("l1", "official"))
+    _check_choice("balance", balance, ("argmax",), later=("exact",))
+    _check_choice("storage", storage, ("auto", "float32"), later=("float16", "bfloat16", "fixed16"))
+    for option, value in (("relax", relax), ("size_bounds", size_bounds), ("group", group)):
+        if value is not None:
+            raise OptionError(f"{option}: not available in this version; leave it at None")
+    lam = _number("lam", lam, 1e-6, 1e6)
+    tol = _number("tol", tol, 0.0, 2.0)
+    if max_passes is None:
+        max_passes = MAX_PASSES[stop]
+    if isinstance(max_passes, bool) or not isinstance(max_passes, (int, np.integer)) or not 1 <= max_passes <= 10**9:
+        raise OptionError(f"max_passes: expected an integer in 1 .. 1e9, found {max_passes!r}")
+    target = cluster_shares(marginals, cols)
+    weights = None if row_weights is None else check_weights(row_weights, rows)
+    if weights is not None and not float(weights.sum()) > 0:
+        raise OptionError("row_weights: expected at least one number > 0, found only zeros")
+
+    problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol)
+    if stop == "official":
+        if method == "anderson" or start is not None:
+            raise OptionError('stop="official": expected method "auto" or "sinkhorn" and no start; use stop="l1"')
+        if max_passes < 2:
+            raise OptionError('stop="official": expected max_passes >= 2 (one read makes the log-softmax), found 1')
+        method = "sinkhorn"
+        final, converged = solve_official(problem)
+    else:
+        method = "anderson" if method == "auto" else method
+        solve = solve_anderson if method == "anderson" else solve_sinkhorn
+        final = solve(problem, _start_potential(start, cols))
+        converged = final.error <= tol
+    if final.sums.labels is None:
+        final = problem.evaluate(final.potential, labels=True)
+
+    labels = _numpy(final.sums.labels)
+    sizes = np.bincount(labels[labels >= 0], minlength=cols)
+    ties = 0
+    if misplaced(sizes, target) > UNBALANCED:
+        labels = labels.copy()
+        ties = break_ties(problem.logits, labels, final.potential, lam, target)
+        sizes = np.bincount(labels[labels >= 0], minlength=cols)
+    warn_if_unbalanced(sizes, final.shares, target, converged)
+
+    on_cuda = getattr(getattr(logits, "device", None), "type", "cpu") == "cuda" and stop != "official"
+    return Assignment(
+        labels=_like(logits, labels),
+        potential=_like(logits, problem.centred(final.potential) if stop == "official" else final.potential),
+        error=final.error,
+        converged=converged,
+        passes=problem.passes,
+        sizes=_like(logits, sizes.astype(np.int64)),
+        objective=final.objective,
+        seconds=problem.seconds,
+        backend="cuda" if on_cuda else f"cpu-{_core.build_info()['cpu_isa']}",
+        method=method,
+        history=tuple(problem.history),
+        masked=final.sums.masked,
+        ties=ties,
+        lam=float(np.float32(lam)) if name != "float64" and stop != "official" else lam,
+    )
+
+
+def _check_choice(option: str, value: Any, choices: tuple[str, ...], later: tuple[str, ...] = ()) -> None:
+    if value in choices:
+        return
+    names = ", ".join(f'"{c}"' for c in choices)
+    if value in later:
+        raise OptionError(f'{option}: "{value}" is not available in this version; available: {names}')
+    raise OptionError(f"{option}: expected one of {names}, found {value!r}")
+
+
+def _number(option: str, value: Any, low: float, high: float) -> float:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:
+        raise OptionError(f"{option}: expected a number in {low:g} .. {high:g}, found {value!r}")
+    return float(value)
+
+
+def _start_potential(start: Any, clusters: int) -> Any:
+    if start is None:
+        return np.zeros(clusters)
+    return check_vector("start", start.potential if isinstance(start, Assignment) else start, clusters)
+
+
+def _numpy(value: Any) -> Any:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def _like(logits: Any, value: Any) -> Any:
+    """A numpy result in the kind, and on the device, of the logits."""
+    if not hasattr(logits, "detach"):
+        return value
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(value)).to(logits.device)

@@ -1,0 +1,97 @@
+"""Rows that are indifferent between clusters, and the warning for labels that are far from balanced."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+# Two clusters tie for a row when their scores differ by less than this (nats). Far above the rounding of float32
+# scores of ordinary size, far below any difference that a network means.
+TIE = 1e-3
+# Ties are only broken when this share of the images would have to move for equal clusters: on ordinary data the
+# labels are the plain argmax (first round of training: 0.09).
+UNBALANCED = 0.25
+WARN = 0.5
+ROWS_AT_ONCE = 4096
+
+
+class UnbalancedLabelsWarning(UserWarning):
+    """The labels are far from the wanted cluster sizes, or a cluster can receive no image at all."""
+
+
+def misplaced(sizes: npt.NDArray[np.int64], target: npt.NDArray[np.float64]) -> float:
+    """Share of the images that would have to move for the wanted sizes, 0 .. 1; rounding to whole images is free."""
+    count = int(sizes.sum())
+    if count == 0:
+        return 0.0
+    excess = np.maximum(sizes - np.ceil(count * target), 0.0)
+    return float(excess.sum()) / count
+
+
+def break_ties(
+    logits: Any,
+    labels: npt.NDArray[np.int32],
+    potential: npt.NDArray[np.float64],
+    lam: float,
+    target: npt.NDArray[np.float64],
+) -> int:
+    """Give indifferent rows, in order, to that tied cluster which lacks most images; change `labels` in place.
+
+    All rows equal is the extreme case: every row is indifferent, argmax would put all into one cluster, and this
+    deals them out evenly. Which of them goes where has no meaning, but it is the same in every run.
+
+    Returns:
+        Number of rows whose label changed.
+    """
+    wanted = target * int((labels >= 0).sum())
+    tied: list[tuple[int, npt.NDArray[np.int64]]] = []
+    with np.errstate(invalid="ignore", over="ignore"):
+        for first in range(0, len(labels), ROWS_AT_ONCE):
+            block = logits[first : first + ROWS_AT_ONCE]
+            block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
+            score = lam * block + potential
+            near = score >= score.max(axis=1, keepdims=True) - TIE
+            for row in np.flatnonzero((near.sum(axis=1) > 1) & (labels[first : first + len(block)] >= 0)):
+                tied.append((first + int(row), np.flatnonzero(near[row])))
+    settled = labels.copy()
+    settled[np.array([row for row, _ in tied], dtype=np.int64)] = -1
+    lacking = wanted - np.bincount(settled[settled >= 0], minlength=len(target))
+    changed = 0
+    for index, clusters in tied:
+        choice = int(clusters[np.argmax(lacking[clusters])])
+        lacking[choice] -= 1
+        changed += int(labels[index] != choice)
+        labels[index] = choice
+    return changed
+
+
+def warn_if_unbalanced(
+    sizes: npt.NDArray[np.int64],
+    shares: npt.NDArray[np.float64],
+    target: npt.NDArray[np.float64],
+    converged: bool,
+) -> None:
+    """Warn when a cluster has no mass in the plan, or when more than half of the images are in over-full clusters."""
+    dead = np.flatnonzero(shares < 1e-6 * target)
+    if len(dead) and not converged:
+        warnings.warn(
+            f"assign: {len(dead)} of {len(target)} clusters receive nothing, the first is cluster {dead[0]}: no finite "
+            "potential makes up for its logits (only -inf there?); the other clusters share the images",
+            UnbalancedLabelsWarning,
+            stacklevel=3,
+        )
+        return
+    share = misplaced(sizes, target)
+    if share > WARN:
+        reason = "the logits hardly tell the images apart" if converged else "not converged: raise max_passes"
+        warnings.warn(
+            f"assign: {share:.0%} of the images are in over-full clusters (largest {sizes.max()}, "
+            f"{int((sizes == 0).sum())} of {len(sizes)} empty): {reason}",
+            UnbalancedLabelsWarning,
+            stacklevel=3,
+        )

@@ -138,4 +138,7 @@ def sanitize(session: nox.Session) -> None:
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
     named = [name for name in ("python_tests/kernels", "python_tests/test_build.py") if Path(name).exists()]
-    session.run(python, "-P", "-m", "pytest", *(session.posargs or named), env=env, external=True)
+    run_pytest = (
+        "import sys; sys.path.pop(0); import pytest; sys.exit(pytest.main(sys.argv[1:]))"  # not the source tree
+    )
+    session.run(python, "-c", run_pytest, *(session.posargs or named), env=env, external=True)

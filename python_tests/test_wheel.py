@@ -200,7 +200,9 @@ def test_fewer_architectures_can_be_asked_for(tmp_path):
 def test_a_wrong_architecture_is_refused(tmp_path):
     done = try_wheel(tmp_path, SELA_CUDA_ARCHS="hopper")
     assert done.returncode != 0
-    assert 'found "hopper"' in done.stdout + done.stderr
+    output = " ".join((done.stdout + done.stderr).split())
+    assert 'SELA_CUDA_ARCHS: expected architectures such as "80;90"' in output
+    assert 'found "hopper"' in output
 
 
 def test_a_wrong_value_of_sela_cuda_is_refused(tmp_path):

@@ -1,0 +1,274 @@
+"""Twins of sela_ext.kernels.augment: random numbers and boxes in numpy, images in torch's own operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sela_ext.errors import OptionError
+from sela_ext.kernels.augment import PARAMETERS, Augment, check_key, check_output, check_sampling, check_source
+
+if TYPE_CHECKING:
+    import torch
+
+Words = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float32]
+
+_SHUFFLE, _CROP, _FLIP, _COLOUR = 0, 1, 2, 3
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+
+
+def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> Words:
+    """Philox4x32 with ten rounds.
+
+    Args:
+        counter: 32-bit words [..., 4].
+        key: 32-bit words [2].
+
+    Returns:
+        Random 32-bit words [..., 4], as uint64.
+
+    Example:
+        >>> [hex(word) for word in philox4x32([0, 0, 0, 0], [0, 0]).tolist()]
+        ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+
+    Source: Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
+    """
+    words = np.moveaxis(np.asarray(counter, dtype=np.uint64), -1, 0)
+    key0, key1 = (int(word) for word in np.asarray(key, dtype=np.uint64))
+    c0, c1, c2, c3 = words
+    for _ in range(10):
+        product0, product1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (product1 >> _SHIFT) ^ c1 ^ np.uint64(key0),
+            product1 & _LOW,
+            (product0 >> _SHIFT) ^ c3 ^ np.uint64(key1),
+            product0 & _LOW,
+        )
+        key0, key1 = (key0 + 0x9E3779B9) & 0xFFFFFFFF, (key1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], axis=-1)
+
+
+def _draw(seed: int, epoch: int, ids: npt.NDArray[np.int64], view: int, draw: int, purpose: int) -> Words:
+    """Four words per image, [B, 4]."""
+    image = ids.astype(np.uint64)
+    counter = np.empty((len(ids), 4), np.uint64)
+    counter[:, 0] = image & _LOW
+    counter[:, 1] = ((image >> _SHIFT) << np.uint64(24)) | np.uint64(view << 16 | draw)
+    counter[:, 2] = epoch
+    counter[:, 3] = purpose
+    return philox4x32(counter, [seed & 0xFFFFFFFF, seed >> 32])
+
+
+def _unit(words: Words) -> Floats:
+    return (words >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _below(words: Words, n: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    return ((words * np.asarray(n).astype(np.uint64)) >> _SHIFT).astype(np.int32)
+
+
+def _between(bounds: tuple[float, float], unit: Floats) -> Floats:
+    low, high = np.float32(bounds[0]), np.float32(bounds[1])
+    return (low + (high - low) * unit).astype(np.float32)
+
+
+def _exp(x: Floats) -> Floats:
+    """e^x in float32 by range reduction and a polynomial (Cephes' coefficients): the same bits anywhere."""
+    f = np.float32
+    n = np.rint(x * f(1.44269504))
+    r = (x - n * f(0.693359375)) - n * f(-2.12194440e-4)
+    p = np.full_like(r, f(1.9875691500e-4))
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = p * r + f(c)
+    p = p * (r * r) + r + f(1.0)
+    power: Floats = np.ldexp(p, n.astype(np.int32)).astype(np.float32)
+    return power
+
+
+def sample_parameters(
+    augment: Augment,
+    heights: npt.ArrayLike,
+    widths: npt.ArrayLike,
+    index: npt.ArrayLike,
+    *,
+    seed: int,
+    epoch: int,
+    view: int = 0,
+) -> npt.NDArray[np.void]:
+    """Twin of sela_ext.kernels.sample_parameters: equal bits, vectorised over images in numpy."""
+    check_key(seed, epoch, view)
+    tall, wide, ids = check_sampling(heights, widths, index)
+    out = np.zeros(len(ids), PARAMETERS)
+    if augment.crop == "random":
+        _sample_boxes(augment, tall, wide, seed, epoch, ids, view, out)
+    elif augment.crop == "center":
+        side, short = augment.resize_side, np.minimum(tall, wide).astype(np.int64)
+        out["height"], out["width"] = side * tall.astype(np.int64) // short, side * wide.astype(np.int64) // short
+        out["top"] = np.rint((out["height"] - augment.size) / 2)
+        out["left"] = np.rint((out["width"] - augment.size) / 2)
+    else:
+        out["height"], out["width"] = tall, wide
+
+    chance = _unit(_draw(seed, epoch, ids, view, 0, _FLIP))
+    out["flip"] = chance[:, 0] < np.float32(augment.flip_probability)
+    out["gray"] = chance[:, 1] < np.float32(augment.gray_probability)
+    out["jitter"] = chance[:, 2] < np.float32(augment.jitter_probability if augment.jitters else 0.0)
+
+    order = np.tile(np.arange(4, dtype=np.int32), (len(ids), 1))
+    words = _draw(seed, epoch, ids, view, 1, _COLOUR)
+    everyone = np.arange(len(ids))
+    for i in (3, 2, 1):
+        j = _below(words[:, i], i + 1)
+        order[everyone, i], order[everyone, j] = order[everyone, j], order[everyone, i].copy()
+    jitter = out["jitter"] == 1
+    out["order"] = np.where(jitter[:, None], order, np.arange(4))
+    unit = _unit(_draw(seed, epoch, ids, view, 0, _COLOUR))
+    for k, name in enumerate(("brightness", "contrast", "saturation", "hue")):
+        out[name] = np.where(jitter, _between(augment.factor_range(name), unit[:, k]), 0.0 if name == "hue" else 1.0)
+    return out
+
+
+def _sample_boxes(
+    augment: Augment,
+    tall: npt.NDArray[np.int32],
+    wide: npt.NDArray[np.int32],
+    seed: int,
+    epoch: int,
+    ids: npt.NDArray[np.int64],
+    view: int,
+    out: npt.NDArray[np.void],
+) -> None:
+    area = tall.astype(np.float32) * wide.astype(np.float32)
+    log_ratio = (float(np.log(augment.ratio[0])), float(np.log(augment.ratio[1])))
+    found = np.zeros(len(ids), bool)
+    for draw in range(10):
+        words = _draw(seed, epoch, ids, view, draw, _CROP)
+        unit = _unit(words)
+        target, ratio = area * _between(augment.scale, unit[:, 0]), _exp(_between(log_ratio, unit[:, 1]))
+        width, height = np.rint(np.sqrt(target * ratio)), np.rint(np.sqrt(target / ratio))
+        fits = (width >= 1) & (height >= 1) & (width <= wide) & (height <= tall) & ~found
+        out["height"][fits], out["width"][fits] = height[fits], width[fits]
+        out["top"][fits] = _below(words[fits, 2], tall[fits] - out["height"][fits] + 1)
+        out["left"][fits] = _below(words[fits, 3], wide[fits] - out["width"][fits] + 1)
+        found |= fits
+    low, high = np.float32(augment.ratio[0]), np.float32(augment.ratio[1])
+    shape = wide.astype(np.float32) / tall.astype(np.float32)
+    height = np.where(shape < low, np.rint(wide.astype(np.float32) / low), tall)
+    width = np.where((shape >= low) & (shape > high), np.rint(tall.astype(np.float32) * high), wide)
+    left_over = ~found
+    out["height"][left_over] = np.clip(height, 1, tall)[left_over]
+    out["width"][left_over] = np.clip(width, 1, wide)[left_over]
+    out["top"][left_over] = ((tall - out["height"]) // 2)[left_over]
+    out["left"][left_over] = ((wide - out["width"]) // 2)[left_over]
+
+
+def _luma(image: torch.Tensor) -> torch.Tensor:
+    return 0.2989 * image[0:1] + 0.587 * image[1:2] + 0.114 * image[2:3] if len(image) == 3 else image
+
+
+def _turn_hue(image: torch.Tensor, turn: float) -> torch.Tensor:
+    """RGB to hue, saturation, value; hue + turn; and back."""
+    import torch
+
+    red, green, blue = image
+    value, spread = image.amax(0), image.amax(0) - image.amin(0)
+    divisor = torch.where(spread == 0, 1.0, spread)
+    sector = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    hue = torch.remainder(sector / 6 + turn, 1.0)
+    turned = []
+    for start in (5.0, 3.0, 1.0):
+        k = torch.remainder(start + 6 * hue, 6.0)
+        turned.append(value - spread * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(turned)
+
+
+def _jitter(image: torch.Tensor, record: npt.NDArray[np.void]) -> torch.Tensor:
+    brightness, contrast, saturation, hue = (
+        float(record[name]) for name in ("brightness", "contrast", "saturation", "hue")
+    )
+    for operation in record["order"].tolist():
+        if operation == 0:
+            image = (image * brightness).clamp(0, 1)
+        elif operation == 1:
+            image = (image * contrast + (1 - contrast) * _luma(image).mean()).clamp(0, 1)
+        elif operation == 2 and len(image) == 3:
+            image = (image * saturation + (1 - saturation) * _luma(image)).clamp(0, 1)
+        elif operation == 3 and len(image) == 3:
+            image = _turn_hue(image, hue)
+    return image
+
+
+def augment(
+    source: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]],
+    params: npt.NDArray[np.void],
+    augment: Augment,
+    *,
+    rows: npt.ArrayLike | None = None,
+    out: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    threads: int = 0,
+) -> torch.Tensor:
+    """Twin of sela_ext.kernels.augment: step by step with torch, one image at a time. threads is not used."""
+    import torch
+
+    images, picked, channels = check_source(source, rows, params)
+    size = augment.size
+    result = check_output(out, (len(params), channels, size, size), dtype, channels_last)
+    mean, std = (torch.tensor(values)[:, None, None] for values in augment.channel_values(channels))
+    for i, record in enumerate(params):
+        pixels = images[i if picked is None else picked[i]]
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
+        top, left, height, width = (int(record[name]) for name in ("top", "left", "height", "width"))
+        if augment.crop == "center":
+            image = _resample(image, height, width)[:, top : top + size, left : left + size]
+        else:
+            image = _resample(image[:, top : top + height, left : left + width], size, size)
+        gray = channels == 3 and bool(record["gray"])
+        if gray and augment.gray_first:
+            image = _luma(image).expand(3, -1, -1)
+        if record["jitter"]:
+            image = _jitter(image, record)
+        if gray and not augment.gray_first:
+            image = _luma(image).expand(3, -1, -1)
+        if record["flip"]:
+            image = image.flip(2)
+        result[i] = (image - mean) / std
+    return result
+
+
+def _resample(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    import torch.nn.functional as functional
+
+    if tuple(image.shape[1:]) == (height, width):
+        return image
+    return functional.interpolate(
+        image[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True
+    )[0]
+
+
+def permutation(n: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Twin of sela_ext.kernels.permutation: equal numbers, one Python swap at a time."""
+    check_key(seed, epoch)
+    if n < 0:
+        raise OptionError(f"n: expected a number >= 0, found {n}")
+    blocks = np.arange((n + 1) // 2, dtype=np.uint64)
+    counter = np.zeros((len(blocks), 4), np.uint64)
+    counter[:, 0], counter[:, 1] = blocks & _LOW, blocks >> _SHIFT
+    counter[:, 2], counter[:, 3] = epoch, _SHUFFLE
+    words: Any = philox4x32(counter, [seed & 0xFFFFFFFF, seed >> 32]).reshape(-1, 2)
+    draws = (words[:, 0] | words[:, 1] << _SHIFT).tolist()
+    order = list(range(n))
+    for i in range(n - 1, 0, -1):
+        j = draws[i] * (i + 1) >> 64
+        order[i], order[j] = order[j], order[i]
+    return np.array(order, np.int64)

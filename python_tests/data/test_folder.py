@@ -192,3 +192,23 @@ def test_a_subset_of_a_folder_reads_through(tmp_path):
     assert part.labels.tolist() == [1, 0]
     assert part.class_names == ["a", "b"]
     np.testing.assert_array_equal(part.read(1), source.read(0))
+
+
+def test_small_images_are_decoded_once_and_large_ones_every_time(tmp_path):
+    put(tmp_path / "large.png", size=(200, 200))
+    put(tmp_path / "small.png", size=(100, 100))
+    source = open_source(tmp_path)
+    small, large = source.read(1), source.read(0)
+    assert source.read(1) is small
+    assert not small.flags.writeable
+    np.testing.assert_array_equal(source.read(0), large)
+    assert source.read(0) is not large
+
+
+def test_the_room_for_decoded_images_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr("sela_ext.data.folder.CACHE_BYTES", 200)
+    for i in range(4):
+        put(tmp_path / f"{i}.png")  # 72 bytes each
+    source = open_source(tmp_path)
+    first = [source.read(i) for i in range(4)]
+    assert [source.read(i) is first[i] for i in range(4)] == [True, True, False, False]

@@ -71,7 +71,7 @@ def test_an_exception_arrives_at_its_place():
     assert threading.active_count() == before
 
 
-def test_a_program_that_ends_inside_an_epoch_exits_cleanly():
+def test_a_program_that_ends_inside_an_epoch_exits_cleanly(tmp_path):
     program = (
         "from sela_ext.data import Loader\n"
         "loader = Loader('digits', batch_size=8, threads=1)\n"
@@ -80,6 +80,6 @@ def test_a_program_that_ends_inside_an_epoch_exits_cleanly():
         "raise SystemExit(7)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (7, "")

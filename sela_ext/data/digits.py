@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from sela_ext.data.arrays import ArraySource
 from sela_ext.data.source import Int64Array, UInt8Array
@@ -19,6 +18,8 @@ PAD = 4  # 24 -> 32 pixels, the size that networks for small images expect
 
 def digits_source() -> ArraySource:
     """The digits as uint8 [1797, 32, 32, 1] in scikit-learn's order, with labels and the class names "0".."9"."""
+    from sklearn.datasets import load_digits  # here, since its import takes a second
+
     images, target = load_digits(return_X_y=True)
     small = np.asarray(images).reshape(-1, SMALL_SIDE, SMALL_SIDE).astype(np.int64)
     return ArraySource(

@@ -43,6 +43,8 @@ def build_info() -> dict[str, Any]:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "kernels":
+        return importlib.import_module("sela_ext.kernels")
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module 'sela_ext' has no attribute {name!r}")

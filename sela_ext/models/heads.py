@@ -47,7 +47,7 @@ class Heads(nn.Module):
 
     def split(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Cut what `forward` returned into one [B, K_t] per head."""
-        return logits.split(self.clusters, dim=1)
+        return torch.split(logits, self.clusters, dim=1)
 
     def _logits(self, embedding: Tensor, rows: slice) -> Tensor:
         embedding, weight = embedding.float(), self.weight[rows]

@@ -77,7 +77,7 @@ def _by_name(name: str, channels: int) -> tuple[nn.Module, int]:
     options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     module: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     if hasattr(module, "aux_logits"):
-        module.aux_logits = False
+        setattr(module, "aux_logits", False)  # noqa: B010 - a plain attribute of two torchvision networks
         for auxiliary in ("aux1", "aux2", "AuxLogits"):
             if hasattr(module, auxiliary):
                 setattr(module, auxiliary, None)

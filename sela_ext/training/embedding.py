@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def embed(
     seed: int = 0,
     epoch: int = 0,
     threads: int = 0,
-    on_bad_image: str = "raise",
+    on_bad_image: Literal["raise", "skip"] = "raise",
     max_bad_fraction: float = 0.01,
 ) -> Embedded:
     """Run the network over all images.

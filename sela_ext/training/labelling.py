@@ -104,7 +104,7 @@ def label_pass(
         logits = torch.cat(
             [
                 heads.logits_of(head, embeddings[start : start + _CHUNK] if everything else embeddings[chunk])
-                for start, chunk in zip(range(0, len(rows), _CHUNK), rows.split(_CHUNK), strict=True)
+                for start, chunk in zip(range(0, len(rows), _CHUNK), torch.split(rows, _CHUNK), strict=True)
             ]
         )
         solved = assign(

@@ -25,8 +25,9 @@ from sela_ext.training.embedding import Arithmetic, embed
 from sela_ext.training.evaluate import Evaluation, evaluate_network
 from sela_ext.training.labelling import label_pass, random_labels
 from sela_ext.training.machine import Interrupt, use_threads
-from sela_ext.training.options import Options, make_options
+from sela_ext.training.options import AUTO, Options, make_options
 from sela_ext.training.outcome import TrainResult, closing_lines, opening_line, save_network, spread_labels
+from sela_ext.training.presets import PRESETS
 from sela_ext.training.progress import RunProgress
 from sela_ext.training.resolve import Plan, named_augment, probe_image_size, resolve
 from sela_ext.training.run_folder import RunFolder, describe_value
@@ -107,7 +108,8 @@ def _run(
         head_kind=opt.head_kind,
         temperature=opt.temperature,
         channels_in=backbone.channels_in,
-    ).to(arithmetic.device, memory_format=torch.channels_last)
+    ).to(arithmetic.device)
+    network.to(memory_format=torch.channels_last)
     network.train()
     matrices = [p for p in network.parameters() if p.requires_grad and (p.ndim > 1 or opt.decay_vectors)]
     vectors = [p for p in network.parameters() if p.requires_grad and not (p.ndim > 1 or opt.decay_vectors)]
@@ -120,6 +122,8 @@ def _run(
     scaler = torch.amp.GradScaler(arithmetic.device.type, enabled=arithmetic.dtype is torch.float16)
     # The last, short batch of an epoch is left out when it is less than half a batch: its statistics are noise.
     short = images % opt.batch_size
+    drop_last = images > opt.batch_size and 0 < short < opt.batch_size / 2
+    per_epoch = images - short if drop_last else images
     loader = Loader(
         source,
         batch_size=opt.batch_size,
@@ -129,12 +133,11 @@ def _run(
         dtype=arithmetic.dtype,
         channels_last=True,
         threads=opt.threads,
-        drop_last=0 < short < opt.batch_size / 2 and images > opt.batch_size,
+        drop_last=drop_last,
         device=arithmetic.device,
         on_bad_image=opt.on_bad_image,
         max_bad_fraction=opt.max_bad_fraction,
     )
-    per_epoch = images - short if loader.drop_last else images
 
     def embed_all(**how: Any) -> Any:
         return embed(
@@ -390,7 +393,7 @@ def _run(
                 )
                 loss = losses.sum() if opt.loss == "sum" else losses.mean()
                 optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 scaler.step(optimizer)
                 scaler.update()
                 check_loss()
@@ -473,14 +476,10 @@ def _run(
 
 
 def _given(options: dict[str, Any]) -> set[str]:
-    """Options that are set: by the user, or by the preset."""
+    """Options that are set, by the user or by the preset; "auto" is not set."""
     preset = options.get("preset")
-    names = set(options)
-    if preset is not None:
-        from sela_ext.training.presets import PRESETS
-
-        names |= set(PRESETS[preset].options)
-    return names
+    written = options if preset is None else {**PRESETS[preset].options, **options}
+    return {name for name, value in written.items() if not (isinstance(value, str) and value == AUTO)}
 
 
 def _half(seed: int, step: int) -> float:

@@ -15,14 +15,14 @@ import torch
 @contextlib.contextmanager
 def use_threads(count: int) -> Iterator[None]:
     """Set torch's threads for the run. Denormals cost time and carry no information here: flush them."""
-    before = torch.get_numuse_threads()
-    torch.set_numuse_threads(count)
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_flush_denormal(False)
-        torch.set_numuse_threads(before)
+        torch.set_num_threads(before)
 
 
 class Interrupt:

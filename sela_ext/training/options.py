@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from sela_ext.errors import OptionError
 
@@ -108,7 +108,7 @@ class Options:
     # Images
     augment: Any = option(AUTO, "augmentation: preset name or sela_ext.Augment", kind="any")
     image_size: int = option(AUTO, "pixels of the training images", kind="int", low=4, high=4096)
-    on_bad_image: str = option("raise", "unreadable images", kind="str", choices=("raise", "skip"))
+    on_bad_image: Literal["raise", "skip"] = option("raise", "unreadable images", kind="str", choices=("raise", "skip"))
     max_bad_fraction: float = option(0.01, "most unreadable images that skip accepts", kind="float", low=0, high=1)
     # Evaluation: true labels never reach training
     labels: Any = option(None, "true labels, for metrics only: array or .npy", kind="any")

@@ -73,7 +73,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     small = max(size) < SMALL_IMAGES
     fast = small and options.preset is None and "model" not in given
     budget = parse_budget(options.budget)
-    if budget is not None and "epochs" in given and options.preset is None:
+    if budget is not None and "epochs" in given and options.epochs != AUTO and options.preset is None:
         raise OptionError("budget and epochs: expected one of them, found both")
     values = {spec.name: getattr(options, spec.name) for spec in dataclasses.fields(Options)}
     reasons: dict[str, str] = {}

@@ -141,7 +141,7 @@ class RunFolder:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.path / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(self.path / "tensorboard"))
         return self._board
 
     def write_labels(self, labels: NDArray[np.int32], confidence: NDArray[np.float32], names: Sequence[str]) -> None:

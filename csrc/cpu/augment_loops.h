@@ -30,9 +30,10 @@ inline int32_t resampled_length(const AugmentOptions& options, int32_t length) {
   return options.crop == Crop::center ? length : options.size;
 }
 
-/// Upper bound of the input pixels that one output pixel is the weighted mean of.
+/// Upper bound of the input pixels that one output pixel is the weighted mean of: a triangle that is twice the scale
+/// wide covers at most ceil(2 * scale) pixel centres.
 inline int64_t most_taps(int64_t input, int64_t output) {
-  const int64_t taps = input > output ? 2 * ((input + output - 1) / output) + 2 : 2;
+  const int64_t taps = input > output ? (2 * input + output - 1) / output : 2;
   return taps < input ? taps : input;
 }
 

@@ -16,6 +16,8 @@
 namespace sela::SELA_ISA {
 namespace {
 
+using namespace pixels;
+
 constexpr float kLumaSum = kLumaRed + kLumaGreen + kLumaBlue;
 
 inline int64_t round_up(int64_t n) {
@@ -29,49 +31,54 @@ struct Axis {
   int32_t* start;
   int32_t* count;
   float* weight;
+  float* total;  ///< [stride] floats to work with
   int64_t stride;
-  int32_t taps;         ///< largest count; weights from count[i] to taps are zero
+  int32_t taps;         ///< at least every count; weights from count[i] to taps are zero
   int32_t first, last;  ///< inputs in use: [first, last)
 };
 
-/// length inputs resampled to `resampled`, of which outputs offset .. offset + size are wanted.
-void make_axis(Axis* axis, int32_t length, int32_t resampled, int32_t offset, int32_t size, bool flip, float gain) {
+/// length inputs resampled to `resampled`, of which outputs offset .. offset + size are wanted, times gain.
+/// taps: most_taps(length, resampled).  Same arithmetic as torch's upsample_bilinear2d_aa in float.
+void make_axis(Axis* axis, int32_t length, int32_t resampled, int32_t offset, int32_t size, bool flip, float gain,
+               int32_t taps) {
   const float scale = static_cast<float>(length) / static_cast<float>(resampled);
   const float support = scale >= 1.0f ? scale : 1.0f;
   const float inverse = scale >= 1.0f ? 1.0f / scale : 1.0f;
-  int32_t taps = 1, first = length, last = 0;
-  for (int32_t i = 0; i < size; ++i) {
-    const float middle = scale * (static_cast<float>(i + offset) + 0.5f);
+  const int32_t from = flip ? offset + size - 1 : offset, step = flip ? -1 : 1;
+  const int32_t lanes = static_cast<int32_t>(axis->stride);  // those behind the last column repeat it
+  for (int32_t i = 0; i < lanes; ++i) {
+    const float middle = scale * (static_cast<float>(from + step * (i < size ? i : size - 1)) + 0.5f);
     int32_t begin = static_cast<int32_t>(middle - support + 0.5f);
     int32_t end = static_cast<int32_t>(middle + support + 0.5f);
-    begin = begin < 0 ? 0 : begin > length - 1 ? length - 1 : begin;
-    end = end > length ? length : end < begin + 1 ? begin + 1 : end;
-    const int32_t to = flip ? size - 1 - i : i;
-    axis->start[to] = begin;
-    axis->count[to] = end - begin;
-    taps = end - begin > taps ? end - begin : taps;
-    first = begin < first ? begin : first;
-    last = end > last ? end : last;
+    begin = begin < 0 ? 0 : begin;
+    begin = begin > length - 1 ? length - 1 : begin;
+    end = end > length ? length : end;
+    end = end < begin + 1 ? begin + 1 : end;
+    end = end > begin + taps ? begin + taps : end;  // one more, of weight zero, after an unlucky rounding
+    axis->start[i] = begin;
+    axis->count[i] = end - begin;
   }
-  for (int64_t i = size; i < axis->stride; ++i) {  // lanes behind the last column
-    axis->start[i] = axis->start[size - 1];
-    axis->count[i] = 0;
-  }
+  const int32_t low = flip ? size - 1 : 0, high = flip ? 0 : size - 1;
+  axis->first = axis->start[low];
+  axis->last = axis->start[high] + axis->count[high];
   axis->taps = taps;
-  axis->first = first;
-  axis->last = last;
-  for (int64_t i = 0; i < axis->stride; ++i) {
-    const int64_t from = i < size ? (flip ? size - 1 - i : i) : 0;
-    const float middle = scale * (static_cast<float>(from + offset) + 0.5f);
-    float total = 0.0f;
-    for (int32_t k = 0; k < taps; ++k) {
-      const float distance = std::fabs((static_cast<float>(axis->start[i] + k) - middle + 0.5f) * inverse);
-      const float weight = k < axis->count[i] && distance < 1.0f ? 1.0f - distance : 0.0f;
-      axis->weight[k * axis->stride + i] = weight;
-      total += weight;
+
+  float* total = axis->total;
+  for (int32_t i = 0; i < lanes; ++i) total[i] = 0.0f;
+  for (int32_t k = 0; k < taps; ++k) {
+    float* weight = axis->weight + k * axis->stride;
+    for (int32_t i = 0; i < lanes; ++i) {
+      const float middle = scale * (static_cast<float>(from + step * (i < size ? i : size - 1)) + 0.5f);
+      const float near = 1.0f - std::fabs((static_cast<float>(axis->start[i] + k) - middle + 0.5f) * inverse);
+      const float w = (k < axis->count[i]) & (near > 0.0f) ? near : 0.0f;
+      weight[i] = w;
+      total[i] += w;
     }
-    const float factor = total > 0.0f ? gain / total : 0.0f;
-    for (int32_t k = 0; k < taps; ++k) axis->weight[k * axis->stride + i] *= factor;
+  }
+  for (int32_t i = 0; i < lanes; ++i) total[i] = total[i] > 0.0f ? gain / total[i] : 0.0f;
+  for (int32_t k = 0; k < taps; ++k) {
+    float* weight = axis->weight + k * axis->stride;
+    for (int32_t i = 0; i < lanes; ++i) weight[i] *= total[i];
   }
 }
 
@@ -80,7 +87,7 @@ void make_axis(Axis* axis, int32_t length, int32_t resampled, int32_t offset, in
 /// Scratch of one image, laid out in job.scratch.
 struct Buffers {
   Axis x, y;
-  float* row;          ///< [channels, row_stride]: a row of the input, or of the mixed input
+  float* row;          ///< [kBlockRows, channels, row_stride]: rows of the input, or of the mixed input
   int64_t row_stride;  ///<
   float* middle;       ///< [rows, channels, middle_stride]: horizontally resampled rows
   int64_t middle_stride;
@@ -120,36 +127,71 @@ void mix_input_rows(const uint8_t* source, int64_t stride, const uint8_t* end, i
   }
 }
 
-/// out[i] = sum over k of weight[k, i] * row[start[i] + k] for all columns, a vector at a time.
-/// row begins at input column x.first.  May write up to kLanes - 1 floats behind the last column.
-void resample_row(const Axis& x, int32_t size, const float* row, float* out) {
+/// out[line][i] = sum over k of weight[k, i] * in[line][start[i] - x.first + k] for `lines` lines and all columns.
+/// What depends on the columns alone is found once per vector of columns, not once per line.
+template <int kTaps>
+void resample_lines(const Axis& x, int32_t size, int lines, const float* in, int64_t in_stride, float* out,
+                    int64_t out_stride) {
+  const int32_t taps = kTaps > 0 ? kTaps : x.taps;
   for (int32_t i = 0; i < size; i += kLanes) {
     const int32_t* start = x.start + i;
     const float* weight = x.weight + i;
-    Floats total = splat(0.0f);
-#if !defined(SELA_ISA_generic)
     const int32_t ends[2] = {start[0], start[kLanes - 1]};  // starts rise, or fall in a flipped table
     const int32_t low = ends[0] < ends[1] ? ends[0] : ends[1], high = ends[0] < ends[1] ? ends[1] : ends[0];
-    const int32_t span = high - low + x.taps;
-    const float* base = row + (low - x.first);
-    Ints index = add(load_ints(start), -low);
+    const float* base = in + (low - x.first);
+    const Ints index = add(load_ints(start), -low);
+    auto each_line = [&](auto resampled) {
+      for (int line = 0; line < lines; ++line) {
+        const Floats total = resampled(base + line * in_stride);
+        float* to = out + line * out_stride + i;
+        if (i + kLanes <= size) {
+          store(to, total);
+        } else {
+          float tail[kLanes];
+          store(tail, total);
+          std::memcpy(to, tail, static_cast<size_t>(size - i) * sizeof(float));
+        }
+      }
+    };
+#if !defined(SELA_ISA_generic)
+    const int32_t span = high - low + taps;
     if (span <= kLanes) {
-      const Floats inputs = load(base);
-      for (int32_t k = 0; k < x.taps; ++k, index = add(index, 1))
-        total = fma(look_up(inputs, index), load(weight + k * x.stride), total);
-    } else if (span <= 2 * kLanes) {
-      const Floats inputs = load(base), more = load(base + kLanes);
-      for (int32_t k = 0; k < x.taps; ++k, index = add(index, 1))
-        total = fma(look_up(inputs, more, index), load(weight + k * x.stride), total);
-    } else {
-      for (int32_t k = 0; k < x.taps; ++k) total = fma(gather(base + k, index), load(weight + k * x.stride), total);
+      each_line([&](const float* from) {
+        const Floats inputs = load(from);
+        Floats total = look_up(inputs, index) * load(weight);
+        for (int32_t k = 1; k < taps; ++k)
+          total = fma(look_up(inputs, add(index, k)), load(weight + k * x.stride), total);
+        return total;
+      });
+      continue;
+    }
+    if (span <= 2 * kLanes) {
+      each_line([&](const float* from) {
+        const Floats inputs = load(from), more = load(from + kLanes);
+        Floats total = look_up(inputs, more, index) * load(weight);
+        for (int32_t k = 1; k < taps; ++k)
+          total = fma(look_up(inputs, more, add(index, k)), load(weight + k * x.stride), total);
+        return total;
+      });
+      continue;
     }
 #else
-    const Ints index = load_ints(start);
-    for (int32_t k = 0; k < x.taps; ++k)
-      total = fma(gather(row - x.first + k, index), load(weight + k * x.stride), total);
+    (void)high;
 #endif
-    store(out + i, total);
+    each_line([&](const float* from) {
+      Floats total = gather(from, index) * load(weight);
+      for (int32_t k = 1; k < taps; ++k) total = fma(gather(from + k, index), load(weight + k * x.stride), total);
+      return total;
+    });
+  }
+}
+
+void resample_lines(const Axis& x, int32_t size, int lines, const float* in, int64_t in_stride, float* out,
+                    int64_t out_stride) {
+  if (x.taps == 2) {
+    resample_lines<2>(x, size, lines, in, in_stride, out, out_stride);
+  } else {
+    resample_lines<0>(x, size, lines, in, in_stride, out, out_stride);
   }
 }
 
@@ -160,33 +202,40 @@ void resample(const AugmentJob& job, const Buffers& b, int32_t top, int32_t left
   const uint8_t* end = job.image.data + (job.image.height - 1) * stride + int64_t{Channels} * job.image.width;
   const uint8_t* corner = job.image.data + top * stride + int64_t{Channels} * (left + b.x.first);
   const int32_t width = b.x.last - b.x.first, height = b.y.last - b.y.first;
+  const int64_t block_row = Channels * b.row_stride;
   if (height <= size + 2) {  // enlarging: horizontally first
     const float one = 1.0f;
     const int64_t middle_row = Channels * b.middle_stride;
-    for (int32_t y = 0; y < height; ++y) {
-      mix_input_rows<Channels>(corner + (b.y.first + y) * stride, stride, end, width, &one, 0, 1, b.row, b.row_stride);
-      for (int c = 0; c < Channels; ++c)
-        resample_row(b.x, size, b.row + c * b.row_stride, b.middle + y * middle_row + c * b.middle_stride);
+    for (int32_t begin = 0; begin < height; begin += kBlockRows) {
+      const int32_t rows = height - begin < kBlockRows ? height - begin : kBlockRows;
+      for (int32_t y = 0; y < rows; ++y)
+        mix_input_rows<Channels>(corner + (b.y.first + begin + y) * stride, stride, end, width, &one, 0, 1,
+                                 b.row + y * block_row, b.row_stride);
+      resample_lines(b.x, size, rows * Channels, b.row, b.row_stride, b.middle + begin * middle_row, b.middle_stride);
     }
     for (int32_t y = 0; y < size; ++y) {
       const float* from = b.middle + (b.y.start[y] - b.y.first) * middle_row;
       const float* weight = b.y.weight + y;
+      const int32_t count = b.y.count[y];
       for (int c = 0; c < Channels; ++c, from += b.middle_stride) {
         float* to = b.plane + c * b.plane_stride + int64_t{y} * size;
         for (int32_t x = 0; x < size; x += kLanes) {
           Floats total = load(from + x) * splat(weight[0]);
-          for (int32_t k = 1; k < b.y.count[y]; ++k)
+          for (int32_t k = 1; k < count; ++k)
             total = fma(load(from + k * middle_row + x), splat(weight[k * b.y.stride]), total);
-          store(to + x, total);
+          store(to + x, total);  // what passes the row's end is overwritten by the next row
         }
       }
     }
   } else {
-    for (int32_t y = 0; y < size; ++y) {
-      mix_input_rows<Channels>(corner + b.y.start[y] * stride, stride, end, width, b.y.weight + y, b.y.stride,
-                               b.y.count[y], b.row, b.row_stride);
+    for (int32_t begin = 0; begin < size; begin += kBlockRows) {
+      const int32_t rows = size - begin < kBlockRows ? size - begin : kBlockRows;
+      for (int32_t y = 0; y < rows; ++y)
+        mix_input_rows<Channels>(corner + b.y.start[begin + y] * stride, stride, end, width, b.y.weight + begin + y,
+                                 b.y.stride, b.y.count[begin + y], b.row + y * block_row, b.row_stride);
       for (int c = 0; c < Channels; ++c)
-        resample_row(b.x, size, b.row + c * b.row_stride, b.plane + c * b.plane_stride + int64_t{y} * size);
+        resample_lines(b.x, size, rows, b.row + c * b.row_stride, block_row,
+                       b.plane + c * b.plane_stride + int64_t{begin} * size, size);
     }
   }
 }
@@ -383,7 +432,7 @@ void normalise(const float* plane, int64_t pixels, float scale, float shift, flo
 
 /// The colour operations of one plane (see Note [Gray images]); luma_sum: what the luma weights add up to.
 void colour_gray(const AugmentParameters& p, float luma_sum, bool saturate, float* plane, int64_t pixels) {
-  Step steps[4];
+  Step steps[4] = {};
   int count = 0;
   for (int32_t op : p.order) {
     if (op == 0) {
@@ -505,19 +554,21 @@ Buffers lay_out(const AugmentJob& job) {
   b.middle_stride = padded;
   b.middle = take((size + 2) * job.channels * b.middle_stride);
   b.row_stride = round_up(width + taps_x) + 2 * kScratchLanes;
-  b.row = take(job.channels * b.row_stride);
+  b.row = take(kBlockRows * job.channels * b.row_stride);
   auto take_axis = [&](Axis* axis, int64_t taps) {
     axis->stride = padded;
     axis->start = reinterpret_cast<int32_t*>(take(padded));
     axis->count = reinterpret_cast<int32_t*>(take(padded));
+    axis->total = take(padded);
     axis->weight = take(taps * padded);
   };
   take_axis(&b.x, taps_x);
   take_axis(&b.y, taps_y);
   const bool center = options.crop == Crop::center;
   make_axis(&b.x, width, resampled_length(options, p.width), center ? p.left : 0, options.size, p.flip != 0,
-            1.0f / 255.0f);
-  make_axis(&b.y, height, resampled_length(options, p.height), center ? p.top : 0, options.size, false, 1.0f);
+            1.0f / 255.0f, static_cast<int32_t>(taps_x));
+  make_axis(&b.y, height, resampled_length(options, p.height), center ? p.top : 0, options.size, false, 1.0f,
+            static_cast<int32_t>(taps_y));
   return b;
 }
 

@@ -21,14 +21,19 @@ struct AugmentJob {
 /// The longest vector of any instruction set: scratch is laid out for it, whichever runs.
 constexpr int64_t kScratchLanes = 16;
 
+/// Rows that are unpacked before they are resampled horizontally: loads that straddle two stores must not come right
+/// behind them.
+constexpr int32_t kBlockRows = 4;
+
 /// Length of the resampled side, of which the output shows `size` pixels.
 inline int32_t resampled_length(const AugmentOptions& options, int32_t length) {
   return options.crop == Crop::center ? length : options.size;
 }
 
-/// Upper bound of the input pixels that one output pixel is the weighted mean of.
+/// Upper bound of the input pixels that one output pixel is the weighted mean of: a triangle that is twice the scale
+/// wide covers at most ceil(2 * scale) pixel centres.
 inline int64_t most_taps(int64_t input, int64_t output) {
-  const int64_t taps = input > output ? 2 * ((input + output - 1) / output) + 2 : 3;
+  const int64_t taps = input > output ? (2 * input + output - 1) / output : 2;
   return taps < input ? taps : input;
 }
 

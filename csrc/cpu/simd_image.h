@@ -1,14 +1,19 @@
 #pragma once
-// Vectors of floats for the image loops, one implementation per instruction set, all inside namespace SELA_ISA.
+// Vectors of floats for the image loops, one implementation per instruction set, all inside namespace SELA_ISA::pixels:
+// apart from csrc/cpu/simd.h, whose functions of the same names work on another type.
 // kLanes floats per vector.  Arithmetic operators are those of the compiler's vector types.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #if defined(SELA_ISA_avx2) || defined(SELA_ISA_avx512)
+// GCC 12 takes the deliberately undefined operands inside its own AVX-512 header for mistakes (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
-namespace sela::SELA_ISA {
+namespace sela::SELA_ISA::pixels {
 
 #if defined(SELA_ISA_avx512)
 
@@ -285,4 +290,4 @@ inline void load_rgb(const uint8_t* p, Floats* red, Floats* green, Floats* blue)
 
 #endif
 
-}  // namespace sela::SELA_ISA
+}  // namespace sela::SELA_ISA::pixels

@@ -297,7 +297,11 @@ def test_refusals_name_what_was_expected_and_found():
     with pytest.raises(DataError, match=r"rows: expected image numbers in \[0, 4\), found 4"):
         kernels.augment(images, params, augment, rows=[0, 1, 2, 4])
     with pytest.raises(DataError, match="expected 4 records"):
-        kernels.augment(images, params[:3], augment)
+        kernels.augment(list(images), params[:3], augment)
+    with pytest.raises(DataError, match="expected 2 records, one per row, found 3"):
+        kernels.augment(images, params[:3], augment, rows=[0, 1])
+    with pytest.raises(DataError, match=r"rows: expected image numbers in \[0, 2\), found 2"):
+        kernels.augment(images[:2], params[:3], augment)
     with pytest.raises(DataError, match="expected images of 3 channels"):
         kernels.augment([images[0], images[0, :, :, :1]], params[:2], augment)
     with pytest.raises(DataError, match="out: expected"):

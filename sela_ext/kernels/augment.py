@@ -309,8 +309,6 @@ def check_source(source: Any, rows: npt.ArrayLike | None, params: npt.NDArray[np
         _check_image(source, source.shape[1:])
         if rows is None:
             picked = np.arange(len(params), dtype=np.int64)
-            if len(source) != len(params):
-                raise DataError(f"params: expected {len(source)} records, one per image, found {len(params)}")
         else:
             picked = np.ascontiguousarray(rows, dtype=np.int64).reshape(-1)
         if len(picked) != len(params):
@@ -385,7 +383,7 @@ def augment(
         source: uint8 [N, H, W, C] with C = 1 or 3, or a list of B arrays uint8 [H, W, C] of any sizes.
         params: [B] records of sample_parameters (or edited ones); honoured exactly.
         augment: the size, the order of gray and jitter, and the normalisation.
-        rows: int64 [B], the images of an array to take; default all, in order.
+        rows: int64 [B], the images of an array to take; default the first B.
         out: [B, C, size, size] CPU tensor to write into; default a new one.
         dtype: torch.float32, bfloat16 or float16; default that of out, or float32.
         channels_last: NHWC memory (the shape stays NCHW).

@@ -1,0 +1,387 @@
+"""Augmentation on the CPU: sela_ext against torchvision (v2 on tensors, v1 on PIL images) and other loaders.
+
+    python bench/images.py --quick
+
+Checked first: on the same drawn parameters the kernel equals torchvision v2 run in float within 0.01 of 255. Then:
+
+1. 32 px from memory: 50,000 x 32 x 32 x 3 uint8 -> float32, RandomResizedCrop (.2, 1), gray .2, jitter .4 x 4, flip,
+   normalised; drawing the parameters is part of the time. Images per second of processor time, one thread each; peers
+   as their users run them, one image at a time or in batches of 256 where they take batches.
+2. The same with each instruction set, and with two threads (wall clock).
+3. 224 px: the paper's augmentation of decoded photographs (decoding is not timed).
+
+Photographs: a folder of JPEG files named by SELA_DATA_DIR (or ../shared/data beside the repository, unpacked or as
+photos_250.tar.zst); without one, smooth generated images of the same sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from sela_ext import kernels
+from sela_ext.kernels import Augment
+
+BATCH = 256
+SEED = 7
+LIMIT = 0.01  # of 255
+
+
+# ---------------------------------------------------------------- images
+
+
+def photographs(count: int) -> tuple[list[np.ndarray], str]:
+    """(uint8 images [H, W, 3], where they are from)."""
+    folder = Path(os.environ.get("SELA_DATA_DIR") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpeg", ".jpg"))
+    archive = folder / "photos_250.tar.zst"
+    if files:
+        return [_decode(p) for p in files[:count]], f"{min(count, len(files))} photographs"
+    if archive.is_file():
+        with tempfile.TemporaryDirectory() as unpacked:
+            raw = Path(unpacked) / "photos.tar"
+            try:
+                subprocess.run(["zstd", "-dqo", str(raw), str(archive)], check=True)
+                with tarfile.open(raw) as tar:
+                    members = sorted(tar.getnames())
+                    files = [m for m in members if m.lower().endswith((".jpeg", ".jpg"))][:count]
+                    images = [_decode(tar.extractfile(m)) for m in files]
+                return images, f"{len(images)} photographs"
+            except (OSError, subprocess.CalledProcessError):
+                print(f"{archive.name}: cannot be unpacked here (zstd)")
+    rng = np.random.default_rng(0)
+    return [smooth(rng, *((375, 500) if i % 3 else (500, 375))) for i in range(count)], f"{count} generated images"
+
+
+def _decode(file: Any) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return np.array(image.convert("RGB"))
+
+
+def smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A generated image with large soft structures and a little noise."""
+    coarse = torch.from_numpy(rng.random((1, 3, 12, 16), dtype=np.float32))
+    soft = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)[0].permute(1, 2, 0)
+    return (soft.numpy() * 235 + rng.integers(0, 20, (height, width, 3))).astype(np.uint8)
+
+
+def patches(images: list[np.ndarray], count: int) -> np.ndarray:
+    """uint8 [count, 32, 32, 3] cut out of the images at half size."""
+    rng = np.random.default_rng(1)
+    halves = [np.ascontiguousarray(image[::2, ::2]) for image in images if min(image.shape[:2]) >= 66]
+    out = np.empty((count, 32, 32, 3), np.uint8)
+    for i in range(count):
+        image = halves[i % len(halves)]
+        y, x = rng.integers(0, image.shape[0] - 31), rng.integers(0, image.shape[1] - 31)
+        out[i] = image[y : y + 32, x : x + 32]
+    return out
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def reference(image: np.ndarray, record: np.void, augment: Augment) -> torch.Tensor:
+    """Torchvision v2's functions in float on the same parameters, in [0, 1]."""
+    x = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
+    box = [int(record[name]) for name in ("top", "left", "height", "width")]
+    x = functional.resized_crop(x, *box, [augment.size, augment.size], antialias=True)
+    if record["gray"] and augment.gray_first:
+        x = functional.rgb_to_grayscale(x, 3)
+    steps = [functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation]
+    names = ("brightness", "contrast", "saturation", "hue")
+    for k in record["order"]:
+        x = [*steps, functional.adjust_hue][k](x, float(record[names[k]]))
+    if record["gray"] and not augment.gray_first:
+        x = functional.rgb_to_grayscale(x, 3)
+    return functional.horizontal_flip(x) if record["flip"] else x
+
+
+def agreement(images: list[np.ndarray], augment: Augment) -> float:
+    """Largest difference from torchvision, of 255."""
+    sizes = np.array([image.shape[:2] for image in images])
+    params = kernels.sample_parameters(augment, sizes[:, 0], sizes[:, 1], range(len(images)), seed=SEED, epoch=0)
+    batch = kernels.augment(images, params, augment)
+    mean, std = (torch.tensor(v)[:, None, None] for v in augment.channel_values(3))
+    worst = 0.0
+    for image, record, found in zip(images, params, batch, strict=True):
+        worst = max(worst, float((found * std + mean - reference(image, record, augment)).abs().max()))
+    return worst * 255
+
+
+# ---------------------------------------------------------------- competitors
+
+
+def transforms_of(augment: Augment, module: Any) -> list[Any]:
+    """The same pipeline as a user of torchvision writes it, up to the conversion to float."""
+    return [
+        module.RandomResizedCrop(augment.size, scale=augment.scale, antialias=True),
+        module.RandomGrayscale(augment.gray_probability),
+        module.ColorJitter(0.4, 0.4, 0.4, 0.4),
+        module.RandomHorizontalFlip(),
+    ]
+
+
+def ours_small(data: np.ndarray, augment: Augment, threads: int) -> Callable[[int], None]:
+    order = kernels.permutation(len(data), seed=SEED, epoch=0)
+    out = torch.empty(BATCH, 3, augment.size, augment.size)
+    height, width = data.shape[1:3]
+
+    def run(count: int) -> None:
+        for begin in range(0, count, BATCH):
+            rows = order[begin : begin + BATCH]
+            params = kernels.sample_parameters(augment, height, width, rows, seed=SEED, epoch=1)
+            kernels.augment(data, params, augment, rows=rows, out=out[: len(rows)], threads=threads)
+
+    return run
+
+
+def ours_large(images: list[np.ndarray], augment: Augment) -> Callable[[int], None]:
+    heights, widths = np.array([image.shape[:2] for image in images]).T
+    out = torch.empty(len(images), 3, augment.size, augment.size)
+
+    def run(count: int) -> None:
+        for epoch in range(count // len(images)):
+            params = kernels.sample_parameters(augment, heights, widths, range(len(images)), seed=SEED, epoch=epoch)
+            kernels.augment(images, params, augment, out=out, threads=1)
+
+    return run
+
+
+def torchvision_v2(tensors: Any, augment: Augment) -> Callable[[int], None]:
+    to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(augment.mean), list(augment.std))]
+    pipeline = v2.Compose(transforms_of(augment, v2) + to_float)
+    return lambda count: _in_batches(lambda i: pipeline(tensors[i % len(tensors)]), count)
+
+
+def torchvision_v1(images: Any, augment: Augment) -> Callable[[int], None]:
+    from PIL import Image
+
+    to_float = [v1.ToTensor(), v1.Normalize(list(augment.mean), list(augment.std))]
+    pipeline = v1.Compose(transforms_of(augment, v1) + to_float)
+    pictures = [Image.fromarray(image) for image in images]
+    return lambda count: _in_batches(lambda i: pipeline(pictures[i % len(pictures)]), count)
+
+
+def _in_batches(one: Callable[[int], torch.Tensor], count: int) -> None:
+    for begin in range(0, count, BATCH):
+        torch.stack([one(i) for i in range(begin, min(begin + BATCH, count))])
+
+
+@functools.lru_cache
+def peer(module: str, shown_as: str) -> Any:
+    """A competitor's module; absence is said once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return common.peer(module, shown_as)
+
+
+def albumentations(images: Any, augment: Augment) -> Callable[[int], None] | None:
+    a = peer("albumentations", "Albumentations")
+    if a is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import cv2
+
+        cv2.setNumThreads(0)
+        pipeline = a.Compose(
+            [
+                a.RandomResizedCrop((augment.size, augment.size), scale=augment.scale),
+                a.ToGray(p=augment.gray_probability),
+                a.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.4, 0.4), p=1.0),
+                a.HorizontalFlip(),
+                a.Normalize(augment.mean, augment.std),
+            ]
+        )
+
+    def run(count: int) -> None:
+        for begin in range(0, count, BATCH):
+            np.stack(
+                [pipeline(image=images[i % len(images)])["image"] for i in range(begin, min(begin + BATCH, count))]
+            )
+
+    return run
+
+
+def dali(images: Any, augment: Augment) -> Callable[[int], None] | None:
+    if peer("nvidia.dali", "DALI") is None:
+        return None
+    from nvidia.dali import fn, pipeline_def, types
+
+    batch = min(BATCH, len(images))
+
+    def source() -> Any:
+        while True:
+            for begin in range(0, len(images) - batch + 1, batch):
+                yield list(images[begin : begin + batch])
+
+    @pipeline_def(batch_size=batch, num_threads=1, device_id=None, prefetch_queue_depth=1, seed=SEED)
+    def pipeline() -> Any:
+        x = fn.external_source(source=source(), dtype=types.UINT8, layout="HWC")
+        side = [augment.size, augment.size]
+        area = list(augment.scale)
+        x = fn.random_resized_crop(x, size=side, random_area=area, interp_type=types.INTERP_LINEAR, antialias=True)
+        x = fn.color_twist(
+            x,
+            brightness=fn.random.uniform(range=[0.6, 1.4]),
+            contrast=fn.random.uniform(range=[0.6, 1.4]),
+            saturation=fn.random.uniform(range=[0.6, 1.4]) * fn.random.coin_flip(probability=0.8),
+            hue=fn.random.uniform(range=[-144.0, 144.0]),
+        )
+        return fn.crop_mirror_normalize(
+            x,
+            dtype=types.FLOAT,
+            output_layout="CHW",
+            mean=[255 * m for m in augment.mean],
+            std=[255 * s for s in augment.std],
+            mirror=fn.random.coin_flip(),
+        )
+
+    built = pipeline()
+    built.build()
+
+    def run(count: int) -> None:
+        for _ in range(max(1, count // batch)):
+            built.run()
+
+    return run
+
+
+# ---------------------------------------------------------------- timing
+
+
+def rates(
+    competitors: dict[str, tuple[Callable[[int], None], int]], rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Median images per second of each, taken in turn. competitors: name -> (run, images per round)."""
+    for run, count in competitors.values():
+        run(min(count, BATCH) if count >= BATCH else count)
+    found: dict[str, list[float]] = {name: [] for name in competitors}
+    for _ in range(rounds):
+        for name, (run, count) in competitors.items():
+            began = clock()
+            run(count)
+            found[name].append(count / (clock() - began))
+    return {name: median(values) for name, values in found.items()}
+
+
+def rate_of_isa(isa: str) -> float | None:
+    """Images per second of processor time at 32 px with one instruction set, in a process of its own."""
+    environment = {**os.environ, "SELA_CPU_ISA": isa}
+    command = [sys.executable, __file__, "--only-small"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return float(run.stdout) if run.returncode == 0 else None
+
+
+def only_small() -> None:
+    """What rate_of_isa reads: nothing but the rate of this process."""
+    data = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
+    run = ours_small(data, Augment.cifar(32, gray_first=True), 1)
+    print(rates({"ours": (run, 40 * BATCH)}, 7, time.process_time)["ours"])
+
+
+def main() -> None:
+    parser = common.arguments("Augmentation on the CPU against torchvision and others.")
+    parser.add_argument("--only-small", action="store_true", help="print sela_ext's rate at 32 px and nothing else")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.only_small:
+        only_small()
+        return
+    rounds = 3 if options.quick else 9
+    facts = common.machine()
+    common.print_machine(facts, 1)
+    small, large = Augment.cifar(32, gray_first=True), Augment.sela(224)
+
+    images, origin = photographs(48 if options.quick else 240)
+    data = patches(images, 50_000)
+    differences = {
+        "32 px": agreement(list(data[:256]), small),
+        "224 px": agreement(images[:24], large),
+    }
+    for name, difference in differences.items():
+        print(f"agreement with torchvision v2 in float, {name}: largest difference {difference:.5f} of 255")
+        if not difference < LIMIT:
+            sys.exit(f"bench/images.py: expected less than {LIMIT} of 255, found {difference}; nothing is timed")
+
+    rows: list[dict[str, Any]] = []
+
+    def report(title: str, found: dict[str, float], case: str) -> None:
+        ours = next(iter(found.values()))
+        lines = [(name, rate, ours / rate) for name, rate in found.items()]
+        common.table(title, ("", "images / s", "sela_ext is x faster"), lines)
+        rows.extend({"case": case, "name": name, "images_per_second": rate, "ratio": x} for name, rate, x in lines)
+
+    few = 512 if options.quick else 2048
+    tensors = torch.from_numpy(data[: 4 * BATCH]).permute(0, 3, 1, 2)
+    competitors: dict[str, tuple[Callable[[int], None], int]] = {
+        "sela_ext": (ours_small(data, small, 1), 64 * BATCH),
+        "torchvision v2, uint8 tensors": (torchvision_v2(tensors, small), few),
+        "torchvision v1, PIL images": (torchvision_v1(data[: 4 * BATCH], small), few),
+    }
+    for name, made in (
+        ("Albumentations", albumentations(data[: 4 * BATCH], small)),
+        ("DALI (other hue, no gray)", dali(data, small)),
+    ):
+        if made is not None:
+            competitors[name] = (made, 4 * few)
+    if peer("ffcv", "FFCV") is not None:
+        print("peer FFCV: reads only its own file format, which this file does not write; skipped")
+    found = rates(competitors, rounds, time.process_time)
+    report("32 px from memory, images per second of processor time, one thread", found, "32px")
+
+    best = found["sela_ext"]
+    isas = {isa: rate_of_isa(isa) for isa in ("avx512", "avx2", "generic")}
+    known = {isa: rate for isa, rate in isas.items() if rate is not None}
+    baseline = found["torchvision v2, uint8 tensors"]
+    lines = [(isa, rate, rate / max(known.values()), rate / baseline) for isa, rate in known.items()]
+    common.table("32 px by instruction set", ("", "images / s", "of the best", "x torchvision v2"), lines)
+    rows.extend({"case": "32px isa", "name": isa, "images_per_second": rate} for isa, rate in known.items())
+
+    walls = {f"{t} threads": (ours_small(data, small, t), 128 * BATCH) for t in (1, 2)}
+    wall, work = (rates(walls, rounds + 1, clock) for clock in (time.perf_counter, time.process_time))
+    lines = [(name, wall[name], wall[name] / wall["1 threads"], work[name]) for name in walls]
+    title = "32 px, two threads (anything else that runs here lowers the wall clock's column)"
+    common.table(title, ("", "images / s", "x one thread", "images / s of processor time"), lines)
+    rows.extend({"case": "32px threads", "name": n, "images_per_second": r, "scaling": x} for n, r, x, _ in lines)
+
+    photos = [torch.from_numpy(image).permute(2, 0, 1).contiguous() for image in images]
+    competitors = {
+        "sela_ext": (ours_large(images, large), len(images) * (4 if options.quick else 2)),
+        "torchvision v2, uint8 tensors": (torchvision_v2(photos, large), len(images)),
+        "torchvision v1, PIL images": (torchvision_v1(images, large), len(images)),
+    }
+    made = albumentations(images, large)
+    if made is not None:
+        competitors["Albumentations"] = (made, len(images))
+    report(
+        f"224 px, {origin} in memory, images per second of processor time, one thread",
+        rates(competitors, rounds, time.process_time),
+        "224px",
+    )
+    print(f"\n32 px: {best:.0f} images / s per core, {best / baseline:.0f} x torchvision v2")
+    if not options.no_record:
+        print(f"rows appended to {common.record('images', rows, {**facts, 'differences': differences})}")
+
+
+if __name__ == "__main__":
+    main()

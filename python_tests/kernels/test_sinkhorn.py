@@ -241,9 +241,9 @@ def test_arguments_are_refused_in_one_line():
         kernels.sinkhorn_pass(good, np.zeros(2))
     with pytest.raises(OptionError, match="potential: expected finite numbers, found nan at 1"):
         kernels.sinkhorn_pass(good, [0, np.nan, 0])
-    with pytest.raises(OptionError, match="row_weights: expected numbers >= 0, found -1.0 at 2"):
+    with pytest.raises(OptionError, match=r"row_weights: expected numbers >= 0, found -1.0 at 2"):
         kernels.sinkhorn_pass(good, np.zeros(3), row_weights=[1, 1, -1, 1])
-    with pytest.raises(OptionError, match="scale: expected a finite number > 0, found 0.0"):
+    with pytest.raises(OptionError, match=r"scale: expected a finite number > 0, found 0.0"):
         kernels.sinkhorn_pass(good, np.zeros(3), scale=0)
     with pytest.raises(OptionError, match=r"reference: expected shape \(4,\)"):
         kernels.sinkhorn_pass(good, np.zeros(3), reference=np.zeros(5))

@@ -34,6 +34,10 @@ constexpr float kSkipLow = 0.1353f;
 // Fewer columns than this are not worth a probe.
 constexpr int64_t kProbeColumns = 256;
 constexpr int kProbes = 4;
+// A row is summed in pieces of this many columns: rounding then grows with the square root of a long row's length only.
+constexpr int64_t kSumColumns = 1024;
+// Vectors before this one hold columns below 2^24, which float counts exactly.
+constexpr float kExactVectors = static_cast<float>((1 << 24) / W - 1);
 
 /// Terms below exp(-level) count as dead: 26 nats, more when there are so many columns that they would add up.
 inline float dead_level(int64_t cols) {
@@ -58,20 +62,24 @@ struct Best {
     value = max(t, value);
   }
   inline int32_t column() const {
+    float lane[W];
+    for (int64_t l = 0; l < W; ++l) lane[l] = static_cast<float>(l);
+    const vfloat top = set1(reduce_max(value));
+    if (!any(vector_at_least(kExactVectors))) {  // column numbers are exact in float: lowest of the best ones
+      const vfloat columns = fma(vector, set1(static_cast<float>(W)), load(lane));
+      return static_cast<int32_t>(-reduce_max(set1(0.0f) - select_greater(top, value, set1(kInfinity), columns)));
+    }
     float values[W], numbers[W];
-    store(values, value);
+    store(values, select_greater(top, value, set1(0.0f), set1(1.0f)));
     store(numbers, vector);
-    float best = -kInfinity;
-    int64_t column = 0;
-    for (int64_t lane = 0; lane < W; ++lane) {
-      const int64_t j = static_cast<int64_t>(numbers[lane]) * W + lane;
-      if (values[lane] > best || (values[lane] == best && j < column)) {
-        best = values[lane];
-        column = j;
-      }
+    int64_t column = std::numeric_limits<int32_t>::max();
+    for (int64_t l = 0; l < W; ++l) {
+      const int64_t j = static_cast<int64_t>(numbers[l]) * W + l;
+      if (values[l] > 0.0f && j < column) column = j;
     }
     return static_cast<int32_t>(column);
   }
+  inline vmask vector_at_least(float number) const { return not_below(vector, set1(number)); }
 };
 
 /// First sweep over R dense rows: terms to `terms`, sums to `sums`.
@@ -81,23 +89,30 @@ template <int R, bool kLabels, class T>
 inline void dense_terms(const T* const* x, const float* ref, int64_t cols, const float* g, float scale, float* terms,
                         int64_t terms_stride, int64_t ahead, float* sums, int32_t* labels) {
   const vfloat s = set1(scale);
-  vfloat minus[R], sum[R];
+  vfloat minus[R], sum[R], total[R];
   Best best[R];
   for (int q = 0; q < R; ++q) {
     minus[q] = set1(-ref[q]);
-    sum[q] = set1(0.0f);
+    total[q] = sum[q] = set1(0.0f);
   }
   const int64_t full = cols / W * W;
-  for (int64_t j = 0; j < full; j += W) {
-    const vfloat gj = load(g + j);
+  for (int64_t j = 0; j < full;) {
+    const int64_t end = j + kSumColumns < full ? j + kSumColumns : full;
+    for (; j < end; j += W) {
+      const vfloat gj = load(g + j);
 #pragma GCC unroll 4
+      for (int q = 0; q < R; ++q) {
+        prefetch(x[q] + j, ahead);
+        const vfloat t = fma(load(x[q] + j), s, minus[q]) + gj;
+        if (kLabels) best[q].offer(t, static_cast<float>(j / W));
+        const vfloat e = exp(t);
+        store(terms + q * terms_stride + j, e);
+        sum[q] = sum[q] + e;
+      }
+    }
     for (int q = 0; q < R; ++q) {
-      prefetch(x[q] + j, ahead);
-      const vfloat t = fma(load(x[q] + j), s, minus[q]) + gj;
-      if (kLabels) best[q].offer(t, static_cast<float>(j / W));
-      const vfloat e = exp(t);
-      store(terms + q * terms_stride + j, e);
-      sum[q] = sum[q] + e;
+      total[q] = total[q] + sum[q];
+      sum[q] = set1(0.0f);
     }
   }
   if (full < cols) {
@@ -111,7 +126,7 @@ inline void dense_terms(const T* const* x, const float* ref, int64_t cols, const
     }
   }
   for (int q = 0; q < R; ++q) {
-    sums[q] = reduce_add(sum[q]);
+    sums[q] = reduce_add(total[q] + sum[q]);
     if (kLabels) labels[q] = best[q].column();
   }
 }

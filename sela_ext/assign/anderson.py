@@ -47,11 +47,11 @@ def solve_anderson(problem: Problem, start: Vector) -> Evaluation:
     the acceleration does not help.
     """
     at = best = problem.evaluate(start)
-    residual = at.sinkhorn_step(problem.target)
+    residual = problem.centred(at.sinkhorn_step(problem.target))
     steps: deque[Vector] = deque(maxlen=MEMORY)
     changes: deque[Vector] = deque(maxlen=MEMORY)
     plain = False  # the last step was the plain one from `best`
-    while best.error > problem.tol or problem.tol == 0:
+    while best.excess(problem.target) > problem.tol or problem.tol == 0:
         if problem.exhausted:
             break
         if problem.full_passes + 1 >= problem.max_passes and best.sums.labels is None:
@@ -59,7 +59,7 @@ def solve_anderson(problem: Problem, start: Vector) -> Evaluation:
         if at.error > RESTART * best.error and not plain:
             steps.clear()
             changes.clear()
-            at, residual, plain = best, best.sinkhorn_step(problem.target), True
+            at, residual, plain = best, problem.centred(best.sinkhorn_step(problem.target)), True
             step = residual
         else:
             plain = False
@@ -71,7 +71,7 @@ def solve_anderson(problem: Problem, start: Vector) -> Evaluation:
             elif size > cap:
                 step = step * (cap / size)
         new = problem.evaluate(problem.centred(at.potential + step), previous=at)
-        new_residual = new.sinkhorn_step(problem.target)
+        new_residual = problem.centred(new.sinkhorn_step(problem.target))
         steps.append(new.potential - at.potential)
         changes.append(new_residual - residual)
         at, residual = new, new_residual

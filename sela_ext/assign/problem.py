@@ -44,6 +44,10 @@ class Evaluation:
     objective: float
     sums: SinkhornSums
 
+    def excess(self, target: Vector) -> float:
+        """The part of the error that a potential can remove: impossible columns cost twice their share for ever."""
+        return self.error - 2 * float(target[self.log_shares == -np.inf].sum())
+
     def sinkhorn_step(self, target: Vector) -> Vector:
         """Return log b - log col: what one Sinkhorn iteration adds to the potential; 0 for impossible columns."""
         possible = self.log_shares > -np.inf

@@ -17,7 +17,7 @@ def solve_sinkhorn(problem: Problem, start: npt.NDArray[np.float64]) -> Evaluati
     The reference method: every iteration is one pass, and its iterates are those of alternating log-sum-exp.
     """
     at = problem.evaluate(start)
-    while at.error > problem.tol or problem.tol == 0:
+    while at.excess(problem.target) > problem.tol or problem.tol == 0:
         if problem.exhausted:
             break
         at = problem.evaluate(problem.centred(at.potential + at.sinkhorn_step(problem.target)), previous=at)

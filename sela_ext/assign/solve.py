@@ -44,7 +44,8 @@ def assign(
 
     Finds column scalings beta such that diag(alpha) exp(lam * logits) diag(beta) has row sums a and column sums b.
     In torch, one iteration: ``q = softmax(lam * logits + g, 1); g += log(b) - log(q.mean(0))``. It always returns:
-    look at `converged` and `error`. If it does not converge, raise max_passes or tol, or lower lam.
+    look at `converged` and `error`. If it does not converge, raise max_passes or tol, or lower lam. A cluster whose
+    logits are all -inf receives nothing, with a warning and converged=False; the others share the images.
 
     A row that holds NaN or +inf, or only -inf, is masked: label -1, left out of everything, counted in `masked`.
     Rows that are exactly indifferent between clusters (all rows equal, say) are dealt out evenly when the clusters
@@ -132,7 +133,7 @@ def assign(
         labels = labels.copy()
         ties = break_ties(problem.logits, labels, final.potential, lam, target)
         sizes = np.bincount(labels[labels >= 0], minlength=cols)
-    warn_if_unbalanced(sizes, final.shares, target, converged)
+    warn_if_unbalanced(sizes, np.flatnonzero(final.log_shares == -np.inf), target, converged)
 
     on_cuda = getattr(getattr(logits, "device", None), "type", "cpu") == "cuda" and stop != "official"
     return Assignment(

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 # Two clusters tie for a row when their scores differ by less than this (nats). Far above the rounding of float32
 # scores of ordinary size, far below any difference that a network means.
 TIE = 1e-3
-# Ties are only broken when this share of the images would have to move for equal clusters: on ordinary data the
-# labels are the plain argmax (first round of training: 0.09).
-UNBALANCED = 0.25
+# Ties are only broken when this share of the images would have to move for equal clusters, and when ties explain at
+# least half of it: on ordinary data (first round of training: 0.09) the labels are the plain argmax.
+UNBALANCED = 0.1
 WARN = 0.5
 ROWS_AT_ONCE = 4096
 
@@ -46,7 +46,7 @@ def break_ties(
     deals them out evenly. Which of them goes where has no meaning, but it is the same in every run.
 
     Returns:
-        Number of rows whose label changed.
+        Number of rows whose label changed; 0 when indifferent rows are not what unbalances the clusters.
     """
     wanted = target * int((labels >= 0).sum())
     tied: list[tuple[int, npt.NDArray[np.int64]]] = []
@@ -58,6 +58,9 @@ def break_ties(
             near = score >= score.max(axis=1, keepdims=True) - TIE
             for row in np.flatnonzero((near.sum(axis=1) > 1) & (labels[first : first + len(block)] >= 0)):
                 tied.append((first + int(row), np.flatnonzero(near[row])))
+    count = int((labels >= 0).sum())
+    if len(tied) < 0.5 * count * misplaced(np.bincount(labels[labels >= 0], minlength=len(target)), target):
+        return 0
     settled = labels.copy()
     settled[np.array([row for row, _ in tied], dtype=np.int64)] = -1
     lacking = wanted - np.bincount(settled[settled >= 0], minlength=len(target))
@@ -72,16 +75,15 @@ def break_ties(
 
 def warn_if_unbalanced(
     sizes: npt.NDArray[np.int64],
-    shares: npt.NDArray[np.float64],
+    impossible: npt.NDArray[np.int64],
     target: npt.NDArray[np.float64],
     converged: bool,
 ) -> None:
-    """Warn when a cluster has no mass in the plan, or when more than half of the images are in over-full clusters."""
-    dead = np.flatnonzero(shares < 1e-6 * target)
-    if len(dead) and not converged:
+    """Warn when a cluster is possible for no image, or when over-full clusters hold more than half of the images."""
+    if len(impossible):
         warnings.warn(
-            f"assign: {len(dead)} of {len(target)} clusters receive nothing, the first is cluster {dead[0]}: no finite "
-            "potential makes up for its logits (only -inf there?); the other clusters share the images",
+            """Warn when a cluster is possible for no image, or when over-full clusters hold most of the images."""
+            "its logits are -inf in every row; the other clusters share the images",
             UnbalancedLabelsWarning,
             stacklevel=3,
         )

@@ -50,7 +50,7 @@ def check_logits(logits: Any) -> str:
     if shape is None or len(shape) != 2:
         found = type(logits).__name__ if shape is None else f"shape {tuple(shape)}"
         raise DataError(f"logits: expected a numpy or torch array [N, K], found {found}")
-    name = str(logits.dtype).removeprefix("torch.")
+    name = str(getattr(logits.dtype, "name", logits.dtype)).removeprefix("torch.")
     if name not in ("float32", "float16", "bfloat16", "float64"):
         raise DataError(
             f"logits: expected float32, float16, bfloat16 or float64, found {name}; convert them, e.g. to float32"

@@ -55,6 +55,13 @@ def test_importing_the_package_prints_nothing_and_warns_of_nothing(run_python):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="closes a stream by way of the shell")
+def test_the_package_can_be_imported_with_closed_streams(tmp_path):
+    code = "import sela_ext; assert sela_ext.build_info()['version']"
+    command = ["sh", "-c", f'exec "$0" -c "{code}" <&- >&- 2>&-', sys.executable]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+
+
 def test_the_instruction_set_can_be_lowered_but_not_invented(run_python):
     code = "import sela_ext; print(sela_ext.build_info()['cpu_isa'])"
     assert run_python(code, SELA_CPU_ISA="generic").stdout.strip() == "generic"

@@ -29,6 +29,7 @@ from sela_ext.training.options import AUTO, Options, make_options
 from sela_ext.training.outcome import TrainResult, closing_lines, opening_line, save_network, spread_labels
 from sela_ext.training.presets import PRESETS
 from sela_ext.training.progress import RunProgress
+from sela_ext.training.prototypes import place_prototypes
 from sela_ext.training.resolve import Plan, named_augment, probe_image_size, resolve
 from sela_ext.training.run_folder import RunFolder, describe_value
 from sela_ext.training.schedule import label_pass_times, learning_rate, passes_due
@@ -238,11 +239,6 @@ def _run(
         """One label pass: embeddings of all images by the label source, then balanced labels."""
         nonlocal labels, bank, bank_valid
         if opt.label_source == "bank":
-            if not bool(bank_valid.all()) and state["step"] == 0:
-                # Nothing is in the bank yet: look at all images once. The untrained batch norm has no statistics of
-                # its own, so it takes the batches'.
-                first = embed_all(augment=plan.plain, train_mode=True, epoch=0)
-                bank, bank_valid = first.embeddings, first.valid
             embeddings, valid = bank, bank_valid
         elif opt.label_source == "eval":
             view = plan.plain if opt.label_augment == "none" else named_augment(opt.label_augment, size)
@@ -351,7 +347,14 @@ def _run(
                 return bool(state["seconds"] >= plan.budget_seconds)
             return bool(state["epoch"] >= opt.epochs)
 
-        if saved is None and opt.init == "predictions" and not opt.label_passes:
+        if saved is None and (opt.init == "kmeans" or opt.label_source == "bank"):
+            # Look at all images once. The untrained batch norm has no statistics of its own: it takes the batches'.
+            first = embed_all(augment=plan.plain, train_mode=True)
+            if opt.init == "kmeans":
+                place_prototypes(network.heads, first.embeddings, first.valid, opt.seed)
+            if opt.label_source == "bank":
+                bank, bank_valid = first.embeddings, first.valid
+        if saved is None and opt.init != "random" and not opt.label_passes:
             relabel()  # the only one: the untrained network's labels are kept
         while not done():
             for batch in loader.epoch(state["epoch"], start=state["position"]):
@@ -400,8 +403,6 @@ def _run(
                 pending = loss.detach(), batch.index
                 if opt.label_source == "bank":
                     index = batch.index.to(arithmetic.device)
-                    if bank.shape[0] == 0:
-                        bank = torch.zeros(images, embedding.shape[1], dtype=embedding.dtype, device=arithmetic.device)
                     bank[index] = embedding.detach().to(bank.dtype)
                     bank_valid[index] = True
                 state["step"] += 1

@@ -91,9 +91,9 @@ class Options:
     )
     init: str = option(
         "random",
-        "first labels: a balanced random deal, or the untrained network's",
+        "first labels: a random deal, the untrained network's, or the same with prototypes placed by k-means",
         kind="str",
-        choices=("random", "predictions"),
+        choices=("random", "predictions", "kmeans"),
     )
     lam: float = option(25.0, "lambda: sharpness of the label assignment", kind="float", above=0, high=1e6)
     label_tol: float = option(

@@ -52,8 +52,7 @@ FAST: dict[str, Any] = {
     "decay_vectors": False,
     "half_resolution": 0.5,
     "head_kind": "cosine",
-    "projection": 512,
-    "init": "predictions",
+    "init": "kmeans",
     "label_spacing": "linear",
     "label_source": "bank",
     "label_tol": 1e-2,
@@ -67,7 +66,7 @@ PRESETS: dict[str, Preset] = {
         "embeddings. Minutes on two processor cores.",
     ),
     "digits": Preset(
-        {**FAST, "model": "small-resnet", "epochs": 150},
+        {**FAST, "model": "small-resnet", "epochs": 120},
         "The built-in digits, about a minute on two processor cores: NMI about .85, kNN on held-out images about .99.",
     ),
     "paper-alexnet-10x3k": Preset(

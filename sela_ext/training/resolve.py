@@ -89,6 +89,10 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
                 values[name] = value
                 reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
 
+    if small and options.preset in (None, "fast", "digits"):
+        wide = images >= 10_000
+        settle("projection", 512 if wide else 0, f"{images} images" + ("" if wide else ": a projection memorises them"))
+
     # Device and arithmetic
     settle("device", *_choose_device())
     device = _check_device(values["device"])
@@ -146,7 +150,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     }.items():
         settle(name, value, "the paper's")
     if budget is None:
-        settle("epochs", int(np.clip(2_000_000 // images, 20, 150)), f"about 2 million images seen, of {images}")
+        settle("epochs", int(np.clip(2_000_000 // images, 20, 120)), f"about 2 million images seen, of {images}")
     else:
         values["epochs"] = 0
         reasons["epochs"] = f"as many as fit into {options.budget}; such a run is not bit-reproducible"
@@ -156,6 +160,8 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     # Heads and labels
     classes = 0 if source.labels is None else int(np.unique(source.labels[source.labels >= 0]).size)
     values["clusters"], values["heads"] = _choose_heads(values, reasons, small, images, classes)
+    if values["init"] == "kmeans" and values["head_kind"] != "cosine":
+        raise OptionError("init: expected random or predictions with linear heads, found kmeans; or use cosine heads")
     for k in values["clusters"]:
         if k > images:
             raise OptionError(f"clusters: expected at most the number of images, {images}, found {k}")

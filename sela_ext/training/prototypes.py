@@ -1,0 +1,45 @@
+"""Where the prototypes of cosine heads begin: at the centroids of the untrained network's embeddings."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+from torch.nn import functional as F
+
+from sela_ext.models import Heads
+
+# Rows per cluster that k-means looks at, and its iterations: a beginning, not a solution.
+_ROWS_PER_CLUSTER = 256
+_ITERATIONS = 10
+
+
+@torch.no_grad()
+def place_prototypes(heads: Heads, embeddings: Tensor, valid: Tensor, seed: int) -> None:
+    """Turn every prototype to a centroid of k-means over the embeddings; its length stays.
+
+    A random network already maps like images to like embeddings, but random prototypes cut across that: the first
+    labels are then close to arbitrary, and a small set is memorised before they get better. Every head has k-means
+    start elsewhere, so that heads differ.
+
+    Args:
+        heads: cosine heads; changed in place.
+        embeddings: [N, D].
+        valid: bool [N]; the others are left out.
+        seed: with the head's number it determines which rows are used and where k-means starts.
+    """
+    points = F.normalize(embeddings[valid].float(), dim=1).cpu()
+    directions = []
+    for head, k in enumerate(heads.clusters):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + head) % 2**63)
+        rows = torch.randperm(len(points), generator=generator)[: _ROWS_PER_CLUSTER * k]
+        means = KMeans(k, n_init=1, max_iter=_ITERATIONS, random_state=(seed * 1009 + head) % 2**32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: some coincide
+            means.fit(points[rows].numpy())
+        directions.append(F.normalize(torch.from_numpy(means.cluster_centers_).float(), dim=1))
+    lengths = heads.weight.norm(dim=1, keepdim=True)
+    heads.weight.copy_(torch.cat(directions).to(lengths.device) * lengths)

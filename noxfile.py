@@ -79,7 +79,7 @@ def slow(session: nox.Session) -> None:
 @nox.session
 def build(session: nox.Session) -> None:
     """Wheels and the source archive: built with and without CUDA, looked into, imported. Needs no torch."""
-    session.install(*requirements("test", "pytest", "pytest-timeout"), *requirements("dev", "build"))
+    session.install(*requirements("test", "pytest", "pytest-timeout"), *requirements("dev", "build"), "numpy")
     session.run("pytest", "-m", "slow or not slow", "--noconftest", "python_tests/test_wheel.py", *session.posargs)
 
 

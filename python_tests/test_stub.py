@@ -17,7 +17,7 @@ import pytest
 STUB = Path(__file__).resolve().parents[1] / "sela_ext" / "_core.pyi"
 REMEDY = "write sela_ext/_core.pyi anew with `nox -s stubs`, or edit it by hand"
 
-ARRAY = {"ndarray", "NDArray", "ArrayLike", "Annotated", "array"}
+ARRAY = {"ndarray", "NDArray", "ArrayLike", "array"}
 SAME = {"SupportsInt": "int", "SupportsFloat": "float", "object": "Any", **dict.fromkeys(ARRAY, "array")}
 
 
@@ -26,7 +26,8 @@ def type_words(node, aliases):
     if node is None:
         return "Any"
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return type_words(ast.parse(node.value, mode="eval").body, aliases)
+        quoted = node.value.isidentifier() or "[" in node.value or "." in node.value  # a type in quotes, or a note
+        return type_words(ast.parse(node.value, mode="eval").body, aliases) if quoted else repr(node.value)
     if isinstance(node, ast.BinOp):
         members = set()
         while isinstance(node, ast.BinOp):
@@ -44,7 +45,9 @@ def type_words(node, aliases):
             return " | ".join(sorted({words[0], "None"}))
         if name == "Union":
             return " | ".join(sorted(words))
-        if name == "array":  # np.ndarray[Any, np.dtype[T]], NDArray[T], Annotated[ArrayLike, T]: an array of type T
+        if name == "Annotated" and words[0] != "array":  # a note beside the type, such as "FixedSize(2)"
+            return words[0]
+        if name in ("array", "Annotated"):  # np.ndarray[Any, np.dtype[T]], NDArray[T], Annotated[ArrayLike, T]
             kinds = re.findall(r"\b(?:u?int|float|bool|complex)\d*\b", " ".join(words))
             return f"array[{kinds[0]}]" if kinds else "array"
         return f"{name}[{', '.join(words)}]"
@@ -147,6 +150,7 @@ class Box:
 def names(count: int, *, kind: str | None = None) -> list[str]: ...
 def rows(x: np.ndarray[np.float32], n: int) -> dict[str, Any]: ...
 def pick(rows: NDArray[np.int64], how: str) -> dict[str, int]: ...
+def crop(ratio: Sequence[float]) -> None: ...
 """
 
 
@@ -166,6 +170,8 @@ class Box:
     def area(self, scale: typing.SupportsFloat | typing.SupportsIndex = 1.0) -> float:
         '''Area.'''
 def pick(rows: numpy.ndarray, how: object) -> dict: ...
+def crop(ratio: typing.Annotated[collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+                                 "FixedSize(2)"]) -> None: ...
 """
     assert differences(WRITTEN, generated) == []
 
@@ -183,6 +189,7 @@ def pick(rows: numpy.ndarray, how: object) -> dict: ...
         ("top: int", "left: int", "Box.left: in the module, but not in the stub"),
         ("-> float", "-> int", "Box.area: the stub says"),
         ("dict[str, int]", "list", "pick: the stub says"),
+        ("Sequence[float]", "Sequence[int]", "crop: the stub says"),
         ("how: str", "how: str, why: str", "pick: the stub says"),
     ],
 )

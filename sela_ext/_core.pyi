@@ -96,6 +96,9 @@ def sinkhorn_pass_cpu(
 ) -> tuple[float, float, int]:
     """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
 
+def sinkhorn_workspace_cuda(rows: int, cols: int, type: str) -> tuple[int, int]:
+    """Device memory of a pass on CUDA beside its arrays: doubles of totals, bytes of scratch."""
+
 def sinkhorn_pass_cuda(
     logits: int,
     type: str,
@@ -112,6 +115,7 @@ def sinkhorn_pass_cuda(
     labels: int,
     totals: int,
     masked: int,
+    scratch: int,
     stream: int,
 ) -> None:
     """One fused pass on the current CUDA device, by device addresses."""

@@ -70,7 +70,7 @@ py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows,
 void pass_cuda(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride, double scale,
                std::uintptr_t potential, std::uintptr_t row_weights, double largest_weight, std::uintptr_t reference,
                std::uintptr_t column_sums, std::uintptr_t lse, std::uintptr_t labels, std::uintptr_t totals,
-               std::uintptr_t masked, std::uintptr_t stream) {
+               std::uintptr_t masked, std::uintptr_t scratch, std::uintptr_t stream) {
   const SinkhornPass pass =
       make_pass(logits, type, rows, cols, stride, scale, potential, row_weights, largest_weight, reference);
   SinkhornSums sums;
@@ -78,7 +78,8 @@ void pass_cuda(std::uintptr_t logits, const std::string& type, int64_t rows, int
   sums.lse = pointer<void>(lse);
   sums.labels = pointer<int32_t>(labels);
   const py::gil_scoped_release release;
-  sinkhorn_pass_cuda(pass, sums, pointer<double>(totals), pointer<int64_t>(masked), pointer<void>(stream));
+  sinkhorn_pass_cuda(pass, sums, pointer<double>(totals), pointer<int64_t>(masked), pointer<void>(scratch),
+                     pointer<void>(stream));
 }
 
 }  // namespace
@@ -90,10 +91,19 @@ void bind_sinkhorn(py::module_& m) {
         py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("row_weights"), py::arg("largest_weight"),
         py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("threads"),
         py::arg("isa"), "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked).");
+  m.def(
+      "sinkhorn_workspace_cuda",
+      [](int64_t rows, int64_t cols, const std::string& type) {
+        const SinkhornWorkspace need = sinkhorn_workspace_cuda(rows, cols, logits_type(type));
+        return py::make_tuple(need.totals, need.scratch);
+      },
+      py::arg("rows"), py::arg("cols"), py::arg("type"),
+      "Device memory of a pass on CUDA beside its arrays: doubles of totals, bytes of scratch.");
   m.def("sinkhorn_pass_cuda", &pass_cuda, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("row_weights"), py::arg("largest_weight"),
         py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("totals"),
-        py::arg("masked"), py::arg("stream"), "One fused pass on the current CUDA device, by device addresses.");
+        py::arg("masked"), py::arg("scratch"), py::arg("stream"),
+        "One fused pass on the current CUDA device, by device addresses.");
 }
 
 }  // namespace sela

@@ -10,7 +10,11 @@ int cuda_device_count() {
   return 0;
 }
 
-void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*) {
+SinkhornWorkspace sinkhorn_workspace_cuda(int64_t, int64_t, LogitsType) {
+  return {};
+}
+
+void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*, void*) {
   throw std::runtime_error(
       "sinkhorn_pass: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }

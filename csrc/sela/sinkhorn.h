@@ -12,6 +12,9 @@ enum class LogitsType { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 };
 /// bits of all results depend on neither threads nor scheduling.
 constexpr int64_t kSinkhornRows = 128;
 
+/// The same for the CUDA kernels: smaller, for there are more blocks at work.
+constexpr int64_t kSinkhornCudaRows = 64;
+
 /// Inputs of one fused pass over logits for potentials g = log beta (nats):
 ///   t[i, j] = scale * logits[i, j] + g[j];   lse[i] = log sum_j exp(t[i, j]);   p[i, j] = exp(t[i, j] - lse[i]).
 /// All pointers are borrowed for the call.  On the GPU path every pointer is device memory.
@@ -53,11 +56,19 @@ double sinkhorn_resolution(int64_t rows, double largest_weight);
 /// Throws std::invalid_argument for sizes, strides, scales or weights out of range.
 void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa);
 
+/// Device memory that a pass on CUDA needs beside its arrays: totals in doubles, scratch in bytes.
+struct SinkhornWorkspace {
+  int64_t totals = 0;
+  int64_t scratch = 0;
+};
+SinkhornWorkspace sinkhorn_workspace_cuda(int64_t rows, int64_t cols, LogitsType type);
+
 /// The same on the current CUDA device, in the order of `stream` (a cudaStream_t).  The outputs are device memory, with
-/// the scalars in `totals`: double [2 * blocks] (objective and weight of each block of kSinkhornRows rows, to be summed
-/// in order) and `masked`: int64 [1].  column_sums and masked must be zero before.  Nothing waits for the device.
+/// the scalars in `totals`: double [2, blocks] (objective, then weight, of each block of kSinkhornCudaRows rows, to be
+/// summed in order) and `masked`: int64 [1].  column_sums and masked must be zero before.  `scratch`: as
+/// sinkhorn_workspace_cuda says.  Nothing waits for the device.
 /// Throws std::runtime_error without CUDA, on a device the build has no code for, and when the launch fails.
 void sinkhorn_pass_cuda(const SinkhornPass& pass, const SinkhornSums& sums, double* totals, int64_t* masked,
-                        void* stream);
+                        void* scratch, void* stream);
 
 }  // namespace sela

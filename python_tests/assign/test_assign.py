@@ -338,7 +338,9 @@ def test_d19_an_impossible_cluster_is_an_explicit_warning():
     logits = gaussian_logits(500, 10)
     logits[:, 3] = -np.inf
     for stop in ("l1", "official"):
-        with pytest.warns(UnbalancedLabelsWarning, match="1 of 10 clusters receive nothing, the first is cluster 3"):
+        with pytest.warns(
+            UnbalancedLabelsWarning, match="1 of 10 clusters receive nothing, the first is 3: its logits"
+        ):
             a = sela_ext.assign(logits, max_passes=60, stop=stop)
         assert not a.converged or stop == "official"
         assert stop == "official" or a.passes < 60  # it ends where nothing can be gained

@@ -82,7 +82,7 @@ def warn_if_unbalanced(
     """Warn when a cluster is possible for no image, or when over-full clusters hold more than half of the images."""
     if len(impossible):
         warnings.warn(
-            """Warn when a cluster is possible for no image, or when over-full clusters hold most of the images."""
+            f"assign: {len(impossible)} of {len(target)} clusters receive nothing, the first is {impossible[0]}: "
             "its logits are -inf in every row; the other clusters share the images",
             UnbalancedLabelsWarning,
             stacklevel=3,

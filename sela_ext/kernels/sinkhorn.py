@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-ROWS_PER_BLOCK = 128
 _NUMPY_TYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 
 
@@ -269,11 +268,12 @@ def _pass_cuda(
                 raise OptionError(f"row_weights: expected numbers in 0 .. 1e30, found {low} .. {largest}")
             largest = max(largest, 1e-30)
         before = None if reference is None else on_device("reference", reference, rows, lse_type)
-        blocks = (rows + ROWS_PER_BLOCK - 1) // ROWS_PER_BLOCK
+        totals_count, scratch_bytes = _core.sinkhorn_workspace_cuda(rows, cols, name)
         columns = torch.zeros(cols, dtype=torch.int64, device=device)
         lse = torch.empty(rows, dtype=lse_type, device=device)
         labels = torch.empty(rows, dtype=torch.int32, device=device) if want_labels else None
-        totals = torch.zeros(2, max(blocks, 1), dtype=torch.float64, device=device)
+        totals = torch.zeros(2, totals_count // 2, dtype=torch.float64, device=device)
+        scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
         masked = torch.zeros(1, dtype=torch.int64, device=device)
         try:
             _core.sinkhorn_pass_cuda(
@@ -292,11 +292,12 @@ def _pass_cuda(
                 0 if labels is None else labels.data_ptr(),
                 totals.data_ptr(),
                 masked.data_ptr(),
+                scratch.data_ptr(),
                 torch.cuda.current_stream(device).cuda_stream,
             )
         except RuntimeError as error:
             raise ResourceError(str(error)) from error
-        objective, weight = (float(x) for x in totals.cpu().numpy().cumsum(axis=1)[:, -1])
+        objective, weight = (math.fsum(part) for part in totals.tolist())
         sums = columns.double() * _core.sinkhorn_resolution(rows, largest)
     return SinkhornSums(sums, objective, weight, lse, labels, int(masked.item()))
 

@@ -95,7 +95,15 @@ def timed(function: Callable[[], Any]) -> float:
 def interleaved(
     competitors: Mapping[str, Callable[[], Any]], *, rounds: int = 5, seconds: float | None = None
 ) -> dict[str, float]:
-    """Median seconds of each competitor, taken in turn, so that a busy moment hits all of them.
+    """Median seconds of each competitor, taken in turn, so that a busy moment hits all of them."""
+    times = taken_in_turn(competitors, rounds=rounds, seconds=seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def taken_in_turn(
+    competitors: Mapping[str, Callable[[], Any]], *, rounds: int = 5, seconds: float | None = None
+) -> dict[str, list[float]]:
+    """All timings of `interleaved`, in seconds.
 
     Args:
         competitors: name -> call. Each is called once before the timing starts.
@@ -111,11 +119,11 @@ def interleaved(
             times[name].append(timed(function))
         if seconds is not None and time.perf_counter() - start > seconds:
             break
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def read_bandwidth(threads: int, *, gigabytes: float = 0.5) -> float:
-    """Measured read bandwidth in GB/s: the best of torch.sum and torch.amax over an array far larger than the caches."""
+    """Measured read bandwidth in GB/s: the best of torch.sum and torch.amax far outside the caches."""
     import torch
 
     before = torch.get_num_threads()

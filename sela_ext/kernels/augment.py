@@ -246,9 +246,11 @@ def check_sampling(
         values = np.asarray(given)
         if values.ndim > 1 or values.size not in (1, len(ids)):
             raise DataError(f"{name}: expected one number or {len(ids)}, as in index, found shape {values.shape}")
-        if values.size and (values.min() < 1 or values.max() >= 1 << 24):
-            raise DataError(f"{name}: expected sizes in [1, 2^24) pixels, found {values.min()} to {values.max()}")
-        sizes.append(np.ascontiguousarray(np.broadcast_to(values.reshape(-1), ids.shape), dtype=np.int32))
+        low, high = (int(values.min()), int(values.max())) if values.size else (1, 1)
+        if low < 1 or high >= 1 << 24:
+            raise DataError(f"{name}: expected sizes in [1, 2^24) pixels, found {low} to {high}")
+        same = values.size == 1
+        sizes.append(np.full(ids.shape, low, np.int32) if same else np.ascontiguousarray(values, dtype=np.int32))
     if augment.crop == "center" and ids.size:
         longest = augment.resize_side * (np.maximum(*sizes) / np.minimum(*sizes)).max()
         if longest >= 1 << 30:

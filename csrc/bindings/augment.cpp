@@ -50,11 +50,11 @@ AugmentOptions make_options(int32_t size, const std::string& crop, int32_t resiz
 }
 
 /// The records of a contiguous numpy array, which Python has checked to be of the dtype PARAMETERS.
-AugmentParameters* records(py::array& parameters) {
+const AugmentParameters* records(const py::array& parameters) {
   if (parameters.itemsize() != static_cast<py::ssize_t>(sizeof(AugmentParameters)) ||
       !(parameters.flags() & py::array::c_style))
     throw std::invalid_argument("parameters: expected a contiguous array of records of 60 bytes");
-  return static_cast<AugmentParameters*>(parameters.mutable_data());
+  return static_cast<const AugmentParameters*>(parameters.data());
 }
 
 void bind_sample(const AugmentOptions& options, const Ints& heights, const Ints& widths, const Longs& index,
@@ -62,7 +62,8 @@ void bind_sample(const AugmentOptions& options, const Ints& heights, const Ints&
   const int64_t count = index.size();
   if (heights.size() != count || widths.size() != count || out.size() != count)
     throw std::invalid_argument("sample_parameters: heights, widths, index and out differ in length");
-  AugmentParameters* parameters = records(out);
+  records(out);  // checks
+  AugmentParameters* parameters = static_cast<AugmentParameters*>(out.mutable_data());
   const int32_t* h = heights.data();
   const int32_t* w = widths.data();
   const int64_t* i = index.data();
@@ -70,8 +71,8 @@ void bind_sample(const AugmentOptions& options, const Ints& heights, const Ints&
   sample_parameters(options, h, w, i, count, seed, epoch, view, parameters);
 }
 
-void run(const AugmentOptions& options, const std::vector<ImageView>& images, int32_t channels, py::array& parameters,
-         uintptr_t out, const std::string& dtype, bool channels_last, int threads) {
+void run(const AugmentOptions& options, const std::vector<ImageView>& images, int32_t channels,
+         const py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last, int threads) {
   const int64_t count = static_cast<int64_t>(images.size());
   if (parameters.size() != count)
     throw std::invalid_argument("params: expected " + std::to_string(count) + " records, found " +
@@ -93,7 +94,7 @@ void run(const AugmentOptions& options, const std::vector<ImageView>& images, in
 }
 
 void bind_augment_array(const AugmentOptions& options, const py::array_t<uint8_t>& source, const Longs& rows,
-                        py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last,
+                        const py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last,
                         int threads) {
   const uint8_t* data = source.data();
   const int64_t total = source.shape(0), step = source.strides(0);
@@ -111,7 +112,7 @@ void bind_augment_array(const AugmentOptions& options, const py::array_t<uint8_t
 }
 
 void bind_augment_list(const AugmentOptions& options, const std::vector<py::array_t<uint8_t>>& source,
-                       py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last,
+                       const py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last,
                        int threads) {
   std::vector<ImageView> images;
   images.reserve(source.size());

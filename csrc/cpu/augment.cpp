@@ -17,6 +17,9 @@ namespace {
 /// Images that a worker takes at a time.
 constexpr int64_t kBlockImages = 16;
 
+/// A thread costs about as much to start as this many values to read or write (some 30 microseconds).
+constexpr int64_t kThreadValues = 1 << 16;
+
 int64_t round_up(int64_t n) {
   return (n + kScratchLanes - 1) / kScratchLanes * kScratchLanes;
 }
@@ -93,6 +96,9 @@ void augment_images(const AugmentOptions& options, const ImageView* images, int3
   const int64_t values = int64_t{channels} * options.size * options.size;
   const int64_t bytes = values * (out.type == PixelType::float32 ? 4 : 2);
   if (threads <= 0) threads = available_threads();
+  const int64_t pixels = int64_t{images[0].height} * images[0].width;
+  const int64_t work = count * std::max(values, channels * pixels);
+  threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / (2 * kThreadValues))));
   const int64_t per_block = std::max<int64_t>(1, std::min(kBlockImages, (count + threads - 1) / threads));
   const int64_t blocks = (count + per_block - 1) / per_block;
   struct Scratch {

@@ -133,6 +133,7 @@ def test_edited_boxes_are_honoured_exactly():
     params["top"], params["left"], params["height"], params["width"] = 3, 4, 37, 46
     params["flip"] = [0, 1, 0, 1, 0]
     assert largest_difference(images, params, augment) < LIMIT
+    params.setflags(write=False)
     assert torch.equal(kernels.augment(images, params, augment), kernels.augment(images, params.copy(), augment))
 
 
@@ -365,6 +366,15 @@ def test_presets_differ_only_where_they_say():
     assert Augment.sela(32, brightness=1.5).factor_range("brightness") == (0.0, 2.5)
     assert hash(Augment.none(8)) == hash(Augment.none(8))
     assert not Augment.flip(8).jitters
+
+
+def test_augment_survives_json():
+    import json
+
+    augment = Augment.sela(32, brightness=(0.5, 1.5), hue=0.1)
+    again = Augment(**json.loads(json.dumps(dataclasses.asdict(augment))))
+    assert again == augment
+    assert hash(again) == hash(augment)
 
 
 def test_package_exports_augment_without_a_copy():

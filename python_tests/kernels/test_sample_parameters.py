@@ -118,3 +118,5 @@ def test_refusals_name_the_range():
         kernels.sample_parameters(augment, 8, [8, 8], [0, 1, 2], seed=0, epoch=0)
     with pytest.raises(DataError, match="image ids"):
         kernels.sample_parameters(augment, 8, 8, [2**40], seed=0, epoch=0)
+    with pytest.raises(DataError, match=r"long side below 2\^30"):
+        kernels.sample_parameters(Augment.eval(224), 1, 2**24 - 1, [0], seed=0, epoch=0)

@@ -116,6 +116,8 @@ class Augment:
             _check(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
         for name in ("brightness", "contrast", "saturation", "hue"):
             low, high = self.factor_range(name)
+            if isinstance(getattr(self, name), list):  # as read from JSON
+                object.__setattr__(self, name, (low, high))
             bounds = (-0.5, 0.5) if name == "hue" else (0.0, math.inf)
             fits = bounds[0] <= low <= high <= bounds[1] and high < math.inf
             _check(fits, name, f"a range within [{bounds[0]}, {bounds[1]}]", getattr(self, name))
@@ -231,7 +233,7 @@ def check_key(seed: int, epoch: int, view: int = 0) -> None:
 
 
 def check_sampling(
-    heights: npt.ArrayLike, widths: npt.ArrayLike, index: npt.ArrayLike
+    augment: Augment, heights: npt.ArrayLike, widths: npt.ArrayLike, index: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """The arguments of sample_parameters as arrays of one length.
 
@@ -244,9 +246,17 @@ def check_sampling(
         values = np.asarray(given)
         if values.ndim > 1 or values.size not in (1, len(ids)):
             raise DataError(f"{name}: expected one number or {len(ids)}, as in index, found shape {values.shape}")
-        if values.size and (values.min() < 1 or values.max() >= 1 << 24):
-            raise DataError(f"{name}: expected sizes in [1, 2^24) pixels, found {values.min()} to {values.max()}")
-        sizes.append(np.ascontiguousarray(np.broadcast_to(values.reshape(-1), ids.shape), dtype=np.int32))
+        low, high = (int(values.min()), int(values.max())) if values.size else (1, 1)
+        if low < 1 or high >= 1 << 24:
+            raise DataError(f"{name}: expected sizes in [1, 2^24) pixels, found {low} to {high}")
+        same = values.size == 1
+        sizes.append(np.full(ids.shape, low, np.int32) if same else np.ascontiguousarray(values, dtype=np.int32))
+    if augment.crop == "center" and ids.size:
+        longest = augment.resize_side * (np.maximum(*sizes) / np.minimum(*sizes)).max()
+        if longest >= 1 << 30:
+            raise DataError(
+                f"heights, widths: expected a long side below 2^30 pixels once resized, found {longest:.3g}"
+            )
     if ids.size and (ids.min() < 0 or ids.max() >= 1 << 40):
         raise DataError(f"index: expected image ids in [0, 2^40), found {ids.min()} to {ids.max()}")
     return sizes[0], sizes[1], ids
@@ -288,7 +298,7 @@ def sample_parameters(
         True
     """
     check_key(seed, epoch, view)
-    tall, wide, ids = check_sampling(heights, widths, index)
+    tall, wide, ids = check_sampling(augment, heights, widths, index)
     out = np.empty(len(ids), PARAMETERS)
     _core.sample_parameters(_options(augment, 3), tall, wide, ids, seed, epoch, view, out)
     return out

@@ -102,7 +102,7 @@ def sample_parameters(
 ) -> npt.NDArray[np.void]:
     """Twin of sela_ext.kernels.sample_parameters: equal bits, vectorised over images in numpy."""
     check_key(seed, epoch, view)
-    tall, wide, ids = check_sampling(heights, widths, index)
+    tall, wide, ids = check_sampling(augment, heights, widths, index)
     out = np.zeros(len(ids), PARAMETERS)
     if augment.crop == "random":
         _sample_boxes(augment, tall, wide, seed, epoch, ids, view, out)

@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 try:
-    from sela_ext import _core
+    from sela_ext import _core  # noqa: F401 - a clear error if it is missing
 except ImportError as error:  # pragma: no cover - depends on how the package was installed
     raise ImportError(
         "sela_ext: the compiled core (sela_ext._core) cannot be loaded. Expected an installed package, found "
@@ -19,8 +19,9 @@ except ImportError as error:  # pragma: no cover - depends on how the package wa
     ) from error
 
 from sela_ext.assign import Assignment, assign
+from sela_ext.kernels.build import build_info
 
-__version__: str = _core.build_info()["version"]
+__version__: str = build_info()["version"]
 
 # Public names that need torch or other heavy packages, and the module each one comes from.
 _LAZY = {
@@ -32,19 +33,7 @@ _LAZY = {
 __all__ = ["Assignment", "__version__", "assign", "build_info", *sorted(_LAZY)]
 
 
-def build_info() -> dict[str, Any]:
-    """Tell what this build holds.
-
-    Returns:
-        version, cuda (bool), cuda_version, cuda_archs (list of str: machine code, e.g. "90"), cuda_ptx (list of str:
-        PTX, which newer cards compile for themselves), cpu_isa ("avx512" | "avx2" | "generic"), compiler.
-    """
-    return dict(_core.build_info())
-
-
 def __getattr__(name: str) -> Any:
-    if name == "kernels":
-        return importlib.import_module("sela_ext.kernels")
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module 'sela_ext' has no attribute {name!r}")

@@ -17,6 +17,9 @@ from sela_ext.errors import OptionError, SelaError
 class _Parser(argparse.ArgumentParser):
     """Errors are one line, name the nearest option, and exit with status 2."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments:"):
             wrong = message.split(":", 1)[1].split()[0]

@@ -215,7 +215,7 @@ def test_the_run_folder_is_checked_before_anything_is_deleted(tmp_path):
         sela_ext.train(images, out=full, overwrite=True, **TINY)
     assert (full / "mine.txt").read_text() == "mine"
     with pytest.raises(OptionError, match="which holds the data"):
-        RunFolder.prepare(tmp_path, resume=False, overwrite=True, data=full)
+        RunFolder.check(tmp_path, resume=False, overwrite=True, data=full)
 
 
 def test_overwrite_replaces_a_run(tmp_path):

@@ -70,13 +70,14 @@ def train(data: Any, *, out: str | os.PathLike[str], **options: Any) -> TrainRes
     ICLR 2020.
     """
     chosen = make_options(options)
-    folder = RunFolder.prepare(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
+    folder = RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
     everything = open_source(data, labels=chosen.labels)
     is_digits = isinstance(data, str) and data == "digits"
     kept, held, why_held = hold_out(everything, chosen.holdout, is_digits, chosen.seed)
     source = everything if not len(held) else everything.subset(kept)
     eval_source, why_eval = find_eval(data, chosen.eval_data, everything, held, why_held)
     plan = resolve(chosen, _given(options), source, digits=is_digits)
+    folder.create(overwrite=chosen.overwrite)
     with use_threads(plan.options.threads), Interrupt() as interrupt, contextlib.closing(folder):
         return _run(data, plan, folder, everything, source, kept, held, eval_source, why_eval, interrupt)
 

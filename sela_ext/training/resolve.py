@@ -152,7 +152,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     if budget is None:
         settle("epochs", int(np.clip(2_000_000 // images, 20, 120)), f"about 2 million images seen, of {images}")
     else:
-        values["epochs"] = 0
+        values["epochs"] = 1_000_000
         reasons["epochs"] = f"as many as fit into {options.budget}; such a run is not bit-reproducible"
     steps = -(-images // batch)
     settle("log_every", max(1, min(50, steps)), f"{steps} steps per epoch")

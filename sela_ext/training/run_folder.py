@@ -49,19 +49,18 @@ class RunFolder:
         self._board: Any = None
 
     @staticmethod
-    def prepare(out: str | os.PathLike[str], *, resume: bool, overwrite: bool, data: Any) -> RunFolder:
-        """Check that a run may write here, and make the folder.
+    def check(out: str | os.PathLike[str], *, resume: bool, overwrite: bool, data: Any) -> RunFolder:
+        """Check that a run may write here; nothing is made or deleted yet.
 
         Raises:
             OptionError: it is a file, holds the data, or holds something while neither resume nor overwrite is set.
-            ResourceError: it cannot be written.
         """
         path = Path(out).expanduser()
         if isinstance(data, (str, os.PathLike)) and Path(data).exists():
             folder, source = path.resolve(), Path(data).resolve()
             if folder == source or folder in source.parents:
                 raise OptionError(
-                    f"out: expected a folder of its own, found {path}, which holds the images; name another"
+                    f"out: expected a folder of its own, found {path}, which holds the data; name another"
                 )
         if path.exists() and not path.is_dir():
             raise OptionError(f"out: expected a folder, found the file {path}; name another")
@@ -77,18 +76,26 @@ class RunFolder:
                     f"overwrite: expected nothing but a run in {path}, found {', '.join(foreign[:3])}; "
                     "nothing was deleted; name another folder"
                 )
-            for name in _FILES:
-                (path / name).unlink(missing_ok=True)
-            for name in _FOLDERS:
-                shutil.rmtree(path / name, ignore_errors=True)
+        return RunFolder(path)
+
+    def create(self, *, overwrite: bool) -> None:
+        """Make the folder; with overwrite, delete the run that it holds.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            probe = path / ".writable"
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
             probe.touch()
             probe.unlink()
+            if overwrite:
+                for name in _FILES:
+                    (self.path / name).unlink(missing_ok=True)
+                for name in _FOLDERS:
+                    shutil.rmtree(self.path / name, ignore_errors=True)
         except OSError as error:
-            raise ResourceError(f"out: cannot write in {path}: {error.strerror}; name another folder") from error
-        return RunFolder(path)
+            raise ResourceError(f"out: cannot write in {self.path}: {error.strerror}; name another folder") from error
 
     def write_options(self, content: Mapping[str, Any]) -> None:
         """Write options.json."""

@@ -20,7 +20,8 @@ def hold_out(source: Source, holdout: Any, digits: bool, seed: int) -> tuple[NDA
             train_part, test_part = digits_split()
             return train_part, test_part, "360 of the digits are held out, as is usual"
         return np.arange(count), np.arange(0), "nothing is held out"
-    if isinstance(holdout, bool) or not isinstance(holdout, (int, float)) or not 0 <= holdout < count:
+    fits = isinstance(holdout, (int, float)) and not isinstance(holdout, bool) and 0 <= holdout < count
+    if not fits or (holdout > 1 and holdout != int(holdout)):
         raise OptionError(f"holdout: expected a share below 1 or a number of images below {count}, found {holdout!r}")
     number = round(holdout * count) if isinstance(holdout, float) and holdout < 1 else int(holdout)
     order = np.random.Generator(np.random.Philox(key=np.array([seed, 2**32], np.uint64))).permutation(count)

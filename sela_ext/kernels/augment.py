@@ -358,7 +358,7 @@ def check_output(
     """
     import torch
 
-    wanted = torch.float32 if dtype is None and out is None else dtype if dtype is not None else out.dtype  # type: ignore[union-attr]
+    wanted = dtype if dtype is not None else torch.float32 if out is None else out.dtype
     if wanted not in (torch.float32, torch.bfloat16, torch.float16):
         raise OptionError(f"dtype: expected torch.float32, bfloat16 or float16, found {wanted}")
     order = torch.channels_last if channels_last else torch.contiguous_format

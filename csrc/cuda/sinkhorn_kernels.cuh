@@ -27,6 +27,11 @@
 
 #include "sela/sinkhorn.h"
 
+/// A variable in shared memory; whoever runs this header on a host defines it first.
+#ifndef SELA_SHARED
+#define SELA_SHARED(type, name) __shared__ type name
+#endif
+
 namespace sela {
 namespace sinkhorn_cuda {
 
@@ -249,7 +254,8 @@ __device__ __forceinline__ void offer(Best<A>& b, A t, int64_t column) {
 /// kOneWarp: a group is a warp, K <= 256; otherwise the block. R rows are in flight together.
 template <class T, int R, bool kOneWarp, bool kAligned, bool kLabels>
 __global__ void __launch_bounds__(R >= 4 ? 512 : kMaxThreads) fused_kernel(const Arguments a) {
-  __shared__ Shared<float, R> shared;
+  using SharedMemory = Shared<float, R>;
+  SELA_SHARED(SharedMemory, shared);
   const int thread = kOneWarp ? static_cast<int>(threadIdx.x) % kWarp : static_cast<int>(threadIdx.x);
   const int groups_here = kOneWarp ? static_cast<int>(blockDim.x) / kWarp : 1;
   const int64_t group = static_cast<int64_t>(blockIdx.x) * groups_here + (kOneWarp ? threadIdx.x / kWarp : 0);
@@ -363,7 +369,8 @@ __global__ void __launch_bounds__(R >= 4 ? 512 : kMaxThreads) fused_kernel(const
 /// One block per row tile: log-sum-exp, labels and objective; x0, ref and factor of every row to scratch.
 template <class T, class A, bool kAligned>
 __global__ void __launch_bounds__(kWideThreads) wide_rows_kernel(const Arguments a) {
-  __shared__ Shared<A, 1> shared;
+  using SharedMemory = Shared<A, 1>;
+  SELA_SHARED(SharedMemory, shared);
   const int64_t tiles = (a.rows + kTileRows - 1) / kTileRows;
   const A scale = static_cast<A>(a.scale);
   const T* logits = static_cast<const T*>(a.logits);

@@ -1,0 +1,120 @@
+"""The page that a run ends with: report.html, one file that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sela_ext.errors import ResourceError
+from sela_ext.report import summary
+from sela_ext.report.contact_sheet import ReadImage, contact_sheet
+from sela_ext.report.run_folder import read_run
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(run: Path, read_image: ReadImage | None = None) -> Path:
+    """Write run/report.html: what went in, how training went, and the clusters to look at.
+
+    The page holds its style, drawings and thumbnails itself and asks for nothing from elsewhere. It is written under
+    a temporary name and renamed, so an older report survives a failure.
+
+    Args:
+        run: run folder with options.json and labels.npz; metrics.jsonl may be missing or end in half a line.
+        read_image: index -> uint8 [H, W, C] or [H, W]; images that it cannot read, and all images when it is None,
+            are shown as placeholders.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        DataError: options.json or labels.npz is missing, unreadable or inconsistent.
+        ResourceError: the report cannot be written.
+    """
+    folder = read_run(Path(run))
+    passes = summary.pass_rows(folder)
+    heads = summary.head_rows(folder)
+    sheet = contact_sheet(
+        folder.labels[folder.head], folder.confidence[folder.head], folder.clusters, folder.name, read_image
+    )
+    html = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=folder,
+            title=folder.path.resolve().name,
+            sentences=summary.sentences(folder),
+            tiles=summary.tiles(folder),
+            charts=summary.charts(folder),
+            sizes=summary.size_drawing(folder),
+            heads=heads,
+            heads_have_nmi=any(math.isfinite(row.nmi) for row in heads),
+            passes=summary.listed_passes(passes),
+            pass_count=len(passes),
+            options=summary.option_rows(folder),
+            facts=summary.fact_rows(folder.resolved),
+            sheet=sheet,
+            has_images=read_image is not None,
+        )
+    )
+    target = folder.path / "report.html"
+    _write(target, html)
+    return target
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["fixed"] = _fixed
+    environment.filters["percent"] = _percent
+    environment.filters["small"] = _small
+    environment.filters["plain"] = _plain
+    return environment
+
+
+def _fixed(value: float, digits: int = 3) -> str:
+    """Write a number with so many digits after the point, a dash for none."""
+    return f"{value:,.{digits}f}" if math.isfinite(value) else "\N{EN DASH}"
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    """Write a share as percent, a dash for none."""
+    return f"{100 * value:.{digits}f}%" if math.isfinite(value) else "\N{EN DASH}"
+
+
+def _small(value: float) -> str:
+    """Write an error with two digits, a dash for none."""
+    return f"{value:.2g}" if math.isfinite(value) else "\N{EN DASH}"
+
+
+def _plain(text: Any, longest: int = 120) -> str:
+    """Make a file name printable: no control characters or halves of characters, the end kept where it is long."""
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return clean if len(clean) <= longest else "\N{HORIZONTAL ELLIPSIS}" + clean[-longest:]
+
+
+def _write(target: Path, text: str) -> None:
+    """Write a text file under a temporary name in the same folder, then rename it."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise ResourceError(
+            f"{target}: cannot write the report: {error.strerror or error}; make room or make the folder writable"
+        ) from error

@@ -1,0 +1,390 @@
+"""What the report says in words and tables, worked out from the run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sela_ext.report.charts import Chart, Series, line_chart, short_number, size_chart
+from sela_ext.report.metrics import Event, columns, head_columns, heads_of, number
+from sela_ext.report.run_folder import RunFolder, cluster_counts, last_event
+
+# Longer values of options are cut: a list of 100,000 paths is no reading matter.
+_LONGEST_VALUE = 600
+# More label passes than this are not listed one by one.
+_MOST_PASSES = 200
+
+# Key in an evaluation event -> what readers call it, and what it is.
+SCORES = {
+    "nmi": ("NMI", "normalised mutual information with the true labels"),
+    "ami": ("AMI", "mutual information, adjusted for chance"),
+    "ari": ("ARI", "adjusted Rand index"),
+    "accuracy": ("Accuracy", "images right under the best matching of clusters and classes"),
+    "purity": ("Purity", "images of the most frequent class of their cluster"),
+    "knn": ("kNN", "nearest-neighbour accuracy of the features"),
+    "linear": ("Linear", "linear-probe accuracy of the features"),
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number to be seen at a glance, its label and a line about it."""
+
+    value: str
+    label: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """A head of the network: its clusters, and how they came out."""
+
+    head: int
+    clusters: int
+    used: int
+    size_min: int
+    size_max: int
+    cross_entropy: float
+    ln_k: float
+    nmi: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class PassRow:
+    """A label pass: the solver's word on all heads that it labelled."""
+
+    number: int
+    epoch: float
+    step: int
+    heads: int
+    methods: str
+    converged: int
+    error: float
+    reads: float
+    changed: float
+    masked: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OptionRow:
+    """An option, its value as text, and why "auto" became that."""
+
+    name: str
+    value: str
+    reason: str
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the units that people use.
+
+    Example:
+        >>> duration(58.4), duration(343), duration(7380), duration(200000)
+        ('58.4 s', '5 min 43 s', '2 h 3 min', '2 d 7 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def sizes_of(labels: npt.NDArray[np.int32], clusters: int) -> npt.NDArray[np.int64]:
+    """Count the images of each cluster: int64 [K]; label -1 is left out."""
+    return np.bincount(labels[labels >= 0], minlength=clusters).astype(np.int64)
+
+
+def sentences(run: RunFolder) -> list[str]:
+    """Tell the run in plain words: images, clusters, head, agreement with true labels, solver, time."""
+    total = run.labels.shape[1]
+    labels = run.labels[run.head]
+    sizes = sizes_of(labels, run.clusters)
+    labelled = int(sizes.sum())
+    used = int((sizes > 0).sum())
+    end = last_event(run.metrics)
+    said = []
+    skipped = f" ({total - labelled:,} were skipped)" if labelled < total else ""
+    groups = f"all {run.clusters:,}" if used == run.clusters else f"{used:,} of {run.clusters:,}"
+    said.append(
+        f"{_count(labelled, 'image')} sorted into {_count(run.clusters, 'cluster')} without using any labels{skipped}; "
+        f"{groups} hold images, between {int(sizes.min()):,} and {int(sizes.max()):,} each, "
+        f"where an even split would be {short_number(round(labelled / run.clusters, 1))}."
+    )
+    if run.labels.shape[0] > 1:
+        how = "because its labels fit the network best (lowest cross-entropy); true labels play no part in that choice"
+        if isinstance(end.get("head"), int) or run.metrics.of("label_pass"):
+            said.append(f"Shown is head {run.head} of {run.labels.shape[0]}, {how}.")
+        else:
+            said.append(f"Shown is head {run.head} of {run.labels.shape[0]}.")
+    scores = {key: number(end.get(key)) for key in SCORES}
+    known = [f"{SCORES[key][0]} {value:.3f}" for key, value in scores.items() if math.isfinite(value)]
+    if known:
+        said.append(f"Measured against true labels, which training never saw: {', '.join(known)}.")
+    said.append(_solver_sentence(run))
+    steps = run.metrics.last("step")
+    elapsed = number(end.get("elapsed_seconds"))
+    epochs = number(end.get("epoch", steps.get("epoch") if steps else None))
+    took = f" took {duration(elapsed)}" if math.isfinite(elapsed) else ""
+    if run.metrics.last("end") is None:
+        reached = f" after epoch {short_number(round(epochs, 2))}" if math.isfinite(epochs) else ""
+        said.append(f"The log has no end{reached}: training was interrupted or is still running.")
+    elif took or math.isfinite(epochs):
+        over = f" over {short_number(round(epochs, 2))} epochs" if math.isfinite(epochs) else ""
+        said.append(f"Training{took or ' ran'}{over}.")
+    return [sentence for sentence in said if sentence]
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _solver_sentence(run: RunFolder) -> str:
+    rows = pass_rows(run)
+    if not rows:
+        return "No label pass was logged: the labels were given, or stayed as they were drawn."
+    short = [row for row in rows if row.converged < row.heads]
+    masked = max(row.masked for row in rows)
+    left_out = f" Up to {_count(masked, 'image')} had no usable output and got no label." if masked else ""
+    if not short:
+        times = "the label pass" if len(rows) == 1 else f"all {len(rows):,} label passes"
+        return f"The label solver converged in {times}.{left_out}"
+    worst = max((row.error for row in short if math.isfinite(row.error)), default=math.nan)
+    by = f" (largest error {worst:.2g})" if math.isfinite(worst) else ""
+    which = f"In {len(short):,} of {len(rows):,} label passes" if len(rows) > 1 else "In the one label pass"
+    return f"{which} the label solver stopped before it converged{by}.{left_out}"
+
+
+def tiles(run: RunFolder) -> list[Tile]:
+    """Choose the numbers for the head of the page."""
+    sizes = sizes_of(run.labels[run.head], run.clusters)
+    end = last_event(run.metrics)
+    found = [
+        Tile(f"{int(sizes.sum()):,}", "images"),
+        Tile(f"{int((sizes > 0).sum()):,}", "clusters used", f"of {run.clusters:,}"),
+    ]
+    for key in ("nmi", "accuracy", "ari", "knn", "linear"):
+        value = number(end.get(key))
+        if math.isfinite(value):
+            found.append(Tile(f"{value:.3f}", SCORES[key][0], SCORES[key][1]))
+    elapsed = number(end.get("elapsed_seconds"))
+    if math.isfinite(elapsed):
+        found.append(Tile(duration(elapsed), "time"))
+    return found
+
+
+def head_rows(run: RunFolder) -> list[HeadRow]:
+    """Describe every head: sizes from its labels, the rest from its newest events."""
+    newest: dict[int, dict[str, Any]] = {}
+    for event in run.metrics.of("label_pass", "evaluation", "end"):
+        for entry in heads_of(event):
+            newest.setdefault(entry["head"], {}).update(entry)
+    counts = cluster_counts(run.metrics)
+    rows = []
+    for head in range(run.labels.shape[0]):
+        clusters = max(1, counts.get(head, 0), int(run.labels[head].max()) + 1)
+        sizes = sizes_of(run.labels[head], clusters)
+        entry = newest.get(head, {})
+        rows.append(
+            HeadRow(
+                head=head,
+                clusters=clusters,
+                used=int((sizes > 0).sum()),
+                size_min=int(sizes.min()),
+                size_max=int(sizes.max()),
+                cross_entropy=number(entry.get("cross_entropy")),
+                ln_k=math.log(clusters),
+                nmi=number(entry.get("nmi")),
+                chosen=head == run.head,
+            )
+        )
+    return rows
+
+
+def pass_rows(run: RunFolder) -> list[PassRow]:
+    """Sum up each label pass over the heads that it labelled."""
+    rows = []
+    for event in run.metrics.of("label_pass"):
+        heads = heads_of(event)
+        values = columns(heads, "error", "passes", "changed")
+        rows.append(
+            PassRow(
+                number=_whole(event.get("pass")),
+                epoch=number(event.get("epoch")),
+                step=_whole(event.get("step")),
+                heads=len(heads),
+                methods=", ".join(sorted({str(entry["method"]) for entry in heads if entry.get("method")})),
+                converged=sum(entry.get("converged") is True for entry in heads),
+                error=_over(values["error"], np.max),
+                reads=_over(values["passes"], np.sum),
+                changed=_over(values["changed"], np.mean),
+                masked=_whole(event.get("masked")),
+                seconds=number(event.get("solve_seconds")),
+            )
+        )
+    return rows
+
+
+def listed_passes(rows: list[PassRow]) -> list[PassRow]:
+    """Choose the passes to list: all, or the last ones and every one that did not converge, up to a limit."""
+    if len(rows) <= _MOST_PASSES:
+        return rows
+    failed = [i for i, row in enumerate(rows) if row.converged < row.heads][-_MOST_PASSES // 2 :]
+    recent = range(len(rows) - (_MOST_PASSES - len(failed)), len(rows))
+    return [rows[i] for i in sorted({*failed, *recent})]
+
+
+def _over(values: npt.NDArray[np.float64], how: Callable[[npt.NDArray[np.float64]], Any]) -> float:
+    """Reduce the finite values, NaN where there are none."""
+    finite = values[np.isfinite(values)]
+    return float(how(finite)) if finite.size else math.nan
+
+
+def _whole(value: Any) -> int:
+    return int(value) if isinstance(value, int) else 0
+
+
+def option_rows(run: RunFolder) -> list[OptionRow]:
+    """List the options, those that were "auto" first, each with its reason."""
+    rows = [OptionRow(name, value_text(value), run.reasons.get(name, "")) for name, value in run.options.items()]
+    known = {row.name for row in rows}
+    rows += [
+        OptionRow(name, value_text(run.resolved.get(name, "")), why)
+        for name, why in run.reasons.items()
+        if name not in known
+    ]
+    return sorted(rows, key=lambda row: (row.reason == "", row.name))
+
+
+def fact_rows(resolved: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List the derived facts of a run as (name, value)."""
+    return [(name.replace("_", " "), value_text(value)) for name, value in resolved.items()]
+
+
+def value_text(value: Any) -> str:
+    """Write a value as a reader expects it, cut where it is very long.
+
+    Example:
+        >>> value_text(True), value_text(0.05), value_text([128, 10]), value_text(None), value_text("sgd")
+        ('yes', '0.05', '128, 10', 'none', 'sgd')
+    """
+    if value is None:
+        text = "none"
+    elif isinstance(value, bool):
+        text = "yes" if value else "no"
+    elif isinstance(value, str):
+        text = value
+    elif isinstance(value, list) and all(isinstance(item, int | float | str) for item in value):
+        text = ", ".join(str(item) for item in value[:_LONGEST_VALUE])
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ... (cut)"
+
+
+def charts(run: RunFolder) -> list[Chart]:
+    """Draw what the log holds: loss, learning rate, labels, cross-entropies, scores."""
+    metrics = run.metrics
+    steps, passes = metrics.of("step"), metrics.of("label_pass")
+    evaluations = metrics.of("evaluation", "end")
+    step = columns(steps, "epoch", "loss", "lr")
+    drawn = [
+        line_chart("Training loss", [Series(step["epoch"], step["loss"])], x_label="epoch", y_label="loss (nats)"),
+        line_chart(
+            "Learning rate",
+            [Series(step["epoch"], step["lr"], colour=1)],
+            x_label="epoch",
+            y_label="learning rate",
+            from_zero=True,
+        ),
+        line_chart(
+            "Labels that changed",
+            _head_series(run, passes, "changed"),
+            x_label="epoch",
+            y_label="share of images",
+            from_zero=True,
+            ceiling=1.0,
+        ),
+        line_chart(
+            "Cross-entropy of each head against its labels",
+            _head_series(run, passes, "cross_entropy", ln_k=True),
+            x_label="epoch",
+            y_label="cross-entropy (nats)",
+            from_zero=True,
+        ),
+        line_chart(
+            "Agreement with true labels",
+            _head_series(run, passes, "nmi") or _head_series(run, evaluations, "nmi"),
+            x_label="epoch",
+            y_label="NMI",
+            from_zero=True,
+            ceiling=1.0,
+        ),
+    ]
+    if len(evaluations) > 1:
+        drawn.append(
+            line_chart(
+                "Scores during training",
+                _score_series(evaluations),
+                x_label="epoch",
+                y_label="score",
+                from_zero=True,
+                ceiling=1.0,
+            )
+        )
+    return [chart for chart in drawn if chart is not None]
+
+
+def size_drawing(run: RunFolder) -> Chart:
+    """Draw the cluster sizes of the shown head."""
+    sizes = sizes_of(run.labels[run.head], run.clusters)
+    return size_chart(sizes, even=float(sizes.sum()) / run.clusters, title=f"Cluster sizes, head {run.head}")
+
+
+def _head_series(run: RunFolder, events: list[Event], name: str, *, ln_k: bool = False) -> list[Series]:
+    """One curve per head, coloured by its number of clusters; the shown head bold and last."""
+    curves = head_columns(events, name)
+    if not curves:
+        return []
+    counts = cluster_counts(run.metrics)
+    kinds = sorted({counts.get(head, 0) for head in curves})
+    colour = {clusters: i % 6 for i, clusters in enumerate(kinds)}
+    series = []
+    for clusters in kinds:
+        heads = [head for head in curves if counts.get(head, 0) == clusters and head != run.head]
+        for place, head in enumerate(heads):
+            text = f"K = {clusters:,}" if clusters else "other heads"
+            legend = f"{text} ({_count(len(heads), 'head')})" if place == 0 else ""
+            series.append(Series(*curves[head], legend=legend, colour=colour[clusters], strong=False))
+    if run.head in curves:
+        clusters = counts.get(run.head, 0)
+        title = f"head {run.head}" + (f" (shown, K = {clusters:,})" if clusters else " (shown)")
+        series.append(Series(*curves[run.head], legend=title, colour=colour[clusters]))
+    if ln_k:
+        every = np.concatenate([x for x, _ in curves.values()])
+        every = every[np.isfinite(every)]
+        if every.size:
+            ends = np.array([every.min(), every.max()])
+            series += [
+                Series(ends, np.full(2, math.log(k)), f"ln {k:,}: pure guessing", colour[k], dashed=True)
+                for k in kinds
+                if k > 1
+            ]
+    return series
+
+
+def _score_series(evaluations: list[Event]) -> list[Series]:
+    values = columns(evaluations, "epoch", "knn", "linear", "accuracy", "ari")
+    return [
+        Series(values["epoch"], values[key], SCORES[key][0], colour)
+        for colour, key in enumerate(("knn", "linear", "accuracy", "ari"))
+        if np.isfinite(values[key]).any()
+    ]

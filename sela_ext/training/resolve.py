@@ -127,6 +127,8 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
 
     # Steps
     batch = min(values["batch_size"], images)
+    if "batch_size" not in given:
+        batch = min(batch, max(16, images // 4))  # a set this small would otherwise see a handful of steps
     if batch < values["batch_size"]:
         reasons["batch_size"] = f"there are {images} images"
         values["batch_size"] = batch
@@ -166,10 +168,10 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         if k > images:
             raise OptionError(f"clusters: expected at most the number of images, {images}, found {k}")
     settle("label_source", "bank", "costs no extra pass over the images")
-    if values["label_source"] == "bank" and values["label_spacing"] == "linear":
-        settle("label_passes", max(values["epochs"], 1), "one per epoch: the bank makes it nearly free")
+    if values["label_source"] == "bank":
+        settle("label_passes", max(2, values["epochs"]), "as many as epochs: the bank makes them nearly free")
     else:
-        settle("label_passes", max(2, values["epochs"] // 2) if budget is None else 50, "every second epoch")
+        settle("label_passes", max(2, values["epochs"] // 2) if budget is None else 50, "half as many as epochs")
     if values["marginals"] is not None:
         wrong = {k for k in values["clusters"] if k != len(values["marginals"])}
         if wrong:

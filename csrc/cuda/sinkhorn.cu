@@ -50,7 +50,7 @@ void launch_fused(const Arguments& a, int64_t tiles, cudaStream_t stream) {
            stream);
   } else {
     const int threads = (owners + kWarp - 1) / kWarp * kWarp;
-    if (threads <= 512)
+    if (threads <= kFourRowThreads)
       launch("fused_kernel", fused_kernel<T, 4, false, kAligned, kLabels>, tiles, 1, threads, 1, a, stream);
     else
       launch("fused_kernel (wide block)", fused_kernel<T, 2, false, kAligned, kLabels>, tiles, 1, threads, 1, a,

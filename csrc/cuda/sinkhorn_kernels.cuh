@@ -40,8 +40,9 @@ constexpr int kTileRows =
 constexpr int kColumns = 8;           // columns per thread
 constexpr int kWarp = 32;             // threads per warp
 constexpr int kWarpColumns = 256;     // widest row of one warp
+constexpr int kWarpThreads = 128;     // block of the kernel with one warp per group
 constexpr int kMaxThreads = 768;      // widest block: leaves 80 registers per thread, so that nothing spills
-constexpr int kFourRowThreads = 448;  // widest block that takes four rows at a time: 144 registers per thread
+constexpr int kFourRowThreads = 384;  // widest block that takes four rows at a time: 168 registers per thread
 constexpr int kFusedColumns = kMaxThreads * kColumns;  // widest row of one block
 constexpr int kWideThreads = 256;                      // threads of the wide row kernel
 constexpr int kWideColumnThreads = 128;                // threads of the wide column kernel
@@ -254,7 +255,8 @@ __device__ __forceinline__ void offer(Best<A>& b, A t, int64_t column) {
 
 /// kOneWarp: a group is a warp, K <= 256; otherwise the block. R rows are in flight together.
 template <class T, int R, bool kOneWarp, bool kAligned, bool kLabels>
-__global__ void __launch_bounds__(R >= 4 ? kFourRowThreads : kMaxThreads) fused_kernel(const Arguments a) {
+__global__ void __launch_bounds__(kOneWarp ? kWarpThreads : (R >= 4 ? kFourRowThreads : kMaxThreads), kOneWarp ? 3 : 1)
+    fused_kernel(const Arguments a) {
   using SharedMemory = Shared<float, R>;
   SELA_SHARED(SharedMemory, shared);
   const int thread = kOneWarp ? static_cast<int>(threadIdx.x) % kWarp : static_cast<int>(threadIdx.x);

@@ -45,12 +45,11 @@ void launch_fused(const Arguments& a, int64_t tiles, cudaStream_t stream) {
   using namespace sinkhorn_cuda;
   const int owners = static_cast<int>((a.cols + kColumns - 1) / kColumns);
   if (a.cols <= kWarpColumns) {
-    constexpr int kWarps = 4;
-    launch("fused_kernel (warp)", fused_kernel<T, 4, true, kAligned, kLabels>, tiles, kWarps, kWarps * kWarp, 1, a,
-           stream);
+    launch("fused_kernel (warp)", fused_kernel<T, 4, true, kAligned, kLabels>, tiles, kWarpThreads / kWarp,
+           kWarpThreads, 1, a, stream);
   } else {
     const int threads = (owners + kWarp - 1) / kWarp * kWarp;
-    if (threads <= 512)
+    if (threads <= kFourRowThreads)
       launch("fused_kernel", fused_kernel<T, 4, false, kAligned, kLabels>, tiles, 1, threads, 1, a, stream);
     else
       launch("fused_kernel (wide block)", fused_kernel<T, 2, false, kAligned, kLabels>, tiles, 1, threads, 1, a,

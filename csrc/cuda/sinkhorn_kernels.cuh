@@ -36,11 +36,13 @@ namespace sela {
 namespace sinkhorn_cuda {
 
 constexpr int kTileRows =
-    kSinkhornCudaRows;             // few atomics (1 per 64 entries), and enough tiles for every multiprocessor
-constexpr int kColumns = 8;        // columns per thread
-constexpr int kWarp = 32;          // threads per warp
-constexpr int kWarpColumns = 256;  // widest row of one warp
-constexpr int kMaxThreads = 768;   // widest block: leaves 80 registers per thread, so that nothing spills
+    kSinkhornCudaRows;                // few atomics (1 per 64 entries), and enough tiles for every multiprocessor
+constexpr int kColumns = 8;           // columns per thread
+constexpr int kWarp = 32;             // threads per warp
+constexpr int kWarpColumns = 256;     // widest row of one warp
+constexpr int kWarpThreads = 128;     // block of the kernel with one warp per group
+constexpr int kMaxThreads = 768;      // widest block: leaves 80 registers per thread, so that nothing spills
+constexpr int kFourRowThreads = 384;  // widest block that takes four rows at a time: 168 registers per thread
 constexpr int kFusedColumns = kMaxThreads * kColumns;  // widest row of one block
 constexpr int kWideThreads = 256;                      // threads of the wide row kernel
 constexpr int kWideColumnThreads = 128;                // threads of the wide column kernel
@@ -253,7 +255,8 @@ __device__ __forceinline__ void offer(Best<A>& b, A t, int64_t column) {
 
 /// kOneWarp: a group is a warp, K <= 256; otherwise the block. R rows are in flight together.
 template <class T, int R, bool kOneWarp, bool kAligned, bool kLabels>
-__global__ void __launch_bounds__(R >= 4 ? 512 : kMaxThreads) fused_kernel(const Arguments a) {
+__global__ void __launch_bounds__(kOneWarp ? kWarpThreads : (R >= 4 ? kFourRowThreads : kMaxThreads), kOneWarp ? 3 : 1)
+    fused_kernel(const Arguments a) {
   using SharedMemory = Shared<float, R>;
   SELA_SHARED(SharedMemory, shared);
   const int thread = kOneWarp ? static_cast<int>(threadIdx.x) % kWarp : static_cast<int>(threadIdx.x);
@@ -368,7 +371,7 @@ __global__ void __launch_bounds__(R >= 4 ? 512 : kMaxThreads) fused_kernel(const
 
 /// One block per row tile: log-sum-exp, labels and objective; x0, ref and factor of every row to scratch.
 template <class T, class A, bool kAligned>
-__global__ void __launch_bounds__(kWideThreads) wide_rows_kernel(const Arguments a) {
+__global__ void __launch_bounds__(kWideThreads, sizeof(A) == 4 ? 3 : 2) wide_rows_kernel(const Arguments a) {
   using SharedMemory = Shared<A, 1>;
   SELA_SHARED(SharedMemory, shared);
   const int64_t tiles = (a.rows + kTileRows - 1) / kTileRows;

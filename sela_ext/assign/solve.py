@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from sela_ext import _core
 from sela_ext.assign.anderson import solve_anderson
 from sela_ext.assign.marginals import cluster_shares
 from sela_ext.assign.official import solve_official
@@ -16,7 +15,7 @@ from sela_ext.assign.result import Assignment
 from sela_ext.assign.sinkhorn import solve_sinkhorn
 from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
 from sela_ext.errors import DataError, OptionError
-from sela_ext.kernels.sinkhorn import check_logits, check_vector, check_weights
+from sela_ext.kernels.sinkhorn import check_logits, check_vector, check_weights, cpu_isa
 
 METHODS = ("auto", "anderson", "sinkhorn")
 MAX_PASSES = {"l1": 1000, "official": 10_000}
@@ -145,7 +144,7 @@ def assign(
         sizes=_like(logits, sizes.astype(np.int64)),
         objective=final.objective,
         seconds=problem.seconds,
-        backend="cuda" if on_cuda else f"cpu-{_core.build_info()['cpu_isa']}",
+        backend="cuda" if on_cuda else f"cpu-{cpu_isa()}",
         method=method,
         history=tuple(problem.history),
         masked=final.sums.masked,

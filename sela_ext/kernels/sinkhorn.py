@@ -43,6 +43,11 @@ def _is_torch(value: object) -> bool:
     return type(value).__module__.partition(".")[0] == "torch"
 
 
+def cpu_isa() -> str:
+    """Instruction set of the CPU kernels in use: "avx512", "avx2" or "generic"."""
+    return str(_core.build_info()["cpu_isa"])
+
+
 def check_logits(logits: Any) -> str:
     """Check that logits are [N, K] of a supported type, and return the name of that type."""
     shape = getattr(logits, "shape", None)

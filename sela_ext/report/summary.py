@@ -113,10 +113,11 @@ def sentences(run: RunFolder) -> list[str]:
     used = int((sizes > 0).sum())
     end = last_event(run.metrics)
     said = []
-    skipped = f" ({total - labelled:,} were skipped)" if labelled < total else ""
+    skipped = f" ({_count(total - labelled, 'more image')} got no label)" if labelled < total else ""
     groups = f"all {run.clusters:,}" if used == run.clusters else f"{used:,} of {run.clusters:,}"
     said.append(
-        f"{_count(labelled, 'image')} sorted into {_count(run.clusters, 'cluster')} without using any labels{skipped}; "
+        f"{_count(labelled, 'image')} {'was' if labelled == 1 else 'were'} sorted into "
+        f"{_count(run.clusters, 'cluster')} without using any labels{skipped}; "
         f"{groups} hold images, between {int(sizes.min()):,} and {int(sizes.max()):,} each, "
         f"where an even split would be {short_number(round(labelled / run.clusters, 1))}."
     )

@@ -205,6 +205,8 @@ def _assign(given: argparse.Namespace) -> int:
 def _report(given: argparse.Namespace) -> int:
     from pathlib import Path
 
+    import numpy as np
+
     from sela_ext.data import open_source
     from sela_ext.errors import DataError
     from sela_ext.report import write_report
@@ -212,13 +214,19 @@ def _report(given: argparse.Namespace) -> int:
     folder = Path(given.run_folder)
     try:
         data = json.loads((folder / "options.json").read_text())["options"]["data"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: expected a run folder with options.json, found none that can be read") from error
+    read_image = None
     try:
-        read_image = open_source(data).read
-    except SelaError as error:
+        source = open_source(data)
+        with np.load(folder / "labels.npz", allow_pickle=False) as saved:
+            same = saved["names"].tolist() == source.names
+        if same:
+            read_image = source.read
+        else:
+            print(f"the images cannot be shown: those in {data} are not the ones that were labelled")
+    except (SelaError, OSError, ValueError, KeyError) as error:
         print(f"the images cannot be shown: {error}")
-        read_image = None
     print(write_report(folder, read_image))
     return 0
 

@@ -106,3 +106,11 @@ def test_a_write_that_fails_midway_spares_the_old_checkpoint(tmp_path, monkeypat
     monkeypatch.undo()
     assert load_checkpoint(tmp_path)["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000000001.ckpt"]
+
+
+def test_a_damaged_later_checkpoint_goes_when_the_run_goes_on(tmp_path):
+    save_checkpoint(tmp_path, 50, state(50))
+    truncate(save_checkpoint(tmp_path, 100, state(100)))
+    save_checkpoint(tmp_path, 60, state(60))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000000050.ckpt", "step-000000000060.ckpt"]
+    assert load_checkpoint(tmp_path)["step"] == 60

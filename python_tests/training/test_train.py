@@ -125,10 +125,87 @@ def test_heads_take_turns(tmp_path):
     assert turns == [[0], [1], [0], [1]]
 
 
-def test_no_label_passes_keeps_the_random_labels(tmp_path):
+def test_label_passes_can_be_left_out(tmp_path):
     images, _ = blobs()
-    sela_ext.train(images, out=tmp_path / "run", label_passes=0, init="random", **TINY)
-    assert events(tmp_path / "run", "label_pass") == []
+    sela_ext.train(images, out=tmp_path / "a", label_passes=0, init="random", **TINY)
+    assert events(tmp_path / "a", "label_pass") == []
+    sela_ext.train(images, out=tmp_path / "b", label_passes=0, init="kmeans", **TINY)
+    assert [p["step"] for p in events(tmp_path / "b", "label_pass")] == [0]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"label_passes": 4, "label_spacing": "linear"}, {"label_spacing": "quadratic"}]
+)
+def test_label_passes_under_a_budget(tmp_path, options):
+    images, _ = blobs()
+    sela_ext.train(images, out=tmp_path / "run", budget="2s", **{**TINY, "epochs": "auto", **options})
+    steps = [p["step"] for p in events(tmp_path / "run", "label_pass")]
+    last = events(tmp_path / "run", "end")[0]["step"]
+    assert steps[0] == 0
+    if not options:  # at the start of every epoch of three steps
+        assert steps == list(range(0, last, 3))
+    else:
+        assert 2 <= len(steps) <= options.get("label_passes", 50)
+
+
+def test_a_folder_sorted_by_class_is_labelled_as_well_as_a_mixed_one(tmp_path):
+    images, labels = blobs(240, classes=4)
+    order = np.argsort(labels, kind="stable")
+    scores = []
+    for name, rows in (("mixed", np.arange(240)), ("sorted", order)):
+        options = {**TINY, "epochs": 1, "heads": 4}
+        sela_ext.train(images[rows], out=tmp_path / name, labels=labels[rows], **options)
+        first = events(tmp_path / name, "label_pass")[0]["heads"]
+        scores.append(np.mean([head["nmi"] for head in first]))
+    assert scores[1] > scores[0] - 0.2
+
+
+def test_held_out_images_are_labelled_beside_other_evaluation_data(tmp_path):
+    images, labels = blobs(200)
+    others, other_labels = blobs(30, seed=9)
+
+    class Others(torch.utils.data.Dataset):
+        targets = other_labels.tolist()
+
+        def __len__(self):
+            return len(others)
+
+        def __getitem__(self, i):
+            return others[i], self.targets[i]
+
+    result = sela_ext.train(
+        images, out=tmp_path / "run", labels=labels, holdout=0.2, eval_data=Others(), **{**TINY, "epochs": 8}
+    )
+    assert (result.labels >= 0).all()
+    assert "knn" in result.metrics
+    alone = sela_ext.train(images, out=tmp_path / "b", labels=labels, holdout=0.2, **{**TINY, "epochs": 8})
+    assert np.array_equal(result.labels, alone.labels)
+    with pytest.raises(OptionError, match="eval_data: expected labelled images"):
+        sela_ext.train(images, out=tmp_path / "c", labels=labels, eval_data=others, **TINY)
+    with pytest.raises(DataError, match="expected images of 3 channels"):
+        sela_ext.train(images, out=tmp_path / "c", labels=labels, eval_data="digits", **TINY)
+
+
+def test_networks_of_one_size_are_trained_without_half_resolution(tmp_path):
+    images, _ = blobs()
+
+    def build():
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8))
+
+    result = sela_ext.train(images, out=tmp_path / "run", model=build, **TINY)
+    options = json.loads((result.out / "options.json").read_text())
+    assert options["resolved"]["half_resolution"] == 0
+    assert "does not take 16 x 16" in options["reasons"]["half_resolution"]
+    with pytest.raises(OptionError, match="half_resolution: expected a network that takes 16 x 16 too"):
+        sela_ext.train(images, out=tmp_path / "b", model=build, half_resolution=0.5, **TINY)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    images, labels = blobs()
+    options = {**TINY, "lr": np.float64(0.1), "seed": np.int64(3), "clusters": np.array([4, 4]), "labels": list(labels)}
+    first = sela_ext.train(images, out=tmp_path / "run", marginals=np.full(4, 0.25), **options)
+    again = sela_ext.train(images, out=tmp_path / "run", marginals=np.full(4, 0.25), resume=True, **options)
+    assert np.array_equal(first.labels, again.labels)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +237,7 @@ def test_grey_images_and_the_built_in_digits(tmp_path):
 
 
 def test_an_unreadable_image_is_skipped_listed_and_not_labelled(tmp_path):
+    """In training and among the held-out images; the schedule does not slip."""
     from PIL import Image
 
     folder = tmp_path / "images"
@@ -171,10 +249,28 @@ def test_an_unreadable_image_is_skipped_listed_and_not_labelled(tmp_path):
     options = {**TINY, "batch_size": 16, "clusters": 2, "epochs": 1}
     with pytest.raises(DataError, match=r"07\.png"):
         sela_ext.train(folder, out=tmp_path / "a", **options)
-    result = sela_ext.train(folder, out=tmp_path / "b", on_bad_image="skip", max_bad_fraction=0.1, **options)
+    options.update(on_bad_image="skip", max_bad_fraction=0.1, epochs=3, label_passes=3, label_spacing="linear")
+    result = sela_ext.train(folder, out=tmp_path / "b", **options)
     assert (result.labels[:, 7] == -1).all()
     assert (np.delete(result.labels, 7, axis=1) >= 0).all()
-    assert "07.png" in (result.out / "bad_images.csv").read_text()
+    listed = (result.out / "bad_images.csv").read_text().splitlines()
+    assert len(listed) == 2
+    assert listed[1].startswith("7,07.png,")
+    passes = events(result.out, "label_pass")
+    assert [p["epoch"] for p in passes] == [0, 1, 2]
+
+    seed = next(s for s in range(100) if 7 in _held_rows(40, 5, s))
+    held = sela_ext.train(folder, out=tmp_path / "c", holdout=5, seed=seed, **options)
+    assert (held.labels[:, 7] == -1).all()
+    assert "7,07.png," in (held.out / "bad_images.csv").read_text()
+
+
+def _held_rows(count, number, seed):
+    from sela_ext.training.options import Options
+    from sela_ext.training.split import choose_images
+
+    images = np.zeros((count, 8, 8, 3), np.uint8)
+    return choose_images(images, Options(holdout=number, seed=seed)).held_rows
 
 
 @pytest.mark.parametrize(
@@ -192,6 +288,11 @@ def test_an_unreadable_image_is_skipped_listed_and_not_labelled(tmp_path):
         ({"marginals": [0.5, 0.5]}, OptionError, "marginals: expected one share per cluster"),
         ({"holdout": 1.5}, OptionError, "holdout"),
         ({"augment": "blur"}, OptionError, "augment: expected one of none"),
+        ({"label_augment": "blur"}, OptionError, "label_augment: expected one of none"),
+        ({"marginals": [-1.0, 1, 1, 1]}, OptionError, "marginals: expected numbers > 0"),
+        ({"marginals": 0.5}, OptionError, "marginals: expected a list"),
+        ({"augment": sela_ext.Augment.none(16), "image_size": 32}, OptionError, "image_size: expected 16"),
+        ({"init": "kmeans", "head_kind": "linear"}, OptionError, "init: expected random or predictions"),
         ({"labels": [0, 1]}, DataError, "labels"),
     ],
 )
@@ -199,6 +300,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, error, message):
     images, _ = blobs()
     with pytest.raises(error, match=message):
         sela_ext.train(images, out=tmp_path / "run", **{**TINY, **options})
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_run_folder_is_checked_before_anything_is_deleted(tmp_path):
@@ -232,6 +334,8 @@ def test_resume_with_other_options_or_data_lists_what_differs(tmp_path):
     sela_ext.train(images, out=tmp_path / "run", **TINY)
     with pytest.raises(CheckpointError, match=r"seed: was 0, now 5"):
         sela_ext.train(images, out=tmp_path / "run", resume=True, seed=5, **TINY)
+    with pytest.raises(CheckpointError, match=r"augment: was 'small', now .*Augment"):
+        sela_ext.train(images, out=tmp_path / "run", resume=True, augment=sela_ext.Augment.none(32), **TINY)
     with pytest.raises(CheckpointError, match=r"count: was 192, now 191"):
         sela_ext.train(images[:-1], out=tmp_path / "run", resume=True, **TINY)
 
@@ -342,3 +446,37 @@ def test_a_signal_saves_and_ends_the_run(tmp_path, unbroken, number, status):
     assert "Traceback" not in printed
     assert start(out, "--resume").communicate()[0].count("continuing at") == 1
     assert_equal_runs(unbroken, out)
+
+
+def test_a_signal_during_an_evaluation_ends_the_run_at_once(tmp_path):
+    code = """
+import sys, time
+import sela_ext.training.loop as loop
+evaluate = loop.evaluate_network
+def slow(*a, **k):
+    print("in the evaluation", flush=True)
+    time.sleep(60)
+    return evaluate(*a, **k)
+loop.evaluate_network = slow
+from sela_ext.cli import main
+main(sys.argv[1:])
+"""
+    command = [*COMMAND[4:], "--out", str(tmp_path / "run"), "--epochs", "1"]
+    process = subprocess.Popen([sys.executable, "-P", "-c", code, *command], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "in the evaluation" in line:
+            break
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    assert time.monotonic() - began < 10
+    assert list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
+    command = " ".join([*COMMAND, "--out", str(tmp_path / "run"), "--epochs", "1"])
+    subprocess.run(["bash", "-c", f"{command} | head -1"], check=True, capture_output=True)
+    subprocess.run(["bash", "-c", f"{command.replace('/run ', '/b ')} >&-"], check=True, capture_output=True)
+    assert (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "b" / "report.html").exists()

@@ -291,4 +291,5 @@ def _first_and_last(series: Sequence[Series]) -> str:
         if curve.strong and not curve.dashed and values.size:
             what = f"{curve.legend}: " if curve.legend else ""
             said.append(f"{what}from {short_number(float(values[0]))} to {short_number(float(values[-1]))}")
-    return "; ".join(said) + "." if said else ""
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}." if text else ""

@@ -242,7 +242,7 @@ def test_a_solver_that_did_not_converge_is_pointed_out(tmp_path: Path) -> None:
 def test_a_solver_that_converged_is_not(tmp_path: Path) -> None:
     events = [event for event in _events() if event.get("pass") != 2]
     page = _page(_write_run(tmp_path, _labels(), events=events))
-    assert "The label solver converged in the label pass." in page.text
+    assert "The label solver converged in its one label pass." in page.text
     assert {kind for kind, _ in page.rows} == {"", "chosen"}
     assert "notice" not in [attributes.get("class") for _, attributes in page.tags]
 
@@ -289,8 +289,8 @@ def test_before_an_evaluation_the_head_of_lowest_cross_entropy_is_shown(tmp_path
 
 def test_heads_of_different_k_have_their_own_rows(tmp_path: Path) -> None:
     rows = [cells for _, cells in _page(_write_run(tmp_path, _labels(), events=_events())).rows]
-    assert ["0", "3", "3", "33 – 34", "0.100", "1.099", "0.400"] in rows
-    assert ["1 (shown)", "5", "3", "0 – 40", "0.100", "1.609", "0.611"] in rows
+    assert ["0", "3", "3", "33 – 34", "0.100 of 1.099", "0.400"] in rows
+    assert ["1 (shown)", "5", "3", "0 – 40", "0.100 of 1.609", "0.611"] in rows
 
 
 def test_without_images_their_names_stand_in(tmp_path: Path) -> None:

@@ -21,13 +21,13 @@ _MOST_PASSES = 200
 
 # Key in an evaluation event -> what readers call it, and what it is.
 SCORES = {
-    "nmi": ("NMI", "normalised mutual information with the true labels"),
-    "ami": ("AMI", "mutual information, adjusted for chance"),
-    "ari": ("ARI", "adjusted Rand index"),
-    "accuracy": ("Accuracy", "images right under the best matching of clusters and classes"),
-    "purity": ("Purity", "images of the most frequent class of their cluster"),
-    "knn": ("kNN", "nearest-neighbour accuracy of the features"),
-    "linear": ("Linear", "linear-probe accuracy of the features"),
+    "nmi": ("NMI", "mutual information with true labels"),
+    "ami": ("AMI", "the same, adjusted for chance"),
+    "ari": ("ARI", "pairs alike in both, adjusted for chance"),
+    "accuracy": ("Accuracy", "each cluster matched to one class"),
+    "purity": ("Purity", "in the main class of their cluster"),
+    "knn": ("kNN", "nearest neighbours by features"),
+    "linear": ("Linear", "linear probe on features"),
 }
 
 
@@ -135,7 +135,7 @@ def sentences(run: RunFolder) -> list[str]:
     if not rows:
         said.append("No label pass was logged: the labels were given, or stayed as they were drawn.")
     elif all(row.converged == row.heads for row in rows):
-        times = "the label pass" if len(rows) == 1 else f"all {len(rows):,} label passes"
+        times = "its one label pass" if len(rows) == 1 else f"all {len(rows):,} label passes"
         said.append(f"The label solver converged in {times}.")
     elapsed, epochs = number(end.get("elapsed_seconds")), number(end.get("epoch"))
     if math.isfinite(elapsed) and math.isfinite(epochs):
@@ -179,8 +179,8 @@ def tiles(run: RunFolder) -> list[Tile]:
     sizes = sizes_of(run.labels[run.head], run.clusters)
     end = last_event(run.metrics)
     found = [
-        Tile(f"{int(sizes.sum()):,}", "images"),
-        Tile(f"{int((sizes > 0).sum()):,}", "clusters used", f"of {run.clusters:,}"),
+        Tile(f"{int(sizes.sum()):,}", "Images", "with a label"),
+        Tile(f"{int((sizes > 0).sum()):,}", "Clusters in use", f"of {run.clusters:,}"),
     ]
     for key, (name, meaning) in SCORES.items():
         value = number(end.get(key))
@@ -188,7 +188,7 @@ def tiles(run: RunFolder) -> list[Tile]:
             found.append(Tile(f"{value:.3f}", name, meaning))
     elapsed = number(end.get("elapsed_seconds"))
     if math.isfinite(elapsed):
-        found.append(Tile(duration(elapsed), "time"))
+        found.append(Tile(duration(elapsed), "Time", "of training"))
     return found
 
 

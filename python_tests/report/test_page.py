@@ -213,7 +213,7 @@ def test_every_cluster_is_shown_with_its_size_and_its_most_confident_images(tmp_
 def test_page_says_what_was_found(tmp_path: Path) -> None:
     page = _page(_write_run(tmp_path, _labels(), events=_events()))
     assert "101 images sorted into 5 clusters without using any labels; 3 of 5 hold images" in page.text
-    assert "Shown is head 1 of 2" in page.text
+    assert "Of heads 0 to 1, head 1 is shown, because" in page.text
     assert "75.5% of the images belong to the most frequent class" in page.text
     assert "Training took 1 min 15 s over 4 epochs." in page.text
     for score in ("0.611", "0.522", "0.433", "0.744", "0.755", "0.866", "0.900"):
@@ -259,7 +259,7 @@ def test_a_run_without_metrics_has_a_report(tmp_path: Path, events: list[dict[st
     labels = _labels()[:1]
     page = _page(_write_run(tmp_path, labels, events=events))
     assert page.clusters() == {0: 34, 1: 34, 2: 33}
-    assert ("The log has no end" in page.text) == (not events)
+    assert ("The run has no log" in page.text) == (not events)
     assert "true labels" not in page.text
 
 

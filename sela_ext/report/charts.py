@@ -13,7 +13,7 @@ Numbers = npt.NDArray[np.float64]
 
 # One drawing, in SVG units; the page scales it.
 WIDTH, HEIGHT = 640, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 16, 14, 40
 # More points than this per curve cannot be seen; they are averaged in bins.
 _MOST_POINTS = 320
 # More bars than this cannot be seen; neighbours are merged.

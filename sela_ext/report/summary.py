@@ -126,15 +126,15 @@ def sentences(run: RunFolder) -> list[str]:
             "frequent class of their cluster."
         )
     if run.labels.shape[0] > 1:
-        how = "because its labels fit the network best (lowest cross-entropy); true labels play no part in that choice"
-        if isinstance(end.get("head"), int) or run.metrics.of("label_pass"):
-            said.append(f"Shown is head {run.head} of {run.labels.shape[0]}, {how}.")
-        else:
-            said.append(f"Shown is head {run.head} of {run.labels.shape[0]}.")
+        why = (
+            ", because its labels fit the network best (lowest cross-entropy); true labels play no part in that choice"
+        )
+        told = isinstance(end.get("head"), int) or run.metrics.of("label_pass")
+        said.append(f"Of heads 0 to {run.labels.shape[0] - 1}, head {run.head} is shown{why if told else ''}.")
     rows = pass_rows(run)
-    if not rows:
+    if run.metrics.events and not rows:
         said.append("No label pass was logged: the labels were given, or stayed as they were drawn.")
-    elif all(row.converged == row.heads for row in rows):
+    elif rows and all(row.converged == row.heads for row in rows):
         times = "its one label pass" if len(rows) == 1 else f"all {len(rows):,} label passes"
         said.append(f"The label solver converged in {times}.")
     elapsed, epochs = number(end.get("elapsed_seconds")), number(end.get("epoch"))
@@ -162,7 +162,9 @@ def notices(run: RunFolder) -> list[str]:
     masked = max((row.masked for row in rows), default=0)
     if masked:
         said.append(f"Up to {_count(masked, 'image')} had no usable output in a label pass and got no label there.")
-    if run.metrics.last("end") is None:
+    if not run.metrics.events:
+        said.append("The run has no log (metrics.jsonl): how training went is not known.")
+    elif run.metrics.last("end") is None:
         newest = run.metrics.last("step", "label_pass", "evaluation") or {}
         epoch = number(newest.get("epoch"))
         reached = f" after epoch {short_number(round(epoch, 2))}" if math.isfinite(epoch) else ""

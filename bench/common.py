@@ -15,6 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+# Seconds before each timed call. OpenMP workers of one competitor keep a processor busy for some milliseconds after
+# their work is done, and would take it from the next one.
+PAUSE = 0.03
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -116,6 +119,7 @@ def taken_in_turn(
     start = time.perf_counter()
     for _ in range(rounds):
         for name, function in competitors.items():
+            time.sleep(PAUSE)
             times[name].append(timed(function))
         if seconds is not None and time.perf_counter() - start > seconds:
             break

@@ -71,6 +71,16 @@ def test_every_half_and_bfloat16_number_is_read_exactly(isa):
         torch.testing.assert_close(found.lse, expected, rtol=1.2e-7, atol=2e-7)
 
 
+def test_the_twins_are_reached_from_the_package_without_an_import(tmp_path):
+    code = (
+        "import sys, numpy as np, sela_ext; x = np.eye(3, dtype=np.float32);"
+        "sela_ext.kernels.sinkhorn_pass(x, np.zeros(3)); assert 'torch' not in sys.modules;"
+        "print(sela_ext.kernels.reference.sinkhorn_pass(x, np.zeros(3)).weight)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.strip() == "3.0", done.stderr
+
+
 def test_the_environment_chooses_the_instruction_set_of_the_kernels(tmp_path):
     code = (
         "import numpy as np, sela_ext; from sela_ext import kernels;"

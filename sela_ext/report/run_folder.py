@@ -104,13 +104,13 @@ _Labels = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.s
 
 def _read_labels(path: Path) -> _Labels:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("labels", "confidence", "names") if name in stored.files}
     except FileNotFoundError:
         raise DataError(
             f"{path}: expected the labels of a run, found no such file; they are written when training has ended"
         ) from None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: expected the labels of a run, cannot read them: {error}") from error
     labels = arrays.get("labels")
     if labels is None or labels.ndim != 2 or labels.dtype.kind not in "iu" or 0 in labels.shape:

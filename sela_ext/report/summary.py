@@ -112,10 +112,11 @@ def sentences(run: RunFolder) -> list[str]:
     used = int((sizes > 0).sum())
     end = last_event(run.metrics)
     said = []
-    skipped = f" ({total - labelled:,} were skipped)" if labelled < total else ""
+    skipped = f" ({_count(total - labelled, 'more image')} got no label)" if labelled < total else ""
     groups = f"all {run.clusters:,}" if used == run.clusters else f"{used:,} of {run.clusters:,}"
     said.append(
-        f"{_count(labelled, 'image')} sorted into {_count(run.clusters, 'cluster')} without using any labels{skipped}; "
+        f"{_count(labelled, 'image')} {'was' if labelled == 1 else 'were'} sorted into "
+        f"{_count(run.clusters, 'cluster')} without using any labels{skipped}; "
         f"{groups} hold images, between {int(sizes.min()):,} and {int(sizes.max()):,} each, "
         f"where an even split would be {short_number(round(labelled / run.clusters, 1))}."
     )
@@ -165,8 +166,7 @@ def notices(run: RunFolder) -> list[str]:
     if not run.metrics.events:
         said.append("The run has no log (metrics.jsonl): how training went is not known.")
     elif run.metrics.last("end") is None:
-        newest = run.metrics.last("step", "label_pass", "evaluation") or {}
-        epoch = number(newest.get("epoch"))
+        epoch = _over(columns(run.metrics.events, "epoch")["epoch"], np.max)
         reached = f" after epoch {short_number(round(epoch, 2))}" if math.isfinite(epoch) else ""
         said.append(f"The log has no end{reached}: training was interrupted or is still running.")
     return said

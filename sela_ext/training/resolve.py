@@ -89,6 +89,8 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
                 values[name] = value
                 reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
 
+    if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
+        values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
     if small and options.preset in (None, "fast", "digits"):
         wide = images >= 10_000
         settle("projection", 512 if wide else 0, f"{images} images" + ("" if wide else ": a projection memorises them"))

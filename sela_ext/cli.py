@@ -45,8 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Whoever read our output is gone: nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except MemoryError:
-        _complain("out of memory; use a smaller batch_size, fewer clusters or fewer heads")
+    except (MemoryError, RuntimeError, OSError) as error:
+        memory = isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate" in str(error)
+        if memory:
+            _complain("out of memory; use a smaller batch_size, fewer clusters or fewer heads")
+        elif isinstance(error, OSError):
+            _complain(f"{error}; check that the path exists and can be written, and that the disk has room")
+        else:
+            raise
         status = 7
     raise SystemExit(status)
 
@@ -181,12 +187,13 @@ def _assign(given: argparse.Namespace) -> int:
 
     try:
         logits = np.load(given.logits, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{given.logits}: expected a .npy file of logits [N, K]: {error}") from error
     result = assign(
         logits, lam=given.lam, tol=given.tol, method=given.method, stop=given.stop, max_passes=given.max_passes
     )
-    np.save(given.out, np.asarray(result.labels))
+    with open(given.out, "wb") as file:  # the name as given, with or without .npy
+        np.save(file, np.asarray(result.labels))
     state = "converged" if result.converged else "NOT converged"
     print(
         f"{logits.shape[0]:,} x {logits.shape[1]:,}: {state}, error {result.error:.2e} after {result.passes:g} passes, "

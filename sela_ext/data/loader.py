@@ -155,7 +155,7 @@ class Loader:
         share = self._share()
         return share // self._batch_size if self._drop_last else -(-share // self._batch_size)
 
-    def epoch(self, epoch: int, start: int = 0, *, shuffle: bool | None = None) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0, *, shuffle: bool | None = None) -> Generator[Batch, None, None]:
         """Iterate over one epoch; background threads run only while this iterator is in use.
 
         Args:

@@ -110,6 +110,34 @@ def label_statistics(labels: Any, clusters: int) -> dict[str, float]:
     }
 
 
+def mutual_information(one: Any, other: Any) -> float:
+    """Normalised mutual information (arithmetic) of two labellings: `nmi` of `cluster_metrics`, without the rest.
+
+    Args:
+        one: [N] integers, -1 where there is no label.
+        other: [N] integers, -1 where there is no label; images without a label in either are left out.
+
+    Returns:
+        0 (independent, or no image left) .. 1 (the same partition).
+
+    Raises:
+        DataError: lengths differ or labels are malformed.
+
+    Example:
+        >>> mutual_information([0, 0, 1, 1], [1, 1, 0, 0])
+        1.0
+    """
+    first, second = label_array(one, "one"), label_array(other, "other")
+    if first.shape != second.shape:
+        raise DataError(f"other: expected {first.size} labels, as many as one, found {second.size}")
+    both = (first >= 0) & (second >= 0)
+    if not both.any():
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # many clusters are not a regression target here
+        return abs(float(sk.normalized_mutual_info_score(first[both], second[both])))
+
+
 def label_change(old: Any, new: Any) -> float:
     """Return the share of images whose label changed, of those that have a label in both sets (0 if none has).
 

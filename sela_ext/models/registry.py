@@ -60,7 +60,9 @@ def build_backbone(
         module = model if isinstance(model, nn.Module) else model()
         if not isinstance(module, nn.Module):
             raise OptionError(f"model: expected a callable that returns an nn.Module, found {type(module).__name__}")
-        name, channels_in = type(module).__name__, _input_channels(module, channels)
+        name, channels_in = type(module).__name__, channels
+        if channels == 1 and _first_channels(module) == 3:
+            channels_in = 3  # grey images are repeated
     return Backbone(module, name, _feature_dim(module, name, channels_in, image_size), channels_in)
 
 
@@ -98,12 +100,9 @@ def _remove_classifier(module: nn.Module) -> None:
     setattr(module.get_submodule(parent), child, nn.Identity())
 
 
-def _input_channels(module: nn.Module, channels: int) -> int:
-    """Channels of the first convolution; the images' own where there is none."""
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d):
-            return int(child.in_channels)
-    return channels
+def _first_channels(module: nn.Module) -> int:
+    """Channels that the first convolution takes; 0 where there is none."""
+    return next((int(child.in_channels) for child in module.modules() if isinstance(child, nn.Conv2d)), 0)
 
 
 def _feature_dim(module: nn.Module, name: str, channels: int, image_size: tuple[int, int]) -> int:

@@ -54,7 +54,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
             f"checkpoint {path}: expected {needed:,} free bytes, found {free:,}; free some space, then resume"
         )
     write_atomically(path, header, payload)
-    for _, old in _checkpoints(folder)[_KEEP:]:
+    found = _checkpoints(folder)
+    later = [old for number, old in found if number > step]  # damaged ones that a resume passed over
+    for old in later + [old for number, old in found if number <= step][_KEEP:]:
         old.unlink(missing_ok=True)
     return path
 
@@ -141,7 +143,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         # weights_only: tensors and plain values; nothing in the file is executed.
         state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError(f"found {type(state).__name__}")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"checkpoint {path.name}: expected tensors and plain values, found something else; it is not loaded"
         ) from error

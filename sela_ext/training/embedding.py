@@ -59,7 +59,7 @@ def embed(
     augment: Augment,
     arithmetic: Arithmetic,
     *,
-    batch_size: int = 512,
+    batch_size: int = 256,
     train_mode: bool = False,
     seed: int = 0,
     epoch: int = 0,
@@ -75,7 +75,8 @@ def embed(
         augment: how they are looked at.
         arithmetic: device and precision.
         batch_size: images per forward pass.
-        train_mode: dropout on, and batch norm by the batch (it then learns its statistics too).
+        train_mode: dropout on, and batch norm by the batch (it then learns its statistics too); the images then come
+            in shuffled order, since folders are sorted by class and a batch of one class has statistics of its own.
         seed: of the augmentation.
         epoch: of the augmentation.
         threads: of the loader; 0 = all.
@@ -87,7 +88,7 @@ def embed(
         batch_size=min(batch_size, len(source)),
         augment=augment,
         seed=seed,
-        shuffle=False,
+        shuffle=train_mode,
         dtype=arithmetic.dtype,
         channels_last=True,
         threads=threads or "auto",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from sela_ext.data import Augment, Source
@@ -16,6 +17,7 @@ from sela_ext.models import Network
 from sela_ext.training.embedding import Arithmetic, Embedded, embed
 from sela_ext.training.labelling import choose_head, label_pass
 from sela_ext.training.options import Options
+from sela_ext.training.split import Images, has_labels
 
 # The final labels are solved at least this tightly, whatever the passes of the training used.
 _FINAL_TOL = 1e-3
@@ -32,9 +34,10 @@ class Evaluation:
         heads: a record per head: cross_entropy, sizes, solver status, and metrics where true labels exist.
         head: the head of lowest cross-entropy.
         metrics: of that head, and of the features: knn, linear.
-        eval_labels: labels of the evaluation images, int32 [heads, M], by network and potentials; None without them.
-        eval_confidence: float32 [heads, M].
+        held_labels: labels of the held-out images, int32 [heads, M], by network and potentials; None without them.
+        held_confidence: float32 [heads, M].
         bad: (index, name, reason) of training images that could not be read.
+        held_bad: the same of held-out images.
     """
 
     labels: NDArray[np.int32]
@@ -43,15 +46,15 @@ class Evaluation:
     heads: list[dict[str, Any]]
     head: int
     metrics: dict[str, float]
-    eval_labels: NDArray[np.int32] | None
-    eval_confidence: NDArray[np.float32] | None
+    held_labels: NDArray[np.int32] | None
+    held_confidence: NDArray[np.float32] | None
     bad: list[tuple[int, str, str]]
+    held_bad: list[tuple[int, str, str]]
 
 
 def evaluate_network(
     network: Network,
-    source: Source,
-    eval_source: Source | None,
+    images: Images,
     plain: Augment,
     arithmetic: Arithmetic,
     *,
@@ -60,13 +63,12 @@ def evaluate_network(
 ) -> Evaluation:
     """Label all images in eval mode without augmentation, and measure labels and features.
 
-    kNN and linear probe use the features of the backbone: training images vote, evaluation images are judged; without
-    evaluation images kNN leaves each image out in turn and there is no linear probe.
+    kNN and linear probe use the features of the backbone: training images vote, `images.judged` are judged; without
+    those kNN leaves each training image out in turn, and there is no linear probe.
 
     Args:
         network: the network.
-        source: the training images, N of them.
-        eval_source: labelled images that were not trained on, or None.
+        images: training images, N of them, held-out ones and judged ones.
         plain: how images are looked at.
         arithmetic: device and precision.
         previous: labels so far, int32 [heads, N].
@@ -75,18 +77,19 @@ def evaluate_network(
     Source: protocols of the SeLa paper, section 4 and appendix.
     """
 
-    def look(images: Source) -> Embedded:
+    def look(source: Source, max_bad_fraction: float) -> Embedded:
         return embed(
             network,
-            images,
+            source,
             plain,
             arithmetic,
+            batch_size=max(64, min(512, options.batch_size)),
             threads=options.threads,
             on_bad_image=options.on_bad_image,
-            max_bad_fraction=options.max_bad_fraction,
+            max_bad_fraction=max_bad_fraction,
         )
 
-    seen = look(source)
+    seen = look(images.train, options.max_bad_fraction)
     result = label_pass(
         network.heads,
         seen.embeddings,
@@ -99,7 +102,7 @@ def evaluate_network(
         marginals=options.marginals,
         threads=options.threads,
     )
-    truth = source.labels
+    truth = images.train.labels if has_labels(images.train) else None
     if truth is not None:
         for record in result.heads:
             record.update(cluster_metrics(truth, result.labels[record["head"]], record["clusters"]))
@@ -109,20 +112,16 @@ def evaluate_network(
         for name, value in result.heads[head].items()
         if isinstance(value, (int, float)) and name not in ("head", "changed", "nmi_previous", "converged")
     }
-    other = None if eval_source is None else look(eval_source)
+    # A few bad images among the held-out ones are no reason to lose the run; they are listed like the others.
+    held = None if images.held is None else look(images.held, 1.0)
     if truth is not None:
-        known = torch.from_numpy(truth >= 0) & seen.valid.cpu()
-        features, classes = seen.features.cpu()[known], truth[known.numpy()]
-        if other is not None and eval_source is not None and eval_source.labels is not None:
-            judged = torch.from_numpy(eval_source.labels >= 0) & other.valid.cpu()
-            test, test_classes = other.features.cpu()[judged], eval_source.labels[judged.numpy()]
-            metrics["knn"] = weighted_knn(features, classes, test, test_classes)
-            metrics["linear"] = linear_probe(features, classes, test, test_classes, seed=options.seed)
-        elif len(classes) > 1:
-            metrics["knn"] = weighted_knn(features, classes, None, None)
-    eval_labels = eval_confidence = None
-    if other is not None:
-        eval_labels, eval_confidence = _label_new(network, other, result.potentials, options.lam)
+        judged = held if images.judged is images.held else None if images.judged is None else look(images.judged, 1.0)
+        metrics.update(
+            _probe(seen, truth, judged, None if images.judged is None else images.judged.labels, options.seed)
+        )
+    held_labels = held_confidence = None
+    if held is not None:
+        held_labels, held_confidence = _label_new(network, held, result.potentials, options.lam)
     return Evaluation(
         result.labels,
         result.confidence,
@@ -130,10 +129,36 @@ def evaluate_network(
         result.heads,
         head,
         metrics,
-        eval_labels,
-        eval_confidence,
+        held_labels,
+        held_confidence,
         seen.bad,
+        [] if held is None else held.bad,
     )
+
+
+def _probe(
+    seen: Embedded,
+    truth: NDArray[np.int64],
+    judged: Embedded | None,
+    judged_truth: NDArray[np.int64] | None,
+    seed: int,
+) -> dict[str, float]:
+    """KNN and linear probe on the images whose true label is known."""
+    features, classes = _known(seen, truth)
+    if judged is not None and judged_truth is not None:
+        test, test_classes = _known(judged, judged_truth)
+        if len(classes) and len(test_classes):
+            scores = {"knn": weighted_knn(features, classes, test, test_classes)}
+            if np.unique(classes).size > 1:
+                scores["linear"] = linear_probe(features, classes, test, test_classes, seed=seed)
+            return scores
+    return {"knn": weighted_knn(features, classes, None, None)} if len(classes) > 1 else {}
+
+
+def _known(seen: Embedded, truth: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+    """Features and labels of the images that were read and have a label."""
+    known = torch.from_numpy(truth >= 0) & seen.valid.cpu()
+    return seen.features.cpu()[known], truth[known.numpy()]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sela_ext.assign import assign
-from sela_ext.evaluation import cluster_metrics, label_change, label_statistics
+from sela_ext.assign import UnbalancedLabelsWarning, assign
+from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.models import Heads
 
 # Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters.
@@ -33,6 +34,7 @@ class LabelPass:
         heads: a record per solved head, for metrics.jsonl.
         masked: rows without a label, the largest number over heads.
         seconds: time taken.
+        complaints: what the solver warned of, a line each: labels far from balanced.
     """
 
     labels: NDArray[np.int32]
@@ -41,6 +43,19 @@ class LabelPass:
     heads: list[dict[str, Any]] = field(default_factory=list)
     masked: int = 0
     seconds: float = 0.0
+    complaints: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """The pass in a line, for the log."""
+        best = min(self.heads, key=lambda head: head["cross_entropy"])
+        loose = [head["head"] for head in self.heads if not head["converged"]]
+        return (
+            f"changed {np.mean([head['changed'] for head in self.heads]):.3f}, "
+            f"cross-entropy {best['cross_entropy']:.3f} of ln K {best['ln_k']:.3f}, "
+            f"solver error {max(head['error'] for head in self.heads):.1e}"
+            + (f", not converged: heads {loose}" if loose else "")
+            + (f", {self.masked} rows masked" if self.masked else "")
+        )
 
 
 def random_labels(images: int, clusters: Iterable[int], seed: int) -> NDArray[np.int32]:
@@ -99,25 +114,33 @@ def label_pass(
     potentials: dict[int, NDArray[np.float64]] = {}
     records: list[dict[str, Any]] = []
     masked = 0
+    complaints: list[str] = []
     for head in range(len(heads.clusters)) if which is None else which:
         k = heads.clusters[head]
-        logits = torch.cat(
+        logits = torch.empty(len(rows), k, device=embeddings.device)
+        for start in range(0, len(rows), _CHUNK):
+            chunk = embeddings[start : start + _CHUNK] if everything else embeddings[rows[start : start + _CHUNK]]
+            logits[start : start + _CHUNK] = heads.logits_of(head, chunk)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UnbalancedLabelsWarning)
+            solved = assign(
+                logits, lam=lam, tol=tol, method=method, max_passes=max_passes, marginals=marginals, threads=threads
+            )
+        complaints += [f"head {head}: {warning.message}" for warning in caught]
+        found = torch.as_tensor(solved.labels).to(logits.device, torch.int64)
+        log_p = torch.cat(
             [
-                heads.logits_of(head, embeddings[start : start + _CHUNK] if everything else embeddings[chunk])
-                for start, chunk in zip(range(0, len(rows), _CHUNK), torch.split(rows, _CHUNK), strict=True)
+                F.log_softmax(part, 1).gather(1, label.clamp(min=0)[:, None])[:, 0]
+                for part, label in zip(logits.split(_CHUNK), found.split(_CHUNK), strict=True)  # type: ignore[no-untyped-call]
             ]
         )
-        solved = assign(
-            logits, lam=lam, tol=tol, method=method, max_passes=max_passes, marginals=marginals, threads=threads
-        )
-        found = torch.as_tensor(solved.labels).to(logits.device, torch.int64)
-        log_p = F.log_softmax(logits, 1).gather(1, found.clamp(min=0)[:, None])[:, 0]
         labelled = found >= 0
         cross_entropy = float(-log_p[labelled].double().mean())
+        places = rows.cpu().numpy()
         new = np.full(len(valid), -1, np.int32)
-        new[rows.cpu().numpy()] = found.to(torch.int32).cpu().numpy()
-        sure = torch.where(labelled, log_p.exp(), torch.zeros_like(log_p))
-        confidence[head, rows.cpu().numpy()] = sure.cpu().numpy()
+        new[places] = found.to(torch.int32).cpu().numpy()
+        confidence[head] = 0.0
+        confidence[head, places] = torch.where(labelled, log_p.exp(), torch.zeros_like(log_p)).cpu().numpy()
         masked = max(masked, int((~labelled).sum()))
         statistics = label_statistics(new, k)
         record: dict[str, Any] = {
@@ -133,14 +156,14 @@ def label_pass(
             "used": int(statistics["used"]),
             "size_min": int(statistics["size_min"]),
             "size_max": int(statistics["size_max"]),
-            "nmi_previous": cluster_metrics(previous[head], new)["nmi"],
+            "nmi_previous": mutual_information(previous[head], new),
         }
         if truth is not None:
-            record["nmi"] = cluster_metrics(truth, new)["nmi"]
+            record["nmi"] = mutual_information(truth, new)
         records.append(record)
         labels[head] = new
-        potentials[head] = np.asarray(solved.potential, np.float64)
-    return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin)
+        potentials[head] = torch.as_tensor(solved.potential).cpu().numpy().astype(np.float64)
+    return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
 
 
 def choose_head(records: Iterable[dict[str, Any]]) -> int:

@@ -12,28 +12,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from sela_ext import build_info
-from sela_ext.data import Loader, Source, open_source
-from sela_ext.errors import CheckpointError, NumericsError
-from sela_ext.models import Network, build_backbone
+from sela_ext.data import Augment, Loader
+from sela_ext.errors import CheckpointError, NumericsError, OptionError
+from sela_ext.models import Backbone, Network, build_backbone
 from sela_ext.report import write_report
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
-from sela_ext.training.embedding import Arithmetic, embed
+from sela_ext.training.embedding import Arithmetic, Embedded, embed
 from sela_ext.training.evaluate import Evaluation, evaluate_network
 from sela_ext.training.labelling import label_pass, random_labels
-from sela_ext.training.machine import Interrupt, use_threads
+from sela_ext.training.machine import Interrupt, torch_settings
 from sela_ext.training.options import AUTO, Options, make_options
-from sela_ext.training.outcome import TrainResult, closing_lines, opening_line, save_network, spread_labels
+from sela_ext.training.outcome import (
+    TrainResult,
+    bad_images,
+    closing_lines,
+    opening_line,
+    save_network,
+    spread_labels,
+)
 from sela_ext.training.presets import PRESETS
 from sela_ext.training.progress import RunProgress
 from sela_ext.training.prototypes import place_prototypes
 from sela_ext.training.resolve import Plan, named_augment, probe_image_size, resolve
 from sela_ext.training.run_folder import RunFolder, describe_value
 from sela_ext.training.schedule import label_pass_times, learning_rate, passes_due
-from sela_ext.training.split import find_eval, hold_out
+from sela_ext.training.split import Images, choose_images, has_labels
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Options that may differ when a run is continued: they do not change what is learnt.
@@ -71,37 +77,24 @@ def train(data: Any, *, out: str | os.PathLike[str], **options: Any) -> TrainRes
     """
     chosen = make_options(options)
     folder = RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
-    everything = open_source(data, labels=chosen.labels)
+    images = choose_images(data, chosen)
     is_digits = isinstance(data, str) and data == "digits"
-    kept, held, why_held = hold_out(everything, chosen.holdout, is_digits, chosen.seed)
-    source = everything if not len(held) else everything.subset(kept)
-    eval_source, why_eval = find_eval(data, chosen.eval_data, everything, held, why_held)
-    plan = resolve(chosen, _given(options), source, digits=is_digits)
+    plan = resolve(chosen, _given(options), images.train, digits=is_digits)
     folder.create(overwrite=chosen.overwrite)
-    with use_threads(plan.options.threads), Interrupt() as interrupt, contextlib.closing(folder):
-        return _run(data, plan, folder, everything, source, kept, held, eval_source, why_eval, interrupt)
+    with torch_settings(plan.options.threads), Interrupt() as interrupt, contextlib.closing(folder):
+        return _run(data, plan, folder, images, interrupt)
 
 
-def _run(
-    data: Any,
-    plan: Plan,
-    folder: RunFolder,
-    everything: Source,
-    source: Source,
-    kept: NDArray[np.int64],
-    held: NDArray[np.int64],
-    eval_source: Source | None,
-    why_eval: str,
-    interrupt: Interrupt,
-) -> TrainResult:
-    opt = plan.options
-    images, truth = len(source), source.labels
+def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: Interrupt) -> TrainResult:
+    opt, source, count = plan.options, images.train, len(images.train)
+    truth = source.labels if has_labels(source) else None
     arithmetic = Arithmetic(torch.device(opt.device), _DTYPES[opt.precision])
 
     # --- Network, optimiser, loader
     torch.manual_seed(opt.seed)
     size = plan.augment.size
     backbone = build_backbone(opt.model, channels=source.channels, image_size=(size, size))
+    half_resolution = _half_resolution(plan, backbone)
     network = Network(
         backbone.module,
         backbone.feature_dim,
@@ -123,9 +116,9 @@ def _run(
     )
     scaler = torch.amp.GradScaler(arithmetic.device.type, enabled=arithmetic.dtype is torch.float16)
     # The last, short batch of an epoch is left out when it is less than half a batch: its statistics are noise.
-    short = images % opt.batch_size
-    drop_last = images > opt.batch_size and 0 < short < opt.batch_size / 2
-    per_epoch = images - short if drop_last else images
+    short = count % opt.batch_size
+    drop_last = count > opt.batch_size and 0 < short < opt.batch_size / 2
+    per_epoch = count - short if drop_last else count
     loader = Loader(
         source,
         batch_size=opt.batch_size,
@@ -141,42 +134,43 @@ def _run(
         max_bad_fraction=opt.max_bad_fraction,
     )
 
-    def embed_all(**how: Any) -> Any:
+    def embed_all(augment: Augment, *, train_mode: bool = False, epoch: int = 0) -> Embedded:
         return embed(
             network,
             source,
-            arithmetic=arithmetic,
+            augment,
+            arithmetic,
+            batch_size=max(64, min(512, opt.batch_size)),
+            train_mode=train_mode,
             seed=opt.seed,
+            epoch=epoch,
             threads=opt.threads,
             on_bad_image=opt.on_bad_image,
             max_bad_fraction=opt.max_bad_fraction,
-            **how,
         )
 
     # --- Everything a resume needs is in this one dict, beside network, optimiser and scaler.
     state: dict[str, Any] = {
         "step": 0,
         "epoch": 0,
-        "position": 0,  # samples of this epoch's order already used
-        "seen": 0,  # images seen, over all epochs
+        "position": 0,  # images of this epoch's order that are done
+        "seen": 0,  # the same over all epochs: the clock of the schedules
         "passes_done": 0,
         "passes_made": 0,
-        "seconds": 0.0,  # of training so far, evaluation not counted
+        "seconds": 0.0,  # since the start, time between runs not counted
         "loss_sum": 0.0,
         "loss_steps": 0,
         "finished": False,
-        "labels": torch.from_numpy(random_labels(images, opt.clusters, opt.seed)),
+        "complained": False,
+        "labels": torch.from_numpy(random_labels(count, opt.clusters, opt.seed)),
         "bank": torch.zeros(0),
-        "bank_valid": torch.zeros(images, dtype=torch.bool),
+        "bank_valid": torch.zeros(count, dtype=torch.bool),
         "metrics_length": 0,
     }
+    written = {spec.name: describe_value(getattr(opt, spec.name)) for spec in dataclasses.fields(opt)}
     identity = {
-        "options": {
-            name: describe_value(value) if not isinstance(value, (int, float, str, list, type(None))) else value
-            for name, value in dataclasses.asdict(opt).items()
-            if name not in _FREE_ON_RESUME
-        },
-        "data": source.fingerprint(),
+        "options": {name: value for name, value in written.items() if name not in _FREE_ON_RESUME},
+        "data": images.everything.fingerprint(),
     }
     saved = load_checkpoint(folder.checkpoints) if opt.resume else None
     if saved is not None:
@@ -190,30 +184,43 @@ def _run(
             torch.cuda.set_rng_state(saved["rng_cuda"], arithmetic.device)
     labels = state["labels"].numpy()
     bank, bank_valid = state["bank"].to(arithmetic.device), state["bank_valid"].to(arithmetic.device)
-    folder.open_logs(state["metrics_length"])
+    folder.open_logs(state["metrics_length"], state["step"])
     folder.write_options(
         {
             "version": build_info()["version"],
-            "options": {**dataclasses.asdict(opt), "data": data},
-            "reasons": {**plan.reasons, "eval_data": why_eval},
+            "options": {**written, "data": data},
+            "reasons": {**plan.reasons, "eval_data": images.reason},
             "resolved": {
-                "images": len(everything),
-                "training_images": images,
-                "held_out_images": len(held),
+                "images": len(images.everything),
+                "training_images": count,
+                "held_out_images": len(images.held_rows),
                 "channels": source.channels,
                 "image_size": probe_image_size(source),
-                "data": source.describe(),
+                "data": images.everything.describe(),
                 "network": backbone.name,
                 "parameters": sum(p.numel() for p in network.parameters()),
                 "feature_dim": backbone.feature_dim,
+                "half_resolution": half_resolution,
                 "augment": dataclasses.asdict(plan.augment),
                 "torch": torch.__version__,
                 **build_info(),
             },
         }
     )
+    if opt.label_passes and plan.budget_seconds is None:
+        times = label_pass_times(opt.label_passes, opt.epochs, per_epoch, opt.label_spacing)  # in images seen
+    elif opt.label_passes and not plan.pass_each_epoch:
+        times = label_pass_times(opt.label_passes, 400, 1 / 400, opt.label_spacing)  # in shares of the budget
+    else:
+        times = []
+    last_save = started = time.monotonic()
+    save_seconds, seconds_before = 0.0, state["seconds"]
+    images_done, wait_before = 0, loader.wait_seconds
+    pending: tuple[torch.Tensor, torch.Tensor] | None = None  # loss and images of the last step, not yet looked at
 
     def save(finished: bool = False) -> None:
+        nonlocal last_save, save_seconds
+        began = time.monotonic()
         state.update(
             labels=torch.from_numpy(labels),
             bank=bank.cpu(),
@@ -235,19 +242,26 @@ def _run(
                 "rng_cuda": torch.cuda.get_rng_state(arithmetic.device) if on_cuda else None,
             },
         )
+        last_save = time.monotonic()
+        save_seconds = last_save - began
+
+    def time_to_save() -> bool:
+        """As often as asked, but no more than a twentieth of the time."""
+        wait = opt.checkpoint_seconds and max(opt.checkpoint_seconds, 20 * save_seconds)
+        return time.monotonic() - last_save >= wait
 
     def relabel(which: list[int] | None = None) -> None:
         """One label pass: embeddings of all images by the label source, then balanced labels."""
-        nonlocal labels, bank, bank_valid
+        nonlocal labels
         if opt.label_source == "bank":
             embeddings, valid = bank, bank_valid
-        elif opt.label_source == "eval":
-            view = plan.plain if opt.label_augment == "none" else named_augment(opt.label_augment, size)
-            seen = embed_all(augment=view)
-            embeddings, valid = seen.embeddings, seen.valid
         else:
-            # Its own draws: the epoch counter of the passes lies beyond that of the training.
-            seen = embed_all(augment=plan.augment, train_mode=True, epoch=2**31 + state["passes_made"])
+            # Looking at all images takes a while: a signal ends the run at once, and resume repeats the pass.
+            with interrupt.at_once():
+                if opt.label_source == "eval":
+                    seen = embed_all(_label_view(plan))
+                else:  # its own draws: the epoch counter of the passes lies beyond that of the training
+                    seen = embed_all(plan.augment, train_mode=True, epoch=2**31 + state["passes_made"])
             embeddings, valid = seen.embeddings, seen.valid
         result = label_pass(
             network.heads,
@@ -276,28 +290,17 @@ def _run(
                 "heads": result.heads,
             }
         )
-        best = min(result.heads, key=lambda head: head["cross_entropy"])
-        loose = [head["head"] for head in result.heads if not head["converged"]]
-        folder.log(
-            f"label pass {state['passes_made']} at epoch {state['seen'] / per_epoch:.2f}: changed "
-            f"{np.mean([head['changed'] for head in result.heads]):.3f}, cross-entropy {best['cross_entropy']:.3f} "
-            f"of ln K {best['ln_k']:.3f}, solver error {max(head['error'] for head in result.heads):.1e}"
-            + (f", not converged: heads {loose}" if loose else "")
-            + (f", {result.masked} rows masked" if result.masked else "")
-        )
+        folder.log(f"label pass {state['passes_made']} at epoch {state['seen'] / per_epoch:.2f}: {result.describe()}")
+        for complaint in result.complaints:
+            folder.log(complaint)
+        if result.complaints and not state["complained"]:
+            state["complained"] = True
+            progress.say(f"label pass {state['passes_made']}: {result.complaints[0]} (further ones go to train.log)")
 
-    def evaluate() -> Evaluation:
-        return evaluate_network(
-            network,
-            source,
-            eval_source,
-            plan.plain,
-            arithmetic,
-            previous=labels,
-            options=opt,
-        )
-
-    def record_evaluation(event: str, result: Evaluation) -> None:
+    def evaluate(event: str) -> Evaluation:
+        # A signal here ends the run at once: nothing is learnt meanwhile, and resume repeats the evaluation.
+        with interrupt.at_once():
+            result = evaluate_network(network, images, plan.plain, arithmetic, previous=labels, options=opt)
         folder.record(
             {
                 "event": event,
@@ -309,48 +312,42 @@ def _run(
                 "elapsed_seconds": state["seconds"],
             }
         )
+        return result
+
+    def check_loss() -> None:
+        """Look at the last step's loss: a step late, so that the device need not be waited for."""
+        nonlocal pending
+        if pending is None:
+            return
+        value = float(pending[0])
+        if not np.isfinite(value):
+            names = ", ".join(source.names[i] for i in pending[1].tolist()[:3])
+            raise NumericsError(
+                f"loss is {value} at step {state['step']}, in a batch with {names}, ...; the last checkpoint in "
+                f"{folder.checkpoints} is intact; lower lr (now {opt.lr:g}) or use precision float32"
+            )
+        state["loss_sum"] += value
+        state["loss_steps"] += 1
+        pending = None
+
+    def share_done() -> float:
+        """Share of the run that is done, by images or by the clock."""
+        if plan.budget_seconds is not None:
+            return float(state["seconds"] / plan.budget_seconds)
+        return float(state["seen"] / (per_epoch * opt.epochs))
+
+    def done() -> bool:
+        over = share_done() >= 1 if plan.budget_seconds is not None else state["epoch"] >= opt.epochs
+        return bool(state["finished"] or over)
 
     # --- The loop
-    if opt.label_passes and plan.budget_seconds is None:
-        times = label_pass_times(opt.label_passes, opt.epochs, per_epoch, opt.label_spacing)
-    elif opt.label_passes and opt.label_spacing == "quadratic":
-        times = [t for t in label_pass_times(opt.label_passes, 1.0, 1, "quadratic") if t < 1.0]  # shares of the budget
-    else:
-        times = []
     with RunProgress(opt.progress) as progress:
-        progress.say(opening_line(plan, source, everything, len(held), backbone.name))
+        progress.say(opening_line(plan, images, backbone.name))
         if saved is not None:
             progress.say(f"continuing at epoch {state['epoch']}, step {state['step']}")
-        last_save = started = time.monotonic()
-        seconds_before, wait_before, seen_before = state["seconds"], loader.wait_seconds, state["seen"]
-        pending: tuple[torch.Tensor, torch.Tensor] | None = None  # loss of the last step, not yet looked at
-
-        def check_loss() -> None:
-            """Look at the last step's loss: a step late, so that the device need not be waited for."""
-            nonlocal pending
-            if pending is None:
-                return
-            loss_value = float(pending[0])
-            if not np.isfinite(loss_value):
-                names = [source.names[i] for i in pending[1].tolist()[:3]]
-                raise NumericsError(
-                    f"loss is {loss_value} at step {state['step']}, in a batch with {', '.join(names)}, ...; the last "
-                    f"checkpoint in {folder.checkpoints} is intact; lower lr (now {opt.lr:g}) or use precision float32"
-                )
-            state["loss_sum"] += loss_value
-            state["loss_steps"] += 1
-            pending = None
-
-        def done() -> bool:
-            if state["finished"]:
-                return True
-            if plan.budget_seconds is not None:
-                return bool(state["seconds"] >= plan.budget_seconds)
-            return bool(state["epoch"] >= opt.epochs)
-
-        if saved is None and (opt.init == "kmeans" or opt.label_source == "bank"):
+        elif opt.init == "kmeans" or opt.label_source == "bank":
             # Look at all images once. The untrained batch norm has no statistics of its own: it takes the batches'.
-            first = embed_all(augment=plan.plain, train_mode=True)
+            first = embed_all(plan.plain, train_mode=True)
             if opt.init == "kmeans":
                 place_prototypes(network.heads, first.embeddings, first.valid, opt.seed)
             if opt.label_source == "bank":
@@ -358,123 +355,143 @@ def _run(
         if saved is None and opt.init != "random" and not opt.label_passes:
             relabel()  # the only one: the untrained network's labels are kept
         while not done():
-            for batch in loader.epoch(state["epoch"], start=state["position"]):
-                # Label passes that are due. Under a budget with even spacing: one at the start of every epoch.
-                share = (
-                    state["seconds"] / plan.budget_seconds
-                    if plan.budget_seconds is not None
-                    else state["seen"] / (per_epoch * opt.epochs)
-                )
-                now = state["seen"] if plan.budget_seconds is None else share
-                due = passes_due(times, state["passes_done"], now)
-                each_epoch = (
-                    plan.budget_seconds is not None
-                    and opt.label_passes > 0
-                    and opt.label_spacing == "linear"
-                    and state["passes_done"] <= state["epoch"]
-                )
-                if due > state["passes_done"] or each_epoch:
-                    check_loss()
-                    turn = [state["passes_made"] % len(opt.clusters)] if opt.label_heads == "turn" else None
-                    relabel(turn)
-                    state["passes_done"] = due if times else state["epoch"] + 1
+            with interrupt.deferred(), contextlib.closing(loader.epoch(state["epoch"], state["position"])) as batches:
+                for batch in batches:
+                    # Label passes that are due.
+                    now = state["seen"] if plan.budget_seconds is None else share_done()
+                    due = passes_due(times, state["passes_done"], now)
+                    if plan.pass_each_epoch:
+                        due = state["epoch"] + 1
+                    if due > state["passes_done"]:
+                        check_loss()
+                        relabel([state["passes_made"] % opt.heads] if opt.label_heads == "turn" else None)
+                        state["passes_done"] = due
 
-                # One step.
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(opt.lr, min(share, 1.0), opt.lr_schedule, opt.warmup)
-                pictures = batch.images
-                if opt.half_resolution and _half(opt.seed, state["step"]) < opt.half_resolution:
-                    pictures = F.avg_pool2d(pictures, 2)
-                target = torch.from_numpy(labels[:, batch.index.numpy()]).to(arithmetic.device, torch.int64)
-                if len(batch.index) < 2:
+                    # One step. Batch norm cannot normalise a batch of one: it is passed over.
+                    if len(batch.index) > 1:
+                        for group in optimizer.param_groups:
+                            group["lr"] = learning_rate(opt.lr, min(share_done(), 1.0), opt.lr_schedule, opt.warmup)
+                        pictures = batch.images
+                        if half_resolution and _draw(opt.seed, state["step"]) < half_resolution:
+                            pictures = F.avg_pool2d(pictures, 2)
+                        target = torch.from_numpy(labels[:, batch.index.numpy()]).to(arithmetic.device, torch.int64)
+                        with arithmetic.autocast():
+                            embedding = network(pictures)
+                        logits = network.heads.split(network.heads(embedding))
+                        losses = torch.stack(
+                            [
+                                F.cross_entropy(part, goal, ignore_index=-1)
+                                for part, goal in zip(logits, target, strict=True)
+                            ]
+                        )
+                        loss = losses.sum() if opt.loss == "sum" else losses.mean()
+                        optimizer.zero_grad(set_to_none=True)
+                        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                        scaler.step(optimizer)
+                        scaler.update()
+                        check_loss()
+                        pending = loss.detach(), batch.index
+                        if opt.label_source == "bank":
+                            index = batch.index.to(arithmetic.device)
+                            bank[index] = embedding.detach().to(bank.dtype)
+                            bank_valid[index] = True
+                        state["step"] += 1
+                        images_done += len(batch.index)
                     state["position"] = batch.position
-                    continue  # batch norm cannot normalise a batch of one
-                with arithmetic.autocast():
-                    embedding = network(pictures)
-                logits = network.heads.split(network.heads(embedding))
-                losses = torch.stack(
-                    [F.cross_entropy(part, goal, ignore_index=-1) for part, goal in zip(logits, target, strict=True)]
-                )
-                loss = losses.sum() if opt.loss == "sum" else losses.mean()
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                scaler.step(optimizer)
-                scaler.update()
-                check_loss()
-                pending = loss.detach(), batch.index
-                if opt.label_source == "bank":
-                    index = batch.index.to(arithmetic.device)
-                    bank[index] = embedding.detach().to(bank.dtype)
-                    bank_valid[index] = True
-                state["step"] += 1
-                state["position"] = batch.position
-                state["seen"] += len(batch.index)
-                state["seconds"] = seconds_before + time.monotonic() - started
+                    state["seen"] = state["epoch"] * per_epoch + batch.position
+                    state["seconds"] = seconds_before + time.monotonic() - started
 
-                # Log, show, save.
-                if state["step"] % opt.log_every == 0:
-                    check_loss()
-                    elapsed = max(time.monotonic() - started, 1e-9)
-                    rate = (state["seen"] - seen_before) / elapsed
-                    wait = (loader.wait_seconds - wait_before) / elapsed
-                    mean_loss = state["loss_sum"] / max(state["loss_steps"], 1)
-                    state["loss_sum"], state["loss_steps"] = 0.0, 0
-                    folder.record(
-                        {
+                    # Log, show, save.
+                    if state["step"] % opt.log_every == 0:
+                        check_loss()
+                        elapsed = max(time.monotonic() - started, 1e-9)
+                        event = {
                             "event": "step",
                             "step": state["step"],
                             "epoch": state["seen"] / per_epoch,
-                            "loss": mean_loss,
+                            "loss": state["loss_sum"] / max(state["loss_steps"], 1),
                             "lr": optimizer.param_groups[0]["lr"],
-                            "images_per_second": rate,
-                            "data_wait_share": wait,
+                            "images_per_second": images_done / elapsed,
+                            "data_wait_share": (loader.wait_seconds - wait_before) / elapsed,
                         }
-                    )
-                    progress.update(
-                        share,
-                        f"epoch {state['seen'] / per_epoch:.1f}  loss {mean_loss:.3f}  {rate:,.0f} images/s  "
-                        f"data wait {wait:.0%}  label passes {state['passes_made']}",
-                    )
-                if interrupt.number or time.monotonic() - last_save >= opt.checkpoint_seconds:
-                    check_loss()
-                    save()
-                    last_save = time.monotonic()
-                    if interrupt.number:
-                        interrupt.leave(
-                            f"stopped at step {state['step']}; the checkpoint is written, continue with resume"
+                        state["loss_sum"], state["loss_steps"] = 0.0, 0
+                        folder.record(event)
+                        progress.update(
+                            share_done(),
+                            f"epoch {event['epoch']:.1f}  loss {event['loss']:.3f}  "
+                            f"{event['images_per_second']:,.0f} images/s  data wait {event['data_wait_share']:.0%}  "
+                            f"label passes {state['passes_made']}",
                         )
-                if plan.budget_seconds is not None and state["seconds"] >= plan.budget_seconds:
-                    break
-            else:
-                state["epoch"] += 1
-                state["position"] = 0
-                ended = done()
-                if opt.evaluate_every and not ended and state["epoch"] % opt.evaluate_every == 0:
-                    record_evaluation("evaluation", evaluate())
-                continue
-            break
+                    if interrupt.number or time_to_save():
+                        check_loss()
+                        save()
+                        if interrupt.number:
+                            interrupt.leave(
+                                f"stopped at step {state['step']}, checkpoint written; continue with resume"
+                            )
+                    if plan.budget_seconds is not None and done():
+                        break
+                else:
+                    state["epoch"] += 1
+                    state["position"] = 0
+            if (
+                opt.evaluate_every
+                and state["position"] == 0
+                and state["epoch"] % opt.evaluate_every == 0
+                and not done()
+            ):
+                evaluate("evaluation")
         check_loss()
 
         # --- The end: final labels, metrics, network, report
         if not state["finished"]:
-            save(finished=True)
+            with interrupt.deferred():
+                save(finished=True)
         progress.say("evaluating")
-        result = evaluate()
-        record_evaluation("end", result)
-        all_labels, all_confidence = spread_labels(result, images, len(everything), kept, held)
-        folder.write_labels(all_labels, all_confidence, everything.names)
-        bad = [*loader.bad_images, *result.bad]
-        folder.write_bad_images([(int(kept[i]), name, reason) for i, name, reason in bad])
+        result = evaluate("end")
+        all_labels, all_confidence = spread_labels(result, images)
+        bad = bad_images(loader.bad_images, result, images)
+        folder.write_labels(all_labels, all_confidence, images.everything.names)
+        folder.write_bad_images(bad)
         save_network(folder, network, opt, result, backbone.name)
-        result.metrics["images_per_second"] = (state["seen"] - seen_before) / max(
-            state["seconds"] - seconds_before, 1e-9
-        )
-        result.metrics["seconds"] = state["seconds"]
-        report = write_report(folder.path, everything.read)
+        worked = max(state["seconds"] - seconds_before, 1e-9)
+        result.metrics.update(images_per_second=images_done / worked, seconds=state["seconds"])
+        report = write_report(folder.path, images.everything.read)
         progress.say(closing_lines(result, folder.path, report, state, per_epoch, len(bad)))
     folder.log(f"finished: {result.metrics}")
     network.eval()
     return TrainResult(all_labels, all_confidence, result.metrics, result.head, folder.path, report, network)
+
+
+def _half_resolution(plan: Plan, backbone: Backbone) -> float:
+    """Share of the steps at half resolution; none where the network takes one size only.
+
+    Raises:
+        OptionError: it was asked for, and the network cannot.
+    """
+    share, half = plan.options.half_resolution, plan.augment.size // 2
+    if not share:
+        return 0.0
+    try:
+        found = build_backbone(backbone.module, channels=backbone.channels_in, image_size=(half, half))
+        if found.feature_dim == backbone.feature_dim:
+            return share
+        problem = f"{found.feature_dim} features instead of {backbone.feature_dim}"
+    except OptionError as error:
+        problem = str(error)
+    if "half_resolution" in plan.given:
+        raise OptionError(f"half_resolution: expected a network that takes {half} x {half} too; {problem}")
+    plan.reasons["half_resolution"] = f"not used: the network does not take {half} x {half}"
+    return 0.0
+
+
+def _label_view(plan: Plan) -> Augment:
+    """How the eval label pass looks at images, with the normalisation of the training."""
+    view = plan.options.label_augment
+    if view == "none":
+        return plan.plain
+    named = named_augment(view, plan.augment.size)
+    return dataclasses.replace(named, mean=plan.augment.mean, std=plan.augment.std)
 
 
 def _given(options: dict[str, Any]) -> set[str]:
@@ -484,7 +501,7 @@ def _given(options: dict[str, Any]) -> set[str]:
     return {name for name, value in written.items() if not (isinstance(value, str) and value == AUTO)}
 
 
-def _half(seed: int, step: int) -> float:
+def _draw(seed: int, step: int) -> float:
     """A number in [0, 1) that depends on seed and step alone."""
     return float(np.random.Generator(np.random.Philox(key=np.array([seed, 2**33 + step], np.uint64))).random())
 

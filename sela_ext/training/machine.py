@@ -1,4 +1,4 @@
-"""What a run does to its process: threads, denormals, signals."""
+"""What a run does to its process: threads, determinism, denormals, signals."""
 
 from __future__ import annotations
 
@@ -13,23 +13,38 @@ import torch
 
 
 @contextlib.contextmanager
-def use_threads(count: int) -> Iterator[None]:
-    """Set torch's threads for the run. Denormals cost time and carry no information here: flush them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def torch_settings(threads: int) -> Iterator[None]:
+    """Set torch up for a run, and back afterwards.
+
+    Threads as asked; cuDNN by algorithms that give the same bits every time; denormals flushed, since they cost time
+    and carry nothing here.
+    """
+    before = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_flush_denormal(False)
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
 
 
 class Interrupt:
-    """SIGINT and SIGTERM end the run at the next step, after a checkpoint; a second one ends it at once."""
+    """How SIGINT and SIGTERM end a run.
+
+    While steps are taken the signal is noted, and the loop leaves after the step, with a checkpoint. Inside
+    `at_once` (evaluation, passes over all images, closing work), and at a second signal, the run is left immediately:
+    the last checkpoint stands, and what follows it is repeated on resume.
+
+    Attributes:
+        number: the signal received, 0 for none.
+    """
 
     def __init__(self) -> None:
         self.number = 0
+        self._immediate = True
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -42,14 +57,34 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Note a signal, and leave it to the loop to act."""
+        yield from self._mode(immediate=False)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Act on a signal immediately, also on one that was noted before."""
+        yield from self._mode(immediate=True)
+
+    def _mode(self, immediate: bool) -> Iterator[None]:
+        before, self._immediate = self._immediate, immediate
+        if immediate and self.number:
+            self.leave("stopped; continue from the last checkpoint with resume")
+        try:
+            yield
+        finally:
+            self._immediate = before
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            self.leave("stopped at once; continue from the last checkpoint with resume")
-        self.number = number
+        second, self.number = bool(self.number), number
+        if second or self._immediate:
+            self.leave("stopped; continue from the last checkpoint with resume")
 
     def leave(self, message: str) -> None:
         """End the run: KeyboardInterrupt for SIGINT, exit status 143 for SIGTERM."""
-        print(message, flush=True)
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # whoever read our output may be gone
+            print(message, flush=True)
         if self.number == signal.SIGTERM:
             raise SystemExit(143)
         raise KeyboardInterrupt(message)

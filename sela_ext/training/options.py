@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
+import numpy as np
+
 from sela_ext.errors import OptionError
 
 AUTO: Any = "auto"
@@ -72,7 +74,13 @@ class Options:
     half_resolution: float = option(AUTO, "share of the steps at half resolution", kind="float", low=0, high=1)
     # Labels
     method: str = option("sela", "training method", kind="str", choices=("sela", "sela-v2", "deepcluster", "kmeans"))
-    label_passes: int = option(AUTO, "label passes; 0 keeps the first labels", kind="int", low=0, high=1_000_000)
+    label_passes: int = option(
+        AUTO,
+        "label passes during training; 0 = train on the first labels throughout",
+        kind="int",
+        low=0,
+        high=1_000_000,
+    )
     label_spacing: str = option(
         "quadratic",
         "times of the label passes: dense at the start, or even",
@@ -202,7 +210,7 @@ def make_options(given: Mapping[str, Any]) -> Options:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"unknown option {name!r}{hint}")
-    values = dict(given)
+    values = {name: plain_value(value) for name, value in given.items()}
     preset = values.get("preset")
     if preset is not None:
         from sela_ext.training.presets import PRESETS
@@ -211,8 +219,22 @@ def make_options(given: Mapping[str, Any]) -> Options:
             near = difflib.get_close_matches(str(preset), PRESETS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}{hint}")
-        values = {**PRESETS[preset].options, **values}
+        recipe = dict(PRESETS[preset].options)
+        if isinstance(values.get("clusters"), list):
+            recipe.pop("heads", None)  # a list says how many heads there are
+        values = {**recipe, **values}
     return Options(**values)
+
+
+def plain_value(value: Any) -> Any:
+    """Turn numpy numbers, short arrays of them and tuples into plain numbers and lists; leave the rest."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iuf":
+        return value.tolist()
+    if isinstance(value, (list, tuple)) and all(isinstance(one, (int, float, np.generic)) for one in value):
+        return [plain_value(one) for one in value]
+    return value
 
 
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

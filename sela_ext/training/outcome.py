@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sela_ext.data import Source
 from sela_ext.models import Network
 from sela_ext.training.checkpoint import write_atomically
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.options import Options
 from sela_ext.training.resolve import Plan
 from sela_ext.training.run_folder import RunFolder
+from sela_ext.training.split import Images
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,23 @@ class TrainResult:
     network: Network
 
 
-def spread_labels(
-    result: Evaluation, images: int, count: int, kept: NDArray[np.int64], held: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Labels of trained and held-out images, in the order of the data."""
-    heads = len(result.labels)
-    labels, confidence = np.full((heads, count), -1, np.int32), np.zeros((heads, count), np.float32)
-    labels[:, kept], confidence[:, kept] = result.labels, result.confidence
-    if len(held) and result.eval_labels is not None and result.eval_confidence is not None:
-        labels[:, held], confidence[:, held] = result.eval_labels, result.eval_confidence
+def spread_labels(result: Evaluation, images: Images) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Labels and confidence of trained and held-out images, [heads, N] in the order of the data."""
+    shape = len(result.labels), len(images.everything)
+    labels, confidence = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+    labels[:, images.kept], confidence[:, images.kept] = result.labels, result.confidence
+    if result.held_labels is not None and result.held_confidence is not None:
+        labels[:, images.held_rows], confidence[:, images.held_rows] = result.held_labels, result.held_confidence
     return labels, confidence
+
+
+def bad_images(
+    in_training: list[tuple[int, str, str]], result: Evaluation, images: Images
+) -> list[tuple[int, str, str]]:
+    """(index, name, reason) of every image that could not be read, once, in the order of the data."""
+    found = {int(images.kept[index]): (name, reason) for index, name, reason in [*in_training, *result.bad]}
+    found.update({int(images.held_rows[index]): (name, reason) for index, name, reason in result.held_bad})
+    return [(index, *found[index]) for index in sorted(found)]
 
 
 def save_network(folder: RunFolder, network: Network, opt: Options, result: Evaluation, name: str) -> None:
@@ -77,15 +84,15 @@ def save_network(folder: RunFolder, network: Network, opt: Options, result: Eval
     write_atomically(folder.path / "network.pt", buffer.getbuffer())
 
 
-def opening_line(plan: Plan, source: Source, everything: Source, held: int, network: str) -> str:
+def opening_line(plan: Plan, images: Images, network: str) -> str:
     """Say what is about to run: images, network, device, heads, length."""
-    opt = plan.options
+    opt, held = plan.options, len(images.held_rows)
     held_out = f", {held:,} held out" if held else ""
     length = f"{opt.epochs} epochs" if plan.budget_seconds is None else f"{opt.budget}"
     heads = ", ".join(f"{opt.clusters.count(k)} x {k}" for k in dict.fromkeys(opt.clusters))
     return (
-        f"{len(source):,} images{held_out} ({everything.describe()}); {network} on {opt.device} in {opt.precision}; "
-        f"heads x clusters: {heads}; {length} of {opt.batch_size} images per step"
+        f"{len(images.train):,} images{held_out} ({images.everything.describe()}); {network} on {opt.device} in "
+        f"{opt.precision}; heads x clusters: {heads}; {length} of {opt.batch_size} images per step"
     )
 
 

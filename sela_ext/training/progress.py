@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from types import TracebackType
@@ -9,6 +11,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class _Console(Console):
+    """A console whose reader may leave: that is no reason to end a run."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class RunProgress:
@@ -20,13 +29,13 @@ class RunProgress:
     """
 
     def __init__(self, enabled: bool, quiet_seconds: float = 10.0) -> None:
-        self._console = Console(stderr=False, highlight=False, soft_wrap=True)
-        self._enabled = enabled
+        self._console = _Console(highlight=False, soft_wrap=True)
+        self._enabled = enabled and sys.stdout is not None
         self._bar: Progress | None = None
         self._task: Any = None
         self._quiet_seconds = quiet_seconds
         self._last = time.monotonic()
-        if enabled and self._console.is_terminal:
+        if self._enabled and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]train"),
                 BarColumn(bar_width=24),
@@ -60,7 +69,7 @@ class RunProgress:
             self.say(f"{share:4.0%}  {text}")
 
     def say(self, line: str) -> None:
-        """Print a line above the bar. A closed standard output is no reason to stop a run."""
+        """Print a line above the bar."""
         if not self._enabled:
             return
         try:
@@ -68,3 +77,12 @@ class RunProgress:
             sys.stdout.flush()
         except (OSError, ValueError):
             self._enabled = False
+            self._abandon_output()
+
+    def _abandon_output(self) -> None:
+        """Give up on a standard output that nobody reads; otherwise the interpreter complains of it at its end."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,9 +7,11 @@ import warnings
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
+from sela_ext.errors import OptionError
 from sela_ext.models import Heads
 
 # Rows per cluster that k-means looks at, and its iterations: a beginning, not a solution.
@@ -30,14 +32,20 @@ def place_prototypes(heads: Heads, embeddings: Tensor, valid: Tensor, seed: int)
         embeddings: [N, D].
         valid: bool [N]; the others are left out.
         seed: with the head's number it determines which rows are used and where k-means starts.
+
+    Raises:
+        OptionError: more clusters than images.
     """
     points = F.normalize(embeddings[valid].float(), dim=1).cpu()
+    if max(heads.clusters) > len(points):
+        raise OptionError(f"clusters: expected at most {len(points)}, the readable images, found {max(heads.clusters)}")
     directions = []
     for head, k in enumerate(heads.clusters):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + head) % 2**63)
         rows = torch.randperm(len(points), generator=generator)[: _ROWS_PER_CLUSTER * k]
         means = KMeans(k, n_init=1, max_iter=_ITERATIONS, random_state=(seed * 1009 + head) % 2**32)
-        with warnings.catch_warnings():
+        # One thread: scikit-learn adds the threads' sums in the order in which they end.
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: some coincide
             means.fit(points[rows].numpy())
         directions.append(F.normalize(torch.from_numpy(means.cluster_centers_).float(), dim=1))

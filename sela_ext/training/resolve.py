@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from sela_ext.assign.marginals import cluster_shares
 from sela_ext.data import Augment, Source
-from sela_ext.errors import DataError, OptionError
+from sela_ext.errors import DataError, DistributedError, OptionError
 from sela_ext.training.options import AUTO, Options, parse_budget
-from sela_ext.training.presets import FAST
+from sela_ext.training.presets import FAST, PRESETS
+from sela_ext.training.split import has_labels
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
 SMALL_IMAGES = 64
@@ -30,6 +32,8 @@ class Plan:
         augment: of the training steps.
         plain: of the passes that look at images as they are.
         budget_seconds: wall-clock budget, or None.
+        pass_each_epoch: make a label pass at the start of every epoch, however many there will be.
+        given: names of the options that user or preset set.
     """
 
     options: Options
@@ -37,6 +41,8 @@ class Plan:
     augment: Augment
     plain: Augment
     budget_seconds: float | None
+    pass_each_epoch: bool
+    given: frozenset[str]
 
 
 def probe_image_size(source: Source) -> tuple[int, int]:
@@ -71,9 +77,10 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     images, channels = len(source), source.channels
     size = probe_image_size(source)
     small = max(size) < SMALL_IMAGES
-    fast = small and options.preset is None and "model" not in given
+    fast = small and options.preset in (None, "fast")
     budget = parse_budget(options.budget)
-    if budget is not None and "epochs" in given and options.epochs != AUTO and options.preset is None:
+    recipe = {} if options.preset is None else PRESETS[options.preset].options
+    if budget is not None and options.epochs not in (AUTO, recipe.get("epochs")):
         raise OptionError("budget and epochs: expected one of them, found both")
     values = {spec.name: getattr(options, spec.name) for spec in dataclasses.fields(Options)}
     reasons: dict[str, str] = {}
@@ -162,7 +169,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     settle("log_every", max(1, min(50, steps)), f"{steps} steps per epoch")
 
     # Heads and labels
-    classes = 0 if source.labels is None else int(np.unique(source.labels[source.labels >= 0]).size)
+    classes = _count_classes(source)
     values["clusters"], values["heads"] = _choose_heads(values, reasons, small, images, classes)
     if values["init"] == "kmeans" and values["head_kind"] != "cosine":
         raise OptionError("init: expected random or predictions with linear heads, found kmeans; or use cosine heads")
@@ -170,20 +177,39 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         if k > images:
             raise OptionError(f"clusters: expected at most the number of images, {images}, found {k}")
     settle("label_source", "bank", "costs no extra pass over the images")
+    pass_each_epoch = (
+        budget is not None
+        and values["label_source"] == "bank"
+        and values["label_spacing"] == "linear"
+        and values["label_passes"] == AUTO
+    )
     if values["label_source"] == "bank":
-        settle("label_passes", max(2, values["epochs"]), "as many as epochs: the bank makes them nearly free")
-    else:
-        settle("label_passes", max(2, values["epochs"] // 2) if budget is None else 50, "half as many as epochs")
+        if pass_each_epoch:
+            settle("label_passes", values["epochs"], "one at the start of every epoch")
+        elif budget is None:
+            settle("label_passes", max(2, values["epochs"]), "as many as epochs: the bank makes them nearly free")
+    settle(
+        "label_passes",
+        *((max(2, values["epochs"] // 2), "half as many as epochs") if budget is None else (50, "a budget is set")),
+    )
     if values["marginals"] is not None:
+        if not isinstance(values["marginals"], list):
+            raise OptionError(f"marginals: expected a list of shares, found {values['marginals']!r}")
         wrong = {k for k in values["clusters"] if k != len(values["marginals"])}
         if wrong:
             raise OptionError(
                 f"marginals: expected one share per cluster ({min(wrong)}), found {len(values['marginals'])}"
             )
+        for k in set(values["clusters"]):
+            cluster_shares(values["marginals"], k)
 
     augment, plain = _choose_augment(values, reasons, small, channels, digits)
-    values["augment"] = augment if isinstance(options.augment, Augment) else values["augment"]
-    return Plan(Options(**values), reasons, augment, plain, budget)
+    if isinstance(values["augment"], Augment):
+        if "image_size" in given and options.image_size not in (AUTO, augment.size):
+            raise OptionError(f"image_size: expected {augment.size}, the size of augment, found {options.image_size}")
+        values["image_size"], reasons["image_size"] = augment.size, "the size of augment"
+    named_augment(values["label_augment"], 32, "label_augment")
+    return Plan(Options(**values), reasons, augment, plain, budget, pass_each_epoch, frozenset(given))
 
 
 def _refuse_unavailable(options: Options) -> None:
@@ -214,10 +240,15 @@ def _check_device(name: str) -> torch.device:
         raise OptionError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"device: {name!r} was asked for, but torch finds no usable CUDA device; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"device: {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
     return device
 
 
 def _one_device(devices: Any) -> int:
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if ranks not in ("", "1"):
+        raise DistributedError(f"devices: expected one process in this version, found WORLD_SIZE={ranks}")
     if devices in (AUTO, 1):
         return 1
     raise OptionError(f"devices: expected 1 in this version, found {devices!r}")
@@ -237,6 +268,12 @@ def cpu_multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for bfloat16 products (AVX-512 BF16 or AMX)."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def _count_classes(source: Source) -> int:
+    """Number of true classes, 0 where none are known: the number alone is used, never the labels."""
+    labels = source.labels
+    return int(np.unique(labels[labels >= 0]).size) if labels is not None and has_labels(source) else 0
 
 
 def _choose_heads(
@@ -277,7 +314,7 @@ def _choose_augment(
     if isinstance(asked, Augment):
         return asked, dataclasses.replace(plain, size=asked.size, mean=asked.mean, std=asked.std)
     if asked == AUTO and small:
-        scale = 0.5 if digits else 0.4 if channels == 1 else 0.2
+        scale = 0.4 if channels == 1 else 0.2
         values["augment"] = "small"
         reasons["augment"] = (
             f"the fast recipe: resized crop of {scale} to 1"
@@ -304,8 +341,13 @@ def _choose_augment(
     return augment, dataclasses.replace(plain, mean=augment.mean, std=augment.std)
 
 
-def named_augment(name: Any, size: int) -> Augment:
+def named_augment(name: Any, size: int, option: str = "augment") -> Augment:
     """Look an augmentation preset up.
+
+    Args:
+        name: of the preset; an `Augment` is returned as it is.
+        size: pixels.
+        option: which option asks, for the error.
 
     Raises:
         OptionError: unknown name.
@@ -314,6 +356,6 @@ def named_augment(name: Any, size: int) -> Augment:
     if isinstance(name, Augment):
         return name
     if name not in known:
-        raise OptionError(f"augment: expected one of {', '.join(known)} or a sela_ext.Augment, found {name!r}")
+        raise OptionError(f"{option}: expected one of {', '.join(known)} or a sela_ext.Augment, found {name!r}")
     preset: Augment = getattr(Augment, name)(size)
     return preset

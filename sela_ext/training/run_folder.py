@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import math
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sela_ext.errors import OptionError, ResourceError
@@ -32,6 +35,8 @@ _FILES = (
     "report.html",
 )
 _FOLDERS = ("checkpoints", "tensorboard")
+# What a kill in the middle of writing may leave.
+_PARTIAL = (".writable", *(f"{name}.partial" for name in _FILES))
 
 
 class RunFolder:
@@ -47,6 +52,7 @@ class RunFolder:
         self._metrics: io.TextIOWrapper | None = None
         self._log: io.TextIOWrapper | None = None
         self._board: Any = None
+        self._purge_step: int | None = None
 
     @staticmethod
     def check(out: str | os.PathLike[str], *, resume: bool, overwrite: bool, data: Any) -> RunFolder:
@@ -70,7 +76,7 @@ class RunFolder:
                     f"out: expected an empty or absent folder, found {path} with {len(list(path.iterdir()))} entries; "
                     "set resume to continue the run in it, overwrite to replace it, or name another"
                 )
-            foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in (*_FILES, *_FOLDERS))
+            foreign = sorted({entry.name for entry in path.iterdir()} - {*_FILES, *_PARTIAL, *_FOLDERS})
             if foreign:
                 raise OptionError(
                     f"overwrite: expected nothing but a run in {path}, found {', '.join(foreign[:3])}; "
@@ -89,9 +95,9 @@ class RunFolder:
             probe = self.path / ".writable"
             probe.touch()
             probe.unlink()
+            for name in (*_PARTIAL, *(_FILES if overwrite else ())):
+                (self.path / name).unlink(missing_ok=True)
             if overwrite:
-                for name in _FILES:
-                    (self.path / name).unlink(missing_ok=True)
                 for name in _FOLDERS:
                     shutil.rmtree(self.path / name, ignore_errors=True)
         except OSError as error:
@@ -99,7 +105,7 @@ class RunFolder:
 
     def write_options(self, content: Mapping[str, Any]) -> None:
         """Write options.json."""
-        text = json.dumps(content, indent=2, default=describe_value)
+        text = json.dumps(describe_value(content), indent=2)
         write_atomically(self.path / "options.json", text.encode())
 
     def read_options(self) -> dict[str, Any] | None:
@@ -110,8 +116,14 @@ class RunFolder:
             return None
         return content
 
-    def open_logs(self, metrics_length: int = 0) -> None:
-        """Open the logs; metrics.jsonl is cut back to `metrics_length` bytes, where the checkpoint left it."""
+    def open_logs(self, metrics_length: int = 0, step: int = 0) -> None:
+        """Open the logs, cut back to where the checkpoint left them.
+
+        Args:
+            metrics_length: bytes of metrics.jsonl that stay.
+            step: step of the checkpoint; TensorBoard drops what lies behind it.
+        """
+        self._purge_step = step + 1 if step else None
         path = self.path / "metrics.jsonl"
         path.touch()
         os.truncate(path, min(metrics_length, path.stat().st_size))
@@ -148,7 +160,7 @@ class RunFolder:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.path / "tensorboard"))
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
         return self._board
 
     def write_labels(self, labels: NDArray[np.int32], confidence: NDArray[np.float32], names: Sequence[str]) -> None:
@@ -190,18 +202,38 @@ class RunFolder:
         self._metrics = self._log = self._board = None
 
 
+# Lists and arrays longer than this are described by length and checksum.
+_LONG = 1000
+
+
 def describe_value(value: Any) -> Any:
-    """Make an option's value JSON: numbers and lists as they are, networks and data by their type."""
-    if isinstance(value, np.ndarray):
-        return value.tolist() if value.size <= 100_000 and value.ndim <= 1 else f"array {value.dtype} {value.shape}"
+    """Make an option's value JSON: numbers and short lists as they are, data by length and checksum, code by name."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, np.generic):
-        return value.item()
+        return describe_value(value.item())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    shape = getattr(value, "shape", None)
-    return f"{type(value).__name__}{'' if shape is None else ' ' + str(tuple(shape))}"
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        if value.ndim == 1 and value.size <= _LONG and value.dtype.kind in "biuf":
+            return describe_value(value.tolist())
+        checksum = zlib.crc32(np.ascontiguousarray(value[:_LONG]).tobytes()) if value.dtype.kind in "biuf" else 0
+        return f"array {value.dtype} {list(value.shape)}, checksum of its first rows {checksum:08x}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {spec.name: describe_value(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
+        return {type(value).__name__: parts}
+    if isinstance(value, Mapping):
+        return {str(key): describe_value(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        if len(value) <= _LONG:
+            return [describe_value(one) for one in value]
+        checksum = zlib.crc32("\0".join(map(str, value)).encode("utf-8", "surrogatepass"))
+        return f"{type(value).__name__} of {len(value)}, checksum {checksum:08x}"
+    return getattr(value, "__qualname__", None) or type(value).__qualname__
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 
-def label_pass_times(passes: int, epochs: float, images: int, spacing: str) -> list[float]:
+def label_pass_times(passes: int, epochs: float, images: float, spacing: str) -> list[float]:
     """Times of the label passes, in images seen.
 
     Args:

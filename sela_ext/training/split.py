@@ -1,24 +1,87 @@
-"""Which images are trained on, and which are kept for evaluation."""
+"""Which images are trained on, which are held out, and which judge the features."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sela_ext.data import Source, digits_split, find_eval_source, open_source
-from sela_ext.errors import OptionError
-from sela_ext.training.options import AUTO
+from sela_ext.errors import DataError, OptionError
+from sela_ext.training.options import AUTO, Options
 
 
-def hold_out(source: Source, holdout: Any, digits: bool, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
+@dataclass(frozen=True)
+class Images:
+    """The images of a run.
+
+    Attributes:
+        everything: all that the user gave, in order; N of them are labelled at the end.
+        train: those trained on.
+        kept: their indices in `everything`, ascending.
+        held: the held-out ones, or None; never trained on, labelled by the trained network.
+        held_rows: their indices in `everything`, ascending.
+        judged: labelled images that kNN and linear probe are measured on; None without any.
+        reason: where `judged` comes from.
+    """
+
+    everything: Source
+    train: Source
+    kept: NDArray[np.int64]
+    held: Source | None
+    held_rows: NDArray[np.int64]
+    judged: Source | None
+    reason: str
+
+
+def choose_images(data: Any, options: Options) -> Images:
+    """Open the data, and divide it.
+
+    Raises:
+        DataError: nothing readable, or evaluation images of other channels.
+        OptionError: `holdout` out of range, or `eval_data` without labels.
+    """
+    everything = open_source(data, labels=options.labels)
+    is_digits = isinstance(data, str) and data == "digits"
+    kept, held_rows, reason = _hold_out(everything, options.holdout, is_digits, options.seed)
+    train, held = everything, None
+    if len(held_rows):
+        train, held = everything.subset(kept), everything.subset(held_rows)
+    judged = held
+    if options.eval_data is not None:
+        judged, reason = open_source(options.eval_data), "as asked"
+        if not has_labels(judged):
+            raise OptionError(f"eval_data: expected labelled images, found none with a label in {judged.describe()}")
+    elif held is None:
+        judged = find_eval_source(data)
+        if judged is not None:
+            reason = f"{judged.describe()} lies beside the training images"
+    if judged is not None and not has_labels(judged):
+        judged, reason = None, f"{reason}; without labels"
+    if judged is not None and judged.channels != everything.channels:
+        raise DataError(
+            f"eval_data: expected images of {everything.channels} channels as in the training data, found "
+            f"{judged.channels}; name other images, or convert them"
+        )
+    return Images(everything, train, kept, held, held_rows, judged, reason)
+
+
+def has_labels(source: Source) -> bool:
+    """Whether any true label is known."""
+    labels = source.labels
+    return labels is not None and bool((labels >= 0).any())
+
+
+def _hold_out(
+    source: Source, holdout: Any, digits: bool, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
     """Images trained on, images held out, and why."""
     count = len(source)
-    if holdout == AUTO:
+    if isinstance(holdout, str) and holdout == AUTO:
         if digits:
-            train_part, test_part = digits_split()
-            return train_part, test_part, "360 of the digits are held out, as is usual"
+            return *digits_split(), "360 of the digits are held out, as is usual"
         return np.arange(count), np.arange(0), "nothing is held out"
     fits = isinstance(holdout, (int, float)) and not isinstance(holdout, bool) and 0 <= holdout < count
     if not fits or (holdout > 1 and holdout != int(holdout)):
@@ -26,17 +89,3 @@ def hold_out(source: Source, holdout: Any, digits: bool, seed: int) -> tuple[NDA
     number = round(holdout * count) if isinstance(holdout, float) and holdout < 1 else int(holdout)
     order = np.random.Generator(np.random.Philox(key=np.array([seed, 2**32], np.uint64))).permutation(count)
     return np.sort(order[number:]), np.sort(order[:number]), f"{number} images are held out"
-
-
-def find_eval(
-    data: Any, asked: Any, everything: Source, held: NDArray[np.int64], why_held: str
-) -> tuple[Source | None, str]:
-    """Labelled images that the network never sees in training."""
-    if asked is not None:
-        return (asked if isinstance(asked, Source) else open_source(asked)), "as asked"
-    if len(held):
-        return everything.subset(held), why_held
-    found = find_eval_source(data)
-    if found is not None:
-        return found, f"{found.describe()} lies beside the training images"
-    return None, why_held

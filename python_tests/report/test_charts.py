@@ -57,7 +57,7 @@ def test_constant_curves_have_room_around():
 
 def test_the_caption_tells_first_and_last_value():
     chart = line_chart("x", [Series(np.arange(3.0), np.array([4.5, 9.0, 0.25]))], x_label="", y_label="")
-    assert chart.description == "from 4.5 to 0.25."
+    assert chart.description == "From 4.5 to 0.25."
 
 
 @pytest.mark.parametrize("clusters", [1, 2, 31, 33, 241, 10_007])

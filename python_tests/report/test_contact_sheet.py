@@ -65,6 +65,8 @@ def test_of_many_clusters_clear_and_muddled_ones_are_shown():
     assert len(set(shown)) == 40
     assert (shown[0], shown[-1]) == (1002, 0)
     assert (sheet.left_out, sheet.empty) == (963, 7)
+    assert sorted(number for number, _, _ in sheet.all_clusters) == list(range(1010))
+    assert {number: size for number, size, _ in sheet.all_clusters if size != 2} == dict.fromkeys(range(1003, 1010), 0)
 
 
 def test_images_that_cannot_be_read_are_counted_and_named():

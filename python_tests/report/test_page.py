@@ -202,9 +202,10 @@ def test_the_summary_tells_images_head_scores_solver_and_time(tmp_path):
     make_run(tmp_path)
     words = render(tmp_path).words
     assert "333 images were sorted into 7 clusters without using any labels; all 7 hold images" in words
-    assert "Shown is head 0 of 2" in words
-    assert "NMI 0.871" in words
-    assert "kNN 0.990" in words
+    assert "Of heads 0 to 1, head 0 is shown, because its labels fit the network best" in words
+    assert "91.0% of the images belong to the most frequent class of their cluster" in words
+    for name, score in (("NMI", 0.871), ("AMI", 0.87), ("ARI", 0.81), ("Accuracy", 0.905), ("kNN", 0.99)):
+        assert f"{name} {score:.3f}" in words
     assert "The label solver converged in all 3 label passes." in words
     assert "Training took 58.4 s over 3 epochs." in words
     assert "the processor multiplies bf16" in words
@@ -220,8 +221,7 @@ def test_without_true_labels_no_score_is_claimed(tmp_path):
 def test_without_metrics_the_page_still_shows_the_clusters(tmp_path):
     labels, _ = make_run(tmp_path, metrics=False)
     page = render(tmp_path)
-    assert "No label pass was logged" in page.words
-    assert "The log has no end" in page.words
+    assert "The run has no log" in page.words
     assert "curves" not in page.ids
     assert len(page.all("article")) == labels[0].max() + 1
 
@@ -239,7 +239,7 @@ def test_before_an_evaluation_the_head_of_lowest_cross_entropy_is_shown(tmp_path
     labels, _ = make_run(tmp_path, metrics=False)
     (tmp_path / "metrics.jsonl").write_text(json.dumps(label_pass(0, (7, 3))) + "\n", encoding="utf-8")
     page = render(tmp_path)
-    assert "Shown is head 1 of 2" in page.words
+    assert "Of heads 0 to 1, head 1 is shown" in page.words
     assert len(page.all("article")) == labels[1].max() + 1
 
 
@@ -249,7 +249,9 @@ def test_a_solver_that_did_not_converge_is_told(tmp_path):
         log.write(json.dumps(label_pass(3, (7, 3), converged=False)) + "\n")
     page = render(tmp_path)
     assert "In 1 of 4 label passes the label solver stopped before it converged (largest error 0.004)." in page.words
-    assert "0 of 2" in page.words
+    assert '<td class="warn">0 of 2</td>' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [a["class"] for a in page.all("tr") if "short" in a.get("class", "")] == ["short"]
+    assert "notice" in [a.get("class") for a in page.all("p")]
 
 
 def test_broken_values_in_events_are_no_obstacle(tmp_path):
@@ -279,7 +281,7 @@ def test_without_a_reader_the_names_are_shown(tmp_path):
     make_run(tmp_path, n=6, clusters=(2,))
     page = render(tmp_path, None)
     assert page.all("img") == []
-    assert "The images themselves were not at hand." in page.words
+    assert "The images themselves were not at hand: their names stand in for them." in page.words
     assert "image-5.png" in page.words
 
 
@@ -310,7 +312,7 @@ def test_headings_tables_and_pictures_can_be_read_aloud(tmp_path):
 
 def test_many_images_and_clusters_stay_small_and_quick(tmp_path):
     n, clusters = 60_000, 3_001
-    make_run(tmp_path, n=n, clusters=(clusters,))
+    labels, _ = make_run(tmp_path, n=n, clusters=(clusters,))
     with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as log:
         log.writelines(json.dumps(label_pass(i, (clusters,))) + "\n" for i in range(3, 1000))
         log.write(json.dumps({"event": "end", "head": 0, "epoch": 1000.0}) + "\n")
@@ -322,6 +324,9 @@ def test_many_images_and_clusters_stay_small_and_quick(tmp_path):
     assert len(page.all("article")) == 40
     assert "2,961 are left out" in page.words
     assert "200 of 1,000 are listed" in page.words
+    (all_clusters,) = re.findall(r"All 3,001 clusters (.*) Cluster sizes", page.words)
+    listed = {int(k): int(size) for k, size in re.findall(r"(\d+) (\d+) images?", all_clusters)}
+    assert listed == dict(enumerate(np.bincount(labels[0], minlength=clusters).tolist()))
 
 
 def test_the_same_run_gives_the_same_page(tmp_path):

@@ -13,7 +13,7 @@ Numbers = npt.NDArray[np.float64]
 
 # One drawing, in SVG units; the page scales it.
 WIDTH, HEIGHT = 640, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 16, 14, 40
 # More points than this per curve cannot be seen; they are averaged in bins.
 _MOST_POINTS = 320
 # More bars than this cannot be seen; neighbours are merged.
@@ -79,7 +79,7 @@ class Chart:
         description: what a reader who cannot see it needs to know; also the caption.
         x_label, y_label: what the axes show, with units.
         reference: height of a dashed horizontal line, None for none.
-        legend: (text, colour, dashed) per entry.
+        legend: the curves that have an entry in the legend.
     """
 
     title: str
@@ -91,7 +91,7 @@ class Chart:
     paths: list[Path] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
     reference: float | None = None
-    legend: list[tuple[str, int, bool]] = field(default_factory=list)
+    legend: list[Series] = field(default_factory=list)
     width: int = WIDTH
     height: int = HEIGHT
     left: int = _LEFT
@@ -191,7 +191,7 @@ def line_chart(
         x_ticks=[Tick(to_x(v), short_number(v)) for v in nice_ticks(x_low, x_high, 8)],
         y_ticks=[Tick(to_y(v), short_number(v)) for v in nice_ticks(y_low, y_high, 5)],
         paths=paths,
-        legend=[(curve.legend, curve.colour, curve.dashed) for curve in series if curve.legend],
+        legend=[curve for curve in series if curve.legend],
     )
 
 
@@ -291,4 +291,5 @@ def _first_and_last(series: Sequence[Series]) -> str:
         if curve.strong and not curve.dashed and values.size:
             what = f"{curve.legend}: " if curve.legend else ""
             said.append(f"{what}from {short_number(float(values[0]))} to {short_number(float(values[-1]))}")
-    return "; ".join(said) + "." if said else ""
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}." if text else ""

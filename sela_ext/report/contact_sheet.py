@@ -54,12 +54,14 @@ class ContactSheet:
 
     Attributes:
         clusters: by mean confidence, highest first.
+        all_clusters: (number, size, mean confidence) of every cluster, empty ones included, in the same order.
         left_out: clusters with images that are not shown.
         empty: clusters without images.
         unreadable: images that should be shown and could not be read.
     """
 
     clusters: list[Cluster]
+    all_clusters: list[tuple[int, int, float]]
     left_out: int
     empty: int
     unreadable: int
@@ -116,7 +118,8 @@ def contact_sheet(
                     unreadable += 1
             images.append(Thumbnail(int(index), name(int(index)), float(confidence[index]), source, pixelated))
         result.append(Cluster(int(number), int(sizes[number]), float(means[number]), images))
-    return ContactSheet(result, int(ranked.size - len(result)), int(clusters - used.size), unreadable)
+    every = [(int(k), int(sizes[k]), float(means[k])) for k in (*ranked, *np.flatnonzero(sizes == 0))]
+    return ContactSheet(result, every, int(ranked.size - len(result)), int(clusters - used.size), unreadable)
 
 
 def data_uri(image: npt.NDArray[Any]) -> tuple[str, bool]:

@@ -49,6 +49,7 @@ def write_report(run: Path, read_image: ReadImage | None = None) -> Path:
             run=folder,
             title=folder.path.resolve().name,
             sentences=summary.sentences(folder),
+            notices=summary.notices(folder),
             tiles=summary.tiles(folder),
             charts=summary.charts(folder),
             sizes=summary.size_drawing(folder),

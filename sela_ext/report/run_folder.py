@@ -110,7 +110,7 @@ def _read_labels(path: Path) -> _Labels:
         raise DataError(
             f"{path}: expected the labels of a run, found no such file; they are written when training has ended"
         ) from None
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: expected the labels of a run, cannot read them: {error}") from error
     labels = arrays.get("labels")
     if labels is None or labels.ndim != 2 or labels.dtype.kind not in "iu" or 0 in labels.shape:

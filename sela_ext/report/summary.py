@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ _MOST_PASSES = 200
 
 # Key in an evaluation event -> what readers call it, and what it is.
 SCORES = {
-    "nmi": ("NMI", "normalised mutual information with the true labels"),
-    "ami": ("AMI", "mutual information, adjusted for chance"),
-    "ari": ("ARI", "adjusted Rand index"),
-    "accuracy": ("Accuracy", "images right under the best matching of clusters and classes"),
-    "purity": ("Purity", "images of the most frequent class of their cluster"),
-    "knn": ("kNN", "nearest-neighbour accuracy of the features"),
-    "linear": ("Linear", "linear-probe accuracy of the features"),
+    "nmi": ("NMI", "mutual information with true labels"),
+    "ami": ("AMI", "the same, adjusted for chance"),
+    "ari": ("ARI", "pairs alike in both, adjusted for chance"),
+    "accuracy": ("Accuracy", "each cluster matched to one class"),
+    "purity": ("Purity", "in the main class of their cluster"),
+    "knn": ("kNN", "nearest neighbours by features"),
+    "linear": ("Linear", "linear probe on features"),
 }
 
 
@@ -121,48 +120,60 @@ def sentences(run: RunFolder) -> list[str]:
         f"{groups} hold images, between {int(sizes.min()):,} and {int(sizes.max()):,} each, "
         f"where an even split would be {short_number(round(labelled / run.clusters, 1))}."
     )
+    purity = number(end.get("purity"))
+    if math.isfinite(purity):
+        said.append(
+            f"Measured against true labels, which training never saw: {purity:.1%} of the images belong to the most "
+            "frequent class of their cluster."
+        )
     if run.labels.shape[0] > 1:
-        how = "because its labels fit the network best (lowest cross-entropy); true labels play no part in that choice"
-        if isinstance(end.get("head"), int) or run.metrics.of("label_pass"):
-            said.append(f"Shown is head {run.head} of {run.labels.shape[0]}, {how}.")
-        else:
-            said.append(f"Shown is head {run.head} of {run.labels.shape[0]}.")
-    scores = {key: number(end.get(key)) for key in SCORES}
-    known = [f"{SCORES[key][0]} {value:.3f}" for key, value in scores.items() if math.isfinite(value)]
-    if known:
-        said.append(f"Measured against true labels, which training never saw: {', '.join(known)}.")
-    said.append(_solver_sentence(run))
-    steps = run.metrics.last("step")
-    elapsed = number(end.get("elapsed_seconds"))
-    epochs = number(end.get("epoch", steps.get("epoch") if steps else None))
-    took = f" took {duration(elapsed)}" if math.isfinite(elapsed) else ""
-    if run.metrics.last("end") is None:
-        reached = f" after epoch {short_number(round(epochs, 2))}" if math.isfinite(epochs) else ""
-        said.append(f"The log has no end{reached}: training was interrupted or is still running.")
-    elif took or math.isfinite(epochs):
-        over = f" over {short_number(round(epochs, 2))} epochs" if math.isfinite(epochs) else ""
-        said.append(f"Training{took or ' ran'}{over}.")
-    return [sentence for sentence in said if sentence]
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _solver_sentence(run: RunFolder) -> str:
+        why = (
+            ", because its labels fit the network best (lowest cross-entropy); true labels play no part in that choice"
+        )
+        told = isinstance(end.get("head"), int) or run.metrics.of("label_pass")
+        said.append(f"Of heads 0 to {run.labels.shape[0] - 1}, head {run.head} is shown{why if told else ''}.")
     rows = pass_rows(run)
-    if not rows:
-        return "No label pass was logged: the labels were given, or stayed as they were drawn."
+    if run.metrics.events and not rows:
+        said.append("No label pass was logged: the labels were given, or stayed as they were drawn.")
+    elif rows and all(row.converged == row.heads for row in rows):
+        times = "its one label pass" if len(rows) == 1 else f"all {len(rows):,} label passes"
+        said.append(f"The label solver converged in {times}.")
+    elapsed, epochs = number(end.get("elapsed_seconds")), number(end.get("epoch"))
+    if math.isfinite(elapsed) and math.isfinite(epochs):
+        said.append(f"Training took {duration(elapsed)} over {_count(epochs, 'epoch')}.")
+    return said
+
+
+def notices(run: RunFolder) -> list[str]:
+    """Tell what a reader must not overlook: labels close to guessing, a solver that stopped early, a run cut short."""
+    said = []
+    shown = head_rows(run)[run.head]
+    if shown.cross_entropy > 0.8 * shown.ln_k > 0:
+        said.append(
+            f"The network can hardly tell these clusters apart: its cross-entropy is {shown.cross_entropy:.2f}, where "
+            f"guessing among {run.clusters:,} clusters gives {shown.ln_k:.2f}. Training longer may help."
+        )
+    rows = pass_rows(run)
     short = [row for row in rows if row.converged < row.heads]
-    masked = max(row.masked for row in rows)
-    left_out = f" Up to {_count(masked, 'image')} had no usable output and got no label." if masked else ""
-    if not short:
-        times = "the label pass" if len(rows) == 1 else f"all {len(rows):,} label passes"
-        return f"The label solver converged in {times}.{left_out}"
-    worst = max((row.error for row in short if math.isfinite(row.error)), default=math.nan)
-    by = f" (largest error {worst:.2g})" if math.isfinite(worst) else ""
-    which = f"In {len(short):,} of {len(rows):,} label passes" if len(rows) > 1 else "In the one label pass"
-    return f"{which} the label solver stopped before it converged{by}.{left_out}"
+    if short:
+        worst = max((row.error for row in short if math.isfinite(row.error)), default=math.nan)
+        by = f" (largest error {worst:.2g})" if math.isfinite(worst) else ""
+        which = f"In {len(short):,} of {len(rows):,} label passes" if len(rows) > 1 else "In the one label pass"
+        said.append(f"{which} the label solver stopped before it converged{by}.")
+    masked = max((row.masked for row in rows), default=0)
+    if masked:
+        said.append(f"Up to {_count(masked, 'image')} had no usable output in a label pass and got no label there.")
+    if not run.metrics.events:
+        said.append("The run has no log (metrics.jsonl): how training went is not known.")
+    elif run.metrics.last("end") is None:
+        epoch = _over(columns(run.metrics.events, "epoch")["epoch"], np.max)
+        reached = f" after epoch {short_number(round(epoch, 2))}" if math.isfinite(epoch) else ""
+        said.append(f"The log has no end{reached}: training was interrupted or is still running.")
+    return said
+
+
+def _count(count: float, noun: str) -> str:
+    return f"{short_number(round(count, 2))} {noun}{'' if count == 1 else 's'}"
 
 
 def tiles(run: RunFolder) -> list[Tile]:
@@ -170,16 +181,16 @@ def tiles(run: RunFolder) -> list[Tile]:
     sizes = sizes_of(run.labels[run.head], run.clusters)
     end = last_event(run.metrics)
     found = [
-        Tile(f"{int(sizes.sum()):,}", "images"),
-        Tile(f"{int((sizes > 0).sum()):,}", "clusters used", f"of {run.clusters:,}"),
+        Tile(f"{int(sizes.sum()):,}", "Images", "with a label"),
+        Tile(f"{int((sizes > 0).sum()):,}", "Clusters in use", f"of {run.clusters:,}"),
     ]
-    for key in ("nmi", "accuracy", "ari", "knn", "linear"):
+    for key, (name, meaning) in SCORES.items():
         value = number(end.get(key))
         if math.isfinite(value):
-            found.append(Tile(f"{value:.3f}", SCORES[key][0], SCORES[key][1]))
+            found.append(Tile(f"{value:.3f}", name, meaning))
     elapsed = number(end.get("elapsed_seconds"))
     if math.isfinite(elapsed):
-        found.append(Tile(duration(elapsed), "time"))
+        found.append(Tile(duration(elapsed), "Time", "of training"))
     return found
 
 
@@ -251,7 +262,8 @@ def _over(values: npt.NDArray[np.float64], how: Callable[[npt.NDArray[np.float64
 
 
 def _whole(value: Any) -> int:
-    return int(value) if isinstance(value, int) else 0
+    found = number(value)
+    return int(found) if math.isfinite(found) else 0
 
 
 def option_rows(run: RunFolder) -> list[OptionRow]:
@@ -275,8 +287,8 @@ def value_text(value: Any) -> str:
     """Write a value as a reader expects it, cut where it is very long.
 
     Example:
-        >>> value_text(True), value_text(0.05), value_text([128, 10]), value_text(None), value_text("sgd")
-        ('yes', '0.05', '128, 10', 'none', 'sgd')
+        >>> value_text(True), value_text([128, 10]), value_text(None), value_text({"mean": [0.5, 1 / 3]})
+        ('yes', '128, 10', 'none', 'mean: 0.5, 0.333333')
     """
     if value is None:
         text = "none"
@@ -284,10 +296,14 @@ def value_text(value: Any) -> str:
         text = "yes" if value else "no"
     elif isinstance(value, str):
         text = value
-    elif isinstance(value, list) and all(isinstance(item, int | float | str) for item in value):
-        text = ", ".join(str(item) for item in value[:_LONGEST_VALUE])
+    elif isinstance(value, float):
+        text = f"{value:.6g}"
+    elif isinstance(value, list):
+        text = ", ".join(value_text(item) for item in value[:_LONGEST_VALUE])
+    elif isinstance(value, dict):
+        text = "; ".join(f"{str(name).replace('_', ' ')}: {value_text(item)}" for name, item in value.items())
     else:
-        text = json.dumps(value, ensure_ascii=False, default=str)
+        text = str(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ... (cut)"
 
 

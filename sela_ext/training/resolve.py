@@ -161,7 +161,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     }.items():
         settle(name, value, "the paper's")
     if budget is None:
-        settle("epochs", int(np.clip(2_000_000 // images, 20, 120)), f"about 2 million images seen, of {images}")
+        settle("epochs", int(np.clip(2_000_000 // images, 20, 160)), f"about 2 million images seen, of {images}")
     else:
         values["epochs"] = 1_000_000
         reasons["epochs"] = f"as many as fit into {options.budget}; such a run is not bit-reproducible"
@@ -314,7 +314,7 @@ def _choose_augment(
     if isinstance(asked, Augment):
         return asked, dataclasses.replace(plain, size=asked.size, mean=asked.mean, std=asked.std)
     if asked == AUTO and small:
-        scale = 0.4 if channels == 1 else 0.2
+        scale = 0.3 if digits else 0.4 if channels == 1 else 0.2
         values["augment"] = "small"
         reasons["augment"] = (
             f"the fast recipe: resized crop of {scale} to 1"

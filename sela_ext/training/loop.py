@@ -419,8 +419,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
                         progress.update(
                             share_done(),
                             f"epoch {event['epoch']:.1f}  loss {event['loss']:.3f}  "
-                            f"{event['images_per_second']:,.0f} images/s  data wait {event['data_wait_share']:.0%}  "
-                            f"label passes {state['passes_made']}",
+                            f"{event['images_per_second']:,.0f} img/s  wait {event['data_wait_share']:.0%}",
                         )
                     if interrupt.number or time_to_save():
                         check_loss()

@@ -21,7 +21,7 @@ class _Console(Console):
 
 
 class RunProgress:
-    """Shows the share done, epoch, loss, images per second, data-wait share and the last label pass.
+    """Shows the share done, epoch, loss, images per second, data-wait share, time passed + time to come.
 
     Args:
         enabled: show anything at all.
@@ -37,12 +37,11 @@ class RunProgress:
         self._last = time.monotonic()
         if self._enabled and self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("[bold]train"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=12),  # all columns together fit into 80 characters
                 TextColumn("{task.percentage:3.0f}%"),
                 TextColumn("{task.description}"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
+                TextColumn("+"),
                 TimeRemainingColumn(),
                 console=self._console,
                 transient=True,

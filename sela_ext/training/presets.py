@@ -20,7 +20,8 @@ class Preset:
     source: str
 
 
-_PAPER: dict[str, Any] = {
+# The recipe of the paper (section 4): what "auto" takes for larger images, where data and device do not decide.
+PAPER: dict[str, Any] = {
     "clusters": 3000,
     "heads": 10,
     "epochs": 400,
@@ -70,18 +71,18 @@ PRESETS: dict[str, Preset] = {
         "The built-in digits, under a minute on two processor cores: NMI about .9, kNN on held-out images about .99.",
     ),
     "paper-alexnet-10x3k": Preset(
-        {**_PAPER, "model": "alexnet"},
+        {**PAPER, "model": "alexnet"},
         "SeLa paper (Asano et al., ICLR 2020), AlexNet, 10 heads x 3000 clusters on ImageNet: days on several GPUs. "
         "Labels of this run train another AlexNet to 46.5 (linear probe).",
     ),
     "paper-resnet50-10x3k": Preset(
-        {**_PAPER, "model": "resnet50"},
+        {**PAPER, "model": "resnet50"},
         "SeLa paper, ResNet-50, 10 heads x 3000 clusters on ImageNet: days on several GPUs; NMI 54.2, linear probe "
         "61.5. The network here is torchvision's ResNet-50, the paper's is its pre-activation form.",
     ),
     "cifar10": Preset(
         {
-            **_PAPER,
+            **PAPER,
             "model": "alexnet",
             "clusters": 128,
             "epochs": 400,

@@ -15,7 +15,7 @@ from sela_ext.assign.marginals import cluster_shares
 from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, DistributedError, OptionError
 from sela_ext.training.options import AUTO, Options, parse_budget
-from sela_ext.training.presets import FAST, PRESETS
+from sela_ext.training.presets import FAST, PAPER, PRESETS
 from sela_ext.training.split import has_labels
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
@@ -143,23 +143,23 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         values["batch_size"] = batch
     if batch < 2:
         raise DataError(f"expected at least 2 images, found {images}; batch norm needs two")
-    settle("lr", 0.05 * batch / 256, "the paper's 0.05 at 256 images per step")
+    settle("lr", PAPER["lr"] * batch / 256, f"the paper's {PAPER['lr']} at 256 images per step")
     if "lr" not in given and small and options.preset is None and batch != 256:
         values["lr"] = FAST["lr"] * batch / 256
-        reasons["lr"] = "the fast recipe's 0.2 at 256 images per step"
+        reasons["lr"] = f"the fast recipe's {FAST['lr']} at 256 images per step"
     settle(
         "lr_schedule", "step" if budget is None else "cosine", "the paper's" if budget is None else "a budget is set"
     )
-    for name, value in {
-        "warmup": 0.0,
-        "nesterov": False,
-        "weight_decay": 1e-5,
-        "decay_vectors": True,
-        "half_resolution": 0.0,
-        "head_kind": "linear",
-        "projection": 0,
-    }.items():
-        settle(name, value, "the paper's")
+    for name in (
+        "warmup",
+        "nesterov",
+        "weight_decay",
+        "decay_vectors",
+        "half_resolution",
+        "head_kind",
+        "projection",
+    ):
+        settle(name, PAPER[name], "the paper's")
     if budget is None:
         settle("epochs", int(np.clip(2_000_000 // images, 20, 160)), f"about 2 million images seen, of {images}")
     else:

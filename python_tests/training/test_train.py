@@ -227,6 +227,43 @@ def test_options_are_honoured_from_end_to_end(tmp_path, changes):
     assert np.isfinite(result.metrics["cross_entropy"])
 
 
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    images, _ = blobs()
+    result = sela_ext.train(images, out=tmp_path_factory.mktemp("plain") / "run", **TINY)
+    return result.network.state_dict()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": "sum"},
+        {"lr": 0.01},
+        {"lr_schedule": "step"},
+        {"warmup": 0.5},
+        {"momentum": 0.5},
+        {"nesterov": False},
+        {"weight_decay": 0.1},
+        {"decay_vectors": True},
+        {"half_resolution": 1.0},
+        {"temperature": 0.5},
+        {"init": "predictions"},
+        {"label_source": "eval"},
+        {"label_source": "official"},
+        {"label_passes": 6},
+        {"label_heads": "turn"},
+        {"marginals": [0.7, 0.1, 0.1, 0.1]},
+        {"augment": "flip"},
+        {"batch_size": 48},
+    ],
+    ids=str,
+)
+def test_every_option_of_the_recipe_changes_what_is_learnt(tmp_path, plain_run, change):
+    images, _ = blobs()
+    other = sela_ext.train(images, out=tmp_path / "run", **{**TINY, **change}).network.state_dict()
+    assert any(not torch.equal(plain_run[name], other[name]) for name in plain_run)
+
+
 def test_grey_images_and_the_built_in_digits(tmp_path):
     result = sela_ext.train("digits", out=tmp_path / "run", epochs=1, threads=1, progress=False)
     assert result.labels.shape == (12, 1797)

@@ -84,3 +84,18 @@ def positive(value: float, name: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise OptionError(f"{name}: expected a finite number above 0, found {value}")
     return value
+
+
+def judged_rows(features: Any, labels: Any, train: torch.Tensor) -> tuple[torch.Tensor, LabelArray]:
+    """Return the labelled images a probe is judged on: features [M, D] beside `train` [N, D], and labels [M].
+
+    Raises:
+        DataError: shapes do not fit together, or no labelled image.
+        NumericsError: a feature is NaN or infinite.
+    """
+    test, expected = labelled_rows(
+        feature_tensor(features, "test_features", train.device), label_array(labels, "test_labels"), "test_features"
+    )
+    if test.shape[1] != train.shape[1]:
+        raise DataError(f"test_features: expected {train.shape[1]} columns as in training, found {test.shape[1]}")
+    return test, expected

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sela_ext.errors import DataError, OptionError
-from sela_ext.evaluation.inputs import feature_tensor, label_array, labelled_rows, positive
+from sela_ext.evaluation.inputs import feature_tensor, judged_rows, label_array, labelled_rows, positive
 
 # Similarities held at once: 16 Mi floats = 64 MiB.
 _SIMILARITIES = 1 << 24
@@ -68,13 +68,7 @@ def weighted_knn(
     else:
         if test_labels is None:
             raise DataError("test_labels: expected one label per row of test_features, found None")
-        test, expected = labelled_rows(
-            feature_tensor(test_features, "test_features", train.device),
-            label_array(test_labels, "test_labels"),
-            "test_features",
-        )
-        if test.shape[1] != train.shape[1]:
-            raise DataError(f"test_features: expected {train.shape[1]} columns as in training, found {test.shape[1]}")
+        test, expected = judged_rows(test_features, test_labels, train)
     # Classes are renumbered 0 .. C-1 in ascending order, so vote tables stay small for any numbering.
     class_numbers, renumbered = np.unique(classes, return_inverse=True)
     votes_for = torch.from_numpy(renumbered.ravel()).to(train.device)

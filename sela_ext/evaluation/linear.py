@@ -13,8 +13,7 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from sela_ext.errors import DataError
-from sela_ext.evaluation.inputs import feature_tensor, label_array, labelled_rows
+from sela_ext.evaluation.inputs import feature_tensor, judged_rows, label_array, labelled_rows
 
 _log = logging.getLogger(__name__)
 
@@ -61,13 +60,7 @@ def linear_probe(
     train, classes = labelled_rows(
         feature_tensor(train_features, "train_features"), label_array(train_labels, "train_labels"), "train_features"
     )
-    test, expected = labelled_rows(
-        feature_tensor(test_features, "test_features", train.device),
-        label_array(test_labels, "test_labels"),
-        "test_features",
-    )
-    if test.shape[1] != train.shape[1]:
-        raise DataError(f"test_features: expected {train.shape[1]} columns as in training, found {test.shape[1]}")
+    test, expected = judged_rows(test_features, test_labels, train)
     class_numbers, target = np.unique(classes, return_inverse=True)
     if class_numbers.size == 1:
         return float(np.mean(expected == class_numbers[0]))

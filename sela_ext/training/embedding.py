@@ -40,13 +40,13 @@ class Embedded:
     """What a pass over all images gave.
 
     Attributes:
-        features: the backbone's, float32 [N, D].
+        features: the backbone's, float32 [N, D]; None where they were not asked for.
         embeddings: what the heads see, [N, E], in the type the network computes in.
         valid: bool [N]; False for images that could not be read.
         bad: (index, name, reason) of those.
     """
 
-    features: Tensor
+    features: Tensor | None
     embeddings: Tensor
     valid: Tensor
     bad: list[tuple[int, str, str]]
@@ -61,6 +61,7 @@ def embed(
     *,
     batch_size: int = 256,
     train_mode: bool = False,
+    keep_features: bool = False,
     seed: int = 0,
     epoch: int = 0,
     threads: int = 0,
@@ -77,6 +78,7 @@ def embed(
         batch_size: images per forward pass.
         train_mode: dropout on, and batch norm by the batch (it then learns its statistics too); the images then come
             in shuffled order, since folders are sorted by class and a batch of one class has statistics of its own.
+        keep_features: return the backbone's features too; a label pass needs the embeddings alone.
         seed: of the augmentation.
         epoch: of the augmentation.
         threads: of the loader; 0 = all.
@@ -107,17 +109,19 @@ def embed(
             with arithmetic.autocast():
                 feature = network.features(batch.images)
                 embedding = network.projection(feature)
-            if features is None or embeddings is None:
-                features = torch.zeros(len(source), feature.shape[1], device=arithmetic.device)
+            if embeddings is None:
+                if keep_features:
+                    features = torch.zeros(len(source), feature.shape[1], device=arithmetic.device)
                 embeddings = torch.zeros(
                     len(source), embedding.shape[1], dtype=embedding.dtype, device=arithmetic.device
                 )
             index = batch.index.to(arithmetic.device)
-            features[index] = feature.float()
+            if features is not None:
+                features[index] = feature.float()
             embeddings[index] = embedding
             valid[index] = True
     finally:
         network.train(was_training)
-    if features is None or embeddings is None:
+    if embeddings is None:
         raise DataError(f"none of the {len(source)} images can be used; expected at least 2 that can be read")
     return Embedded(features, embeddings, valid, list(loader.bad_images))

@@ -83,6 +83,7 @@ def evaluate_network(
             source,
             plain,
             arithmetic,
+            keep_features=True,
             batch_size=max(64, min(512, options.batch_size)),
             threads=options.threads,
             on_bad_image=options.on_bad_image,
@@ -157,6 +158,7 @@ def _probe(
 
 def _known(seen: Embedded, truth: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
     """Features and labels of the images that were read and have a label."""
+    assert seen.features is not None
     known = torch.from_numpy(truth >= 0) & seen.valid.cpu()
     return seen.features.cpu()[known], truth[known.numpy()]
 

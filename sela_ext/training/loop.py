@@ -36,7 +36,7 @@ from sela_ext.training.outcome import (
 from sela_ext.training.presets import PRESETS
 from sela_ext.training.progress import RunProgress
 from sela_ext.training.prototypes import place_prototypes
-from sela_ext.training.resolve import Plan, named_augment, probe_image_size, resolve
+from sela_ext.training.resolve import Plan, named_augment, resolve
 from sela_ext.training.run_folder import RunFolder, describe_value
 from sela_ext.training.schedule import label_pass_times, learning_rate, passes_due
 from sela_ext.training.split import Images, choose_images, has_labels
@@ -195,7 +195,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
                 "training_images": count,
                 "held_out_images": len(images.held_rows),
                 "channels": source.channels,
-                "image_size": probe_image_size(source),
+                "image_size": list(plan.image_size),
                 "data": images.everything.describe(),
                 "network": backbone.name,
                 "parameters": sum(p.numel() for p in network.parameters()),

@@ -29,6 +29,7 @@ class Plan:
     Attributes:
         options: no field is "auto"; `clusters` is a list with one entry per head.
         reasons: why each "auto", or default replaced by a recipe, became what it is.
+        image_size: height and width of the images, as far as they were looked at.
         augment: of the training steps.
         plain: of the passes that look at images as they are.
         budget_seconds: wall-clock budget, or None.
@@ -38,6 +39,7 @@ class Plan:
 
     options: Options
     reasons: dict[str, str]
+    image_size: tuple[int, int]
     augment: Augment
     plain: Augment
     budget_seconds: float | None
@@ -209,7 +211,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
             raise OptionError(f"image_size: expected {augment.size}, the size of augment, found {options.image_size}")
         values["image_size"], reasons["image_size"] = augment.size, "the size of augment"
     named_augment(values["label_augment"], 32, "label_augment")
-    return Plan(Options(**values), reasons, augment, plain, budget, pass_each_epoch, frozenset(given))
+    return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given))
 
 
 def _refuse_unavailable(options: Options) -> None:

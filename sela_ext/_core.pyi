@@ -28,6 +28,74 @@ class AugmentOptions:
         std: Sequence[float],
     ) -> None: ...
 
+class Candidates:
+    """The entries of a plan that count, row by row, as one pass found them."""
+
+    def __init__(self, *, level: float, limit: int) -> None: ...
+    def columns(self) -> npt.NDArray[Any]:
+        """uint16 or uint32 [entries]."""
+
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [rows + 1]."""
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """float32 [entries]: log p."""
+
+    def weights(self) -> npt.NDArray[np.float32]:
+        """float32 [rows], or empty: all 1."""
+
+    @property
+    def entries(self) -> int: ...
+    @property
+    def overflow(self) -> bool: ...
+    @property
+    def rows(self) -> int: ...
+
+class NewtonRows:
+    """Candidates in the form that Newton's method works on."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        """Takes the arrays out of the candidates, which are empty afterwards."""
+
+    def counts(self) -> npt.NDArray[np.float64]:
+        """float64 [K]: weight of single rows."""
+
+    def product(
+        self, plan: npt.NDArray[np.float32], x: npt.NDArray[np.float64], threads: int, isa: str
+    ) -> npt.NDArray[np.float64]:
+        """The Hessian at a plan times x."""
+
+    def prune(self, plan: npt.NDArray[np.float32], level: float) -> None:
+        """Drops the entries of at most exp(-level) in a plan."""
+
+    def solve(
+        self,
+        target: npt.NDArray[np.float64],
+        defect: npt.NDArray[np.float64],
+        d: npt.NDArray[np.float64],
+        ratio: float,
+        tolerance: float,
+        steps: int,
+        products: int,
+        clip: float,
+        reach: float,
+        threads: int,
+        isa: str,
+    ) -> tuple[npt.NDArray[np.float64], float, int, int, int, bool]:
+        """Newton's method from d: d, error, steps, products, sums, stalled."""
+
+    def sums(
+        self, ratio: float, d: npt.NDArray[np.float64], threads: int, isa: str
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float, npt.NDArray[np.float32]]:
+        """Column sums, diagonal of the Hessian, objective and plan at d."""
+
+    @property
+    def entries(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+
 def augment_array(
     options: AugmentOptions,
     source: npt.NDArray[np.uint8],
@@ -93,6 +161,8 @@ def sinkhorn_pass_cpu(
     labels: int,
     threads: int,
     isa: str,
+    every: int,
+    candidates: Candidates | None,
 ) -> tuple[float, float, int]:
     """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
 

@@ -8,13 +8,29 @@ from __future__ import annotations
 from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
+from sela_ext.kernels.newton import (
+    NewtonSolution,
+    NewtonSums,
+    newton_product,
+    newton_prune,
+    newton_rows,
+    newton_solve,
+    newton_sums,
+)
 from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
 
 __all__ = [
     "PARAMETERS",
     "Augment",
+    "NewtonSolution",
+    "NewtonSums",
     "SinkhornSums",
     "augment",
+    "newton_product",
+    "newton_prune",
+    "newton_rows",
+    "newton_solve",
+    "newton_sums",
     "permutation",
     "sample_parameters",
     "sinkhorn_pass",

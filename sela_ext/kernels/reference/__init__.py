@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from sela_ext.kernels.reference.augment import augment, permutation, philox4x32, sample_parameters
+from sela_ext.kernels.reference.newton import newton_product, newton_prune, newton_rows, newton_solve, newton_sums
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
 
-__all__ = ["augment", "permutation", "philox4x32", "sample_parameters", "sinkhorn_pass"]
+__all__ = [
+    "augment",
+    "newton_product",
+    "newton_prune",
+    "newton_rows",
+    "newton_solve",
+    "newton_sums",
+    "permutation",
+    "philox4x32",
+    "sample_parameters",
+    "sinkhorn_pass",
+]

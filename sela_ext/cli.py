@@ -112,7 +112,7 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     assign.add_argument("--out", required=True, help=".npy file for the labels, int32 [N]")
     assign.add_argument("--lam", type=float, default=25.0, help="lambda: sharpness (default 25)")
     assign.add_argument("--tol", type=float, default=1e-4, help="L1 tolerance of the cluster sizes (default 1e-4)")
-    assign.add_argument("--method", default="auto", help="auto, anderson or sinkhorn")
+    assign.add_argument("--method", default="auto", help="auto, newton, anderson or sinkhorn")
     assign.add_argument("--stop", default="l1", help="l1 or official")
     assign.add_argument("--max-passes", type=int, default=1000, help="most passes over the logits (default 1000)")
     assign.set_defaults(run=_assign, parser=assign)

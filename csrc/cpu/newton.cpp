@@ -237,8 +237,8 @@ void check(const NewtonRows& rows, const double* target, const double* defect, c
 }
 
 void check_ratio(double ratio) {
-  if (!(ratio >= 1.0) || !(ratio <= 1024.0))
-    throw std::invalid_argument("newton: expected a ratio in 1 .. 1024, found " + std::to_string(ratio));
+  if (!(ratio >= 1.0) || !(ratio <= 65536.0))
+    throw std::invalid_argument("newton: expected a ratio in 1 .. 65536, found " + std::to_string(ratio));
 }
 
 }  // namespace
@@ -341,7 +341,6 @@ NewtonResult newton_solve(const NewtonRows& rows, const double* target, const do
   double total = 0.0;
   for (size_t j = 0; j < cols; ++j) total += target[j];
   const std::vector<double> start = at.d;
-  std::vector<double> best = at.d;
   result.error = at.error;
   result.stalled = true;
 
@@ -377,12 +376,9 @@ NewtonResult newton_solve(const NewtonRows& rows, const double* target, const do
     }
     if (!better) break;
     std::swap(at, next);
-    if (at.error < result.error) {
-      result.error = at.error;
-      best = at.d;
-    }
+    result.error = at.error;
   }
-  std::copy(best.begin(), best.end(), d);
+  std::copy(at.d.begin(), at.d.end(), d);
   return result;
 }
 

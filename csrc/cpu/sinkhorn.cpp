@@ -118,9 +118,10 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   check(pass, sums);
   if (sample.every < 1)
     throw std::invalid_argument("sinkhorn_pass: expected every >= 1, found " + std::to_string(sample.every));
-  if (candidates != nullptr && !(candidates->level > 0.0 && candidates->level <= 24.0))  // the pass drops more
-    throw std::invalid_argument("sinkhorn_pass: expected a level of candidates in 0 .. 24 nats, found " +
-                                std::to_string(candidates->level));
+  const double largest_level = pass.type == LogitsType::float64 ? kLargestLevel64 : kLargestLevel;
+  if (candidates != nullptr && !(candidates->level > 0.0 && candidates->level <= largest_level))
+    throw std::invalid_argument("sinkhorn_pass: expected a level of candidates in 0 .. " +
+                                std::to_string(largest_level) + " nats, found " + std::to_string(candidates->level));
   const int64_t all_blocks = (pass.rows + kSinkhornRows - 1) / kSinkhornRows;
   const int64_t blocks = (all_blocks + sample.every - 1) / sample.every;
   const bool is_double = pass.type == LogitsType::float64;

@@ -8,7 +8,7 @@ namespace sela {
 /// On trained logits they are one or two of thousands of columns, and all that Newton's method needs of a row.
 /// Rows that are masked or of weight 0 have none.  The order is that of the rows, then of the columns.
 struct Candidates {
-  double level = 16.0;  ///< nats, > 0; set before the pass
+  double level = 16.0;  ///< nats, > 0, <= kLargestLevel (float64: kLargestLevel64); set before the pass
   int64_t limit = 0;    ///< with more entries than this nothing is kept; set before the pass
 
   bool overflow = false;  ///< there were more than `limit`: all arrays are empty
@@ -20,6 +20,9 @@ struct Candidates {
   std::vector<float> values;     ///< [entries] log p[i, j], so that p at the potential g + d is softmax(value + d)
   std::vector<float> weights;    ///< [rows] row weights; empty: all 1
 };
+
+/// The pass leaves out terms from 26 nats on, relative to a reference that may be 2 nats off; float64 leaves out none.
+constexpr double kLargestLevel = 24.0, kLargestLevel64 = 40.0;
 
 /// Widest matrix whose columns fit into 16 bits.
 constexpr int64_t kNarrowColumns = 65536;

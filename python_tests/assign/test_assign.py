@@ -113,7 +113,7 @@ def test_error_is_the_true_one():
 @pytest.mark.parametrize("sharpness", [0.3, 3.0, 12.0])
 def test_anderson_reaches_1e_6_in_float32(sharpness):
     logits = peaked_logits(4000, 100, sharpness=sharpness)
-    a = sela_ext.assign(logits, tol=1e-6)
+    a = sela_ext.assign(logits, tol=1e-6, method="anderson")
     assert a.converged
     assert a.method == "anderson"
     t = LAM * logits.astype(np.float64) + a.potential
@@ -230,7 +230,7 @@ def test_every_field_is_there_and_of_the_kind_of_the_input():
     a = sela_ext.assign(logits)
     names = {field.name for field in dataclasses.fields(a)}
     assert names >= {"labels", "potential", "error", "converged", "passes", "sizes", "objective", "seconds"}
-    assert names >= {"backend", "method", "history", "masked"}
+    assert names >= {"backend", "method", "reason", "history", "masked", "ties", "lam"}
     assert (a.labels.dtype, a.potential.dtype, a.sizes.dtype) == (np.int32, np.float64, np.int64)
     assert a.backend == "cpu-" + sela_ext.build_info()["cpu_isa"]
     assert a.sizes.sum() == 300
@@ -258,7 +258,7 @@ def test_the_function_is_not_hidden_by_its_package():
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (1, 31), (31, 1), (3, 10), (33, 1001), (129, 33)])
 def test_awkward_sizes_work(rows, cols):
-    for method in ("sinkhorn", "anderson"):
+    for method in ("sinkhorn", "anderson", "newton"):
         a = sela_ext.assign(gaussian_logits(rows, cols), method=method, max_passes=300)
         assert a.labels.shape == (rows,)
         assert a.sizes.shape == (cols,)
@@ -332,7 +332,7 @@ def test_d19_a_cluster_far_below_all_others_gets_its_share():
     for depth in (3.0, 20.0, 60.0):
         low = logits.copy()
         low[:, 7] -= depth
-        for method in ("sinkhorn", "anderson"):
+        for method in ("sinkhorn", "anderson", "newton"):
             a = sela_ext.assign(low, method=method)
             assert a.converged
             assert a.sizes[7] > 25
@@ -363,7 +363,7 @@ def test_d19_labels_in_one_cluster_are_never_silent():
 # ---- D20: no convergence.
 
 
-@pytest.mark.parametrize("method", ["sinkhorn", "anderson"])
+@pytest.mark.parametrize("method", ["sinkhorn", "anderson", "newton"])
 def test_d20_not_converged_is_said_and_the_limit_is_kept(method):
     logits = peaked_logits(1000, 50)
     a = sela_ext.assign(logits, tol=1e-9, max_passes=6, method=method)
@@ -382,15 +382,14 @@ def test_d20_the_official_rule_has_a_limit_too():
 
 
 def test_anderson_returns_its_best_point():
-    a = sela_ext.assign(peaked_logits(2000, 64, sharpness=8.0), tol=0, max_passes=25)
+    a = sela_ext.assign(peaked_logits(2000, 64, sharpness=8.0), tol=0, max_passes=25, method="anderson")
     assert a.error == min(h["error"] for h in a.history)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "newton"}, 'method: "newton" is not available in this version; available: "auto"'),
-        ({"method": "best"}, 'method: expected one of "auto", "anderson", "sinkhorn", found \'best\''),
+        ({"method": "best"}, 'method: expected one of "auto", "newton", "anderson", "sinkhorn", found \'best\''),
         ({"stop": "never"}, 'stop: expected one of "l1", "official"'),
         ({"balance": "exact"}, 'balance: "exact" is not available in this version'),
         ({"storage": "fixed16"}, 'storage: "fixed16" is not available in this version'),
@@ -408,6 +407,7 @@ def test_anderson_returns_its_best_point():
         ({"row_weights": [1, -1, 1, 1]}, "row_weights: expected numbers >= 0"),
         ({"start": [0.0]}, r"start: expected shape \(3,\), found \(1,\)"),
         ({"stop": "official", "start": [0.0] * 3}, "and no start"),
+        ({"stop": "official", "method": "newton"}, 'stop="official": expected method "auto" or "sinkhorn"'),
     ],
 )
 def test_options_are_refused_in_one_line(options, message):

@@ -18,13 +18,16 @@ class Assignment:
         potential: float64 [K], log beta for lambda * logits, nats, with sum_k b_k potential_k = 0.
         error: sum_k |column share_k - b_k| at this potential, measured on the whole matrix; 0 .. 2.
         converged: whether the stopping rule was met.
-        passes: full reads of the N x K data.
+        passes: full reads of the N x K data; a read of a part counts as that part.
         sizes: int64 [K], images per label.
         objective: sum_k b_k g_k - sum_i a_i lse_i, nats per image; the solution has the largest.
         seconds: wall-clock time of the solve.
         backend: "cpu-avx512", "cpu-avx2", "cpu-generic" or "cuda".
-        method: "sinkhorn" or "anderson": what "auto" became.
-        history: per pass a dict of passes, error, objective, seconds (and row_error for the official rule).
+        method: "sinkhorn", "anderson" or "newton": what "auto" became.
+        reason: why that method, in words; where Newton gave up and Anderson went on, that too.
+        history: per pass a dict of passes, error, objective, seconds (and row_error for the official rule). Newton's
+            passes at a smaller lambda, or over a part of the rows, name their lam and rows; their error is the one
+            there.
         masked: number of masked rows.
         ties: rows whose label was chosen among equal scores to balance the clusters (0 on ordinary data).
         lam: lambda.
@@ -40,6 +43,7 @@ class Assignment:
     seconds: float
     backend: str
     method: str
+    reason: str
     history: tuple[dict[str, float], ...]
     masked: int
     ties: int

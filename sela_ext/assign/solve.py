@@ -9,6 +9,7 @@ import numpy as np
 
 from sela_ext.assign.anderson import solve_anderson
 from sela_ext.assign.marginals import cluster_shares
+from sela_ext.assign.newton import choose_method, solve_newton
 from sela_ext.assign.official import solve_official
 from sela_ext.assign.problem import Problem
 from sela_ext.assign.result import Assignment
@@ -18,7 +19,7 @@ from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels.build import build_info
 from sela_ext.kernels.sinkhorn import check_logits, check_vector, check_weights
 
-METHODS = ("auto", "anderson", "sinkhorn")
+METHODS = ("auto", "newton", "anderson", "sinkhorn")
 MAX_PASSES = {"l1": 1000, "official": 10_000}
 
 
@@ -59,7 +60,9 @@ def assign(
         tol: stop="l1" ends at sum_k |column share_k - b_k| <= tol, 0 .. 2, measured on the logits themselves.
             0 runs max_passes. float32 arithmetic reaches about 1e-6.
         max_passes: at most so many reads of the logits; default 1000, for stop="official" 10,000.
-        method: "sinkhorn" (plain), "anderson" (accelerated) or "auto" (anderson).
+        method: "newton" (few reads: Newton's method on the entries that count, for peaked logits on the CPU),
+            "anderson" (accelerated Sinkhorn, for smooth ones), "sinkhorn" (plain), or "auto": newton or anderson, as
+            the number of entries per row says; `reason` in the result says why.
         storage: "auto" or "float32": the logits are read as they are.
         marginals: [K] positive sizes or shares of the clusters; None: equal.
         relax: not available in this version.
@@ -92,7 +95,7 @@ def assign(
     rows, cols = (int(n) for n in logits.shape)
     if rows == 0:
         raise DataError(f"logits: expected at least one row, found shape (0, {cols})")
-    _check_choice("method", method, METHODS, later=("newton",))
+    _check_choice("method", method, METHODS)
     _check_choice("stop", stop, ("l1", "official"))
     _check_choice("balance", balance, ("argmax",), later=("exact",))
     _check_choice("storage", storage, ("auto", "float32"), later=("float16", "bfloat16", "fixed16"))
@@ -111,17 +114,29 @@ def assign(
         raise OptionError("row_weights: expected at least one number > 0, found only zeros")
 
     problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol)
+    reason = f'method="{method}" was asked for'
     if stop == "official":
-        if method == "anderson" or start is not None:
+        if method not in ("auto", "sinkhorn") or start is not None:
             raise OptionError('stop="official": expected method "auto" or "sinkhorn" and no start; use stop="l1"')
         if max_passes < 2:
             raise OptionError('stop="official": expected max_passes >= 2 (one read makes the log-softmax), found 1')
-        method = "sinkhorn"
+        method, reason = "sinkhorn", 'stop="official" is a rule for plain Sinkhorn iterations'
         final, converged = solve_official(problem)
     else:
-        method = "anderson" if method == "auto" else method
-        solve = solve_anderson if method == "anderson" else solve_sinkhorn
-        final = solve(problem, _start_potential(start, cols))
+        if method == "newton" and problem.on_cuda:
+            raise OptionError(
+                'method: "newton" needs logits on the CPU, found CUDA; use "anderson" or "auto", or pass logits.cpu()'
+            )
+        potential, first = _start_potential(start, cols), None
+        if method == "auto":
+            method, reason, first = choose_method(problem, potential, warm=start is not None)
+        if method == "newton":
+            final, given_up = solve_newton(problem, potential, warm=start is not None, first=first)
+            reason += given_up
+        elif method == "anderson":
+            final = solve_anderson(problem, potential, first)
+        else:
+            final = solve_sinkhorn(problem, potential)
         converged = final.error <= tol
     if final.sums.labels is None:
         final = problem.evaluate(final.potential, labels=True)
@@ -135,7 +150,6 @@ def assign(
         sizes = np.bincount(labels[labels >= 0], minlength=cols)
     warn_if_unbalanced(sizes, np.flatnonzero(final.log_shares == -np.inf), target, converged)
 
-    on_cuda = getattr(getattr(logits, "device", None), "type", "cpu") == "cuda" and stop != "official"
     return Assignment(
         labels=_like(logits, labels),
         potential=_like(logits, problem.centred(final.potential) if stop == "official" else final.potential),
@@ -145,8 +159,9 @@ def assign(
         sizes=_like(logits, sizes.astype(np.int64)),
         objective=final.objective,
         seconds=problem.seconds,
-        backend="cuda" if on_cuda else f"cpu-{build_info()['cpu_isa']}",
+        backend="cuda" if problem.on_cuda else f"cpu-{build_info()['cpu_isa']}",
         method=method,
+        reason=reason,
         history=tuple(problem.history),
         masked=final.sums.masked,
         ties=ties,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Vector = npt.NDArray[np.float64]
 
-MAX_RATIO = 1024.0
+MAX_RATIO = 65536.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def newton_sums(rows: Any, d: Any, *, ratio: float = 1.0, threads: int = 0, isa:
     Args:
         rows: from `newton_rows`.
         d: [K], nats: the new potential minus ratio times that of the pass.
-        ratio: the new lambda divided by that of the pass, 1 .. 1024.
+        ratio: the new lambda divided by that of the pass, 1 .. 65536.
         threads: CPU threads, 0 for all; the bits do not depend on it.
         isa: CPU instruction set, "" for the one in use.
 
@@ -154,14 +154,15 @@ def newton_solve(
 
     Minimises objective(d) + defect(d) - sum_k target_k d_k. With r = `defect`, the column sums that the candidates
     miss, defect(d) is r d where r < 0 and r exp(d) where r > 0: left-out entries grow with their column. Jacobi
-    preconditioner, line search on the objective in float64; the best point is returned if it does not converge.
+    preconditioner, line search on the objective in float64; without convergence the last point is returned, the best in
+    that objective.
 
     Args:
         rows: from `newton_rows`.
         target: [K] wanted column sums, >= 0, in all the weight of the rows; a column of target 0 stays as it is.
         defect: [K] column sums of the whole pass minus those of the candidates, at d = 0.
         d: [K] to start from.
-        ratio: the new lambda divided by that of the pass, 1 .. 1024.
+        ratio: the new lambda divided by that of the pass, 1 .. 65536.
         tolerance: ends at sum_k |gradient_k| <= tolerance times the weight.
         steps: Newton steps, at most.
         products: Hessian products per step, at most.
@@ -191,9 +192,9 @@ def newton_solve(
 
 
 def check_ratio(ratio: float) -> float:
-    """A ratio of lambdas in 1 .. 1024."""
+    """A ratio of lambdas in 1 .. 65536."""
     if not 1 <= ratio <= MAX_RATIO:
-        raise OptionError(f"ratio: expected a number in 1 .. {MAX_RATIO:g}, found {ratio}")
+        raise OptionError(f"ratio: expected a number in 1 .. {MAX_RATIO:.0f}, found {ratio}")
     return float(ratio)
 
 

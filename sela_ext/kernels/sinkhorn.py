@@ -134,7 +134,7 @@ def sinkhorn_pass(
         isa: CPU instruction set, "" for the one in use ("generic", "avx2", "avx512"; for tests).
         every: read only every so many blocks of 128 rows, beginning with the first; the sums are over the rows read,
             the lse of others is that of `reference` (NaN without), their label -1. CPU only.
-        keep: also return the entries with p > exp(-keep), 0 < keep <= 24 nats. CPU only.
+        keep: also return the entries with p > exp(-keep), 0 < keep <= 24 nats (float64: 40). CPU only.
         keep_at_most: with more such entries than this none are returned (`candidates.overflow`).
 
     Returns:
@@ -160,8 +160,9 @@ def sinkhorn_pass(
         raise OptionError(f"threads: expected an integer in 0 .. 4096 (0 = all), found {threads!r}")
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise OptionError(f"every: expected an integer >= 1, found {every!r}")
-    if keep is not None and not 0 < keep <= 24:
-        raise OptionError(f"keep: expected a number of nats in 0 .. 24, found {keep}")
+    deepest = 40 if name == "float64" else 24
+    if keep is not None and not 0 < keep <= deepest:
+        raise OptionError(f"keep: expected a number of nats in 0 .. {deepest} for {name} logits, found {keep}")
     if _is_torch(logits) and logits.device.type == "cuda":
         if every > 1 or keep is not None:
             raise OptionError("every, keep: only for logits on the CPU; leave them out, or pass logits.cpu()")

@@ -167,9 +167,9 @@ def newton_solve(
     at[moving] -= gauge @ at / gauge.sum()
     start = at.copy()
     value, gradient, curvature, found = evaluate(at)
-    best, best_error = at, float(np.abs(gradient).sum()) / rows.weight
+    now = float(np.abs(gradient).sum()) / rows.weight
     taken = 0
-    while best_error > tolerance and taken < steps:
+    while now > tolerance and taken < steps:
         extra = curvature + np.abs(gradient) / clip + 1e-9 * t + 1e-14 * t.sum()
         q, w = rows.plan_matrix(found.plan), rows.row_weights[:, None]
         hessian = np.diag((w * q).sum(axis=0) + extra) - (w * q).T @ q
@@ -187,13 +187,11 @@ def newton_solve(
         while length > 1e-6:
             new = evaluate(at + length * x)
             error = float(np.abs(new[1]).sum()) / rows.weight
-            if new[0] <= value + 1e-4 * length * slope or error < 0.9 * float(np.abs(gradient).sum()) / rows.weight:
+            if new[0] <= value + 1e-4 * length * slope or error < 0.9 * now:
                 break
             length *= 0.5
         else:
             break
         at = at + length * x
-        value, gradient, curvature, found = new
-        if error < best_error:
-            best, best_error = at, error
-    return NewtonSolution(best, best_error, taken, 0, sums, best_error > tolerance)
+        (value, gradient, curvature, found), now = new, error
+    return NewtonSolution(at, now, taken, 0, sums, now > tolerance)

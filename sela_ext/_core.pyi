@@ -79,6 +79,7 @@ class NewtonRows:
         products: int,
         clip: float,
         reach: float,
+        prune: float,
         threads: int,
         isa: str,
     ) -> tuple[npt.NDArray[np.float64], float, int, int, int, bool]:

@@ -63,8 +63,8 @@ Vector product(const NewtonRows& rows, const Plan& plan, const Vector& x, int th
   return out;
 }
 
-py::tuple solve(const NewtonRows& rows, const Vector& target, const Vector& defect, const Vector& d, double ratio,
-                double tolerance, int steps, int products, double clip, double reach, int threads,
+py::tuple solve(NewtonRows& rows, const Vector& target, const Vector& defect, const Vector& d, double ratio,
+                double tolerance, int steps, int products, double clip, double reach, double prune, int threads,
                 const std::string& isa) {
   const Isa chosen = isa_of(isa);
   NewtonOptions options;
@@ -74,6 +74,7 @@ py::tuple solve(const NewtonRows& rows, const Vector& target, const Vector& defe
   options.products = products;
   options.clip = clip;
   options.reach = reach;
+  options.prune = prune;
   options.threads = threads;
   const double* wanted = vector_of("target", target, rows.cols());
   const double* left_out = vector_of("defect", defect, rows.cols());
@@ -124,8 +125,8 @@ void bind_newton(py::module_& m) {
       .def("product", &product, py::arg("plan"), py::arg("x"), py::arg("threads"), py::arg("isa"),
            "The Hessian at a plan times x.")
       .def("solve", &solve, py::arg("target"), py::arg("defect"), py::arg("d"), py::arg("ratio"), py::arg("tolerance"),
-           py::arg("steps"), py::arg("products"), py::arg("clip"), py::arg("reach"), py::arg("threads"), py::arg("isa"),
-           "Newton's method from d: d, error, steps, products, sums, stalled.");
+           py::arg("steps"), py::arg("products"), py::arg("clip"), py::arg("reach"), py::arg("prune"),
+           py::arg("threads"), py::arg("isa"), "Newton's method from d: d, error, steps, products, sums, stalled.");
 }
 
 }  // namespace sela

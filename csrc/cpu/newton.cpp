@@ -144,6 +144,21 @@ class Objective {
 
   void evaluate(Point& at, float* plan) {
     evaluator_.sums(at.d.data(), at.sums, plan);
+    finish(at);
+  }
+
+  /// The same at the first point, whose sums choose the gauge.  The shift into the subspace changes no share.
+  void evaluate_first(Point& at, float* plan) {
+    evaluator_.sums(at.d.data(), at.sums, plan);
+    set_gauge(at.sums.columns);
+    const double mean = dot(gauge_, at.d) / gauge_sum_;
+    project_step(at.d);
+    at.sums.objective -= mean * weight_;
+    finish(at);
+  }
+
+  /// Value, gradient and error from the sums.
+  void finish(Point& at) {
     const size_t cols = target_.size();
     at.gradient.assign(cols, 0.0);
     at.curvature.assign(cols, 0.0);
@@ -320,7 +335,7 @@ void newton_product(const NewtonRows& rows, const float* plan, const double* x, 
   Evaluator(rows, 1.0, threads, isa).product(plan, x, out);
 }
 
-NewtonResult newton_solve(const NewtonRows& rows, const double* target, const double* defect, double* d,
+NewtonResult newton_solve(NewtonRows& rows, const double* target, const double* defect, double* d,
                           const NewtonOptions& options, Isa isa) {
   check(rows, target, defect, d, options);
   check_ratio(options.ratio);
@@ -333,11 +348,9 @@ NewtonResult newton_solve(const NewtonRows& rows, const double* target, const do
 
   Objective::Point at, next;
   at.d.assign(d, d + cols);
-  evaluator.sums(at.d.data(), at.sums, nullptr);
-  objective.set_gauge(at.sums.columns);
-  objective.project_step(at.d);
-  objective.evaluate(at, plan.data());
-  result.sums = 2;
+  objective.evaluate_first(at, plan.data());
+  bool plan_is_here = true;  // `plan` is that of `at`, not of a step that was refused
+  result.sums = 1;
   double total = 0.0;
   for (size_t j = 0; j < cols; ++j) total += target[j];
   const std::vector<double> start = at.d;
@@ -370,15 +383,21 @@ NewtonResult newton_solve(const NewtonRows& rows, const double* target, const do
       next.d = at.d;
       for (size_t j = 0; j < cols; ++j) next.d[j] += length * x[j];
       objective.evaluate(next, plan.data());
+      plan_is_here = false;
       ++result.sums;
       better = next.value <= at.value + 1e-4 * length * slope || next.error < 0.9 * at.error;
       if (better) break;
     }
     if (!better) break;
     std::swap(at, next);
+    plan_is_here = true;
     result.error = at.error;
   }
   std::copy(at.d.begin(), at.d.end(), d);
+  if (options.prune > 0.0) {
+    if (!plan_is_here) objective.evaluate(at, plan.data());
+    rows.prune(plan.data(), options.prune);
+  }
   return result;
 }
 

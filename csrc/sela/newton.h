@@ -79,6 +79,7 @@ struct NewtonOptions {
   int products = 400;       ///< Hessian products per step, at most
   double clip = 4.0;        ///< nats that one step may move a column
   double reach = 1e300;     ///< nats that d[j] may move; entries left out begin to count when it is the level
+  double prune = 0.0;       ///< nats; > 0: afterwards rows.prune() at the solution
   int threads = 0;
 };
 
@@ -93,7 +94,7 @@ struct NewtonResult {
 /// Minimises F from d in place by truncated Newton-CG.  target, defect: [cols]; target 0 keeps a column where it is.
 /// Along the vector of ones, where F without its defects is constant, d is held so that the log-sum-exp of the rows
 /// stays the same on the average.
-NewtonResult newton_solve(const NewtonRows& rows, const double* target, const double* defect, double* d,
+NewtonResult newton_solve(NewtonRows& rows, const double* target, const double* defect, double* d,
                           const NewtonOptions& options, Isa isa);
 
 }  // namespace sela

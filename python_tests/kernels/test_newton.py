@@ -229,6 +229,20 @@ def test_pruning_drops_small_entries_and_counts_the_rows_that_have_one_left():
     assert pruned.columns.sum() == pytest.approx(rows.weight, rel=1e-12)
 
 
+def test_a_solve_can_prune_at_its_solution():
+    found, twin, rows = peaked_rows()
+    target = np.full(60, found.weight / 60)
+    solution = kernels.newton_solve(rows, target, np.zeros(60), np.zeros(60), ratio=2.0, prune=9.0)
+    expected = reference.newton_solve(twin, target, np.zeros(60), np.zeros(60), ratio=2.0, prune=9.0)
+    assert rows.entries == twin.entries
+    again = reference.newton_rows(kernels.sinkhorn_pass(case(900, 60, spread=0.2, seed=3)[0], np.zeros(60), scale=LAM,
+                                                        keep=16.0).candidates, 60)  # fmt: skip
+    assert rows.entries < again.entries
+    reference.newton_prune(again, reference.newton_sums(again, expected.d, ratio=2.0).plan, 9.0)
+    assert rows.entries == again.entries
+    np.testing.assert_allclose(solution.d, expected.d, atol=1e-4)
+
+
 # ---- The inner solve.
 
 

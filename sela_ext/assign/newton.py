@@ -21,7 +21,7 @@ import numpy as np
 
 from sela_ext.assign.anderson import solve_anderson
 from sela_ext.assign.problem import Evaluation, Problem
-from sela_ext.kernels.newton import newton_prune, newton_rows, newton_solve, newton_sums
+from sela_ext.kernels.newton import newton_rows, newton_solve, newton_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,15 +119,22 @@ def climb(
         ratio = current / factor
         d = d * (current / before)
         reach = LEVEL * current / before
+        per_row = (rows.entries + number - rows.rows) / number
         found = newton_solve(
-            rows, target, missing, d, ratio=ratio, tolerance=tolerance, reach=reach, threads=problem.threads
+            rows,
+            target,
+            missing,
+            d,
+            ratio=ratio,
+            tolerance=tolerance,
+            reach=reach,
+            prune=LEVEL,
+            threads=problem.threads,
         )
         d = found.d
-        per_row = (rows.entries + number - rows.rows) / number
         if found.stalled or current >= 1.0 or faint.any() or not goes_on(per_row):
             return problem.centred(at.potential * ratio + d), current
         before, current = current, min(1.0, current * STEP)
-        newton_prune(rows, newton_sums(rows, d, ratio=ratio, threads=problem.threads).plan, LEVEL)
         # An entry that was left out was below exp(-16), so it shrinks by at least so much.
         missing = np.maximum(defect, 0.0) * math.exp(-LEVEL * (current / factor - 1.0))
 

@@ -147,6 +147,7 @@ def newton_solve(
     products: int = 400,
     clip: float = 4.0,
     reach: float = math.inf,
+    prune: float = 0.0,
     threads: int = 0,
     isa: str = "",
 ) -> NewtonSolution:
@@ -169,6 +170,7 @@ def newton_solve(
         clip: nats that one step moves a column about at most, > 0.
         reach: nats that a column may move from its start, > 0. Beyond the level at which the candidates were kept,
             entries that were left out begin to count.
+        prune: nats; > 0 drops the entries of at most exp(-prune) at the solution from the rows, as `newton_prune`.
         threads: CPU threads, 0 for all; the bits do not depend on it.
         isa: CPU instruction set, "" for the one in use.
 
@@ -187,7 +189,9 @@ def newton_solve(
     point = check_vector("d", d, clusters)
     missing = check_vector("defect", defect, clusters)
     return NewtonSolution(
-        *rows.solve(wanted, missing, point, check_ratio(ratio), tolerance, steps, products, clip, reach, threads, isa)
+        *rows.solve(
+            wanted, missing, point, check_ratio(ratio), tolerance, steps, products, clip, reach, prune, threads, isa
+        )
     )
 
 

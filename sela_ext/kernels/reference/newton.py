@@ -141,6 +141,7 @@ def newton_solve(
     products: int = 400,
     clip: float = 4.0,
     reach: float = math.inf,
+    prune: float = 0.0,
     threads: int = 0,
     isa: str = "",
 ) -> NewtonSolution:
@@ -194,4 +195,6 @@ def newton_solve(
             break
         at = at + length * x
         (value, gradient, curvature, found), now = new, error
+    if prune > 0:
+        newton_prune(rows, found.plan, prune)
     return NewtonSolution(at, now, taken, 0, sums, now > tolerance)

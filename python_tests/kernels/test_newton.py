@@ -177,6 +177,22 @@ def test_sums_and_products_are_those_of_the_dense_formulas(isa, weighted, ratio)
     assert np.abs(kernels.newton_product(rows, found.plan, np.ones(60), isa=isa)).max() < 1e-9
 
 
+def test_more_columns_than_16_bits_count():
+    logits, potential = case(60, 70_001, spread=0.5)
+    found = kernels.sinkhorn_pass(logits, potential, scale=LAM, keep=16.0)
+    assert found.candidates.columns().max() > 65_536
+    twin, rows = reference.newton_rows(found.candidates, 70_001), kernels.newton_rows(found.candidates)
+    d = np.random.default_rng(0).standard_normal(70_001)
+    sums, expected = kernels.newton_sums(rows, d), reference.newton_sums(twin, d)
+    np.testing.assert_allclose(sums.columns, expected.columns, rtol=1e-9, atol=1e-12)
+    product = kernels.newton_product(rows, sums.plan, d)
+    np.testing.assert_allclose(product, reference.newton_product(twin, sums.plan, d), atol=1e-5)
+    kernels.newton_prune(rows, sums.plan, 5.0)
+    reference.newton_prune(twin, sums.plan, 5.0)
+    assert (rows.rows, rows.entries) == (twin.rows, twin.entries)
+    np.testing.assert_allclose(kernels.newton_sums(rows, d).columns, reference.newton_sums(twin, d).columns, rtol=1e-9)
+
+
 def test_gradient_and_hessian_are_the_differences_of_the_objective():
     _, _, rows = peaked_rows()
     rng = np.random.default_rng(0)

@@ -71,7 +71,7 @@ def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, 
     rows, cols = (int(n) for n in problem.logits.shape)
     every = 1 if warm or problem.last else max(1, rows // PROBE)
     limit = entries_per_row(problem)
-    at = problem.evaluate(start, keep=LEVEL, keep_per_row=limit, every=every)
+    at = problem.evaluate(start, keep=LEVEL, keep_per_row=limit, every=every, look=every > 1)
     candidates = at.candidates
     first = at if every == 1 else None
     if candidates.overflow:
@@ -134,7 +134,7 @@ def climb(
         d = found.d
         if found.stalled or current >= 1.0 or faint.any() or not goes_on(per_row):
             return problem.centred(at.potential * ratio + d), current
-        before, current = current, min(1.0, current * STEP)
+        before, current = current, raised(current, STEP)
         # An entry that was left out was below exp(-16), so it shrinks by at least so much.
         missing = np.maximum(defect, 0.0) * math.exp(-LEVEL * (current / factor - 1.0))
 
@@ -148,21 +148,30 @@ def continued(problem: Problem, start: Vector, factor: float, every: int) -> Vec
     potential, limit = start * factor, entries_per_row(problem)
     rows, cols = (int(n) for n in problem.logits.shape)
     thin = min(THIN, cols / 4)
+    looking = max(every, rows // SAMPLE)  # few rows tell how many entries a row has
+    found = looking == every
     rising = False  # lambda was too small before
     last_factor, last_error = 0.0, math.inf
     while factor < 1.0 and problem.full_passes + problem.rows_read(every) / rows + 1 <= problem.max_passes:
-        at = problem.evaluate(potential, keep=LEVEL, keep_per_row=limit, factor=factor, every=every)
+        reading = every if found else looking
+        at = problem.evaluate(
+            potential, keep=LEVEL, keep_per_row=limit, factor=factor, every=reading, look=reading > every
+        )
         wish = factor
         if at.candidates.overflow:  # smooth here: the start is as good at the next lambda
-            rising, wish = True, min(1.0, 2 * factor)
+            rising, wish = True, raised(factor, 2.0)
         elif not rising and factor > SMALLEST and at.candidates.entries < thin * at.candidates.rows:
             wish = factor / 4
         elif factor == last_factor and at.error > PROGRESS * last_error:  # the way on may be easier than the rest here
-            wish = min(1.0, STEP * factor)
+            wish = raised(factor, STEP)
         if wish != factor:
             potential, factor = potential * (wish / factor), wish
             continue
-        rising, last_factor, last_error = True, factor, at.error
+        rising = True
+        if not found:
+            found = True
+            continue
+        last_factor, last_error = factor, at.error
         if every > 1:
             potential, factor = climb(problem, at, factor, SAMPLE_ERROR, lambda per_row: per_row > SAMPLED_TO)
             every = 1
@@ -219,6 +228,11 @@ def solve_newton(
         if best is None or at.error < best.error:
             best = at
     return best, ""
+
+
+def raised(factor: float, step: float) -> float:
+    """The next part of lambda, exactly 1 at the end."""
+    return factor * step if factor * step < 1 - 1e-9 else 1.0
 
 
 def done(problem: Problem, at: Evaluation) -> bool:

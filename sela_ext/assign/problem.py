@@ -129,6 +129,7 @@ class Problem:
         keep_per_row: float = 0.0,
         factor: float = 1.0,
         every: int = 1,
+        look: bool = False,
     ) -> Evaluation:
         """Run one pass at a potential; labels come along when this pass may well be the last.
 
@@ -140,6 +141,7 @@ class Problem:
             keep_per_row: unless there are more than so many per row.
             factor: of lambda; the history then names the lambda of the pass.
             every: read every so many blocks of rows; the history then names the number of rows.
+            look: log_shares need not be exact for faint columns: no step is taken from here.
 
         Raises:
             DataError: no row is left that counts.
@@ -171,7 +173,13 @@ class Problem:
         self.passes += read / rows
         if not sums.weight > 0 and every > 1:  # an unlucky part
             return self.evaluate(
-                potential, previous=previous, labels=labels, keep=keep, keep_per_row=keep_per_row, factor=factor
+                potential,
+                previous=previous,
+                labels=labels,
+                keep=keep,
+                keep_per_row=keep_per_row,
+                factor=factor,
+                look=look,
             )
         if not sums.weight > 0:
             raise DataError(
@@ -186,14 +194,17 @@ class Problem:
         if not whole:
             entry |= {"lam": self.lam * factor, "rows": read}
         self.history.append(entry)
-        log_shares = self._log_shares(shares, potential, sums, factor, every)
-        return Evaluation(potential, shares, log_shares, error, objective, sums)
-
-    def _log_shares(self, shares: Vector, potential: Vector, sums: SinkhornSums, factor: float, every: int) -> Vector:
-        """Log of the shares, with faint columns taken from the logits themselves (counted as their part of a pass)."""
-        faint = np.flatnonzero(shares < FAINT * self.target)
         with np.errstate(divide="ignore"):
             log_shares: Vector = np.log(shares)
+        if not look:
+            log_shares = self._exact_log_shares(log_shares, shares, potential, sums, factor, every)
+        return Evaluation(potential, shares, log_shares, error, objective, sums)
+
+    def _exact_log_shares(
+        self, log_shares: Vector, shares: Vector, potential: Vector, sums: SinkhornSums, factor: float, every: int
+    ) -> Vector:
+        """Log of the shares, with faint columns taken from the logits themselves (counted as their part of a pass)."""
+        faint = np.flatnonzero(shares < FAINT * self.target)
         if not len(faint):
             return log_shares
         rows, cols = self.logits.shape

@@ -117,7 +117,10 @@ class Problem:
     def rows_read(self, every: int) -> int:
         """Rows in every so many blocks, beginning with the first."""
         rows = int(self.logits.shape[0])
-        return sum(min(BLOCK, rows - first) for first in range(0, rows, BLOCK * every))
+        blocks = -(-rows // BLOCK)
+        read = -(-blocks // every)
+        last_is_read = (read - 1) * every == blocks - 1
+        return read * BLOCK - (blocks * BLOCK - rows if last_is_read else 0)
 
     def evaluate(
         self,

@@ -47,6 +47,7 @@ def test_every_thread_of_every_shape_runs_once_and_knows_its_place(probe, schedu
         ((1, 1, 1), (1, 1, 65), 0, "expected a block of 1 to 1024 threads"),
         ((0, 1, 1), (32, 1, 1), 0, "expected a grid of at least one block"),
         ((1, 65536, 1), (32, 1, 1), 0, "expected a grid of at least one block, at most .* found grid 1 x 65536 x 1"),
+        ((2048, 1024, 1), (32, 1, 1), 0, "the runner is for small grids"),
         ((1, 1, 1), (32, 1, 1), 227 * 1024 + 1, "expected at most 227 KB of dynamic shared memory"),
     ],
 )

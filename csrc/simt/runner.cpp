@@ -8,6 +8,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -112,6 +113,10 @@ void write_message(const Thread* thread, Place place, const char* format, va_lis
   va_start(arguments, format);
   write_message(&thread, place, format, arguments);
   va_end(arguments);
+}
+
+bool is_same(Place a, Place b) {
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 void describe(Place place, char* text, size_t size) {
@@ -252,7 +257,7 @@ bool pass_barrier() {
     if (thread.wait != Wait::barrier) continue;
     ++waiting;
     if (first == nullptr) first = &thread;
-    if (thread.at.line != first->at.line || thread.at.file != first->at.file) {
+    if (!is_same(thread.at, first->at)) {
       report(*first, first->at, "barrier divergence: waits at __syncthreads here, thread (%u, %u, %u) at %s:%d",
              thread.index.x, thread.index.y, thread.index.z, thread.at.file, thread.at.line);
       return false;

@@ -27,7 +27,7 @@ def probe(simt):
 
 @pytest.mark.parametrize(
     ("grid", "block"),
-    [((1, 1, 1), (1, 1, 1)), ((3, 2, 2), (5, 3, 2)), ((1, 1, 4), (33, 1, 1)), ((2, 1, 1), (1, 31, 7)), (2, 1024)],
+    [((1, 1, 1), (1, 1, 1)), ((3, 2, 2), (5, 3, 2)), ((1, 1, 4), (33, 1, 1)), ((2, 1, 1), (1, 31, 7)), (3, 1024)],
 )
 def test_every_thread_of_every_shape_runs_once_and_knows_its_place(probe, schedule, grid, block):
     g, b = ((size, 1, 1) if isinstance(size, int) else size for size in (grid, block))

@@ -32,6 +32,9 @@ ERRORS = {
     "misaligned_shared": "a misaligned access: .*float4.* multiple of 16",
 }
 
+# Errors that are noticed at the next wait of the thread, or at one of two lines.
+NOTICED_LATER = {"past_shared", "before_shared", "past_dynamic_shared", "two_barriers"}
+
 # Values that show the bug without a sanitizer, in at least one of the schedules.
 WRONG_VALUES = [
     *("missing_barrier", "missing_barrier_before_reuse", "warp_race", "missing_warp_barrier", "block_order"),
@@ -115,7 +118,7 @@ def test_the_runner_names_the_error_and_its_line(simt, schedule, bug):
     file, line, rest = str(caught.value).split(":", 2)
     assert file.startswith("csrc/simt/")
     assert f" {bug}, block (" in rest
-    if bug not in ("past_shared", "before_shared", "past_dynamic_shared", "two_barriers"):  # those are noticed at the next wait
+    if bug not in NOTICED_LATER:
         assert (file, int(line)) == ("csrc/simt/planted.cu", line_of(bug))
 
 

@@ -19,20 +19,23 @@
 // copied itself. That, not the number of threads, keeps the memory busy: a multiprocessor of an H100 has to have
 // 25 bytes/ns * 0.7 to 1 us = 18 to 25 KB under way at any time, and 32 KB to be safe.
 //
-//   mapping    K           group          columns x R   resident by registers       under way per multiprocessor
-//   OneWarp    1 .. 256    a warp         8 x 4 (f32 2)  4 blocks of 4 warps         K = 256: 64 KB, 128: 32 KB, 10: 3
-//   KB OneBlock   .. 1024     2 .. 4 warps   8 x 4 (f32 2)  8 .. 4 blocks               K = 1000: 62 KB, 257: 32 KB
-//   WideBlock  .. 8192     3 .. 16 warps  16 x 2 (f32 1) 5 .. 1 blocks               K = 3000: 47 KB, 8192: 32 KB
-//   rows, columns beyond   8 warps, 4     8 x 4 (f64 1)  2, 5 to 7 blocks            32 KB, 48 KB and more
+//   mapping     K          group        columns, R     blocks resident   under way on a multiprocessor, 16 bits
+//   OneWarp     to 256     a warp       8, 4 (f32 2)   4 of 4 warps      K = 256: 64 KB, 128: 32 KB, 10: 3 KB
+//   OneBlock    to 1024    2..4 warps   8, 4 (f32 2)   8..4              K = 1000: 62 KB, 257: 33 KB
+//   WideBlock   to 8192    3..16 warps  16, 2 (f32 1)  5..1              K = 3000: 48 KB, 8192: 32 KB
+//   wide rows   beyond     8 warps      8, 4 (f64 1)   2                 32 KB
+//   wide columns           4 warps      8, 4 (f64 1)   5..7              48 KB and more
 //
-// All fused mappings take 64 bytes of a stage per thread and fit in 128 registers, which makes 512 threads, or 16
-// warps, resident on every architecture. Two stages up to K = 5632, one beyond (24 to 32 KB): more shared memory than
-// 48 KB per block has to be asked for, and sm_75 has no more than 64. Narrow rows leave the lanes of a warp idle, in
-// proportion; they also make small matrices. Why a block of few warps up to K = 1024, and not several rows in a bigger
-// block: registers end at 512 threads, that is 8 blocks of 2 warps, long before the 16 (sm_75, sm_86) to 32 blocks that
-// a multiprocessor can hold. Groups in one block would add no row under way, and would wait for each other. K = 3000
-// with 8 columns per thread would be one block of 12 warps, alone on its multiprocessor, and 24 KB per stage with
-// nothing to do at its barriers; 16 columns make two blocks of 6 warps.
+// All fused mappings have 64 bytes per thread and stage (unaligned rows 32) and fit in 128 registers, so that 512
+// threads are resident (on sm_75 fewer, for its 64 KB of shared memory, and it needs fewer). There are two stages up to
+// K = 5632, one beyond: blocks that want more than 48 KB of shared memory have to ask, and sm_75 has nothing to give.
+// Narrow rows leave lanes of the warp idle, in proportion; they also make small matrices.
+//
+// Why blocks of few warps up to K = 1024, and not several rows in a bigger block: registers end at 512 threads, that is
+// at 8 blocks of 2 warps, long before the 16 (sm_75, sm_86) to 32 blocks that a multiprocessor can hold. Groups in one
+// block would add no row to those under way, and would wait at each other's barriers.
+// Why 16 columns per thread beyond: K = 3000 with 8 would be a block of 12 warps, alone on its multiprocessor, with
+// nobody at work while it is at its barrier; 16 columns make two blocks of 6 warps.
 //
 // Column sums are float inside a tile, and leave it as 64-bit integers, whose sum does not depend on any order: the
 // bits are the same for any grid. In a tile rows are added in ascending order, first those that need no care, then the

@@ -6,9 +6,8 @@
 //     one 64-bit addition in L2 per 64 entries. Per entry 1 fma + 1 add + 1 mul + 1 ex2 + 1 add + 1 fma.
 //     H100 at 3.0 TB/s and 3.7e12 ex2/s, N = 1,281,167, K = 3000, float16: 7.7 GB = 2.6 ms of memory, 1.0 ms of ex2:
 //     bound by memory, 2.0 ns per row; float32: 4.0 ns per row.
-//   wide_rows_kernel, then wide_columns_kernel (K > 8192, and float64): the logits are read twice, with an ex2 per
-//   entry
-//     each time, and N * 24 bytes of scratch: twice that floor, 1.4 ns per 1000 entries of float16.
+//   wide_rows_kernel, then wide_columns_kernel (K > 8192, and float64): the logits are read twice, with an ex2 for each
+//     entry each time, and N * 24 bytes of scratch: twice that floor, 1.4 ns per 1000 entries of float16.
 //   Without a reference, in the first pass of a solve, rows are done one by one, by two reductions, and nothing is on
 //     its way meanwhile: that pass misses the floor.
 //

@@ -111,6 +111,12 @@ SELA_HOST_DEVICE inline int32_t center_offset(int32_t length, int32_t size) {
   return half + ((extra & 1) & (half & 1));
 }
 
+/// word with bytes i and j exchanged.
+SELA_HOST_DEVICE inline uint32_t swap_bytes(uint32_t word, int32_t i, int32_t j) {
+  const uint32_t differ = ((word >> (8 * i)) ^ (word >> (8 * j))) & 255u;
+  return word ^ ((differ << (8 * i)) | (differ << (8 * j)));
+}
+
 /// Draws everything for one view of one image.  height, width: of the image, >= 1.
 SELA_HOST_DEVICE inline AugmentParameters sample_parameters(const AugmentOptions& options, int32_t height,
                                                             int32_t width, uint64_t seed, uint32_t epoch,
@@ -138,7 +144,7 @@ SELA_HOST_DEVICE inline AugmentParameters sample_parameters(const AugmentOptions
     p.jitter = unit_float(u.word[2]) < options.jitter_probability;
   }
 
-  for (int32_t i = 0; i < 4; ++i) p.order[i] = i;
+  uint32_t order = 0x03020100u;  // a byte each: an array indexed by what is drawn would leave a GPU's registers
   p.brightness = p.contrast = p.saturation = 1.0f;
   p.hue = 0.0f;
   if (p.jitter) {
@@ -148,12 +154,11 @@ SELA_HOST_DEVICE inline AugmentParameters sample_parameters(const AugmentOptions
     p.saturation = options.saturation[0] + (options.saturation[1] - options.saturation[0]) * unit_float(u.word[2]);
     p.hue = options.hue[0] + (options.hue[1] - options.hue[0]) * unit_float(u.word[3]);
     const PhiloxWords v = philox_image(seed, epoch, image, view, 1, Purpose::colour);
-    for (int32_t i = 3; i > 0; --i) {  // Fisher-Yates
-      const int32_t j = below(v.word[i], i + 1), swapped = p.order[i];
-      p.order[i] = p.order[j];
-      p.order[j] = swapped;
-    }
+    order = swap_bytes(order, 3, below(v.word[3], 4));  // Fisher-Yates
+    order = swap_bytes(order, 2, below(v.word[2], 3));
+    order = swap_bytes(order, 1, below(v.word[1], 2));
   }
+  for (int32_t i = 0; i < 4; ++i) p.order[i] = static_cast<int32_t>((order >> (8 * i)) & 255u);
   return p;
 }
 

@@ -194,6 +194,36 @@ const char* check_parameters(const AugmentOptions& options, const AugmentParamet
 void augment_images(const AugmentOptions& options, const ImageView* images, int32_t channels,
                     const AugmentParameters* parameters, int64_t count, const AugmentOutput& out, int threads);
 
+/// Longest side of images, and of the output, that the CUDA kernel takes: what fits the shared memory of every card.
+constexpr int32_t kAugmentCudaSide = 64;
+
+/// uint8 images of one size in device memory: [count, height, width, channels], contiguous, at any address.
+struct ResidentImages {
+  const uint8_t* data;
+  int64_t count;
+  int32_t height, width, channels;
+};
+
+/// The key that parameters are drawn with; view < 256.
+struct DrawKey {
+  uint64_t seed;
+  uint32_t epoch, view;
+};
+
+/// augment_images for images index[i] of `images`, on the current CUDA device, in one launch on `stream` (0: the
+/// default one), which it does not wait for.  All pointers are device memory and must live until then.
+/// index: [count]; a number outside [0, images.count) makes that output NaN.  given: [count] parameters that
+/// check_parameters has passed, or null: they are drawn with `key`, the same bits as sample_parameters gives, and are
+/// left in drawn, [count], unless that is null.  Sides <= kAugmentCudaSide, channels 1 or 3.
+/// Within 1e-6 of augment_images before normalisation; the same bits in every run and for every count.
+void augment_resident_cuda(const AugmentOptions& options, const ResidentImages& images, const int64_t* index,
+                           int64_t count, const DrawKey& key, const AugmentParameters* given, AugmentParameters* drawn,
+                           const AugmentOutput& out, void* stream);
+
+/// sample_parameters on the current CUDA device for images of one size; index and drawn, [count], are device memory.
+void sample_parameters_cuda(const AugmentOptions& options, int32_t height, int32_t width, const int64_t* index,
+                            int64_t count, const DrawKey& key, AugmentParameters* drawn, void* stream);
+
 /// Fisher-Yates shuffle of 0 .. count - 1 into out, keyed by (seed, epoch), purpose shuffle.
 void shuffle(int64_t count, uint64_t seed, uint32_t epoch, int64_t* out);
 

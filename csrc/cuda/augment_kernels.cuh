@@ -444,7 +444,6 @@ __device__ __forceinline__ float resample(const Arguments& a, const Plan& p, con
   column.last = (p.height - 1) * row;
   column.latest = from < until ? row_taps[from].start - 1 : 0;
   column.offset = (column.latest + 1) * row;
-  if (enlarges) column.advance();
   float sum = 0.0f;
   for (int32_t y = from; y < until; y += kRows) {
     float v[kChannels][kRows];

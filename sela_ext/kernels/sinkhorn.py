@@ -158,7 +158,7 @@ def sinkhorn_pass(
     if place is not None:
         card = usable(place)
         if card is None:
-            return _pass_torch(logits, potential, scale, row_weights, want_labels)
+            return pass_in_torch(logits, potential, scale=scale, row_weights=row_weights, want_labels=want_labels)
         return pass_on_device(
             card,
             logits,
@@ -281,14 +281,14 @@ def _rows_of(logits: Any) -> tuple[Any, int, int]:
     return logits, logits.ctypes.data, max(int(step) // size, int(cols))
 
 
-def _pass_torch(
-    logits: torch.Tensor,
-    potential: Any,
-    scale: float,
-    row_weights: Any,
-    want_labels: bool,
+def pass_in_torch(
+    logits: torch.Tensor, potential: Any, *, scale: float = 1.0, row_weights: Any = None, want_labels: bool = False
 ) -> SinkhornSums:
-    """The pure-torch twin, on the device of the logits, a block of rows at a time: it needs float64 copies."""
+    """`sinkhorn_pass` by the pure-torch twin where the logits are, a block of rows at a time: it needs float64 copies.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+    """
     import torch
 
     from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass as twin

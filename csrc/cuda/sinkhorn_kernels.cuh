@@ -19,18 +19,12 @@
 // tile, in the order of the rows, and leave it as 64-bit integers, whose sum does not depend on any order: the bits are
 // the same for any grid. Row sums are reduced in a fixed order too.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "cuda/gpu.cuh"
 #include "sela/sinkhorn.h"
-
-/// A variable in shared memory; whoever runs this header on a host defines it first.
-#ifndef SELA_SHARED
-#define SELA_SHARED(type, name) __shared__ type name
-#endif
 
 namespace sela {
 namespace sinkhorn_cuda {

@@ -15,39 +15,46 @@ using sinkhorn_cuda::Arguments;
 /// Launches over `work` pieces, `pieces` per block and turn: as many blocks as are resident at once, never more than
 /// work.
 template <class Kernel>
-void launch_over(const char* name, Kernel kernel, int64_t work, int pieces, int threads, int64_t columns_of_blocks,
-                 const Arguments& arguments, void* stream) {
+void launch_over(const char* name, Kernel kernel, int64_t work, int pieces, int threads, size_t shared,
+                 int64_t columns_of_blocks, const Arguments& arguments, void* stream) {
   const int64_t wanted = (work + pieces - 1) / pieces;
   const int64_t at_once =
-      static_cast<int64_t>(std::max(1, resident_blocks(name, kernel, threads, 0))) * multiprocessors();
+      static_cast<int64_t>(std::max(1, resident_blocks(name, kernel, threads, shared))) * multiprocessors();
   const int64_t per_column = std::max<int64_t>(1, at_once / columns_of_blocks);
   const dim3 grid(static_cast<unsigned>(std::min(wanted, per_column)), static_cast<unsigned>(columns_of_blocks));
-  launch(name, kernel, grid, threads, 0, stream, arguments);
+  launch(name, kernel, grid, threads, shared, stream, arguments);
+}
+
+template <class T, template <class, bool> class Mapping, bool kAligned, bool kLabels>
+void launch_mapping(const char* name, const Arguments& a, int64_t tiles, void* stream) {
+  using namespace sinkhorn_cuda;
+  using M = Mapping<T, kAligned>;
+  const int owners = static_cast<int>((a.cols + M::kColumns - 1) / M::kColumns);
+  const int threads = M::kOneWarp ? M::kThreads : (owners + kWarp - 1) / kWarp * kWarp;
+  const size_t stage = static_cast<size_t>(threads) * M::kRows * M::kColumns * sizeof(T);
+  Arguments staged = a;
+  staged.stages = kAligned && 2 * stage <= kSlotBytes ? 2 : 1;
+  launch_over(name, fused_kernel<T, Mapping, kAligned, kLabels>, tiles, M::kOneWarp ? M::kThreads / kWarp : 1, threads,
+              stage * staged.stages, 1, staged, stream);
 }
 
 template <class T, bool kAligned, bool kLabels>
 void launch_fused(const Arguments& a, int64_t tiles, void* stream) {
   using namespace sinkhorn_cuda;
-  const int owners = static_cast<int>((a.cols + kColumns - 1) / kColumns);
-  if (a.cols <= kWarpColumns) {
-    launch_over("fused_kernel (warp)", fused_kernel<T, 4, true, kAligned, kLabels>, tiles, kWarpThreads / kWarp,
-                kWarpThreads, 1, a, stream);
-  } else {
-    const int threads = (owners + kWarp - 1) / kWarp * kWarp;
-    if (threads <= kFourRowThreads)
-      launch_over("fused_kernel", fused_kernel<T, 4, false, kAligned, kLabels>, tiles, 1, threads, 1, a, stream);
-    else
-      launch_over("fused_kernel (wide block)", fused_kernel<T, 2, false, kAligned, kLabels>, tiles, 1, threads, 1, a,
-                  stream);
-  }
+  if (a.cols <= OneWarp<T, kAligned>::kWidest)
+    launch_mapping<T, OneWarp, kAligned, kLabels>("fused_kernel (one warp)", a, tiles, stream);
+  else if (a.cols <= OneBlock<T, kAligned>::kWidest)
+    launch_mapping<T, OneBlock, kAligned, kLabels>("fused_kernel (one block)", a, tiles, stream);
+  else
+    launch_mapping<T, WideBlock, kAligned, kLabels>("fused_kernel (wide block)", a, tiles, stream);
 }
 
 template <class T, class A, bool kAligned>
 void launch_wide(const Arguments& a, int64_t tiles, void* stream) {
   using namespace sinkhorn_cuda;
-  launch_over("wide_rows_kernel", wide_rows_kernel<T, A, kAligned>, tiles, 1, kWideThreads, 1, a, stream);
-  const int64_t per_block = static_cast<int64_t>(kWideColumnThreads) * kColumns;
-  launch_over("wide_columns_kernel", wide_columns_kernel<T, A, kAligned>, tiles, 1, kWideColumnThreads,
+  launch_over("wide_rows_kernel", wide_rows_kernel<T, A, kAligned>, tiles, 1, kWideThreads, 0, 1, a, stream);
+  const int64_t per_block = static_cast<int64_t>(kWideColumnThreads) * kWideColumns;
+  launch_over("wide_columns_kernel", wide_columns_kernel<T, A, kAligned>, tiles, 1, kWideColumnThreads, 0,
               (a.cols + per_block - 1) / per_block, a, stream);
 }
 

@@ -1,92 +1,33 @@
-"""A CUDA device played by the host: the CPU kernels behind the CUDA functions' signatures, at host addresses."""
+"""Fixtures of several folders. Nothing heavy is imported here: tests of the wheel and of the runner do without torch."""
 
-import contextlib
-import ctypes
+import functools
+import importlib.util
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-
-from sela_ext import _core
-from sela_ext.kernels import device, self_check
 
 
-def array_at(address, dtype, *shape):
-    """A numpy view of memory that somebody else owns."""
-    dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
-
-
-class HostCore:
-    """What the compiled module offers for CUDA, done by the CPU kernels; `spoil(outputs)` may change what comes out."""
-
-    __file__ = _core.__file__
-
-    def __init__(self):
-        self.spoil = lambda outputs: None
-        self.calls = 0
-
-    def sinkhorn_workspace_cuda(self, rows, cols, type):
-        return 2 * max(1, -(-rows // 64)), 0
-
-    def sinkhorn_pass_cuda(self, *arguments):
-        *shared, totals, masked, _scratch, _stream = arguments
-        _logits, name, rows, cols = shared[:4]
-        columns, lse, labels = shared[-3:]
-        self.calls += 1
-        tiles = max(1, -(-rows // 64))
-        objective, weight, count = _core.sinkhorn_pass_cpu(*shared, 1, "")
-        outputs = {
-            "totals": array_at(totals, np.float64, 2, tiles),
-            "masked": array_at(masked, np.int64, 1),
-            "columns": array_at(columns, np.int64, cols),
-            "lse": array_at(lse, np.float64 if name == "float64" else np.float32, rows),
-            "labels": array_at(labels, np.int32, rows) if labels else None,
-            "type": name,
-        }
-        outputs["totals"][:, 0] = objective, weight
-        outputs["masked"][0] = count
-        self.spoil(outputs)
-
-
-class HostCard(device.CudaDevice):
-    """A device whose memory is the host's."""
-
-    def __init__(self, core, place="cpu"):
-        self.core = core
-        self.place = torch.device(place)
-        self.name = "Played Card"
-        self.capability = (9, 0)
-        self.uuid = "GPU-0"
-        self.driver = "550.54, CUDA 12.4"
-        self.is_alive = True
-        self.capturing = False
-
-    def current(self):
-        return contextlib.nullcontext()
-
-    def stream(self):
-        return 0
-
-    def synchronize(self):
-        pass
-
-    def alive(self):
-        return self.is_alive
-
-    def refuse_capture(self, what):
-        assert not self.capturing
+@functools.cache
+def played_card():
+    """The module played_card.py beside this file."""
+    spec = importlib.util.spec_from_file_location("played_card", Path(__file__).with_name("played_card.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # so that what it defines can be sent to other processes
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def host_core():
-    return HostCore()
+    """What the compiled module offers for CUDA, done by the CPU kernels."""
+    return played_card().HostCore()
 
 
 @pytest.fixture
 def host_card(host_core):
-    return HostCard(host_core)
+    """A device whose memory is the host's."""
+    return played_card().HostCard(host_core)
 
 
 @pytest.fixture
@@ -96,6 +37,11 @@ def as_cuda(monkeypatch, tmp_path):
     Verdicts of this test are its own: the cache is a fresh folder, nothing is known of any device, and the build says
     that it holds code for architecture 9.0.
     """
+    import torch
+
+    from sela_ext import _core
+    from sela_ext.kernels import augment_resident, device, self_check, sinkhorn
+
     info = {**_core.build_info(), "cuda": True, "cuda_archs": ["80", "90"], "cuda_ptx": ["90"]}
     monkeypatch.setattr(_core, "build_info", lambda: dict(info))
     monkeypatch.setattr(device, "_usable", {})
@@ -105,10 +51,10 @@ def as_cuda(monkeypatch, tmp_path):
 
     def play(card):
         monkeypatch.setattr(self_check, "open_device", lambda place: card)
-        monkeypatch.setattr(
-            "sela_ext.kernels.sinkhorn.cuda_place",
-            lambda value: card.place if isinstance(value, torch.Tensor) else None,
-        )
+        for module in (sinkhorn, augment_resident):
+            monkeypatch.setattr(
+                module, "cuda_place", lambda value: card.place if isinstance(value, torch.Tensor) else None
+            )
         return card
 
     return play

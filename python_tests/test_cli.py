@@ -87,7 +87,7 @@ def test_info_tells_the_verdict_on_every_device(capsys, monkeypatch):
     assert [" ".join(line.split()[1:]) for line in out.splitlines() if line.startswith("device")] == [
         "cuda:0: Some Card, architecture 9.0, driver 550: self-check passed",
         "cuda:1: Some Card, architecture 9.0, driver 550: self-check FAILED before: column sum 3: expected 1, found 2; "
-        "torch does the work",
+        "torch and the CPU do the work",
         "cuda:2: not checked: cuda:2: no memory left",
     ]
 

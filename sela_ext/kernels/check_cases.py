@@ -1,7 +1,8 @@
 """What the self-check of a CUDA device runs, and how near to the CPU kernels its results must be.
 
-Fixed inputs, drawn from Philox4x32-10: every storage type, every mapping of threads to columns, aligned and unaligned
-rows, and rows that are to be masked or done again.
+Fixed inputs, drawn from Philox4x32-10. The Sinkhorn pass: every storage type, every mapping of threads to columns,
+aligned and unaligned rows, and rows that are to be masked or done again. The augmentation: every output type and memory
+order, one and three channels, boxes that are shrunk and enlarged, drawn and given parameters.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from sela_ext.kernels.augment import Augment, augment, sample_parameters
 from sela_ext.kernels.sinkhorn import SinkhornSums, pass_on_cpu
 
 if TYPE_CHECKING:
@@ -23,13 +25,17 @@ if TYPE_CHECKING:
 
     Case: TypeAlias = "tuple[str, Callable[[], str | None]]"
 
-# On either side of where the mapping changes: one column, part of a warp, a whole one, a block with four rows in
-# flight, with two, and rows that are split over blocks.
-COLUMNS = (1, 31, 256, 257, 1001, 3001, 4099, 6145, 9001)
-FLOAT64_COLUMNS = (31, 1001, 6145)  # one mapping for all of them
+# On either side of where the mapping changes: one column, part of a warp, a whole one, one block per row, a wide block,
+# and rows that are split over blocks.
+COLUMNS = (1, 31, 256, 257, 1001, 1025, 3001, 8191, 8193)
+FLOAT64_COLUMNS = (31, 1001, 8193)  # one mapping for all of them
 SCALE = 4.0
 SPANS = (0.1, 2.0, 16.0)  # logits of row i lie in a range this wide: from nearly even rows to one live entry
 ALIGNMENT = 16  # elements
+
+KEY = (0x5E1A_0123_4567_89AB, 7, 2)  # seed, epoch, view
+PIXEL = 0.01 / 255  # how far a pixel may be off, in [0, 1]
+IMAGES = 24
 
 
 class Runs(Protocol):
@@ -46,6 +52,22 @@ class Runs(Protocol):
         want_labels: bool,
     ) -> SinkhornSums:
         """The CUDA kernels on a copy of the logits that has the same strides and offset."""
+
+    def sample_parameters(
+        self, augment: Augment, height: int, width: int, index: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.void]:
+        """What the CUDA kernel draws with the key KEY."""
+
+    def augment(
+        self,
+        images: npt.NDArray[np.uint8],
+        index: npt.NDArray[np.int64],
+        augment: Augment,
+        params: npt.NDArray[np.void] | None,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> tuple[torch.Tensor, npt.NDArray[np.void]]:
+        """The CUDA kernel with the key KEY, or given parameters, on a copy of the images: output, and what it drew."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +95,7 @@ DOUBLE = Tolerance(columns=1e-10, lse=1e-10, relative=1e-12, tie=1e-9)
 def cases(runs: Runs) -> Iterator[Case]:
     """Every case: what it is, and a call that gives None, or what was expected and what was found."""
     yield from _sinkhorn_cases(runs)
+    yield from _augment_cases(runs)
 
 
 def uniform(count: int, stream: int) -> npt.NDArray[np.float64]:
@@ -186,4 +209,78 @@ def sinkhorn_difference(
         in_range = 0 <= mine < len(score) and theirs >= 0
         if not in_range or not float(score[theirs] - score[mine]) <= tolerance.tie:
             return f"label of row {row}: expected {theirs}, found {mine}"
+    return None
+
+
+def _augment_cases(runs: Runs) -> Iterator[Case]:
+    import torch
+
+    jitter = {"jitter_probability": 0.8, "gray_probability": 0.3}
+    plans = (
+        ((32, 32, 3), Augment.cifar(32, **jitter)),
+        ((32, 32, 3), Augment.sela(32, **jitter)),
+        ((40, 27, 3), Augment.sela(24, **jitter)),
+        ((28, 28, 1), Augment.sela(28, **jitter)),
+        ((64, 64, 3), Augment.cifar(64, **jitter)),
+        ((33, 31, 3), Augment.eval(17)),
+        ((5, 64, 3), Augment.flip(33)),
+    )
+    for shape, options in plans:
+        images = (256 * uniform(IMAGES * int(np.prod(shape)), 4)).astype(np.uint8).reshape(IMAGES, *shape)
+        images[1::4] //= 64  # dark, and of few colours
+        images[2::4] = images[2::4, :1, :1]  # one colour
+        box = f"{options.crop} box of {shape[0]} x {shape[1]} x {shape[2]} to {options.size}"
+        yield f"sample_parameters, {box}", partial(_sample_differs, runs, options, shape[0], shape[1])
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for channels_last in (False, True):
+                for given in (False, True):
+                    what = (
+                        f"augment, {box}, {str(dtype).removeprefix('torch.')}, {'NHWC' if channels_last else 'NCHW'}, "
+                        f"{'given' if given else 'drawn'} parameters"
+                    )
+                    yield what, partial(_augment_differs, runs, images, options, dtype, channels_last, given)
+
+
+def _sample_differs(runs: Runs, options: Augment, height: int, width: int) -> str | None:
+    index = np.concatenate([np.arange(61), [2**32 - 1, 2**32, 2**40 - 1]])
+    seed, epoch, view = KEY
+    drawn = sample_parameters(options, height, width, index, seed=seed, epoch=epoch, view=view)
+    return parameter_difference(runs.sample_parameters(options, height, width, index), drawn)
+
+
+def _augment_differs(
+    runs: Runs, images: npt.NDArray[np.uint8], options: Augment, dtype: torch.dtype, channels_last: bool, given: bool
+) -> str | None:
+    index = np.arange(2 * IMAGES, dtype=np.int64)[::-1] % IMAGES  # every image twice, backwards
+    seed, epoch, view = KEY
+    height, width = images.shape[1:3]
+    drawn = sample_parameters(options, height, width, index, seed=seed, epoch=epoch, view=view)
+    params = drawn[::-1].copy() if given else None  # of other images of the same size
+    wanted = drawn if params is None else params
+    expected = augment(images, wanted, options, rows=index, dtype=dtype, channels_last=channels_last, threads=1)
+    found, records = runs.augment(images, index, options, params, dtype, channels_last)
+    return (None if given else parameter_difference(records, drawn)) or augment_difference(options, found, expected)
+
+
+def parameter_difference(found: npt.NDArray[np.void], expected: npt.NDArray[np.void]) -> str | None:
+    """The first parameter whose bits differ, in words; None when none does."""
+    for name in expected.dtype.names or ():
+        wrong = (found[name] != expected[name]).reshape(len(expected), -1).any(axis=1)
+        if wrong.any():
+            i = int(wrong.argmax())
+            return f"parameter {name} of image {i}: expected {expected[name][i]}, found {found[name][i]}"
+    return None
+
+
+def augment_difference(options: Augment, found: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """What of a batch is not as expected, in words; None when all is."""
+    import torch
+
+    rounding = {torch.float32: 1e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}[expected.dtype]  # one unit
+    wanted, got = expected.double(), found.double()
+    allowed = PIXEL / min(options.std) + rounding * wanted.abs()
+    wrong_pixels = ~((got - wanted).abs() <= allowed)
+    if bool(wrong_pixels.any()):
+        place = tuple(int(n) for n in wrong_pixels.nonzero()[0])
+        return f"pixel {list(place)} of the output: expected {float(wanted[place]):.6g}, found {float(got[place]):.6g}"
     return None

@@ -1,7 +1,7 @@
 """The self-check: at a CUDA device's first use, its kernels against the CPU's on a few dozen rows and images.
 
-A device that fails is refused: one warning says what was compared, and the pure-torch twins do the work there. Verdicts
-are kept on disk, per device, driver and build.
+A device that fails is refused: one warning says what was compared, and the pure-torch twin of the Sinkhorn pass and the
+CPU's augmentation do the work. Verdicts are kept on disk, per device, driver and build.
 
 A kernel that never returns cannot be stopped from inside its process. After a minute this is said; and a process that
 ends in the middle of a check leaves a mark, by which the next one refuses the device instead of hanging again.
@@ -29,8 +29,11 @@ from sela_ext.kernels import check_cases, device
 from sela_ext.kernels.device import CudaDevice
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
+    from sela_ext.kernels.augment import Augment
     from sela_ext.kernels.sinkhorn import SinkhornSums
 
 State = Literal["passed", "failed", "unsupported", "absent", "off"]
@@ -41,7 +44,7 @@ OTHER_MACHINES = 3600.0
 
 
 class RefusedDeviceWarning(UserWarning):
-    """The CUDA kernels of this package are not used on a device; torch does their work there."""
+    """The CUDA kernels of this package are not used on a device; torch and the CPU do their work."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,11 @@ class Verdict:
     def __str__(self) -> str:
         what = {
             "passed": "self-check passed" + (" before" if self.kept else ""),
-            "failed": "self-check FAILED" + (" before" if self.kept else "") + f": {self.reason}; torch does the work",
+            "failed": "self-check FAILED"
+            + (" before" if self.kept else "")
+            + f": {self.reason}; torch and the CPU do the work",
             "off": "not checked (SELA_SELF_CHECK=off)",
-        }.get(self.state, f"{self.reason}; torch does the work")
+        }.get(self.state, f"{self.reason}; torch and the CPU do the work")
         return f"{self.place}: {self.card}: {what}"
 
 
@@ -118,6 +123,53 @@ class OnCard:
         labels = None if sums.labels is None else sums.labels.cpu()
         return SinkhornSums(sums.column_sums.cpu(), sums.objective, sums.weight, sums.lse.cpu(), labels, sums.masked)
 
+    def sample_parameters(
+        self, augment: Augment, height: int, width: int, index: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.void]:
+        """What the CUDA kernel draws with a fixed key."""
+        import torch
+
+        from sela_ext.kernels.augment import PARAMETERS, augment_options
+        from sela_ext.kernels.augment_resident import as_records
+
+        card, rows = self.card, torch.from_numpy(index).to(self.card.place)
+        drawn = torch.empty(len(index), PARAMETERS.itemsize // 4, dtype=torch.int32, device=card.place)
+        with card.current():
+            card.core.sample_parameters_cuda(
+                augment_options(augment, 3),
+                height,
+                width,
+                rows.data_ptr(),
+                len(rows),
+                *check_cases.KEY,
+                drawn.data_ptr(),
+                card.stream(),
+            )
+        card.synchronize()
+        return as_records(drawn)
+
+    def augment(
+        self,
+        images: npt.NDArray[np.uint8],
+        index: npt.NDArray[np.int64],
+        augment: Augment,
+        params: npt.NDArray[np.void] | None,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> tuple[torch.Tensor, npt.NDArray[np.void]]:
+        """The CUDA kernel on a copy of the images, with a fixed key or the given parameters."""
+        import torch
+
+        from sela_ext.kernels.augment_resident import as_records, run_cuda
+
+        resident = torch.from_numpy(images).to(self.card.place)
+        key, want = check_cases.KEY, params is None
+        result, drawn = run_cuda(
+            self.card, resident, index, augment, key, params, None, dtype, channels_last, want_parameters=want
+        )
+        self.card.synchronize()
+        return result.cpu(), as_records(drawn)
+
 
 _lock = threading.RLock()
 _verdicts: dict[Any, tuple[CudaDevice, Verdict]] = {}
@@ -151,7 +203,7 @@ def first_use(place: torch.device) -> CudaDevice | None:
     if verdict.lost:
         raise ResourceError(
             f"{verdict.place}: {verdict.card}: {verdict.reason}; the device cannot be used any more in this process. "
-            "Start again: the verdict is kept, and torch will do the work of the kernels"
+            "Start again: the verdict is kept, and torch and the CPU will do the work"
         )
     warnings.warn(_advice(verdict), RefusedDeviceWarning, stacklevel=4)
     return None
@@ -160,10 +212,10 @@ def first_use(place: torch.device) -> CudaDevice | None:
 def _advice(verdict: Verdict) -> str:
     where = f"{verdict.place}: {verdict.card}"
     if verdict.state != "failed":
-        return f"{where}: {verdict.reason}. Torch does their work there: correct, but slower"
+        return f"{where}: {verdict.reason}. Torch and the CPU do their work: correct, but slower"
     return (
         f"{where} failed the self-check of sela_ext {_core.build_info()['version']}: {verdict.reason}. Its kernels are "
-        "not used, torch does their work there: correct, but slower. Please report this line. "
+        "not used, torch and the CPU do their work: correct, but slower. Please report this line. "
         "SELA_SELF_CHECK=again checks once more, SELA_SELF_CHECK=off uses the kernels unchecked"
     )
 

@@ -1,6 +1,7 @@
-"""Fixtures of several folders. Nothing heavy is imported here: tests of the wheel and of the runner do without torch."""
+"""Fixtures of several folders. Nothing heavy is imported here: some tests do without torch."""
 
 import functools
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def as_cuda(monkeypatch, tmp_path):
     import torch
 
     from sela_ext import _core
-    from sela_ext.kernels import augment_resident, device, self_check, sinkhorn
+    from sela_ext.kernels import device, self_check
+
+    callers = [importlib.import_module(f"sela_ext.kernels.{n}") for n in ("sinkhorn", "augment", "augment_resident")]
 
     info = {**_core.build_info(), "cuda": True, "cuda_archs": ["80", "90"], "cuda_ptx": ["90"]}
     monkeypatch.setattr(_core, "build_info", lambda: dict(info))
@@ -51,7 +54,7 @@ def as_cuda(monkeypatch, tmp_path):
 
     def play(card):
         monkeypatch.setattr(self_check, "open_device", lambda place: card)
-        for module in (sinkhorn, augment_resident):
+        for module in callers:
             monkeypatch.setattr(
                 module, "cuda_place", lambda value: card.place if isinstance(value, torch.Tensor) else None
             )

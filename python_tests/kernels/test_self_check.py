@@ -1,5 +1,6 @@
 """The first-use check of a CUDA device, on devices played by the host: good ones, broken ones, unknown ones."""
 
+import functools
 import json
 import logging
 import multiprocessing
@@ -18,7 +19,7 @@ import torch
 
 import sela_ext
 from sela_ext import _core, kernels
-from sela_ext.errors import OptionError, ResourceError
+from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels import RefusedDeviceWarning, check_cases, device, reference, self_check
 from sela_ext.kernels.device import runs_on
 
@@ -29,6 +30,11 @@ EXPECTED = reference.sinkhorn_pass(LOGITS, np.zeros(12), want_labels=True)
 @pytest.fixture
 def few_cases(monkeypatch):
     monkeypatch.setattr(check_cases, "COLUMNS", (1, 31, 257))
+    monkeypatch.setattr(check_cases, "IMAGES", 5)
+
+
+def played_card():
+    return sys.modules["played_card"]
 
 
 def one_pass():
@@ -58,7 +64,14 @@ def forget(monkeypatch):
 def test_every_case_passes_on_a_device_that_does_as_the_cpu_does(host_card):
     ran = [what for what, differs in check_cases.cases(self_check.OnCard(host_card)) if differs() is None]
     assert len(ran) == len(set(ran)) == len(list(check_cases.cases(self_check.OnCard(host_card))))
-    for words in ("float32", "float16", "bfloat16", "float64", ", 9001]", "unaligned", "without labels"):
+    for words in ("float32", "float16", "bfloat16", "float64", ", 8193]", "unaligned", "without labels"):
+        assert any(words in what for what in ran)
+    for words in (
+        "sample_parameters, ",
+        "augment, random box of 64 x 64 x 3",
+        "x 1 to 28, bfloat16, NHWC, given",
+        "NCHW",
+    ):
         assert any(words in what for what in ran)
 
 
@@ -135,61 +148,111 @@ def test_another_build_is_checked_again(as_cuda, host_card, host_core, few_cases
     assert host_core.calls > 30
 
 
+def of_a_pass(spoil):
+    """Leaves what the image kernels give alone."""
+    return functools.wraps(spoil)(lambda outputs: spoil(outputs) if "columns" in outputs else None)
+
+
+@of_a_pass
 def column(outputs):
     outputs["columns"][-1] += int(2.0 / _core.sinkhorn_resolution(131, 2.0))
 
 
+@of_a_pass
 def label(outputs):
     if outputs["labels"] is not None:
         outputs["labels"][0] = (outputs["labels"][0] + 1) % max(2, len(outputs["columns"]))
 
 
+@of_a_pass
 def label_of_a_masked_row(outputs):
     if outputs["labels"] is not None:
         outputs["labels"][3] = 0
 
 
+@of_a_pass
 def label_out_of_range(outputs):
     if outputs["labels"] is not None:
         outputs["labels"][0] = -7
 
 
+@of_a_pass
 def nan_row(outputs):
     outputs["lse"][0] = np.nan
 
 
+@of_a_pass
 def unmasked_row(outputs):
     outputs["lse"][3] = 1.0
 
 
+@of_a_pass
 def shifted_row(outputs):
     outputs["lse"][2] += 1e-3
 
 
+@of_a_pass
 def masked(outputs):
     outputs["masked"][0] += 1
 
 
+@of_a_pass
 def objective(outputs):
     outputs["totals"][0, 0] += 0.5
 
 
+@of_a_pass
 def nan_objective(outputs):
     outputs["totals"][0, 0] = np.nan
 
 
+@of_a_pass
 def weight(outputs):
     outputs["totals"][1, 0] += 1
 
 
+@of_a_pass
 def columns_swapped_in_bfloat16(outputs):
     if outputs["type"] == "bfloat16":
         outputs["columns"][:] = outputs["columns"][::-1].copy()
 
 
+@of_a_pass
 def nothing_written(outputs):
     for name in ("totals", "masked", "columns", "lse"):
         outputs[name][:] = 0
+
+
+def drawn_left(outputs):
+    if "sampled" in outputs:
+        outputs["sampled"]["left"][7] += 1
+
+
+def drawn_hue_in_the_last_bit(outputs):
+    if "sampled" in outputs:
+        hue = outputs["sampled"]["hue"]
+        hue[:] = np.nextafter(hue, np.float32(9))
+
+
+def drawn_order_with_the_images(outputs):
+    if "params" in outputs and not outputs["given"]:
+        outputs["params"]["order"][9] = outputs["params"]["order"][9][::-1].copy()
+
+
+def pixel(outputs):
+    if "out" in outputs and outputs["dtype"] == "float32":
+        pixels = played_card().array_at(outputs["out"], np.float32, 3 * 32 * 32)
+        pixels[5] += 0.001
+
+
+def pixel_of_given_parameters_in_half(outputs):
+    if "out" in outputs and outputs["dtype"] == "float16" and outputs["given"]:
+        played_card().array_at(outputs["out"], np.uint16, 3 * 32 * 32)[33] ^= 0x0010
+
+
+def nan_pixel(outputs):
+    if "out" in outputs and outputs["dtype"] == "bfloat16":
+        played_card().array_at(outputs["out"], np.uint16, 3)[2] = 0x7FC0
 
 
 SPOILED = {
@@ -206,6 +269,12 @@ SPOILED = {
     weight: r"weight: expected",
     columns_swapped_in_bfloat16: r"bfloat16 \[131, 31\].*column sum",
     nothing_written: r"masked rows: expected 4, found 0",
+    drawn_left: r"sample_parameters, random box of 32 x 32 x 3 to 32: parameter left of image 7: expected",
+    drawn_hue_in_the_last_bit: r"sample_parameters, .*: parameter hue of image 0: expected",
+    drawn_order_with_the_images: r"augment, .*, drawn parameters: parameter order of image 9: expected",
+    pixel: r"augment, .*, float32, NCHW, drawn parameters: pixel \[0, 0, 0, 5\] of the output: expected",
+    pixel_of_given_parameters_in_half: r"float16, NCHW, given parameters: pixel \[0, 0, 1, 1\] of the output: expected",
+    nan_pixel: r"bfloat16, NCHW, drawn parameters: pixel \[0, 0, 0, 2\] of the output: expected .*, found nan",
 }
 
 
@@ -254,6 +323,7 @@ def test_a_wrong_result_refuses_the_device_and_torch_goes_on(
 
 
 def test_a_spoiled_case_with_weights_and_reference_says_so(host_card, host_core, few_cases):
+    @of_a_pass
     def spoil(outputs):
         outputs["columns"][0] += int(1.0 / _core.sinkhorn_resolution(131, 2.0)) if host_core.calls % 2 == 0 else 0
 
@@ -409,7 +479,9 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 def test_two_threads_at_once_check_once(as_cuda, host_card, host_core, few_cases):
     as_cuda(host_card)
-    alone = sum(2 for _ in check_cases.cases(self_check.OnCard(host_card)))
+    assert self_check._check(host_card) == ("", False)
+    alone = host_core.calls
+    host_core.calls = 0
     host_core.spoil = lambda outputs: time.sleep(0.001)
     start, results = threading.Barrier(4), []
 
@@ -542,6 +614,7 @@ def test_an_interrupted_check_leaves_no_mark(as_cuda, host_card, host_core, few_
 def test_a_check_that_takes_too_long_is_spoken_of(host_card, host_core, few_cases, monkeypatch, caplog):
     monkeypatch.setattr(self_check, "PATIENCE", 0.05)
     monkeypatch.setattr(check_cases, "COLUMNS", (1,))
+    monkeypatch.setattr(check_cases, "_augment_cases", lambda runs: ())
     host_core.spoil = lambda outputs: time.sleep(0.3) if host_core.calls == 3 else None
     with caplog.at_level(logging.WARNING, "sela_ext"):
         assert self_check._check(host_card) == ("", False)
@@ -558,6 +631,39 @@ def test_a_captured_stream_is_refused_before_the_check(as_cuda, host_card, host_
     assert host_core.calls == 0
 
 
+def test_refused_devices_have_their_images_augmented_all_the_same(
+    as_cuda, host_card, host_core, few_cases, monkeypatch
+):
+    options = kernels.Augment.cifar(24)
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 30, 3), dtype=np.uint8)
+    index = np.array([3, 3, 19, 0])
+    expected, drawn = kernels.augment_resident(images, index, options, seed=1, epoch=2, view=3, return_parameters=True)
+    as_cuda(host_card)
+    host_core.spoil = pixel
+    resident = torch.from_numpy(images)
+    with pytest.warns(RefusedDeviceWarning, match="torch and the CPU do their work"):
+        found, params = kernels.augment_resident(
+            resident, index, options, seed=1, epoch=2, view=3, return_parameters=True
+        )
+    calls = host_core.calls
+    assert torch.equal(found, expected)
+    assert params.tobytes() == drawn.tobytes()
+    out = torch.empty(4, 3, 24, 24, dtype=torch.float16, memory_format=torch.channels_last)
+    given = kernels.augment(resident, drawn, options, rows=index, out=out, channels_last=True)
+    assert given is out
+    torch.testing.assert_close(out.float(), expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(DataError, match=r"index: expected image numbers in \[0, 20\), found 20"):
+        kernels.augment_resident(resident, [20], options, seed=1, epoch=2)
+    assert host_core.calls == calls
+
+    host_core.spoil = lambda outputs: None
+    forget(monkeypatch)
+    monkeypatch.setenv("SELA_SELF_CHECK", "off")
+    assert torch.equal(kernels.augment_resident(resident, index, options, seed=1, epoch=2, view=3), expected)
+    assert torch.equal(kernels.augment(resident, drawn, options, rows=index), expected)
+    assert host_core.calls == calls + 2
+
+
 def test_the_verdict_of_what_is_no_device_is_refused():
     for wrong in ("cpu", "tpu", 1.5, None):
         with pytest.raises(OptionError, match='expected "cuda" or "cuda:N"'):
@@ -569,6 +675,7 @@ def test_the_verdict_of_what_is_no_device_is_refused():
 def test_the_torch_fallback_in_blocks_is_the_twin(as_cuda, host_card, host_core, few_cases, monkeypatch):
     as_cuda(host_card)
     host_core.spoil = nan_row
+    monkeypatch.setattr(check_cases, "COLUMNS", (1,))
     monkeypatch.setattr("sela_ext.kernels.sinkhorn._TWIN_ENTRIES", 12 * 7)  # 6 blocks, the last one of 5 rows
     logits, weights = LOGITS.clone(), np.linspace(0, 2, 40)
     logits[11, 3] = float("nan")

@@ -229,7 +229,8 @@ def run_cuda(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Check, allocate and launch, whatever the device's self-check says.
 
-    Returns the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for). params None: they are drawn with key = (seed, epoch, view).
+    Returns the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for). Without params they are
+    drawn with key = (seed, epoch, view).
     """
     import torch
 

@@ -218,7 +218,7 @@ def _augment_cases(runs: Runs) -> Iterator[Case]:
     jitter = {"jitter_probability": 0.8, "gray_probability": 0.3}
     plans = (
         ((32, 32, 3), Augment.cifar(32, **jitter)),
-        ((32, 32, 3), Augment.sela(32, **jitter)),
+        ((30, 32, 3), Augment.sela(32, **jitter)),
         ((40, 27, 3), Augment.sela(24, **jitter)),
         ((28, 28, 1), Augment.sela(28, **jitter)),
         ((64, 64, 3), Augment.cifar(64, **jitter)),

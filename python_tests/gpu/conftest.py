@@ -1,10 +1,14 @@
-"""The device of these tests: the real card (`pytest -m gpu`), and one played by the host, so that the tests are tested.
+"""The device of these tests: the real card (`pytest -m gpu`), and two that the host plays, so that the tests are tested.
 
-On a machine without a card the bodies run on the host all the same: through the same checks, allocations and calls, but
-with the CPU kernels behind the CUDA functions' signatures.
+On a machine without a card the bodies run on the host all the same, through the same checks, allocations and calls:
+`played` has the CPU kernels behind the CUDA functions' signatures, `simt` (slow) the CUDA kernels' own source on the
+runner of csrc/simt.
 """
 
+import functools
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,12 +57,25 @@ def cuda(monkeypatch, tmp_path_factory):
     return real_card(monkeypatch, tmp_path_factory)
 
 
-@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu), "played"])
+@functools.cache
+def runner():
+    """The module _simt, as the tests in python_tests/simt build and load it."""
+    spec = importlib.util.spec_from_file_location("simt_conftest", Path(__file__).parents[1] / "simt" / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load()
+
+
+@pytest.fixture(
+    params=[pytest.param("cuda", marks=pytest.mark.gpu), "played", pytest.param("simt", marks=pytest.mark.slow)]
+)
 def card(request, monkeypatch, tmp_path_factory):
-    """The real card, and the played one."""
+    """The real card, and the played ones."""
     if request.param == "cuda":
         return real_card(monkeypatch, tmp_path_factory)
     host_card = request.getfixturevalue("host_card")
+    if request.param == "simt":
+        host_card.core = runner()
     request.getfixturevalue("as_cuda")(host_card)
     monkeypatch.setenv("SELA_SELF_CHECK", "off")
     return Card(host_card.place, played=True)

@@ -1,4 +1,4 @@
-"""The device of these tests: the real card (`pytest -m gpu`), and two that the host plays, so that the tests are tested.
+"""The device of these tests: the real card (`pytest -m gpu`), and two that the host plays to test the tests.
 
 On a machine without a card the bodies run on the host all the same, through the same checks, allocations and calls:
 `played` has the CPU kernels behind the CUDA functions' signatures, `simt` (slow) the CUDA kernels' own source on the

@@ -6,7 +6,7 @@ import torch
 from sela_ext import kernels
 from sela_ext.kernels.sinkhorn import pass_in_torch
 
-# Just above 2^31 entries, one shape for every mapping: a warp, a block with four rows, one with two, split rows.
+# Just above 2^31 entries, one shape for every mapping: a warp, a block, a wide one, split rows.
 SHAPES = ((67_200_000, 32), (2_150_000, 1000), (540_000, 4000), (240_000, 9000))
 LARGER = 1 << 31
 

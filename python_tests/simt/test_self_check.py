@@ -106,7 +106,7 @@ def draws_of_another_view(simt):
 def swaps_images(simt):
     def augment_resident_cuda(options, images, total, height, width, channels, *rest):
         shift = height * width * channels if channels == 1 else 0
-        simt.augment_resident_cuda(options, images + shift, total - 1, height, width, channels, *rest)
+        simt.augment_resident_cuda(options, images + shift, total - (channels == 1), height, width, channels, *rest)
 
     return {"augment_resident_cuda": augment_resident_cuda}
 
@@ -129,10 +129,12 @@ def launch_fails(simt):
         (launch_fails, "found an error: fused_kernel .one warp.: launch failed: too many resources"),
     ],
 )
-def test_a_corrupted_kernel_is_refused_and_the_work_goes_on(torch, simt, play, corruption, words):
+def test_a_corrupted_kernel_is_refused_and_the_work_goes_on(torch, simt, play, monkeypatch, corruption, words):
     from sela_ext import kernels
-    from sela_ext.kernels import reference
+    from sela_ext.kernels import check_cases, reference
 
+    monkeypatch.setattr(check_cases, "COLUMNS", (1, 8193))
+    monkeypatch.setattr(check_cases, "IMAGES", 5)
     play(Changed(simt, **corruption(simt)))
     logits = torch.randn(70, 300, generator=torch.Generator().manual_seed(0))
     with pytest.warns(kernels.RefusedDeviceWarning, match=words):

@@ -66,9 +66,17 @@ def runner():
     return module.load()
 
 
-@pytest.fixture(
-    params=[pytest.param("cuda", marks=pytest.mark.gpu), "played", pytest.param("simt", marks=pytest.mark.slow)]
-)
+def pytest_generate_tests(metafunc):
+    """The cards of a test: the runner takes the place of one where kernels are tested, and no whole solves."""
+    if "card" not in metafunc.fixturenames:
+        return
+    cards = [pytest.param("cuda", marks=pytest.mark.gpu), "played"]
+    if Path(metafunc.module.__file__).stem in ("test_sinkhorn", "test_augment"):
+        cards.append(pytest.param("simt", marks=pytest.mark.slow))
+    metafunc.parametrize("card", cards, indirect=True)
+
+
+@pytest.fixture
 def card(request, monkeypatch, tmp_path_factory):
     """The real card, and the played ones."""
     if request.param == "cuda":

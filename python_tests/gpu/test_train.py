@@ -28,7 +28,15 @@ def data(card):
     for image, label in zip(images, labels, strict=True):
         y, x = divmod(int(label), 2)
         image[8 * y : 8 * y + 8, 8 * x : 8 * x + 8] += 150
-    small = {"epochs": 3, "batch_size": 32, "clusters": 4, "heads": 2, "projection": 16, "holdout": 32}
+    small = {
+        "model": "small-resnet",
+        "epochs": 3,
+        "batch_size": 32,
+        "clusters": 4,
+        "heads": 2,
+        "projection": 16,
+        "holdout": 32,
+    }
     return images, {**small, "labels": labels}
 
 

@@ -13,6 +13,8 @@ from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels.device import cuda_place, usable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
     import torch
 
@@ -332,6 +334,35 @@ def pass_on_device(
         OptionError: an argument of a wrong shape or value.
         ResourceError: a launch that failed, or a stream that is being captured.
     """
+    launch, collect = prepared_pass(
+        card,
+        logits,
+        potential,
+        scale=scale,
+        row_weights=row_weights,
+        reference=reference,
+        want_labels=want_labels,
+    )
+    launch()
+    return collect()
+
+
+def prepared_pass(
+    card: CudaDevice,
+    logits: torch.Tensor,
+    potential: Any,
+    *,
+    scale: float = 1.0,
+    row_weights: Any = None,
+    reference: Any = None,
+    want_labels: bool = False,
+) -> tuple[Callable[[], None], Callable[[], SinkhornSums]]:
+    """Check and allocate: (launch, collect), the kernels alone and what reads their results back.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+        ResourceError: a stream that is being captured.
+    """
     import torch
 
     name = check_logits(logits)
@@ -370,28 +401,36 @@ def pass_on_device(
         totals = torch.zeros(2, totals_count // 2, dtype=torch.float64, device=device)
         scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
         masked = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def launch() -> None:
         try:
-            card.core.sinkhorn_pass_cuda(
-                logits.data_ptr(),
-                name,
-                rows,
-                cols,
-                stride,
-                scale,
-                g.data_ptr(),
-                0 if weights is None else weights.data_ptr(),
-                largest,
-                0 if before is None else before.data_ptr(),
-                columns.data_ptr(),
-                lse.data_ptr(),
-                0 if labels is None else labels.data_ptr(),
-                totals.data_ptr(),
-                masked.data_ptr(),
-                scratch.data_ptr(),
-                card.stream(),
-            )
+            with card.current():
+                card.core.sinkhorn_pass_cuda(
+                    logits.data_ptr(),
+                    name,
+                    rows,
+                    cols,
+                    stride,
+                    scale,
+                    g.data_ptr(),
+                    0 if weights is None else weights.data_ptr(),
+                    largest,
+                    0 if before is None else before.data_ptr(),
+                    columns.data_ptr(),
+                    lse.data_ptr(),
+                    0 if labels is None else labels.data_ptr(),
+                    totals.data_ptr(),
+                    masked.data_ptr(),
+                    scratch.data_ptr(),
+                    card.stream(),
+                )
         except RuntimeError as error:
             raise ResourceError(str(error)) from error
-        objective, weight = (math.fsum(part) for part in totals.tolist())
-        sums = columns.double() * _core.sinkhorn_resolution(rows, largest)
-    return SinkhornSums(sums, objective, weight, lse, labels, int(masked.item()))
+
+    def collect() -> SinkhornSums:
+        with card.current():
+            objective, weight = (math.fsum(part) for part in totals.tolist())
+            sums = columns.double() * _core.sinkhorn_resolution(rows, largest)
+            return SinkhornSums(sums, objective, weight, lse, labels, int(masked.item()))
+
+    return launch, collect

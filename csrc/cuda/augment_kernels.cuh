@@ -51,7 +51,7 @@ constexpr unsigned kEveryLane = 0xFFFFFFFFu;
 
 /// What is to be done with one image.
 struct alignas(16) Plan {
-  int64_t image;                 ///< -1: there is no such image, and the output is NaN
+  int64_t image;                 ///< < 0: there is no such image, and the output is NaN
   int32_t top, left;             ///< of the box that is read
   int32_t height, width;         ///< of that box
   int32_t tall, wide;            ///< what the box is resampled to
@@ -126,7 +126,7 @@ inline Layout lay_out(int32_t size, int32_t height, int32_t width, int32_t chann
   return l;
 }
 
-/// 1 / x for normal x.
+/// 1 / x; infinity for 0.
 __device__ __forceinline__ float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
@@ -138,13 +138,6 @@ __device__ __forceinline__ float reciprocal(float x) {
 }
 
 // ---- 16 bytes of output.
-
-struct alignas(16) Bytes16 {
-  uint32_t word[4];
-};
-struct alignas(16) Floats4 {
-  float value[4];
-};
 
 __device__ __forceinline__ uint32_t word_of(float x) {
   uint32_t word;
@@ -179,16 +172,20 @@ constexpr int kPixels = 16 / static_cast<int>(sizeof(T));  ///< values of 16 byt
 /// 16 bytes at `to` from element(0), element(1), ...
 template <class T, class Element>
 __device__ __forceinline__ void store_16(T* to, Element element) {
-  Bytes16 bytes;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(T) == 4) {
-      bytes.word[i] = word_of(element(i));
-    } else {
-      bytes.word[i] = words_of(T(), element(2 * i), element(2 * i + 1));
-    }
+  uint4 words;
+  if constexpr (sizeof(T) == 4) {
+    words = make_uint4(word_of(element(0)), word_of(element(1)), word_of(element(2)), word_of(element(3)));
+  } else {
+    words = make_uint4(words_of(T(), element(0), element(1)), words_of(T(), element(2), element(3)),
+                       words_of(T(), element(4), element(5)), words_of(T(), element(6), element(7)));
   }
-  *reinterpret_cast<Bytes16*>(to) = bytes;
+#if defined(__CUDA_ARCH__)  // written out: the compiler splits some of these stores into four
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(to) = words;
+#endif
 }
 
 // ---- Colour.
@@ -207,10 +204,11 @@ __device__ __forceinline__ float brightness_of(const float (&v)[kChannels][kCoun
   }
 }
 
-/// RGB -> hue in sixths -> turned -> RGB: every channel is low + range * ramp(hue).
+/// RGB -> hue in sixths -> turned -> RGB: every channel is low + range * ramp(hue). Where the range is 0 the hue is not
+/// a number, of which __saturatef makes a ramp of 0.
 __device__ __forceinline__ void turn_hue(float turn, float& r, float& g, float& b) {
   const float high = fmaxf(fmaxf(r, g), b), low = fminf(fminf(r, g), b), range = high - low;
-  const float inverse = reciprocal(fmaxf(range, 1e-12f));
+  const float inverse = reciprocal(range);
   float hue = high == g ? fmaf(b - r, inverse, 2.0f) : fmaf(r - g, inverse, 4.0f);
   hue = (high == r ? (g - b) * inverse : hue) + turn;
   hue = fmaf(floorf(hue * (1.0f / 6.0f)), -6.0f, hue);
@@ -255,7 +253,7 @@ __device__ __forceinline__ void make_gray(float (&v)[kChannels][kCount]) {
 
 // ---- Before an image: its parameters, its plan, its bytes, its weights.
 
-/// Turns parameters into a plan. image: -1 where there is none.
+/// Turns parameters into a plan. image: < 0 where there is none.
 template <int kChannels>
 __device__ __forceinline__ Plan make_plan(const Arguments& a, const AugmentParameters& p, int64_t image) {
   const bool center = a.options.crop == Crop::center;
@@ -305,7 +303,7 @@ __device__ __forceinline__ void draw(const Arguments& a, int64_t first, Plan* pl
     p = sample_parameters(a.options, a.height, a.width, a.seed, a.epoch, static_cast<uint64_t>(image), a.view);
     if (a.drawn != nullptr) a.drawn[i] = p;
   }
-  plans[t] = make_plan<kChannels>(a, p, image >= 0 && image < a.image_count ? image : -1);
+  plans[t] = make_plan<kChannels>(a, p, image < a.image_count ? image : -1);
 }
 
 /// Where the first byte of a plan's box comes to lie within 16 bytes.
@@ -331,7 +329,7 @@ __device__ __forceinline__ void start_copy(const Arguments& a, const Plan& p, ui
     if (begin != 0 || end % 16 != 0) {
       const int head = 16 * whole < end ? 16 * whole : end, tail = 16 * beyond > head ? 16 * beyond : head;
       const int byte = t < 32 ? begin + t : tail + t - 32;
-      if (byte < (t < 32 ? head : end) && t < 64) input[byte] = rows[byte - begin];
+      if (byte < (t < 32 ? head : end)) input[byte] = rows[byte - begin];
     }
   }
   copy_async_commit();
@@ -351,6 +349,7 @@ __device__ __forceinline__ void make_taps(const Arguments& a, const Plan& p, Tap
   const float middle = axis_middle(axis, output);
   const AxisSpan span = axis_span(axis, middle);
   float total = 0.0f;
+#pragma unroll 1
   for (int32_t k = 0; k < axis.taps; ++k) total += axis_weight(axis, middle, span, k);
   total = total > 0.0f ? (rows ? 1.0f : 1.0f / 255.0f) / total : 0.0f;
   Tap tap = {span.start, span.count, axis_weight(axis, middle, span, 0) * total,
@@ -358,28 +357,37 @@ __device__ __forceinline__ void make_taps(const Arguments& a, const Plan& p, Tap
   taps[(rows ? size : 0) + i] = tap;
   if ((p.flags & kEnlarges) == 0u) {
     float* own = weights + (rows ? a.layout.weight : 0) + i;
+#pragma unroll 1
     for (int32_t k = 0; k < span.count; ++k) own[k * size] = axis_weight(axis, middle, span, k) * total;
   }
 }
 
 // ---- Resampling: one column of the output.
 
-/// Two inputs of a row under the weights of a column.
+/// A column of the output while it passes down an enlarged box: two inputs of a row under the column's weights, and the
+/// two latest input rows resampled like that.
 template <int kChannels>
 struct Column {
   const uint8_t* first;  ///< in the first row of the box
   const uint8_t* second;
   float first_weight, second_weight;
-  int32_t row;   ///< bytes from one row to the next
-  int32_t last;  ///< the box's last row
+  int32_t row;     ///< bytes from one row to the next
+  int32_t last;    ///< bytes to the box's last row
+  int32_t offset;  ///< bytes to the row after the latest
+  int32_t latest;  ///< number of the row in `below`
+  float above[kChannels], below[kChannels];
 
-  /// value[c] of input row y; rows behind the last one repeat it, under a weight of zero.
-  __device__ __forceinline__ void at(int32_t y, float (&value)[kChannels]) const {
-    const int32_t offset = (y < last ? y : last) * row;
+  /// The next input row. Those behind the last one repeat it, under a weight of zero.
+  __device__ __forceinline__ void advance() {
+    const int32_t here = offset < last ? offset : last;
+    offset += row;
+    ++latest;
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c)
-      value[c] = fmaf(static_cast<float>(second[offset + c]), second_weight,
-                      static_cast<float>(first[offset + c]) * first_weight);
+    for (int c = 0; c < kChannels; ++c) {
+      above[c] = below[c];
+      below[c] =
+          fmaf(static_cast<float>(second[here + c]), second_weight, static_cast<float>(first[here + c]) * first_weight);
+    }
   }
 };
 
@@ -394,10 +402,12 @@ __device__ __forceinline__ void reduce_box(const uint8_t* box, int32_t row, cons
   const float* inner_weight = rows_first ? wy : wx;
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) value[c] = 0.0f;
+#pragma unroll 1
   for (int32_t o = 0; o < outer; ++o) {
     float part[kChannels];
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) part[c] = 0.0f;
+#pragma unroll 1
     for (int32_t i = 0; i < inner; ++i) {
       const uint8_t* pixel = corner + o * outer_step + i * inner_step;
 #pragma unroll
@@ -423,33 +433,30 @@ __device__ __forceinline__ float resample(const Arguments& a, const Plan& p, con
   const Tap* row_taps = taps + size;
   const Tap tap = taps[own];
   const int32_t second = tap.start + 1 < p.width ? tap.start + 1 : tap.start;
-  const Column<kChannels> column = {
-      box + tap.start * kChannels, box + second * kChannels, tap.first, tap.second, row, p.height - 1};
-
-  float above[kChannels], below[kChannels];  // horizontally resampled rows at - 1 and at
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) above[c] = below[c] = 0.0f;
-  int32_t at = from < until ? row_taps[from].start - 1 : 0;
+  Column<kChannels> column = {box + tap.start * kChannels, box + second * kChannels, tap.first, tap.second, row,
+                              (p.height - 1) * row};
+  column.latest = from < until ? row_taps[from].start - 1 : 0;
+  column.offset = (column.latest + 1) * row;
+  if (enlarges) column.advance();
   float sum = 0.0f;
   for (int32_t y = from; y < until; y += kRows) {
     float v[kChannels][kRows];
+    if (enlarges) {
 #pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      const int32_t line = y + j < until ? y + j : until - 1;
-      const Tap mix = row_taps[line];
-      if (enlarges) {
-        while (at <= mix.start) {
-          ++at;
+      for (int j = 0; j < kRows; ++j) {
+        const Tap mix = row_taps[y + j < until ? y + j : until - 1];
+#pragma unroll 1
+        while (column.latest <= mix.start) column.advance();
 #pragma unroll
-          for (int c = 0; c < kChannels; ++c) above[c] = below[c];
-          column.at(at, below);
-        }
+        for (int c = 0; c < kChannels; ++c) v[c][j] = fmaf(column.below[c], mix.second, column.above[c] * mix.first);
+      }
+    } else {
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) v[c][j] = fmaf(below[c], mix.second, above[c] * mix.first);
-      } else {
+      for (int j = 0; j < kRows; ++j) {
+        const int32_t line = y + j < until ? y + j : until - 1;
         float value[kChannels];
-        reduce_box<kChannels>(box, row, tap, mix, weights + own, weights + a.layout.weight + line, size, rows_first,
-                              value);
+        reduce_box<kChannels>(box, row, tap, row_taps[line], weights + own, weights + a.layout.weight + line, size,
+                              rows_first, value);
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) v[c][j] = value[c];
       }
@@ -489,9 +496,11 @@ __device__ __forceinline__ void finish(const Arguments& a, const Plan& p, const 
     for (int c = 0; c < kChannels; ++c)
 #pragma unroll
       for (int k = 0; k < kCount; k += 4) {
-        const Floats4 four = *reinterpret_cast<const Floats4*>(planes + c * a.layout.plane + at + k);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) v[c][k + j] = four.value[j];
+        const float4 four = *reinterpret_cast<const float4*>(planes + c * a.layout.plane + at + k);
+        v[c][k] = four.x;
+        v[c][k + 1] = four.y;
+        v[c][k + 2] = four.z;
+        v[c][k + 3] = four.w;
       }
     if ((p.flags & kColour) != 0u) {
 #pragma unroll

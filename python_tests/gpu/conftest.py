@@ -67,10 +67,14 @@ def runner():
 
 
 def pytest_generate_tests(metafunc):
-    """The cards of a test: the runner takes the place of one where kernels are tested, and no whole solves."""
+    """The cards of a test: the runner plays one where kernels are tested; training on the host's is slow."""
     if "card" not in metafunc.fixturenames:
         return
-    cards = [pytest.param("cuda", marks=pytest.mark.gpu), "played"]
+    trains = "data" in metafunc.fixturenames
+    cards = [
+        pytest.param("cuda", marks=pytest.mark.gpu),
+        pytest.param("played", marks=pytest.mark.slow if trains else ()),
+    ]
     if Path(metafunc.module.__file__).stem in ("test_sinkhorn", "test_augment"):
         cards.append(pytest.param("simt", marks=pytest.mark.slow))
     metafunc.parametrize("card", cards, indirect=True)

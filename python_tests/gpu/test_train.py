@@ -69,7 +69,13 @@ def test_a_network_is_trained_and_images_are_labelled(card, data, tmp_path, prec
     if not card.played and precision == "bfloat16" and not torch.cuda.is_bf16_supported():
         pytest.skip("the card has no bfloat16")
     source, options = data
-    options = {**options, "device": str(card.place), "precision": precision, "progress": False, "threads": 2}
+    options = {
+        **options,
+        "device": str(card.place),
+        "precision": precision,
+        "progress": False,
+        "threads": 1 if card.played else 2,
+    }
     result = sela_ext.train(source, out=tmp_path / "run", **options)
     assert next(result.network.parameters()).device == card.place
     assert_whole(tmp_path / "run", result, 1797 if isinstance(source, str) else len(source))
@@ -77,7 +83,13 @@ def test_a_network_is_trained_and_images_are_labelled(card, data, tmp_path, prec
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(card, data, tmp_path, monkeypatch):
     source, options = data
-    options = {**options, "device": str(card.place), "precision": "float32", "progress": False, "threads": 2}
+    options = {
+        **options,
+        "device": str(card.place),
+        "precision": "float32",
+        "progress": False,
+        "threads": 1 if card.played else 2,
+    }
     whole = sela_ext.train(source, out=tmp_path / "whole", **options)
 
     # The same run, killed by a signal after some steps.

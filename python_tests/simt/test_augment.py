@@ -436,6 +436,7 @@ def test_an_empty_batch_launches_nothing(simt):
         (65, 8, 3, 8, "1 to 64 pixels a side on CUDA, found 65 x 8 to 8"),
         (8, 65, 3, 8, "found 8 x 65 to 8"),
         (8, 8, 3, 65, "found 8 x 8 to 65"),
+        (0, 8, 3, 8, "found 0 x 8 to 8"),
         (8, 8, 2, 8, "1 or 3 channels, found 2"),
     ],
 )

@@ -183,7 +183,8 @@ def test_images_beyond_2_31_bytes_are_reached(cuda):
     assert resident.numel() > 1 << 31
     images = images_of(20, 32, 32, 3)
     index = np.concatenate([np.arange(10), np.arange(count - 10, count)])
-    resident[torch.from_numpy(index).to(cuda.place)] = torch.from_numpy(images).to(cuda.place)
+    for row, image in zip(index.tolist(), images, strict=True):
+        resident[row].copy_(torch.from_numpy(image))
     options = Augment.cifar(32)
     found, drawn = kernels.augment_resident(resident, index, options, **KEY, return_parameters=True)
     expected = kernels.augment(images, drawn, options)

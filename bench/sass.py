@@ -36,7 +36,10 @@ _REGISTER = re.compile(r"(?<![A-Z\w])R(\d+)\b")
 # Instruction classes by the operation's first word, in the order in which they are asked.
 CLASSES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("mufu", re.compile(r"MUFU$")),
-    ("memory", re.compile(r"(LD|ST|LDG|STG|LDS|STS|LDSM|LDL|STL|LDGSTS|LDC|LDCU|ULDC|ATOM|ATOMG|ATOMS|RED|REDG|CCTL)$")),
+    (
+        "memory",
+        re.compile(r"(LD|ST|LDG|STG|LDS|STS|LDSM|LDL|STL|LDGSTS|LDC|LDCU|ULDC|ATOM|ATOMG|ATOMS|RED|REDG|CCTL)$"),
+    ),
     ("shuffle", re.compile(r"(SHFL|VOTE|VOTEU|MATCH|REDUX)$")),
     (
         "control",
@@ -326,7 +329,7 @@ class HotLoop:
         return max(most, copies)
 
 
-class NoHotLoop(ValueError):
+class HotLoopError(ValueError):
     """No loop of a kernel holds the markers that its work needs."""
 
 
@@ -338,7 +341,7 @@ def hot_loop(function: Function, marker: re.Pattern[str], markers: int) -> HotLo
             way = _cheapest(function, loop, marker, markers)
             if way:
                 return _straight(function, loop, marker, markers, way)
-    raise NoHotLoop(f"expected a loop with {markers} instructions {marker.pattern}, found none")
+    raise HotLoopError(f"expected a loop with {markers} instructions {marker.pattern}, found none")
 
 
 def _cost(block: Block) -> int:

@@ -135,9 +135,9 @@ def compile_kernels() -> list[Path]:
         *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={headers}"),
     )
     commands = json.loads((BUILD / "compile_commands.json").read_text())
-    objects = [Path(entry["output"]) for entry in commands if entry["file"].endswith(".cu")]
-    output("ninja", "-C", BUILD, "-j", JOBS, *objects)
-    return [BUILD / path for path in objects]
+    objects = [BUILD / entry["output"] for entry in commands if entry["file"].endswith(".cu")]  # either may be absolute
+    output("ninja", "-C", BUILD, "-j", str(JOBS), *(path.relative_to(BUILD) for path in objects))
+    return objects
 
 
 def cubins(binaries: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
@@ -275,11 +275,11 @@ class Facts:
         return self.hot.counted(budgets.EXPONENTIAL) / self.shape.elements if self.hot else 0.0
 
     def instructions(self, warps: int | None = None) -> float:
-        """Issued per element: the straight way, sums over `warps` warps (all by default), one thread's bookkeeping."""
+        """Issued per element: the straight way, sums over `warps` warps (default: all), one thread's bookkeeping."""
         if not self.hot:
             return 0.0
         warps = self.shape.warps_per_group if warps is None else warps
-        turn = float(len(self.hot.code) + len(self.hot.bookkeeping) / warps)
+        turn = (len(self.hot.code) * (warps - 1) + len(self.hot.busy)) / warps
         if warps > 1:
             turn += warps * sum_cost(self.hot, self.shape.rows)
         return turn / self.shape.elements

@@ -13,7 +13,8 @@ element. Which of the loop's instructions are issued in the ordinary case is fou
 
 Branches for a diverged warp (BRA.DIV) are not followed, those for a converged one (BRA.CONV) are. An inner loop on the
 way is counted once; loops over shared memory are reported by themselves, since their turns depend on the block's size.
-What hangs off the straight way without being closed and writes to memory is one thread's bookkeeping.
+The busy way is the longest one past closed blocks and past loads that the straight way has not: the straight way and
+the bookkeeping that is left to one thread of a row (logarithms, stores), which its warp issues and no other.
 """
 
 from __future__ import annotations
@@ -287,7 +288,7 @@ class HotLoop:
     """The straight way through a kernel's hot loop, see Note [The hot loop]."""
 
     code: list[Instruction]  # one turn, in the order of issue
-    bookkeeping: list[Instruction]  # what one thread does besides
+    busy: list[Instruction]  # the same where a thread also keeps the books of its row
     shared_loops: list[list[Instruction]]  # loops over shared memory, one turn each
 
     def count(self, kind: str) -> int:
@@ -441,14 +442,9 @@ def _straight(function: Function, loop: Loop, marker: re.Pattern[str], markers: 
         for successor in successors:
             back[successor].append(number)
     live = forth & _reach([n for n in loop.ends if n not in closed], back, closed)
-    off = live.difference(way)
-    bookkeeping: list[Instruction] = []
-    while off:
-        region = _reach([min(off)], {n: [m for m in [*ahead[n], *back[n]] if m in off] for n in off}, frozenset())
-        off -= region
-        code = [i for n in sorted(region) for i in blocks[n].code]
-        if any(i.name in ("STG", "ST") for i in code) and not any(i.global_load for i in code):
-            bookkeeping += code
+    loads = {n for n in live.difference(way) if any(i.global_load for i in blocks[n].code)}
+    longest = {number: (len(blocks[number].code), 0) for number in loop.blocks}
+    busy = _best_way(function, loop, marker, markers, closed | (loop.blocks - live) | loads, longest)
     shared = []
     for inner in function.loops:
         if inner.head != loop.head and inner.blocks <= live:
@@ -456,7 +452,8 @@ def _straight(function: Function, loop: Loop, marker: re.Pattern[str], markers: 
             code = [i for number in turn for i in blocks[number].code]
             if any(i.name == "LDS" for i in code):
                 shared.append(code)
-    return HotLoop([i for number in way for i in blocks[number].code], bookkeeping, shared)
+    code, all_code = ([i for number in numbers for i in blocks[number].code] for numbers in (way, busy))
+    return HotLoop(code, all_code, shared)
 
 
 def _reach(start: Iterable[int], ahead: dict[int, list[int]], closed: frozenset[int]) -> set[int]:

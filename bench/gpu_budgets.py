@@ -76,12 +76,21 @@ class Shape:
     rows: int = 1
     columns: int = 1
     size: int = 2  # bytes of an element
-    dynamic: int = 0  # bytes of dynamic shared memory per block
     warps_per_group: int = 1  # warps that share a row
+    stage: int = 0  # bytes per thread of rows on their way in dynamic shared memory
+    slots: int = 0  # two such stages where a block needs no more bytes than that for them, otherwise one
+    fixed: int = 0  # bytes of dynamic shared memory besides
 
     @property
     def elements(self) -> int:
         return self.rows * self.columns
+
+    def stages(self, threads: int) -> int:
+        return 2 if 2 * self.stage * threads <= self.slots else 1
+
+    def dynamic(self, threads: int) -> int:
+        """Bytes of dynamic shared memory of a block."""
+        return self.fixed + self.stage * threads * self.stages(threads)
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ class Budget:
     wide_loads: bool = False  # all elements come by loads of 16 bytes
     other_loads: int = 0  # further loads on the straight way, per row: reference, weight, ...
     in_flight: int = 0  # loads of 16 bytes that a thread has under way at once, at least
+    wide_stores: int = 0  # stores of 16 bytes in the code, at least
 
     def covers(self, kernel: str, arguments: Mapping[str, str]) -> bool:
         return kernel == self.kernel and all(arguments.get(name) in values for name, values in self.when.items())
@@ -103,74 +113,135 @@ class Budget:
 
 # ---- Constants of the kernels' headers, so that shapes have one home.
 
+_TOKEN = re.compile(
+    r"\s*(?:sizeof\(\s*(?P<sizeof>\w+)\s*\)|static_cast<\w+>|(?P<name>[A-Za-z_]\w*)|(?P<number>\d+)"
+    r"|(?P<sign>&&|\|\||==|!=|<=|>=|<<|>>|[-+*/%<>?:()!]))"
+)
+_LEVELS = (("||",), ("&&",), ("==", "!="), ("<", ">", "<=", ">="), ("<<", ">>"), ("+", "-"), ("*", "/", "%"))
+
 
 class Constants:
-    """The `constexpr` numbers in C++ text, alone and in structs; expressions may use sizeof(T) and one another."""
-
-    _CONSTANT = re.compile(r"\b(k[A-Z]\w*) = ([^;,()]*(?:\([^;]*?\)[^;,()]*)*)(?=[,;])")
+    """The `constexpr` integers in C++ text, alone and in structs, whose values may depend on template parameters."""
 
     def __init__(self, text: str) -> None:
         text = re.sub(r"//[^\n]*", "", text)
-        self._structs = {
-            found[1]: dict(self._CONSTANT.findall("\n".join(re.findall(r"constexpr [^;]*;", found[2]))))
-            for found in re.finditer(r"struct (\w+) \{(.*?)\n\};", text, re.DOTALL)
-        }
-        outside = re.sub(r"struct \w+ \{.*?\n\};", "", text, flags=re.DOTALL)
-        self._alone = dict(self._CONSTANT.findall("\n".join(re.findall(r"constexpr [^;{}]*;", outside))))
+        struct = re.compile(r"struct (\w+) \{(.*?)\n\};", re.DOTALL)
+        self._structs = {found[1]: self._named(found[2]) for found in struct.finditer(text)}
+        self._alone = self._named(struct.sub("", text))
 
-    def value(self, name: str, struct: str = "", size: int = 4) -> int:
-        """The constant's value where elements have `size` bytes.
+    @staticmethod
+    def _named(text: str) -> dict[str, str]:
+        """{name: expression} of `constexpr int kA = 1, kB = 2;`."""
+        declarations = re.findall(r"constexpr \w+ ([^;{}]*);", text)
+        return dict(
+            re.findall(r"\b(k[A-Z]\w*) = (.*?)(?=, k[A-Z]\w* = |,\s+k[A-Z]\w* = |$)", "\n".join(declarations), re.M)
+        )
+
+    def value(self, name: str, given: Mapping[str, int], struct: str = "") -> int:
+        """A constant's value, where `given` has the template parameters: bytes of types, numbers of values.
 
         Raises:
-            KeyError: no such constant in the text.
+            KeyError: no such constant in the text, or its expression is beyond this reader.
         """
-        inside = self._structs.get(struct, {})
-        text = inside.get(name) or self._alone.get(name)
+        text = self._structs.get(struct, {}).get(name) or self._alone.get(name)
         if text is None:
             where = f"struct {struct}" if struct else "the kernels' headers"
-            raise KeyError(f"expected constexpr {name} in {where}, found none: bench/gpu_budgets.py needs it")
-        text = re.sub(r"sizeof\(\w+\)", str(size), text)
-        text = re.sub(r"static_cast<\w+>|\bint\b", "", text).replace("/", "//")
-        names = set(re.findall(r"\bk[A-Z]\w*", text))
-        choice = re.fullmatch(r"(.*?)\?(.*?):(.*)", text, re.DOTALL)
-        if choice:
-            text = f"({choice[2]}) if ({choice[1]}) else ({choice[3]})"
-        known = {other: self.value(other, struct, size) for other in names}
-        return int(eval(text.strip().replace("true", "True").replace("false", "False"), {"__builtins__": {}}, known))
+            raise KeyError(f"expected constexpr {name} in {where}, found none: correct bench/gpu_budgets.py")
+        tokens: list[tuple[str, str]] = []
+        at = 0
+        while text[at:].strip():
+            found = _TOKEN.match(text, at)
+            if not found:
+                raise KeyError(f"{name}: expected integers and template parameters, found {text[at:].strip()!r}")
+            at = found.end()
+            if found.lastgroup:
+                tokens.append((found.lastgroup, found[found.lastgroup]))
+        result = self._choice(tokens, given, struct)
+        if tokens:
+            raise KeyError(f"{name}: expected an end after {result}, found {tokens[0][1]!r}")
+        return result
+
+    def _choice(self, tokens: list[tuple[str, str]], given: Mapping[str, int], struct: str) -> int:
+        condition = self._level(0, tokens, given, struct)
+        if not tokens or tokens[0][1] != "?":
+            return condition
+        tokens.pop(0)
+        yes = self._choice(tokens, given, struct)
+        tokens.pop(0)  # the colon
+        no = self._choice(tokens, given, struct)
+        return yes if condition else no
+
+    def _level(self, level: int, tokens: list[tuple[str, str]], given: Mapping[str, int], struct: str) -> int:
+        if level == len(_LEVELS):
+            return self._operand(tokens, given, struct)
+        left = self._level(level + 1, tokens, given, struct)
+        while tokens and tokens[0][1] in _LEVELS[level]:
+            sign = tokens.pop(0)[1]
+            right = self._level(level + 1, tokens, given, struct)
+            left = {
+                "||": lambda a, b: int(bool(a or b)),
+                "&&": lambda a, b: int(bool(a and b)),
+                "==": lambda a, b: int(a == b),
+                "!=": lambda a, b: int(a != b),
+                "<": lambda a, b: int(a < b),
+                ">": lambda a, b: int(a > b),
+                "<=": lambda a, b: int(a <= b),
+                ">=": lambda a, b: int(a >= b),
+                "<<": lambda a, b: a << b,
+                ">>": lambda a, b: a >> b,
+                "+": lambda a, b: a + b,
+                "-": lambda a, b: a - b,
+                "*": lambda a, b: a * b,
+                "/": lambda a, b: a // b,
+                "%": lambda a, b: a % b,
+            }[sign](left, right)
+        return left
+
+    def _operand(self, tokens: list[tuple[str, str]], given: Mapping[str, int], struct: str) -> int:
+        kind, word = tokens.pop(0)
+        if kind == "number":
+            return int(word)
+        if kind == "sizeof":
+            return given[word]
+        if kind == "name":
+            if word in ("true", "false"):
+                return int(word == "true")
+            return given[word] if word in given else self.value(word, given, struct)
+        if word == "(":
+            inside = self._choice(tokens, given, struct)
+            tokens.pop(0)  # the closing one
+            return inside
+        if word == "!":
+            return int(not self._operand(tokens, given, struct))
+        raise KeyError(f"expected a number or a name, found {word!r}")
 
 
-def shape(kernel: str, arguments: Mapping[str, str], constants: Constants, arch: str) -> Shape:
+def shape(kernel: str, arguments: Mapping[str, str], constants: Constants) -> Shape:
     """How a kernel is launched: what its launcher does, said once more. Threads are those of its widest rows.
 
     Raises:
         KeyError: a kernel without a rule here, or a constant that is no longer in the headers.
     """
-    size = SIZES.get(arguments.get("T", ""), 4)
+    given = {name: SIZES.get(value, int(value == "true")) for name, value in arguments.items()}
+    size = given.get("T", 4)
     if kernel == "fused_kernel":
         mapping = arguments["Mapping"]
-        threads = constants.value("kThreads", mapping, size)
-        rows = constants.value("kRows", mapping, size)
-        columns = constants.value("kColumns", mapping, size)
-        one_warp = constants.value("kOneWarp", mapping, size)
-        return Shape(
-            threads,
-            rows,
-            columns,
-            size,
-            dynamic=rows * columns * size * threads,
-            warps_per_group=1 if one_warp else threads // 32,
+        threads, rows, columns, one_warp = (
+            constants.value(name, given, mapping) for name in ("kThreads", "kRows", "kColumns", "kOneWarp")
         )
+        slots = constants.value("kSlotBytes", given) if given["kAligned"] else 0
+        return Shape(threads, rows, columns, size, 1 if one_warp else threads // 32, rows * columns * size, slots)
     if kernel in ("wide_rows_kernel", "wide_columns_kernel"):
-        accumulator = SIZES[arguments["A"]]
-        threads = constants.value("kWideThreads" if kernel == "wide_rows_kernel" else "kWideColumnThreads")
-        return Shape(
-            threads,
-            constants.value("kWideRows", size=accumulator),
-            constants.value("kWideColumns"),
-            size,
-            warps_per_group=threads // 32,
-        )
-    raise KeyError(f"{kernel}: no rule for its shape")
+        name = "kWideThreads" if kernel == "wide_rows_kernel" else "kWideColumnThreads"
+        threads, rows, columns = (constants.value(name, given) for name in (name, "kWideRows", "kWideColumns"))
+        return Shape(threads, rows, columns, size, threads // 32)
+    if kernel == "augment_kernel":
+        # lay_out(32, 32, 32, channels).bytes
+        fixed = {"3": 17_440, "1": 7_200}[arguments["kChannels"]]
+        return Shape(constants.value("kThreads", given), size=size, fixed=fixed)
+    if kernel == "sample_kernel":
+        return Shape(constants.value("kSampleThreads", given))
+    raise KeyError(f"{kernel}: expected a rule for its shape in bench/gpu_budgets.py, found none: add one")
 
 
 # Architectures without asynchronous copies: loads go through registers, their number in flight has no budget.
@@ -189,6 +260,9 @@ BUDGETS = (
     Budget("wide_columns_kernel", {"A": _FLOAT, "kAligned": _ALIGNED}, 128, 0, 15, True, 4, 1),
     Budget("wide_columns_kernel", {"A": _FLOAT, "kAligned": _EDGED}, 128, 0, 25),
     Budget("wide_columns_kernel", {"A": _DOUBLE}, 128, 0, 60),
+    Budget("augment_kernel", {"kChannels": ("3",)}, 64, 0, wide_stores=3),
+    Budget("augment_kernel", {"kChannels": ("1",)}, 64, 0, wide_stores=1),
+    Budget("sample_kernel", {}, 64, 0),
 )
 
 # ---- Work at the standard sizes.
@@ -204,7 +278,8 @@ class Work:
     items: int  # rows, or images
     elements: int  # per item: columns, or values
     bytes: int  # per item, read and written
-    exponentials: int  # per item
+    exponentials: int = 0  # per item
+    issued: int = 0  # instructions of a warp per item, where no hot loop was found to count them
 
 
 IMAGENET, CIFAR = 1_281_167, 50_000
@@ -236,6 +311,9 @@ def wide(kernel: str, columns: int, type: str) -> Work:
     )
 
 
+# Per image of 32 x 32 RGB: the bytes in and the index, the image out; csrc/cuda/augment_kernels.cuh has the operations.
+_RESIDENT = {"T": "half", "kChannels": "3", "kLast": "false"}
+
 WORK = (
     solver(3000, "half", "WideBlock"),
     solver(3000, "half", "WideBlock", labels=True),
@@ -244,4 +322,6 @@ WORK = (
     solver(128, "half", "OneWarp"),
     wide("wide_rows_kernel", 10_000, "half"),
     wide("wide_columns_kernel", 10_000, "half"),
+    Work("augment 32 x 32, half", "augment_kernel", _RESIDENT, CIFAR, 3072, 3072 + 8 + 6144, issued=3900),
+    Work("sample parameters", "sample_kernel", {}, CIFAR, 1, 8 + 60, issued=1000 // 32),
 )

@@ -245,6 +245,7 @@ class Facts:
     shape: budgets.Shape
     local: int  # instructions that touch local memory, anywhere
     blocks: int  # resident on a multiprocessor
+    wide_stores: int  # instructions that store 16 bytes, anywhere
     code_bytes: int
     hot: sass.HotLoop | None = None
     missing: str = ""  # why there is no hot loop
@@ -261,14 +262,15 @@ class Facts:
     def narrow_loads(self) -> list[str]:
         return [i.op for i in self.hot.global_loads if i.bytes < 16] if self.hot else []
 
-    @property
-    def in_flight(self) -> int:
-        return self.hot.loads_in_flight(16) if self.hot else 0
+    def in_flight(self, threads: int | None = None) -> int:
+        """Loads of 16 bytes that a thread has under way, in blocks of so many threads (default: the widest)."""
+        stages = self.shape.stages(threads or self.shape.threads)
+        return self.hot.loads_in_flight(16, stages - 1) if self.hot else 0
 
     @property
     def bytes_in_flight(self) -> int:
         """Per multiprocessor, every resident thread waiting for its loads."""
-        return self.in_flight * 16 * self.blocks * self.shape.threads
+        return self.in_flight() * 16 * self.blocks * self.shape.threads
 
     @property
     def exponentials(self) -> float:
@@ -313,10 +315,12 @@ def facts_of(
     function: sass.Function, arch: str, used: Resources, kernel: Kernel, constants: budgets.Constants
 ) -> Facts:
     limits = budgets.MULTIPROCESSORS[arch]
-    shape = budgets.shape(kernel.name, kernel.arguments, constants, arch)
-    blocks = resident_blocks(limits, used.registers, used.shared + shape.dynamic, shape.threads)
+    shape = budgets.shape(kernel.name, kernel.arguments, constants)
+    shared = used.shared + shape.dynamic(shape.threads)
+    blocks = resident_blocks(limits, used.registers, shared, shape.threads)
     local = sum(i.local_memory for i in function.code)
-    facts = Facts(kernel, arch, used, shape, local, blocks, 16 * len(function.code))
+    wide_stores = sum(i.name == "STG" and i.bytes == 16 for i in function.code)
+    facts = Facts(kernel, arch, used, shape, local, blocks, wide_stores, 16 * len(function.code))
     budget = budget_for(kernel)
     if budget is not None and budget.instructions is not None:
         double = shape.size == 8
@@ -394,6 +398,10 @@ def violations(facts: Facts) -> list[str]:
             0,
             "fewer registers, threads or bytes of shared memory per block",
         )
+    if facts.wide_stores < budget.wide_stores:
+        hold(
+            "16-byte stores", f"at least {budget.wide_stores}", facts.wide_stores, "store 16 bytes per thread at a time"
+        )
     if budget.instructions is None:
         return lines
     if facts.hot is None:
@@ -422,11 +430,11 @@ def violations(facts: Facts) -> list[str]:
                 " ".join(narrow),
                 "the logits must come by 16-byte loads",
             )
-    if facts.in_flight < budget.in_flight and facts.arch not in budgets.NO_ASYNC_COPIES:
+    if facts.in_flight() < budget.in_flight and facts.arch not in budgets.NO_ASYNC_COPIES:
         hold(
             "16-byte loads in flight per thread",
             f"at least {budget.in_flight}",
-            facts.in_flight,
+            facts.in_flight(),
             "issue all loads before the first use of one",
         )
     return lines
@@ -500,7 +508,7 @@ def document(rows: Sequence[Facts], version: str) -> str:
             by_class = worst.by_class()
             words += [
                 f"{worst.wide_loads} + {len(worst.narrow_loads)}",
-                f"{worst.in_flight}, {worst.bytes_in_flight / 1024:.0f} KiB" if worst.in_flight else "-",
+                f"{worst.in_flight()}, {worst.bytes_in_flight / 1024:.0f} KiB" if worst.in_flight() else "-",
                 f"{worst.exponentials:.2f}" if worst.shape.size < 8 else "-",
                 *(f"{by_class[kind]:.1f}" for kind in kinds),
             ]
@@ -540,15 +548,17 @@ def floor_of(work: budgets.Work, facts: Facts, card: budgets.Card) -> Floor:
     sweep = group * shape.columns
     padded = math.ceil(work.elements / sweep) * sweep
     threads = max(group, shape.threads if shape.warps_per_group == 1 else group)
-    dynamic = shape.dynamic * threads // shape.threads
     limits = budgets.MULTIPROCESSORS[card.arch]
-    blocks = resident_blocks(limits, facts.resources.registers, facts.resources.shared + dynamic, threads)
+    blocks = resident_blocks(
+        limits, facts.resources.registers, facts.resources.shared + shape.dynamic(threads), threads
+    )
+    issued = 32 * work.issued or padded * facts.instructions(group // 32)
     return Floor(
         work,
         1e3 * work.items * work.bytes / card.copy,
         1e3 * work.items * work.exponentials / card.exponentials,
-        1e3 * work.items * padded * facts.instructions(group // 32) / card.issue,
-        facts.in_flight * 16.0 * blocks * threads,
+        1e3 * work.items * issued / card.issue,
+        facts.in_flight(threads) * 16.0 * blocks * threads,
     )
 
 
@@ -557,7 +567,7 @@ def floors(rows: Sequence[Facts]) -> list[str]:
     lines = [
         f"### Bytes, operations and floors on an {card.name}",
         "",
-        f"N = {budgets.IMAGENET:,} rows. Floor: the larger of the times for the bytes ({card.copy / 1e12:.1f} TB/s, "
+        f"N = {budgets.IMAGENET:,} rows, or {budgets.CIFAR:,} images. Floor: the larger of the times for the bytes ({card.copy / 1e12:.1f} TB/s, "
         f"what a copy moves) and the exponentials ({card.exponentials / 1e12:.1f}e12/s). Issue: the instructions of "
         f"this code, at 4 per clock, {card.multiprocessors} multiprocessors, {card.clock / 1e9:.1f} GHz; where that is "
         "the largest, the code and not the memory binds. In flight: bytes on their way per multiprocessor while all "
@@ -684,7 +694,7 @@ def as_row(facts: Facts) -> dict[str, object]:
         "elements": facts.shape.elements,
         "wide_loads": facts.wide_loads,
         "narrow_loads": facts.narrow_loads,
-        "in_flight": facts.in_flight,
+        "in_flight": facts.in_flight(),
         "exponentials": facts.exponentials,
         "instructions": round(facts.instructions(), 2),
         **{kind: round(value, 2) for kind, value in facts.by_class().items()},

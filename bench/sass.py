@@ -3,13 +3,14 @@
 Note [The hot loop]. A kernel does its work in one loop that holds the marker instruction (an exponential, say) once per
 element. Which of the loop's instructions are issued in the ordinary case is found from the control flow alone:
 
-1. The hot loop is the innermost loop that holds enough markers for the elements of one turn.
+1. The hot loop is an innermost one of the loops that hold enough markers for the elements of one turn; of several
+   (a second one may do with care what the first could not) the one whose turn is the cheapest.
 2. The cheapest way from its head to its end that passes that many markers goes around everything that is there for the
    rare case: a careful fallback after a failed test, a slow division, a row's edge. Calls count as very expensive.
 3. What synchronises or exponentiates off that way (exponentials, shuffles, votes, barriers, calls) marks a fallback;
    blocks that do so are closed.
-4. Of the ways that are left, the one that loads most without a predicate is the straight way: it takes the full
-   16-byte loads where the edge of a row has guarded narrow ones, and reads what the kernel can be given.
+4. Of the ways that are left, the one that loads most is the straight way, where loads under a predicate count half: it
+   takes the full 16-byte loads where the edge of a row has guarded narrow ones, and reads what the kernel can be given.
 
 Branches for a diverged warp (BRA.DIV) are not followed, those for a converged one (BRA.CONV) are. An inner loop on the
 way is counted once; loops over shared memory are reported by themselves, since their turns depend on the block's size.
@@ -101,6 +102,12 @@ class Instruction:
     def collective(self) -> bool:
         """What only a whole warp or block does together, or what belongs to a slow case."""
         return self.name in ("SHFL", "VOTE", "BAR", "WARPSYNC", "CALL", "MATCH", "REDUX", "BRX")
+
+    @cached_property
+    def pending(self) -> int | None:
+        """Groups of asynchronous copies that a wait lets pend."""
+        found = re.match(r"\s*SB\d+,\s*(0x[0-9a-f]+|\d+)", self.rest) if self.name == "DEPBAR" else None
+        return int(found[1], 0) if found else None
 
     @cached_property
     def registers(self) -> frozenset[int]:
@@ -290,6 +297,7 @@ class HotLoop:
     code: list[Instruction]  # one turn, in the order of issue
     busy: list[Instruction]  # the same where a thread also keeps the books of its row
     shared_loops: list[list[Instruction]]  # loops over shared memory, one turn each
+    waits: frozenset[int] = frozenset()  # groups of copies that waits in the loop let pend, those off the way too
 
     def count(self, kind: str) -> int:
         return sum(instruction.kind == kind for instruction in self.code)
@@ -301,16 +309,17 @@ class HotLoop:
     def global_loads(self) -> list[Instruction]:
         return [instruction for instruction in self.code if instruction.global_load]
 
-    def loads_in_flight(self, narrowest: int = 8) -> int:
+    def loads_in_flight(self, narrowest: int = 16, pending: int | None = None) -> int:
         """Most loads of at least `narrowest` bytes that are under way when one of them is first waited for.
 
         A register load is waited for where one of its registers is first named again; an asynchronous copy where
-        DEPBAR lets only some groups pend. The loop is walked twice, for loads of the turn before.
+        DEPBAR lets only some groups pend: `pending` of them, if a wait in the loop does so, else what the straight way
+        says. The loop is walked several times, for loads of the turns before.
         """
         under_way: list[frozenset[int]] = []
         most = copies = open_copies = 0
         groups: list[int] = []
-        for instruction in [*self.code, *self.code]:
+        for instruction in self.code * 4:
             for place in range(len(under_way) - 1, -1, -1):
                 if under_way[place] & instruction.registers:
                     most = max(most, len(under_way))
@@ -318,15 +327,15 @@ class HotLoop:
                     break
             if instruction.name == "LDG" and not instruction.guard and instruction.bytes >= narrowest:
                 under_way.append(instruction.loaded)
-            elif instruction.name == "LDGSTS":
+            elif instruction.name == "LDGSTS" and instruction.bytes >= narrowest:
                 open_copies += 1
             elif instruction.name == "LDGDEPBAR":
                 groups.append(open_copies)
                 open_copies = 0
-            elif instruction.name == "DEPBAR" and "," in instruction.rest:
+            elif instruction.pending is not None:
                 copies = max(copies, sum(groups) + open_copies)
-                pending = int(instruction.rest.rsplit(",", 1)[1].strip(" {}"), 0)
-                groups = groups[-pending:] if pending else []
+                left = pending if pending in self.waits else instruction.pending
+                groups = groups[len(groups) - left :] if left < len(groups) else groups
         return max(most, copies)
 
 
@@ -336,13 +345,18 @@ class HotLoopError(ValueError):
 
 def hot_loop(function: Function, marker: re.Pattern[str], markers: int) -> HotLoop:
     """The straight way through the innermost loop with at least `markers` instructions that match, in one turn."""
-    for loop in function.loops:
+    ways: list[tuple[int, Loop, list[int]]] = []
+    for loop in function.loops:  # the smallest first
         held = sum(bool(marker.match(i.op)) for number in loop.blocks for i in function.blocks[number].code)
-        if held >= markers:
-            way = _cheapest(function, loop, marker, markers)
-            if way:
-                return _straight(function, loop, marker, markers, way)
-    raise HotLoopError(f"expected a loop with {markers} instructions {marker.pattern}, found none")
+        if held < markers or any(inner.blocks < loop.blocks for _, inner, _ in ways):
+            continue
+        way = _cheapest(function, loop, marker, markers)
+        if way:
+            ways.append((sum(_cost(function.blocks[number]) for number in way), loop, way))
+    if not ways:
+        raise HotLoopError(f"expected a loop with {markers} instructions {marker.pattern}, found none")
+    _, loop, way = min(ways, key=lambda found: found[0])
+    return _straight(function, loop, marker, markers, way)
 
 
 def _cost(block: Block) -> int:
@@ -427,7 +441,7 @@ def _straight(function: Function, loop: Loop, marker: re.Pattern[str], markers: 
     )
     gain = {
         number: (
-            sum(i.bytes for i in blocks[number].code if i.global_load and not i.guard),
+            sum(i.bytes if i.guard else 2 * i.bytes for i in blocks[number].code if i.global_load),
             -_cost(blocks[number]),
         )
         for number in loop.blocks
@@ -453,7 +467,8 @@ def _straight(function: Function, loop: Loop, marker: re.Pattern[str], markers: 
             if any(i.name == "LDS" for i in code):
                 shared.append(code)
     code, all_code = ([i for number in numbers for i in blocks[number].code] for numbers in (way, busy))
-    return HotLoop(code, all_code, shared)
+    waits = {i.pending for number in live for i in blocks[number].code if i.pending is not None}
+    return HotLoop(code, all_code, shared, frozenset(waits))
 
 
 def _reach(start: Iterable[int], ahead: dict[int, list[int]], closed: frozenset[int]) -> set[int]:

@@ -105,6 +105,7 @@ class Budget:
     wide_loads: bool = False  # all elements come by loads of 16 bytes
     other_loads: int = 0  # further loads on the straight way, per row: reference, weight, ...
     in_flight: int = 0  # loads of 16 bytes that a thread has under way at once, at least
+    stack: int = 0  # bytes that a thread may keep in local memory, outside the hot loop
     wide_stores: int = 0  # stores of 16 bytes in the code, at least
 
     def covers(self, kernel: str, arguments: Mapping[str, str]) -> bool:

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -260,7 +261,12 @@ class Facts:
 
     @property
     def narrow_loads(self) -> list[str]:
-        return [i.op for i in self.hot.global_loads if i.bytes < 16] if self.hot else []
+        """Loads of less than 16 bytes; of those under a predicate and under its opposite, the greater number."""
+        loads = [i for i in self.hot.global_loads if i.bytes < 16] if self.hot else []
+        by_guard = Counter(i.guard for i in loads)
+        idle = [guard for guard in by_guard if guard.startswith("!") and by_guard[guard] <= by_guard.get(guard[1:], 0)]
+        idle += [guard for guard in by_guard if guard and by_guard[guard] < by_guard.get("!" + guard, 0)]
+        return [i.op for i in loads if i.guard not in idle]
 
     def in_flight(self, threads: int | None = None) -> int:
         """Loads of 16 bytes that a thread has under way, in blocks of so many threads (default: the widest)."""
@@ -315,13 +321,13 @@ def facts_of(
     function: sass.Function, arch: str, used: Resources, kernel: Kernel, constants: budgets.Constants
 ) -> Facts:
     limits = budgets.MULTIPROCESSORS[arch]
-    shape = budgets.shape(kernel.name, kernel.arguments, constants)
+    budget = budget_for(kernel)  # without one there is no rule for the shape either: violations() says so
+    shape = budgets.shape(kernel.name, kernel.arguments, constants) if budget else budgets.Shape(threads=128)
     shared = used.shared + shape.dynamic(shape.threads)
     blocks = resident_blocks(limits, used.registers, shared, shape.threads)
     local = sum(i.local_memory for i in function.code)
     wide_stores = sum(i.name == "STG" and i.bytes == 16 for i in function.code)
     facts = Facts(kernel, arch, used, shape, local, blocks, wide_stores, 16 * len(function.code))
-    budget = budget_for(kernel)
     if budget is not None and budget.instructions is not None:
         double = shape.size == 8
         marker = budgets.DOUBLE_EXPONENTIAL if double else budgets.EXPONENTIAL
@@ -377,14 +383,15 @@ def violations(facts: Facts) -> list[str]:
         hold("registers", f"at most {budget.registers}", used.registers, f"hold fewer values at a time, {raise_it}")
     if used.shared > budget.shared:
         hold("bytes of static shared memory", f"at most {budget.shared}", used.shared, f"share less, {raise_it}")
-    if used.stack:
+    if used.stack > budget.stack:
         hold(
             "bytes of stack",
-            "0",
+            f"at most {budget.stack}",
             used.stack,
             "registers spill or an array is indexed by a variable: unroll, or hold less",
         )
-    if facts.local:
+    in_loop = sum(i.local_memory for i in facts.hot.busy) if facts.hot else 0
+    if in_loop or (facts.local and not budget.stack):
         hold(
             "accesses to local memory (LDL, STL)",
             "0",
@@ -567,12 +574,12 @@ def floors(rows: Sequence[Facts]) -> list[str]:
     lines = [
         f"### Bytes, operations and floors on an {card.name}",
         "",
-        f"N = {budgets.IMAGENET:,} rows, or {budgets.CIFAR:,} images. Floor: the larger of the times for the bytes ({card.copy / 1e12:.1f} TB/s, "
-        f"what a copy moves) and the exponentials ({card.exponentials / 1e12:.1f}e12/s). Issue: the instructions of "
-        f"this code, at 4 per clock, {card.multiprocessors} multiprocessors, {card.clock / 1e9:.1f} GHz; where that is "
-        "the largest, the code and not the memory binds. In flight: bytes on their way per multiprocessor while all "
-        f"threads wait; a full memory needs about {card.bytes_in_flight / 1024:.0f} KiB, if data take "
-        f"{card.latency * 1e6:.1f} µs to come. None of this was timed.",
+        f"N = {budgets.IMAGENET:,} rows, or {budgets.CIFAR:,} images. Floor: the larger of the times for the bytes "
+        f"({card.copy / 1e12:.1f} TB/s, what a copy moves) and the exponentials ({card.exponentials / 1e12:.1f}e12/s). "
+        f"Issue: the instructions of this code, at 4 per clock, {card.multiprocessors} multiprocessors, "
+        f"{card.clock / 1e9:.1f} GHz; where that is the largest, the code and not the memory binds. In flight: bytes "
+        "on their way per multiprocessor while all threads wait; a full memory needs about "
+        f"{card.bytes_in_flight / 1024:.0f} KiB, if data take {card.latency * 1e6:.1f} µs to come. Nothing was timed.",
         "",
     ]
     table = []
@@ -619,6 +626,12 @@ def written(text: str, part: str) -> str:
 
 def generated(text: str) -> str:
     return text.split(BEGIN, 1)[1].split(END, 1)[0].strip() if BEGIN in text else ""
+
+
+def compiler_of(text: str) -> str:
+    """The version of nvcc whose code the document's tables describe; empty where there are none."""
+    found = re.search(r", nvcc (\S+)\.$", generated(text), re.MULTILINE)
+    return found[1] if found else ""
 
 
 # ---- The command.

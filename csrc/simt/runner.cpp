@@ -382,7 +382,7 @@ void prepare_threads() {
     thread.at = kStart;
     thread.copy_first = thread.copy_end = thread.groups = 0;
     prepare(thread.fiber, runner.stacks.at(i), thread_main);
-    sanitizer::create(thread.fiber);
+    sanitizer::create(runner.scheduler, thread.fiber);
     let_go(thread);
   }
 }
@@ -498,17 +498,17 @@ void run_grid(const char* name, dim3 grid, dim3 block, size_t dynamic_shared, vo
   ++runner.statistics.launches;
   for (unsigned i = 0; i < blocks && runner.message[0] == '\0'; ++i) {
     blockIdx = {order[i] % grid.x, order[i] / grid.x % grid.y, order[i] / (grid.x * grid.y)};
-    if (!sanitizer::has_room(runner.threads)) sanitizer::join(runner.scheduler);
+    if (!sanitizer::has_room(runner.threads)) sanitizer::join(runner.scheduler, false);
     runner.shared.open(dynamic_shared);
     prepare_threads();
     run_block();
-    for (int t = 0; t < runner.threads; ++t) sanitizer::retire(runner.all[t].fiber);
     ++runner.statistics.blocks;
     runner.statistics.threads += runner.threads;
   }
-  sanitizer::join(runner.scheduler);
+  const bool failed = runner.message[0] != '\0';
+  sanitizer::join(runner.scheduler, failed);
   runner.shared.close();
-  if (runner.message[0] != '\0') throw Error(runner.message);
+  if (failed) throw Error(runner.message);
 }
 
 void set_schedule(uint64_t seed) {

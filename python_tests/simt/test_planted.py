@@ -74,6 +74,7 @@ spec = importlib.util.spec_from_file_location("_simt", sys.argv[1])
 simt = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(simt)
 simt.set_schedule(int(sys.argv[3]))
+simt.planted(sys.argv[2], with_bug=False)
 simt.planted(sys.argv[2])
 """
 

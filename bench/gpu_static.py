@@ -256,6 +256,15 @@ class Facts:
         return self.blocks * math.ceil(self.shape.threads / 32)
 
     @property
+    def local_in_loop(self) -> int:
+        return sum(i.local_memory for i in self.hot.busy) if self.hot else 0
+
+    @property
+    def needed_loads(self) -> int:
+        """Loads of 16 bytes that bring the elements of one turn."""
+        return self.shape.elements * self.shape.size // 16
+
+    @property
     def wide_loads(self) -> int:
         return sum(i.bytes >= 16 for i in self.hot.global_loads) if self.hot else 0
 
@@ -390,8 +399,7 @@ def violations(facts: Facts) -> list[str]:
             used.stack,
             "registers spill or an array is indexed by a variable: unroll, or hold less",
         )
-    in_loop = sum(i.local_memory for i in facts.hot.busy) if facts.hot else 0
-    if in_loop or (facts.local and not budget.stack):
+    if facts.local_in_loop or (facts.local and not budget.stack):
         hold(
             "accesses to local memory (LDL, STL)",
             "0",
@@ -425,9 +433,9 @@ def violations(facts: Facts) -> list[str]:
             f"do less per element, {raise_it}",
         )
     if budget.wide_loads:
-        needed = facts.shape.elements * facts.shape.size // 16
-        if facts.wide_loads < needed:
-            hold("16-byte loads per turn", f"at least {needed}", facts.wide_loads, "load 16 bytes per thread at a time")
+        needed = f"at least {facts.needed_loads}"
+        if facts.wide_loads < facts.needed_loads:
+            hold("16-byte loads per turn", needed, facts.wide_loads, "load 16 bytes per thread at a time")
         allowed = budget.other_loads * facts.shape.rows
         narrow = facts.narrow_loads
         if len(narrow) > allowed or (facts.shape.size < 4 and any(".U16" in op or ".S16" in op for op in narrow)):
@@ -474,6 +482,7 @@ def document(rows: Sequence[Facts], version: str) -> str:
     for facts in rows:
         groups.setdefault(group_name(facts.kernel), {}).setdefault(facts.arch, []).append(facts)
     lines = [f"Written by `python bench/gpu_static.py`, nvcc {version}.", ""]
+    lines += ["### What the kernels claim", "", *claims(rows), ""]
     lines += ["### Registers, resident blocks, instructions per element", ""]
     lines += [
         "Registers per thread · blocks that fit on a multiprocessor · instructions issued per element in the hot loop. "
@@ -527,6 +536,35 @@ def document(rows: Sequence[Facts], version: str) -> str:
     return "\n".join(lines)
 
 
+def claims(rows: Sequence[Facts]) -> list[str]:
+    """What the kernels claim of their machine code, and where that is not so."""
+
+    def said(claim: str, but: Sequence[Facts]) -> str:
+        found: dict[str, list[str]] = {}
+        for facts in but:
+            archs = found.setdefault(group_name(facts.kernel), [])
+            if f"sm_{facts.arch}" not in archs:
+                archs.append(f"sm_{facts.arch}")
+        exceptions = "; ".join(f"`{name}` ({', '.join(archs)})" for name, archs in found.items())
+        return f"- {claim}: " + (f"not so in {exceptions}." if exceptions else "holds everywhere.")
+
+    looping = [facts for facts in rows if facts.hot]
+    aligned = [facts for facts in looping if facts.kernel.arguments.get("kAligned") == "true"]
+    planes = [facts for facts in rows if facts.kernel.name == "augment_kernel"]
+    return [
+        said("No local memory in a hot loop", [f for f in looping if f.local_in_loop]),
+        said("No local memory at all, no stack", [f for f in rows if f.local or f.resources.stack]),
+        said("Aligned rows come by loads of 16 bytes alone", [f for f in aligned if f.wide_loads < f.needed_loads]),
+        said("All loads of a turn are under way together", [f for f in aligned if f.in_flight() < f.needed_loads]),
+        said("One EX2 per element", [f for f in looping if f.shape.size < 8 and f.exponentials != 1]),
+        said("Images leave by stores of 16 bytes", [f for f in planes if f.wide_stores < channels_stored(f)]),
+    ]
+
+
+def channels_stored(facts: Facts) -> int:
+    return int(facts.kernel.arguments["kChannels"])
+
+
 @dataclass(frozen=True)
 class Floor:
     """Milliseconds that a card needs at least for a piece of work, by what could bind it."""
@@ -565,7 +603,7 @@ def floor_of(work: budgets.Work, facts: Facts, card: budgets.Card) -> Floor:
         1e3 * work.items * work.bytes / card.copy,
         1e3 * work.items * work.exponentials / card.exponentials,
         1e3 * work.items * issued / card.issue,
-        facts.in_flight(threads) * 16.0 * blocks * threads,
+        facts.in_flight(threads) * 16.0 * blocks * threads * work.elements / padded,
     )
 
 
@@ -577,8 +615,9 @@ def floors(rows: Sequence[Facts]) -> list[str]:
         f"N = {budgets.IMAGENET:,} rows, or {budgets.CIFAR:,} images. Floor: the larger of the times for the bytes "
         f"({card.copy / 1e12:.1f} TB/s, what a copy moves) and the exponentials ({card.exponentials / 1e12:.1f}e12/s). "
         f"Issue: the instructions of this code, at 4 per clock, {card.multiprocessors} multiprocessors, "
-        f"{card.clock / 1e9:.1f} GHz; where that is the largest, the code and not the memory binds. In flight: bytes "
-        "on their way per multiprocessor while all threads wait; a full memory needs about "
+        f"{card.clock / 1e9:.1f} GHz; where that is the largest, the code and not the memory binds. Of copy: the most of "
+        "the copy's bandwidth that is left by what binds, were it kept busy all the time. In flight: bytes on their way "
+        "per multiprocessor while all threads wait; a full memory needs about "
         f"{card.bytes_in_flight / 1024:.0f} KiB, if data take {card.latency * 1e6:.1f} µs to come. Nothing was timed.",
         "",
     ]
@@ -609,10 +648,11 @@ def floors(rows: Sequence[Facts]) -> list[str]:
                 f"**{floor.floor:.2f}**",
                 f"{floor.issue:.2f}",
                 floor.binds,
+                f"{floor.memory / max(floor.memory, floor.exponentials, floor.issue):.0%}",
                 f"{floor.in_flight / 1024:.0f} KiB" if floor.in_flight else "-",
             ]
         )
-    header = ["work", "bytes", "memory ms", "EX2 ms", "floor ms", "issue ms", "binds", "in flight"]
+    header = ["work", "bytes", "memory ms", "EX2 ms", "floor ms", "issue ms", "binds", "of copy", "in flight"]
     return lines + markdown(header, table)
 
 

@@ -615,9 +615,9 @@ def floors(rows: Sequence[Facts]) -> list[str]:
         f"N = {budgets.IMAGENET:,} rows, or {budgets.CIFAR:,} images. Floor: the larger of the times for the bytes "
         f"({card.copy / 1e12:.1f} TB/s, what a copy moves) and the exponentials ({card.exponentials / 1e12:.1f}e12/s). "
         f"Issue: the instructions of this code, at 4 per clock, {card.multiprocessors} multiprocessors, "
-        f"{card.clock / 1e9:.1f} GHz; where that is the largest, the code and not the memory binds. Of copy: the most of "
-        "the copy's bandwidth that is left by what binds, were it kept busy all the time. In flight: bytes on their way "
-        "per multiprocessor while all threads wait; a full memory needs about "
+        f"{card.clock / 1e9:.1f} GHz; where that is the largest, the code and not the memory binds. Of copy: the most "
+        "of the copy's bandwidth that what binds leaves, were it busy all the time. In flight: bytes on their way per "
+        "multiprocessor while all threads wait; a full memory needs about "
         f"{card.bytes_in_flight / 1024:.0f} KiB, if data take {card.latency * 1e6:.1f} µs to come. Nothing was timed.",
         "",
     ]

@@ -6,8 +6,9 @@ that any shipped architecture's code needs, with little room above: who needs mo
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 # ---- The machines.
@@ -119,6 +120,23 @@ _TOKEN = re.compile(
     r"|(?P<sign>&&|\|\||==|!=|<=|>=|<<|>>|[-+*/%<>?:()!]))"
 )
 _LEVELS = (("||",), ("&&",), ("==", "!="), ("<", ">", "<=", ">="), ("<<", ">>"), ("+", "-"), ("*", "/", "%"))
+_SIGNS: dict[str, Callable[[int, int], int]] = {
+    "||": lambda a, b: bool(a or b),
+    "&&": lambda a, b: bool(a and b),
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<<": operator.lshift,
+    ">>": operator.rshift,
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.floordiv,
+    "%": operator.mod,
+}
 
 
 class Constants:
@@ -179,23 +197,7 @@ class Constants:
         while tokens and tokens[0][1] in _LEVELS[level]:
             sign = tokens.pop(0)[1]
             right = self._level(level + 1, tokens, given, struct)
-            left = {
-                "||": lambda a, b: int(bool(a or b)),
-                "&&": lambda a, b: int(bool(a and b)),
-                "==": lambda a, b: int(a == b),
-                "!=": lambda a, b: int(a != b),
-                "<": lambda a, b: int(a < b),
-                ">": lambda a, b: int(a > b),
-                "<=": lambda a, b: int(a <= b),
-                ">=": lambda a, b: int(a >= b),
-                "<<": lambda a, b: a << b,
-                ">>": lambda a, b: a >> b,
-                "+": lambda a, b: a + b,
-                "-": lambda a, b: a - b,
-                "*": lambda a, b: a * b,
-                "/": lambda a, b: a // b,
-                "%": lambda a, b: a % b,
-            }[sign](left, right)
+            left = int(_SIGNS[sign](left, right))
         return left
 
     def _operand(self, tokens: list[tuple[str, str]], given: Mapping[str, int], struct: str) -> int:

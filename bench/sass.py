@@ -159,7 +159,8 @@ class Loop:
 def functions(text: str) -> list[Function]:
     """The kernels in the output of `nvdisasm -c`."""
     found: list[Function] = []
-    name, lines = None, []
+    name: str | None = None
+    lines: list[str] = []
     for line in text.splitlines():
         section = _SECTION.match(line)
         if section or line.startswith("//----"):

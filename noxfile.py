@@ -159,7 +159,7 @@ def simt(session: nox.Session) -> None:
     Builds all three (preset `simt`), then runs python_tests/simt once per variant; pytest options may follow the names.
     """
     session.install(*requirements("build"))
-    python = prepared_python(session, *requirements("test", "pytest", "pytest-timeout", "hypothesis"), "numpy")
+    python = prepared_python(session, ".[test]")
     headers = str(session.run("pybind11-config", "--cmakedir", silent=True)).strip()
     session.run("cmake", "--preset", "simt", f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={headers}")
     session.run("cmake", "--build", "--preset", "simt", "--parallel", str(len(os.sched_getaffinity(0))))

@@ -22,10 +22,11 @@ constexpr const char* kVariant = "thread";
 constexpr bool kFreshStacks = true;  // a stack used again would look like memory shared by two threads
 constexpr unsigned kUnordered = 1;   // switching alone puts nothing in order
 
-// ThreadSanitizer's side of the fibers. Those of all blocks of a launch must be distinct: were one destroyed or taken
-// again before the launch ends, it would be forgotten that a later block's accesses are not in order with its own.
-// Making one costs 0.25 ms and 0.8 MB, so they are kept for the next launch; about 8,000 are possible.
-constexpr int kMaxFibers = 4096;
+// ThreadSanitizer's side of the fibers. Those of a launch must be distinct: were one destroyed or taken again before
+// the launch ends, it would be forgotten that a later block's accesses are not in order with its own. Making one costs
+// 0.25 ms and 0.8 MB, so they are kept for the next launch. A launch of more threads is put in order every 2,048 (about
+// 8,000 are possible).
+constexpr int kMaxFibers = 2048;
 inline void* fibers[kMaxFibers];
 inline int made = 0, used = 0;
 

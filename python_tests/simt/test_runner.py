@@ -27,7 +27,7 @@ def probe(simt):
 
 @pytest.mark.parametrize(
     ("grid", "block"),
-    [((1, 1, 1), (1, 1, 1)), ((3, 2, 2), (5, 3, 2)), ((1, 1, 4), (33, 1, 1)), ((2, 1, 1), (1, 31, 7)), (2, 1024)],
+    [((1, 1, 1), (1, 1, 1)), ((3, 2, 2), (5, 3, 2)), ((1, 1, 4), (33, 1, 1)), ((2, 1, 1), (1, 31, 7)), (3, 1024)],
 )
 def test_every_thread_of_every_shape_runs_once_and_knows_its_place(probe, schedule, grid, block):
     g, b = ((size, 1, 1) if isinstance(size, int) else size for size in (grid, block))
@@ -47,6 +47,7 @@ def test_every_thread_of_every_shape_runs_once_and_knows_its_place(probe, schedu
         ((1, 1, 1), (1, 1, 65), 0, "expected a block of 1 to 1024 threads"),
         ((0, 1, 1), (32, 1, 1), 0, "expected a grid of at least one block"),
         ((1, 65536, 1), (32, 1, 1), 0, "expected a grid of at least one block, at most .* found grid 1 x 65536 x 1"),
+        ((2048, 1024, 1), (32, 1, 1), 0, "the runner is for small grids"),
         ((1, 1, 1), (32, 1, 1), 227 * 1024 + 1, "expected at most 227 KB of dynamic shared memory"),
     ],
 )

@@ -459,7 +459,6 @@ def test_bad_rows_are_masked_and_leave_the_others_bits_alone(simt, kind, cols):
             p.check(found, p.twin())
 
 
-@pytest.mark.plain_only
 @pytest.mark.parametrize("cols", FEW)
 @pytest.mark.parametrize("kind", TYPES)
 def test_single_minus_infinity_is_an_impossible_label(simt, kind, cols):
@@ -477,7 +476,6 @@ def test_single_minus_infinity_is_an_impossible_label(simt, kind, cols):
         assert found.labels[2] == cols - 1
 
 
-@pytest.mark.plain_only
 @pytest.mark.parametrize("cols", FEW)
 def test_scale_that_overflows_masks_as_infinity_does(simt, cols):
     for kind, huge in (("float32", 1e38), ("bfloat16", 1e38), ("float64", 1e308)):
@@ -590,7 +588,6 @@ def test_column_sums_add_up_to_the_weight(simt, kind, cols):
             assert found.columns.sum() == pytest.approx(weight, rel=1e-13 if kind == "float64" else 2e-7)
 
 
-@pytest.mark.plain_only
 @pytest.mark.parametrize("cols", FEW)
 def test_zero_weight_takes_a_row_out_of_the_sums_but_not_out_of_the_labels(simt, cols):
     for kind in TYPES:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
 
 import gpu_budgets as budgets  # noqa: E402
+import gpu_code  # noqa: E402
 import gpu_static  # noqa: E402
 import sass  # noqa: E402
 
@@ -97,9 +98,9 @@ def inspected(monkeypatch):
     monkeypatch.setattr(budgets, "BUDGETS", (BUDGET,))
 
     def look(lines=GOOD, registers=40, stack=0, shared=256, kernel="fused_kernel"):
-        used = gpu_static.Resources(registers, stack, shared)
+        used = gpu_code.Resources(registers, stack, shared)
         facts = gpu_static.facts_of(
-            one(*lines), "90", used, gpu_static.Kernel(kernel, ARGUMENTS), budgets.Constants(HEADER)
+            one(*lines), "90", used, gpu_code.Kernel(kernel, ARGUMENTS), budgets.Constants(HEADER)
         )
         return gpu_static.violations(facts)
 
@@ -272,19 +273,19 @@ Resource usage:
  Function _Z1kv:
   REG:80 STACK:8 SHARED:1696 LOCAL:0 CONSTANT[0]:648 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
-    assert gpu_static.resources(text, "90") == {"_Z1kv": gpu_static.Resources(80, 8, 672)}
-    assert gpu_static.resources(text, "80") == {"_Z1kv": gpu_static.Resources(80, 8, 1696)}
+    assert gpu_code.resources(text, "90") == {"_Z1kv": gpu_code.Resources(80, 8, 672)}
+    assert gpu_code.resources(text, "80") == {"_Z1kv": gpu_code.Resources(80, 8, 1696)}
 
 
 def test_kernels_are_named_by_their_template_arguments():
-    parameters = gpu_static.template_parameters(HEADER + "__global__ void plain_kernel(const Arguments a) {")
+    parameters = gpu_code.template_parameters(HEADER + "__global__ void plain_kernel(const Arguments a) {")
     assert parameters == {"fused_kernel": ["T", "Mapping", "kAligned"], "plain_kernel": []}
     name = "void sela::sinkhorn_cuda::fused_kernel<__nv_bfloat16, sela::sinkhorn_cuda::OneWarp, {}>(sela::Arguments)"
-    aligned = gpu_static.kernel_of(name.format("true"), parameters)
+    aligned = gpu_code.kernel_of(name.format("true"), parameters)
     assert aligned.arguments == {"T": "bfloat16", "Mapping": "OneWarp", "kAligned": "true"}
     assert str(aligned) == "fused_kernel<bfloat16, OneWarp, aligned>"
-    assert str(gpu_static.kernel_of(name.format("false"), parameters)) == "fused_kernel<bfloat16, OneWarp>"
-    assert str(gpu_static.kernel_of("sela::plain_kernel(sela::Arguments)", parameters)) == "plain_kernel"
+    assert str(gpu_code.kernel_of(name.format("false"), parameters)) == "fused_kernel<bfloat16, OneWarp>"
+    assert str(gpu_code.kernel_of("sela::plain_kernel(sela::Arguments)", parameters)) == "plain_kernel"
 
 
 def test_constants_of_headers_follow_their_template_parameters():
@@ -314,7 +315,7 @@ def test_constant_expressions_are_those_of_c(text, value):
 
 def test_every_kernel_of_the_sources_has_a_budget_and_a_shape():
     text = "\n".join(path.read_text() for path in sorted((ROOT / "csrc/cuda").iterdir()))
-    kernels = gpu_static.template_parameters(text)
+    kernels = gpu_code.template_parameters(text)
     assert set(kernels) == {budget.kernel for budget in budgets.BUDGETS}
     constants = budgets.Constants(text)
     for work in budgets.WORK:
@@ -323,7 +324,7 @@ def test_every_kernel_of_the_sources_has_a_budget_and_a_shape():
 
 
 def test_every_shipped_architecture_has_its_limits():
-    assert set(gpu_static.shipped_architectures()) <= set(budgets.MULTIPROCESSORS)
+    assert set(gpu_code.shipped_architectures()) <= set(budgets.MULTIPROCESSORS)
 
 
 # ---- Occupancy and tables.
@@ -361,13 +362,13 @@ def test_tables_are_replaced_between_their_marks_and_nothing_else_changes():
 def test_the_tables_in_the_documents_are_those_of_the_shipped_architectures():
     part = gpu_static.generated((ROOT / "docs/gpu.md").read_text())
     (header,) = re.findall(r"^\| kernel \| (sm_.*) \|$", part, re.MULTILINE)
-    assert header.split(" | ") == [f"sm_{arch}" for arch in gpu_static.shipped_architectures()]
+    assert header.split(" | ") == [f"sm_{arch}" for arch in gpu_code.shipped_architectures()]
     for budget in budgets.BUDGETS:
         assert f"`{budget.kernel}" in part
 
 
 def test_a_missing_disassembler_is_named_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(gpu_static.shutil, "which", lambda name: None)
-    monkeypatch.setattr(gpu_static.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(gpu_static.InspectionError, match="found none: pip install 'nvidia-cuda-cuobjdump>=13'"):
-        gpu_static.find_program("cuobjdump")
+    monkeypatch.setattr(gpu_code.shutil, "which", lambda name: None)
+    monkeypatch.setattr(gpu_code.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(gpu_code.InspectionError, match="found none: pip install 'nvidia-cuda-cuobjdump>=13'"):
+        gpu_code.find_program("cuobjdump")

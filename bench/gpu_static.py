@@ -274,10 +274,6 @@ def violations(facts: Facts) -> list[str]:
 # ---- The tables in docs/gpu.md.
 
 
-def cell(value: float) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [
         "| " + " | ".join(header) + " |",
@@ -358,11 +354,11 @@ def claims(rows: Sequence[Facts]) -> list[str]:
     def said(claim: str, but: Sequence[Facts]) -> str:
         found: dict[str, list[str]] = {}
         for facts in but:
-            archs = found.setdefault(group_name(facts.kernel), [])
+            archs = found.setdefault(facts.kernel.name, [])
             if f"sm_{facts.arch}" not in archs:
                 archs.append(f"sm_{facts.arch}")
         exceptions = "; ".join(f"`{name}` ({', '.join(archs)})" for name, archs in found.items())
-        return f"- {claim}: " + (f"not so in {exceptions}." if exceptions else "holds everywhere.")
+        return f"- {claim}: " + (f"not so in some of {exceptions}." if exceptions else "holds everywhere.")
 
     looping = [facts for facts in rows if facts.hot]
     aligned = [facts for facts in looping if facts.kernel.arguments.get("kAligned") == "true"]
@@ -423,6 +419,10 @@ def floor_of(work: budgets.Work, facts: Facts, card: budgets.Card) -> Floor:
     )
 
 
+def milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.1g}"
+
+
 def floors(rows: Sequence[Facts]) -> list[str]:
     card = budgets.H100
     lines = [
@@ -459,10 +459,10 @@ def floors(rows: Sequence[Facts]) -> list[str]:
             [
                 work.title,
                 f"{work.items * work.bytes / 1e9:.2f} GB",
-                f"{floor.memory:.2f}",
-                f"{floor.exponentials:.2f}",
-                f"**{floor.floor:.2f}**",
-                f"{floor.issue:.2f}",
+                milliseconds(floor.memory),
+                milliseconds(floor.exponentials),
+                f"**{milliseconds(floor.floor)}**",
+                milliseconds(floor.issue),
                 floor.binds,
                 f"{floor.memory / max(floor.memory, floor.exponentials, floor.issue):.0%}",
                 f"{floor.in_flight / 1024:.0f} KiB" if floor.in_flight else "-",

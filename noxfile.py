@@ -190,3 +190,15 @@ def simt(session: nox.Session) -> None:
             command = ["setarch", "-R", *command]
         session.log(f"variant {variant}")
         session.run(*command, *options, env=env, external=True)
+
+
+@nox.session
+def gpu_static(session: nox.Session) -> None:
+    """The CUDA kernels' machine code held to its budgets, and docs/gpu.md's tables to the code; needs nvcc.
+
+    Compiles all of it (minutes), unless `-- --check --core FILE` names a built extension module (seconds).
+    """
+    if not shutil.which("nvcc"):
+        session.skip("no nvcc on the PATH")
+    session.install(*requirements("build"), *requirements("inspect"))
+    session.run("python", "bench/gpu_static.py", *(session.posargs or ["--check"]))

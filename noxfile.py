@@ -1,7 +1,7 @@
 """How this project is checked, one session per question: `nox -s lint types tests`, or `nox -l` for the list.
 
 Environments are kept between runs (torch is large); `nox -R` also skips the installation. With SELA_PYTHON set to an
-interpreter that has the packages already, `types` and `sanitize` use that one and install only their tools.
+interpreter that has the packages already, `types`, `sanitize` and `simt` use that one and install only their tools.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import nox
@@ -20,6 +21,9 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+# pytest without the source tree on the path, as the command `pytest` starts it.
+RUN_PYTEST = "import sys; sys.path.pop(0); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
 
 
 def requirements(group: str, *names: str) -> list[str]:
@@ -33,7 +37,7 @@ def requirements(group: str, *names: str) -> list[str]:
 
 
 def cpp_files() -> list[str]:
-    return sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+    return sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
 
 
 def prepared_python(session: nox.Session, *needed: str) -> str:
@@ -138,7 +142,63 @@ def sanitize(session: nox.Session) -> None:
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
     named = [name for name in ("python_tests/kernels", "python_tests/test_build.py") if Path(name).exists()]
-    run_pytest = (
-        "import sys; sys.path.pop(0); import pytest; sys.exit(pytest.main(sys.argv[1:]))"  # not the source tree
-    )
-    session.run(python, "-c", run_pytest, *(session.posargs or named), env=env, external=True)
+    session.run(python, "-c", RUN_PYTEST, *(session.posargs or named), env=env, external=True)
+
+
+def may_fix_addresses() -> bool:
+    """Whether addresses can be kept from being randomised, which may take what ThreadSanitizer needs for itself."""
+    if not shutil.which("setarch"):
+        return False
+    return subprocess.run(["setarch", "-R", "true"], capture_output=True, check=False).returncode == 0
+
+
+@nox.session
+def simt(session: nox.Session) -> None:
+    """The CUDA kernels executed on the CPU, plainly and sanitised; posargs: plain, thread, address.
+
+    Builds all three (preset `simt`), then runs python_tests/simt once per variant; pytest options may follow the names.
+    """
+    session.install(*requirements("build"))
+    python = prepared_python(session, ".[test]")
+    headers = str(session.run("pybind11-config", "--cmakedir", silent=True)).strip()
+    session.run("cmake", "--preset", "simt", f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={headers}")
+    session.run("cmake", "--build", "--preset", "simt", "--parallel", str(len(os.sched_getaffinity(0))))
+
+    sanitizers = {  # what must be the first in the process, before Python itself; the interpreter leaks by design
+        "plain": ([], {}),
+        "thread": (["libtsan.so"], {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66"}),
+        "address": (
+            ["libasan.so", "libubsan.so"],
+            {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
+        ),
+    }
+    variants = [word for word in session.posargs if word in sanitizers] or list(sanitizers)
+    options = [word for word in session.posargs if word not in sanitizers]
+    if not any(Path(word.split("::")[0]).exists() for word in options):
+        options.append("python_tests/simt")
+    for variant in variants:
+        libraries, env = sanitizers[variant]
+        paths = [
+            str(session.run("g++", f"-print-file-name={name}", silent=True, external=True)).strip()
+            for name in libraries
+        ]
+        env = {**env, "SELA_SIMT_BUILD": str(ROOT / "build" / "simt" / variant)}
+        command = ["env", f"LD_PRELOAD={' '.join(paths)}", python, "-c", RUN_PYTEST]
+        if paths:  # a sanitizer writes its report past pytest's capture, and ends the process
+            command += ["-m", "not slow and not plain_only", "--capture=sys"]
+        if variant == "thread" and may_fix_addresses():
+            command = ["setarch", "-R", *command]
+        session.log(f"variant {variant}")
+        session.run(*command, *options, env=env, external=True)
+
+
+@nox.session
+def gpu_static(session: nox.Session) -> None:
+    """The CUDA kernels' machine code held to its budgets, and docs/gpu.md's tables to the code; needs nvcc.
+
+    Compiles all of it (minutes), unless `-- --check --core FILE` names a built extension module (seconds).
+    """
+    if not shutil.which("nvcc"):
+        session.skip("no nvcc on the PATH")
+    session.install(*requirements("build"), *requirements("inspect"))
+    session.run("python", "bench/gpu_static.py", *(session.posargs or ["--check"]))

@@ -16,8 +16,7 @@ from sela_ext.assign.result import Assignment
 from sela_ext.assign.sinkhorn import solve_sinkhorn
 from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
 from sela_ext.errors import DataError, OptionError
-from sela_ext.kernels.build import build_info
-from sela_ext.kernels.sinkhorn import check_logits, check_vector, check_weights
+from sela_ext.kernels.sinkhorn import backend_of, check_logits, check_vector, check_weights
 
 METHODS = ("auto", "newton", "anderson", "sinkhorn")
 MAX_PASSES = {"l1": 1000, "official": 10_000}
@@ -159,7 +158,7 @@ def assign(
         sizes=_like(logits, sizes.astype(np.int64)),
         objective=final.objective,
         seconds=problem.seconds,
-        backend="cuda" if problem.on_cuda else f"cpu-{build_info()['cpu_isa']}",
+        backend=backend_of(problem.logits),
         method=method,
         reason=reason,
         history=tuple(problem.history),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
+from sela_ext.kernels.augment_resident import augment_resident
 from sela_ext.kernels.newton import (
     NewtonSolution,
     NewtonSums,
@@ -17,6 +18,7 @@ from sela_ext.kernels.newton import (
     newton_solve,
     newton_sums,
 )
+from sela_ext.kernels.self_check import RefusedDeviceWarning, Verdict, device_verdict
 from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
 
 __all__ = [
@@ -24,8 +26,12 @@ __all__ = [
     "Augment",
     "NewtonSolution",
     "NewtonSums",
+    "RefusedDeviceWarning",
     "SinkhornSums",
+    "Verdict",
     "augment",
+    "augment_resident",
+    "device_verdict",
     "newton_product",
     "newton_prune",
     "newton_rows",

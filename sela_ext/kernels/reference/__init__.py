@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from sela_ext.kernels.reference.augment import augment, permutation, philox4x32, sample_parameters
+from sela_ext.kernels.reference.augment import (
+    augment,
+    augment_resident,
+    permutation,
+    philox4x32,
+    sample_parameters,
+)
 from sela_ext.kernels.reference.newton import newton_product, newton_prune, newton_rows, newton_solve, newton_sums
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
 
 __all__ = [
     "augment",
+    "augment_resident",
     "newton_product",
     "newton_prune",
     "newton_rows",

@@ -207,8 +207,8 @@ def sinkhorn_pass_cpu(
     labels: int,
     threads: int,
     isa: str,
-    every: int,
-    candidates: Candidates | None,
+    every: int = 1,
+    candidates: Candidates | None = None,
 ) -> tuple[float, float, int]:
     """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
 

@@ -91,7 +91,8 @@ py::tuple solve(NewtonRows& rows, const Vector& target, const Vector& defect, co
 }  // namespace
 
 void bind_newton(py::module_& m) {
-  py::class_<Candidates>(m, "Candidates", "The entries of a plan that count, row by row, as one pass found them.")
+  py::class_<Candidates>(m, "Candidates", py::module_local(),
+                         "The entries of a plan that count, row by row, as one pass found them.")
       .def(py::init([](double level, int64_t limit) {
              auto made = std::make_unique<Candidates>();
              made->level = level;
@@ -111,7 +112,7 @@ void bind_newton(py::module_& m) {
       .def(
           "values", [](const Candidates& c) { return copied(c.values); }, "float32 [entries]: log p.")
       .def("weights", [](const Candidates& c) { return copied(c.weights); }, "float32 [rows], or empty: all 1.");
-  py::class_<NewtonRows>(m, "NewtonRows", "Candidates in the form that Newton's method works on.")
+  py::class_<NewtonRows>(m, "NewtonRows", py::module_local(), "Candidates in the form that Newton's method works on.")
       .def(py::init([](Candidates& candidates) { return std::make_unique<NewtonRows>(std::move(candidates)); }),
            py::arg("candidates"), "Takes the arrays out of the candidates, which are empty afterwards.")
       .def_property_readonly("rows", &NewtonRows::rows)

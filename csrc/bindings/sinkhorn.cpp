@@ -95,7 +95,7 @@ void bind_sinkhorn(py::module_& m) {
   m.def("sinkhorn_pass_cpu", &pass_cpu, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("row_weights"), py::arg("largest_weight"),
         py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("threads"),
-        py::arg("isa"), py::arg("every"), py::arg("candidates"),
+        py::arg("isa"), py::arg("every") = 1, py::arg("candidates") = py::none(),
         "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked).");
   m.def(
       "sinkhorn_workspace_cuda",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.errors import DataError
-from sela_ext.kernels.sinkhorn import SinkhornSums, check_logits, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import SinkhornSums, check_logits, on_cuda, sinkhorn_pass
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -101,7 +101,7 @@ class Problem:
     @property
     def on_cuda(self) -> bool:
         """Whether the logits are on a CUDA device (those of the official rule are on the CPU)."""
-        return getattr(getattr(self.logits, "device", None), "type", "cpu") == "cuda"
+        return on_cuda(self.logits)
 
     @property
     def dtype(self) -> str:

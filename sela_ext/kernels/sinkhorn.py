@@ -278,6 +278,11 @@ def pass_on_cpu(
     )
 
 
+def on_cuda(logits: Any) -> bool:
+    """Whether passes over these logits run on a CUDA device, by its kernels or by torch."""
+    return cuda_place(logits) is not None
+
+
 def backend_of(logits: Any) -> str:
     """Who does the passes over these logits: "cuda", "torch" (on a refused CUDA device), or "cpu-" and the ISA."""
     place = cuda_place(logits)

@@ -151,6 +151,20 @@ def test_marginals_and_row_weights_are_met():
     assert np.mean(a.labels == repeated.predict(logits)) > 0.998
 
 
+def test_stages_read_more_rows_each():
+    assert newton.samples(1_281_167, 1000) == [320, 40, 5, 1]
+    assert newton.samples(60_000, 1000) == [15, 1]
+    assert newton.samples(20_000, 3000) == [1]
+    assert newton.samples(1, 1) == [1]
+    logits = trained_logits(60_000, 30, sharpness=1.0)
+    a = sela_ext.assign(logits, tol=1e-6)
+    assert a.converged
+    assert a.passes < 5
+    read = [h.get("rows", 60_000) for h in a.history]
+    assert len(set(read)) >= 3
+    assert read[-1] == 60_000
+
+
 def test_rows_sorted_by_class_need_no_more_reads():
     logits = trained_logits(40_000, 64, sharpness=2.0)
     mixed = sela_ext.assign(logits, tol=1e-6)

@@ -24,8 +24,6 @@ from sela_ext.assign.problem import Evaluation, Problem
 from sela_ext.kernels.newton import newton_rows, newton_solve, newton_sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy.typing as npt
 
     Vector = npt.NDArray[np.float64]
@@ -39,8 +37,13 @@ LAST_LEVEL, LAST_LEVEL_64, LAST_MORE = 24.0, 36.0, 2.0  # and so many times the 
 DENSITY, MANY, FEW = 0.12, 64, 16
 FIRST = 1 / 16  # of lambda: where the continuation begins
 STEP = math.sqrt(2.0)  # of lambda, from one solve on the candidates to the next
-SAMPLE_PER_COLUMN, SAMPLE = 4, 2048  # rows that the first stage reads at least
-SAMPLED_TO = 8.0  # the first stage goes up to the lambda with so many entries per row: then few rows begin to mislead
+# The first stages read a part of the rows, at least SAMPLE and so many per column; each stage MORE_ROWS times as many
+# as the one before: its potential is nearer to that of all rows, and less is left to do on them (1,281,167 x 1000: half
+# the time).
+SAMPLE, SAMPLE_PER_COLUMN, MORE_ROWS = 2048, 4, 8
+# A part of the rows is followed up to the lambda with so many entries per row, the next one further by FURTHER: beyond,
+# few rows mislead.
+SAMPLED_TO, FURTHER = 8.0, 2.0
 PROBE = 4096  # rows that "auto" looks at
 # Errors to which the stages are solved, first on a part of the rows, then on all: what is left moves single columns
 # further than candidates reach when lambda grows (3e-3 for both: up to 11 reads where 4 do).
@@ -81,9 +84,7 @@ def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, 
     return "newton", f"a sparse plan: {found:.3g} of {cols} entries per row above exp(-{LEVEL:g})", first
 
 
-def climb(
-    problem: Problem, at: Evaluation, factor: float, tolerance: float, goes_on: Callable[[float], bool]
-) -> tuple[Vector, float]:
+def climb(problem: Problem, at: Evaluation, factor: float, tolerance: float, fewest: float) -> tuple[Vector, float]:
     """Solve on the candidates of a pass at factor * lambda, then at larger lambdas; see the note above.
 
     Args:
@@ -91,7 +92,7 @@ def climb(
         at: the pass, with candidates; they are used up.
         factor: the part of lambda that it was at.
         tolerance: error to which each lambda is solved.
-        goes_on: told the entries per row, says whether to go on to the next lambda.
+        fewest: goes on to the next lambda while rows have more entries than this, on the average.
 
     Returns:
         Potential, and the part of lambda that it is for.
@@ -132,22 +133,37 @@ def climb(
             threads=problem.threads,
         )
         d = found.d
-        if found.stalled or current >= 1.0 or faint.any() or not goes_on(per_row):
+        if found.stalled or current >= 1.0 or faint.any() or per_row <= fewest:
             return problem.centred(at.potential * ratio + d), current
         before, current = current, raised(current, STEP)
         # An entry that was left out was below exp(-16), so it shrinks by at least so much.
         missing = np.maximum(defect, 0.0) * math.exp(-LEVEL * (current / factor - 1.0))
 
 
-def continued(problem: Problem, start: Vector, factor: float, every: int) -> Vector:
+def samples(rows: int, cols: int) -> list[int]:
+    """Blocks of rows from one that is read to the next, for the stages: smaller from one to the next, at last 1."""
+    steps, wanted = [], max(SAMPLE, SAMPLE_PER_COLUMN * cols)
+    while rows // wanted > 1:
+        steps.append(rows // wanted)
+        wanted *= MORE_ROWS
+    return [*steps, 1]
+
+
+def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) -> Vector:
     """Go from about factor * lambda up to lambda; returns a potential for lambda.
 
-    Reads the matrix where the candidates are exhausted, and never so often that no pass is left for the end. The first
-    stage reads every so many blocks of rows and looks for a lambda where a row has several entries, and not too many.
+    Reads the matrix where the candidates are exhausted, and never so often that no pass is left for the end.
+
+    Args:
+        problem: whose columns are wanted.
+        start: potential at lambda, which is scaled.
+        factor: where to begin. A lambda is then looked for where a row has several entries, and not too many.
+        steps: see `samples`.
     """
     potential, limit = start * factor, entries_per_row(problem)
     rows, cols = (int(n) for n in problem.logits.shape)
     thin = min(THIN, cols / 4)
+    level, every = 0, steps[0]
     looking = max(every, rows // SAMPLE)  # few rows tell how many entries a row has
     found = looking == every
     rising = False  # lambda was too small before
@@ -172,11 +188,12 @@ def continued(problem: Problem, start: Vector, factor: float, every: int) -> Vec
             found = True
             continue
         last_factor, last_error = factor, at.error
-        if every > 1:
-            potential, factor = climb(problem, at, factor, SAMPLE_ERROR, lambda per_row: per_row > SAMPLED_TO)
-            every = 1
+        if every == 1:
+            potential, factor = climb(problem, at, factor, STAGE_ERROR, 0.0)
         else:
-            potential, factor = climb(problem, at, factor, STAGE_ERROR, lambda per_row: True)
+            potential, factor = climb(problem, at, factor, SAMPLE_ERROR, SAMPLED_TO / FURTHER**level)
+            level, every = level + 1, steps[level + 1]
+            last_factor = 0.0  # other rows: the error is another
     return potential / factor
 
 
@@ -203,8 +220,7 @@ def solve_newton(
     def evaluate(potential: Vector) -> Evaluation:
         return problem.evaluate(potential, labels=True, keep=level, keep_per_row=LAST_MORE * limit)
 
-    every = max(1, min(rows // (SAMPLE_PER_COLUMN * cols), rows // SAMPLE))
-    attempts = [(FIRST / 4, 1), (FIRST, every)]  # where to begin, and on how many rows; the last one first
+    attempts = [(FIRST / 4, [1]), (FIRST, samples(rows, cols))]  # where to begin, and on which rows; the last one first
     at = evaluate(start) if warm and first is None else first
     best = at
     failures = PATIENCE  # no pass yet, or one that is not worth improving
@@ -214,8 +230,8 @@ def solve_newton(
         if failures == PATIENCE:
             if not attempts:
                 return solve_anderson(problem, start, best), "; stalled, Anderson's method went on"
-            factor, every = attempts.pop()
-            at = evaluate(continued(problem, start if best is None else best.potential, factor, every))
+            factor, steps = attempts.pop()
+            at = evaluate(continued(problem, start if best is None else best.potential, factor, steps))
             failures = 0
         else:
             assert at is not None
@@ -223,7 +239,7 @@ def solve_newton(
             if at.candidates.overflow:
                 final = solve_anderson(problem, start, best)
                 return final, "; smooth at the end, where Anderson's method went on"
-            at = evaluate(climb(problem, at, 1.0, tolerance, lambda per_row: False)[0])
+            at = evaluate(climb(problem, at, 1.0, tolerance, math.inf)[0])
             failures = 0 if at.error < 0.5 * best.error else failures + 1
         if best is None or at.error < best.error:
             best = at

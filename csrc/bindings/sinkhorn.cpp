@@ -9,12 +9,6 @@
 namespace py = pybind11;
 
 namespace sela {
-namespace {
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 LogitsType logits_type(const std::string& name) {
   if (name == "float32") return LogitsType::float32;
@@ -30,6 +24,13 @@ Isa isa_of(const std::string& name) {
     if (name == isa_name(isa) && isa <= cpu_isa()) return isa;
   throw std::invalid_argument("instruction set: expected one up to " + std::string(isa_name(cpu_isa())) + ", found " +
                               name);
+}
+
+namespace {
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
 }
 
 SinkhornPass make_pass(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,

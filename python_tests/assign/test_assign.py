@@ -392,7 +392,7 @@ def test_anderson_returns_its_best_point():
         ({"method": "newton"}, 'method: "newton" is not available in this version; available: "auto"'),
         ({"method": "best"}, 'method: expected one of "auto", "anderson", "sinkhorn", found \'best\''),
         ({"stop": "never"}, 'stop: expected one of "l1", "official"'),
-        ({"balance": "exact"}, 'balance: "exact" is not available in this version'),
+        ({"balance": "even"}, 'balance: expected one of "argmax", "exact", found \'even\''),
         ({"storage": "fixed16"}, 'storage: "fixed16" is not available in this version'),
         ({"relax": 1.0}, "relax: not available in this version; leave it at None"),
         ({"size_bounds": (1, 2)}, "size_bounds: not available in this version"),

@@ -28,6 +28,10 @@ class Assignment:
         masked: number of masked rows.
         ties: rows whose label was chosen among equal scores to balance the clusters (0 on ordinary data).
         lam: lambda.
+        gap: balance="exact" only: the labels lose at most so much to the best ones of admissible sizes, nats per image
+            (of logits, not lambda * logits), by the dual bound [sum_i max_j (lambda L_ij + p_j) - min over admissible
+            sizes n of sum_j n_j p_j] / lambda at p = `prices`. inf when images had to be given impossible clusters.
+        prices: balance="exact" only: float64 [K], nats, the dual solution behind `gap`.
     """
 
     labels: Any
@@ -44,6 +48,8 @@ class Assignment:
     masked: int
     ties: int
     lam: float
+    gap: float | None = None
+    prices: Any | None = None
 
     def predict(self, new_logits: Any) -> Any:
         """Labels for images that were not in the solve: argmax_k (lambda * logit_k + potential_k).

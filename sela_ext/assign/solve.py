@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sela_ext.assign.anderson import solve_anderson
+from sela_ext.assign.balance import balance_exactly
 from sela_ext.assign.marginals import cluster_shares
 from sela_ext.assign.official import solve_official
 from sela_ext.assign.problem import Problem
@@ -66,7 +67,11 @@ def assign(
         size_bounds: not available in this version.
         row_weights: [N] >= 0; 0 takes an image out of the balance, it is labelled all the same. None: ones.
         start: a potential [K] (nats, for lam * logits) or an Assignment to start from.
-        balance: "argmax", the label of an image is its largest entry in the plan.
+        balance: "argmax", the label of an image is its largest entry in the plan; or "exact": every cluster gets the
+            floor or the ceiling of its share of the images, at the least loss (see `gap`). Counted are the images that
+            are neither masked nor of weight 0, each as one; images of weight 0 keep their argmax label. Clusters at
+            -inf in every row get nothing, and the others their share. An image gets a cluster at -inf only when no
+            other labels have these sizes, with an UnbalancedLabelsWarning.
         stop: "l1", or "official": the rule of the authors' code, in float64 from the log-softmax (N x K float64
             numbers in memory; plain Sinkhorn, no start, tol unused).
         group: not available in this version.
@@ -94,7 +99,7 @@ def assign(
         raise DataError(f"logits: expected at least one row, found shape (0, {cols})")
     _check_choice("method", method, METHODS, later=("newton",))
     _check_choice("stop", stop, ("l1", "official"))
-    _check_choice("balance", balance, ("argmax",), later=("exact",))
+    _check_choice("balance", balance, ("argmax", "exact"))
     _check_choice("storage", storage, ("auto", "float32"), later=("float16", "bfloat16", "fixed16"))
     for option, value in (("relax", relax), ("size_bounds", size_bounds), ("group", group)):
         if value is not None:
@@ -129,7 +134,13 @@ def assign(
     labels = _numpy(final.sums.labels)
     sizes = np.bincount(labels[labels >= 0], minlength=cols)
     ties = 0
-    if misplaced(sizes, target) > UNBALANCED:
+    balanced = None
+    if balance == "exact":
+        part = labels if weights is None else np.where(weights > 0, labels, -1).astype(np.int32)
+        balanced = balance_exactly(problem, part, final.potential, final.log_shares == -np.inf)
+        labels = np.where(part >= 0, balanced.labels, labels).astype(np.int32)
+        sizes = np.bincount(labels[labels >= 0], minlength=cols)
+    elif misplaced(sizes, target) > UNBALANCED:
         labels = labels.copy()
         ties = break_ties(problem.logits, labels, final.potential, lam, target)
         sizes = np.bincount(labels[labels >= 0], minlength=cols)
@@ -151,6 +162,8 @@ def assign(
         masked=final.sums.masked,
         ties=ties,
         lam=float(np.float32(lam)) if name != "float64" and stop != "official" else lam,
+        gap=None if balanced is None else balanced.gap,
+        prices=None if balanced is None else _like(logits, balanced.prices),
     )
 
 

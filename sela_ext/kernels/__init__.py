@@ -8,13 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
+from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates
 from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
 
 __all__ = [
     "PARAMETERS",
     "Augment",
+    "Candidates",
+    "Rounding",
     "SinkhornSums",
     "augment",
+    "find_candidates",
     "permutation",
     "sample_parameters",
     "sinkhorn_pass",

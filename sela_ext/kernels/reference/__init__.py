@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from sela_ext.kernels.reference.augment import augment, permutation, philox4x32, sample_parameters
+from sela_ext.kernels.reference.rounding import best_labels, find_candidates
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
 
-__all__ = ["augment", "permutation", "philox4x32", "sample_parameters", "sinkhorn_pass"]
+__all__ = [
+    "augment",
+    "best_labels",
+    "find_candidates",
+    "permutation",
+    "philox4x32",
+    "sample_parameters",
+    "sinkhorn_pass",
+]

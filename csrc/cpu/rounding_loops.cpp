@@ -23,7 +23,8 @@ constexpr int64_t W = vfloat::kLanes;
 constexpr int64_t G = kCandidateGroups;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kHalvings = 10;
-constexpr int32_t kFewGroups = 6;
+constexpr int32_t kFewGroups = 8;
+constexpr int32_t kShort = 6;
 
 inline double number(const float* x) {
   return static_cast<double>(*x);
@@ -88,22 +89,23 @@ inline void sweep(const double* x, int64_t cols, const double* prices, double sc
     for (int64_t j = cols; j < full + G && full < cols; ++j) scores[j] = -kInfinity;
 }
 
-/// `floor`, or when more than `count` group maxima reach that, a larger number that at least `count` of them reach.
-inline float bound_of(const float* top, int32_t count, float floor) {
-  if (count >= G) return floor;
+/// A number >= floor that at least `count` of n maxima reach, found by halving; `floor` when no more than that reach
+/// it.
+template <int64_t n>
+inline float halved(const float* top, int32_t count, float floor) {
   int32_t inside = 0;
-  for (int64_t v = 0; v < G; ++v) inside += top[v] >= floor ? 1 : 0;
-  if (inside <= count) return floor;
   float low = kInfinity, high = -kInfinity;
-  for (int64_t v = 0; v < G; ++v) {
+  for (int64_t v = 0; v < n; ++v) {
+    inside += top[v] >= floor ? 1 : 0;
     high = top[v] > high ? top[v] : high;
     const float inner = top[v] >= floor && top[v] > -kInfinity ? top[v] : kInfinity;
     low = inner < low ? inner : low;
   }
+  if (inside <= count || !(low < high)) return inside <= count ? floor : low;
   for (int step = 0; step < kHalvings; ++step) {
     const float middle = 0.5f * low + 0.5f * high;
     int32_t above = 0;
-    for (int64_t v = 0; v < G; ++v) above += top[v] >= middle ? 1 : 0;
+    for (int64_t v = 0; v < n; ++v) above += top[v] >= middle ? 1 : 0;
     if (above == count) return middle;
     if (above > count)
       low = middle;
@@ -111,6 +113,19 @@ inline float bound_of(const float* top, int32_t count, float floor) {
       high = middle;
   }
   return low;
+}
+
+/// The bound of a row's list.  Short lists need no more than the maxima of 16 larger groups.
+inline float bound_of(const float* top, int32_t count, float floor) {
+  if (count >= G) return floor;
+  if (count > kShort) return halved<G>(top, count, floor);
+  float larger[G / 4];
+  for (int64_t v = 0; v < G / 4; ++v) {
+    const float a = top[v] > top[v + G / 4] ? top[v] : top[v + G / 4];
+    const float b = top[v + G / 2] > top[v + 3 * G / 4] ? top[v + G / 2] : top[v + 3 * G / 4];
+    larger[v] = a > b ? a : b;
+  }
+  return halved<G / 4>(larger, count, floor);
 }
 
 /// Columns of at least `bound` (and not -inf) in ascending order; returns their number.
@@ -121,9 +136,10 @@ inline int64_t collect(const float* scores, const float* top, int64_t padded, fl
   int64_t n = 0;
   // Few groups reach the bound: only their columns are looked at.
   int32_t groups[kFewGroups], count = 0;
-  for (int32_t v = 0; v < G && count <= kFewGroups; ++v)
-    if (top[v] > strict) {
-      if (count < kFewGroups) groups[count] = v;
+  const vfloat below = set1(strict);
+  for (int32_t v = 0; v < G && count <= kFewGroups; v += W)
+    for (uint32_t left = bits(not_below(load(top + v), below)); left != 0; left &= left - 1) {
+      if (count < kFewGroups) groups[count] = v + __builtin_ctz(left);
       ++count;
     }
   if (count <= kFewGroups) {
@@ -135,7 +151,6 @@ inline int64_t collect(const float* scores, const float* top, int64_t padded, fl
         }
     return n;
   }
-  const vfloat below = set1(strict);
   for (int64_t j = 0; j < padded; j += W) {
     const vmask above = not_below(load(scores + j), below);
     for (uint32_t left = bits(above); left != 0; left &= left - 1) {

@@ -95,7 +95,9 @@ void find_candidates_cpu(const CandidateSearch& search, const CandidateLists& li
 Rounding::Rounding(int64_t rows, int64_t total, int32_t clusters, const double* prices, const int64_t* low,
                    const int64_t* high, int threads)
     : clusters_(clusters), threads_(threads) {
-  if (rows < 0 || clusters < 1) refuse("expected rows >= 0 and clusters >= 1");
+  if (rows < 0 || rows > std::numeric_limits<int32_t>::max() || clusters < 1)
+    refuse("expected 0 <= rows < 2^31 and clusters >= 1, found " + std::to_string(rows) + " and " +
+           std::to_string(clusters));
   price_.assign(prices, prices + clusters);
   for (double price : price_)
     if (!std::isfinite(price)) refuse("expected finite prices");
@@ -165,7 +167,7 @@ void Rounding::widen(Cluster& cluster, size_t room) const {
 /// Makes room for rows with so many entries in their lists, and for those that arrive later.
 void Rounding::reserve(Cluster& cluster, int64_t entries) const {
   const size_t edges = static_cast<size_t>(std::min<int64_t>(entries, clusters_));
-  cluster.nodes.reserve(static_cast<size_t>(entries + entries / 4));
+  cluster.nodes.reserve(static_cast<size_t>(entries + entries / 8));
   cluster.edges.reserve(edges);
   widen(cluster, 2 * edges);
 }
@@ -207,7 +209,7 @@ void Rounding::push(int32_t from, int64_t row) {
   for (int64_t k = list.first; k < list.first + list.length; ++k) {
     if (column_[k] == from) continue;
     const int32_t node = static_cast<int32_t>(cluster.nodes.size());
-    cluster.nodes.push_back({mine - value_[k], -1, -1, row});
+    cluster.nodes.push_back({mine - value_[k], static_cast<int32_t>(row), -1, -1});
     Edge& way = edge(cluster, column_[k]);
     way.root = meld(cluster.nodes, way.root, node);
     way.loss = cluster.nodes[way.root].loss;
@@ -300,12 +302,20 @@ int64_t Rounding::add(const int64_t* rows, int64_t count, const int32_t* labels,
   std::vector<int64_t> order(placed.size()), next(first_of.begin(), first_of.end() - 1);
   for (int64_t row : placed) order[static_cast<size_t>(next[label_[row]]++)] = row;
   constexpr int64_t kClusters = 16;  // per task
+  constexpr int64_t kAhead = 6;
   parallel_blocks((clusters_ + kClusters - 1) / kClusters, threads_, [&](int64_t block, int) {
     for (int64_t j = block * kClusters; j < std::min<int64_t>((block + 1) * kClusters, clusters_); ++j) {
       int64_t entries = 0;
       for (int64_t k = first_of[j]; k < first_of[j + 1]; ++k) entries += list_[order[k]].length;
       if (cluster_[j].nodes.empty()) reserve(cluster_[j], entries);
-      for (int64_t k = first_of[j]; k < first_of[j + 1]; ++k) push(static_cast<int32_t>(j), order[k]);
+      for (int64_t k = first_of[j]; k < first_of[j + 1]; ++k) {
+        if (k + kAhead < static_cast<int64_t>(order.size())) {  // rows of a cluster lie far apart
+          const int64_t first = list_[order[k + kAhead]].first;
+          __builtin_prefetch(&column_[first]);
+          __builtin_prefetch(&value_[first]);
+        }
+        push(static_cast<int32_t>(j), order[k]);
+      }
     }
   });
   return fresh;

@@ -89,23 +89,43 @@ inline void sweep(const double* x, int64_t cols, const double* prices, double sc
     for (int64_t j = cols; j < full + G && full < cols; ++j) scores[j] = -kInfinity;
 }
 
-/// A number >= floor that at least `count` of n maxima reach, found by halving; `floor` when no more than that reach
-/// it.
+/// Largest of n numbers.
+template <int64_t n>
+inline float largest(const float* x) {
+  vfloat top = load(x);
+  for (int64_t v = W; v < n; v += W) top = max(top, load(x + v));
+  return reduce_max(top);
+}
+
+/// How many of n numbers are above `bound`.
+template <int64_t n>
+inline int32_t count_above(const float* x, float bound) {
+  const vfloat b = set1(bound);
+  int32_t count = 0;
+  for (int64_t v = 0; v < n; v += W) count += __builtin_popcount(bits(not_below(load(x + v), b)));
+  return count;
+}
+
+/// A hair below x, for strict comparisons; not the next float, which may count as zero.
+inline float below(float x) {
+  return x - (1e-30f + 1e-6f * std::fabs(x));
+}
+
+/// A number that at least `count` of n maxima are above, found by halving; below(floor) when no more are above that.
 template <int64_t n>
 inline float halved(const float* top, int32_t count, float floor) {
-  int32_t inside = 0;
-  float low = kInfinity, high = -kInfinity;
-  for (int64_t v = 0; v < n; ++v) {
-    inside += top[v] >= floor ? 1 : 0;
-    high = top[v] > high ? top[v] : high;
-    const float inner = top[v] >= floor && top[v] > -kInfinity ? top[v] : kInfinity;
-    low = inner < low ? inner : low;
+  if (count_above<n>(top, below(floor)) <= count) return below(floor);
+  const vfloat nothing = set1(-kInfinity), everything = set1(kInfinity);
+  vfloat least = everything;
+  for (int64_t v = 0; v < n; v += W) {
+    const vfloat t = load(top + v);
+    least = min(select_greater(t, nothing, t, everything), least);
   }
-  if (inside <= count || !(low < high)) return inside <= count ? floor : low;
+  float low = -reduce_max(set1(0.0f) - least), high = largest<n>(top);
+  low = below(low > floor ? low : floor);
   for (int step = 0; step < kHalvings; ++step) {
     const float middle = 0.5f * low + 0.5f * high;
-    int32_t above = 0;
-    for (int64_t v = 0; v < n; ++v) above += top[v] >= middle ? 1 : 0;
+    const int32_t above = count_above<n>(top, middle);
     if (above == count) return middle;
     if (above > count)
       low = middle;
@@ -115,44 +135,40 @@ inline float halved(const float* top, int32_t count, float floor) {
   return low;
 }
 
-/// The bound of a row's list.  Short lists need no more than the maxima of 16 larger groups.
+/// The bound that the columns of a row's list are above.  Short lists need no more than the maxima of 16 larger groups.
 inline float bound_of(const float* top, int32_t count, float floor) {
-  if (count >= G) return floor;
+  if (count >= G) return below(floor);
   if (count > kShort) return halved<G>(top, count, floor);
   float larger[G / 4];
-  for (int64_t v = 0; v < G / 4; ++v) {
-    const float a = top[v] > top[v + G / 4] ? top[v] : top[v + G / 4];
-    const float b = top[v + G / 2] > top[v + 3 * G / 4] ? top[v + G / 2] : top[v + 3 * G / 4];
-    larger[v] = a > b ? a : b;
-  }
+  for (int64_t v = 0; v < G / 4; v += W)
+    store(larger + v,
+          max(max(load(top + v), load(top + v + G / 4)), max(load(top + v + G / 2), load(top + v + 3 * G / 4))));
   return halved<G / 4>(larger, count, floor);
 }
 
-/// Columns of at least `bound` (and not -inf) in ascending order; returns their number.
+/// Columns above `bound` (and not -inf) in ascending order; returns their number.
 inline int64_t collect(const float* scores, const float* top, int64_t padded, float bound, float* hits,
                        int32_t* columns) {
-  // A hair lower, since the comparison is strict; not the next float, which may count as zero.
-  const float strict = bound - (1e-30f + 1e-6f * std::fabs(bound));
   int64_t n = 0;
   // Few groups reach the bound: only their columns are looked at.
   int32_t groups[kFewGroups], count = 0;
-  const vfloat below = set1(strict);
+  const vfloat least = set1(bound);
   for (int32_t v = 0; v < G && count <= kFewGroups; v += W)
-    for (uint32_t left = bits(not_below(load(top + v), below)); left != 0; left &= left - 1) {
+    for (uint32_t left = bits(not_below(load(top + v), least)); left != 0; left &= left - 1) {
       if (count < kFewGroups) groups[count] = v + __builtin_ctz(left);
       ++count;
     }
   if (count <= kFewGroups) {
     for (int64_t j = 0; j < padded; j += G)
       for (int32_t k = 0; k < count; ++k)
-        if (scores[j + groups[k]] > strict) {
+        if (scores[j + groups[k]] > bound) {
           hits[n] = scores[j + groups[k]];
           columns[n++] = static_cast<int32_t>(j) + groups[k];
         }
     return n;
   }
   for (int64_t j = 0; j < padded; j += W) {
-    const vmask above = not_below(load(scores + j), below);
+    const vmask above = not_below(load(scores + j), least);
     for (uint32_t left = bits(above); left != 0; left &= left - 1) {
       const int64_t l = j + __builtin_ctz(left);
       hits[n] = scores[l];
@@ -238,8 +254,7 @@ void block_of(const CandidateTask& task, const P* prices, const P* label_prices,
       sweep<true>(x, in.cols, prices, scale, base, label_price, ahead, scratch.scores, top);
     else
       sweep<false>(x, in.cols, prices, scale, base, label_price, ahead, scratch.scores, top);
-    float best = -kInfinity;
-    for (int64_t v = 0; v < G; ++v) best = top[v] > best ? top[v] : best;
+    const float best = largest<G>(top);
     // The label's own score, in the same arithmetic: what rounding left of base.
     const float mine = possible ? static_cast<float>(base - static_cast<double>(static_cast<P>(base))) : -kInfinity;
     const float regret = best > -kInfinity ? best - mine : -kInfinity;

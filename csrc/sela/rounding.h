@@ -82,8 +82,7 @@ class Rounding {
  private:
   struct Node {
     float loss;  ///< v[row, from] - v[row, to]
-    int32_t left, right;
-    int64_t row;
+    int32_t row, left, right;
   };
   struct Edge {
     int32_t target;

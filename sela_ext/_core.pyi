@@ -144,6 +144,19 @@ def find_candidates_cpu(
 ) -> None:
     """The best columns of rows, by addresses (selected: 0 = all rows)."""
 
+def smooth_prices(
+    columns: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float32],
+    found: npt.NDArray[np.int32],
+    wanted: npt.NDArray[np.float64],
+    prices: npt.NDArray[np.float64],
+    labels: npt.NDArray[np.int32],
+    sharpness: float,
+    iterations: int,
+    threads: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """Sharp Sinkhorn iterations on lists; returns new prices, and the labels at them."""
+
 class Rounding:
     """Labels of admissible cluster sizes from candidate lists."""
 

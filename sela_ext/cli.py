@@ -267,7 +267,7 @@ def _read_labels(path: str, head: int) -> Any:
 def _verify(given: argparse.Namespace) -> int:
     import numpy as np
 
-    from sela_ext import verify
+    from sela_ext.assign import verify
 
     if given.balance not in ("argmax", "exact"):
         raise OptionError(f"--balance: expected argmax or exact, found {given.balance}")

@@ -54,6 +54,31 @@ void find_candidates(std::uintptr_t logits, const std::string& type, int64_t row
   find_candidates_cpu(search, lists, threads, chosen);
 }
 
+py::tuple smooth_prices(const Ints& columns, const Floats& values, const Ints& found, const Doubles& wanted,
+                        const Doubles& prices, const Ints& labels, double sharpness, int iterations, int threads) {
+  const int64_t rows = found.size();
+  const int32_t clusters = static_cast<int32_t>(prices.size());
+  if (columns.ndim() != 2 || values.ndim() != 2 || columns.shape(0) != rows || values.shape(0) != rows ||
+      values.shape(1) != columns.shape(1) || wanted.size() != clusters || labels.size() != rows)
+    throw std::invalid_argument(
+        "smooth_prices: expected lists [n, width], found and labels [n], wanted and prices [K]");
+  const int32_t width = static_cast<int32_t>(columns.shape(1));
+  for (int64_t i = 0; i < rows; ++i)
+    for (int32_t k = 0; k < found.data()[i]; ++k)
+      if (found.data()[i] > width || columns.data()[i * width + k] < 0 || columns.data()[i * width + k] >= clusters)
+        throw std::invalid_argument("smooth_prices: a list is too long or names an unknown cluster");
+  py::array_t<double> new_prices(clusters, prices.data());
+  py::array_t<int32_t> new_labels(rows, labels.data());
+  double* price = new_prices.mutable_data();
+  int32_t* label = new_labels.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    smooth_prices_cpu(rows, width, columns.data(), values.data(), found.data(), clusters, wanted.data(), sharpness,
+                      iterations, price, label, threads);
+  }
+  return py::make_tuple(new_prices, new_labels);
+}
+
 Rounding make_rounding(int64_t rows, int64_t total, const Doubles& prices, const Longs& low, const Longs& high,
                        int threads) {
   if (low.size() != prices.size() || high.size() != prices.size())
@@ -88,6 +113,10 @@ void bind_rounding(py::module_& m) {
         py::arg("selected"), py::arg("selected_count"), py::arg("count"), py::arg("slack"), py::arg("floor"),
         py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("regret"), py::arg("threads"), py::arg("isa"),
         "The best columns of rows, by addresses (selected: 0 = all rows).");
+
+  m.def("smooth_prices", &smooth_prices, py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("wanted"),
+        py::arg("prices"), py::arg("labels"), py::arg("sharpness"), py::arg("iterations"), py::arg("threads"),
+        "Sharp Sinkhorn iterations on lists; returns new prices, and the labels at them.");
 
   py::class_<Rounding>(m, "Rounding", "Labels of admissible cluster sizes from candidate lists.")
       .def(py::init(&make_rounding), py::arg("rows"), py::arg("total"), py::arg("prices"), py::arg("low"),

@@ -92,6 +92,61 @@ void find_candidates_cpu(const CandidateSearch& search, const CandidateLists& li
   });
 }
 
+void smooth_prices_cpu(int64_t rows, int32_t width, const int32_t* columns, const float* values, const int32_t* found,
+                       int32_t clusters, const double* wanted, double sharpness, int iterations, double* prices,
+                       int32_t* labels, int threads) {
+  constexpr int64_t kRows = 4096;  // per block; sums over blocks are taken in order
+  constexpr double kLargestStep = 3.0;
+  const int64_t blocks = (rows + kRows - 1) / kRows;
+  std::vector<double> sums(static_cast<size_t>(blocks * clusters));
+  std::vector<float> sharp(static_cast<size_t>(clusters));
+  const float s = static_cast<float>(sharpness);
+  for (int iteration = 0; iteration < iterations; ++iteration) {
+    for (int32_t j = 0; j < clusters; ++j) sharp[j] = static_cast<float>(sharpness * prices[j]);
+    parallel_blocks(blocks, threads, [&](int64_t block, int) {
+      double* sum = sums.data() + block * clusters;
+      std::fill_n(sum, clusters, 0.0);
+      std::vector<float> term(static_cast<size_t>(width));
+      for (int64_t i = block * kRows; i < std::min(rows, (block + 1) * kRows); ++i) {
+        const int32_t* column = columns + i * width;
+        const int32_t n = found[i];
+        if (n <= 1) {
+          if (n == 1) sum[column[0]] += 1.0;
+          continue;
+        }
+        float top = -std::numeric_limits<float>::infinity(), total = 0.0f;
+        for (int32_t k = 0; k < n; ++k) {
+          term[k] = s * values[i * width + k] + sharp[column[k]];
+          top = std::max(top, term[k]);
+        }
+        for (int32_t k = 0; k < n; ++k) total += term[k] = std::exp(term[k] - top);
+        const float share = 1.0f / total;
+        for (int32_t k = 0; k < n; ++k) sum[column[k]] += static_cast<double>(term[k] * share);
+      }
+    });
+    for (int32_t j = 0; j < clusters; ++j) {
+      if (!(wanted[j] > 0.0)) continue;
+      double sum = 0.0;
+      for (int64_t block = 0; block < blocks; ++block) sum += sums[block * clusters + j];
+      const double step = sum > 0.0 ? std::log(wanted[j] / sum) : kLargestStep;
+      prices[j] += std::min(kLargestStep, std::max(-kLargestStep, step)) / sharpness;
+    }
+  }
+  parallel_blocks(blocks, threads, [&](int64_t block, int) {
+    for (int64_t i = block * kRows; i < std::min(rows, (block + 1) * kRows); ++i) {
+      double best = -kFar;
+      for (int32_t k = 0; k < found[i]; ++k) {
+        const int32_t column = columns[i * width + k];
+        const double score = static_cast<double>(values[i * width + k]) + prices[column];
+        if (score > best || (score == best && column < labels[i])) {
+          best = score;
+          labels[i] = column;
+        }
+      }
+    }
+  });
+}
+
 Rounding::Rounding(int64_t rows, int64_t total, int32_t clusters, const double* prices, const int64_t* low,
                    const int64_t* high, int threads)
     : clusters_(clusters), threads_(threads) {

@@ -47,6 +47,16 @@ struct CandidateLists {
 /// Throws std::invalid_argument for sizes out of range.
 void find_candidates_cpu(const CandidateSearch& search, const CandidateLists& lists, int threads, Isa isa);
 
+/// Brings prices nearer to those at which the best columns of the lists have the wanted sizes: `iterations` times
+///   p[j] += log(wanted[j] / sum_i q[i, j]) / sharpness,   q[i, :] = softmax(sharpness * (v[i, :] + p)) over row i's
+///   list,
+/// with steps of at most kLargestStep / sharpness; columns of which nothing is wanted keep their price.
+/// columns, values: [rows, width]; found: [rows]; wanted, prices: [clusters]; labels: [rows] best column of each list
+/// at the new prices, the lowest of equals, untouched without a list.  The result does not depend on threads.
+void smooth_prices_cpu(int64_t rows, int32_t width, const int32_t* columns, const float* values, const int32_t* found,
+                       int32_t clusters, const double* wanted, double sharpness, int iterations, double* prices,
+                       int32_t* labels, int threads);
+
 /// Labels of admissible cluster sizes that lose as little as possible: a transport problem on candidate lists, solved
 /// by successive shortest paths over the clusters (see Note [Shortest paths over clusters] in rounding.cpp).
 ///

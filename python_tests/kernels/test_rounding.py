@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sela_ext import build_info
 from sela_ext.errors import OptionError
-from sela_ext.kernels import Rounding, find_candidates, reference
+from sela_ext.kernels import Rounding, find_candidates, reference, smooth_prices
 
 ISAS = ["generic", "avx2", "avx512"]
 ISAS = ISAS[: ISAS.index(build_info()["cpu_isa"]) + 1]
@@ -106,6 +106,25 @@ def test_lists_depend_on_neither_threads_nor_strides():
     ):
         for field in ("columns", "values", "found", "regret"):
             assert np.array_equal(getattr(one, field), getattr(other, field))
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (31, 33), (9001, 65)])
+def test_smoothed_prices_agree_with_the_twin_and_balance_the_lists(rows, cols):
+    logits, prices, labels = problem(rows, cols, seed=3)
+    logits[: rows // 3, 0] = -torch.inf
+    lists = find_candidates(logits, prices, labels, scale=5.0, count=6)
+    wanted = np.full(cols, (labels >= 0).sum() / cols)
+    wanted[cols // 2] *= 0 if cols > 1 else 1
+    expected = reference.smooth_prices(lists, prices, wanted, labels, sharpness=4.0, iterations=7)
+    for threads in (1, 3):
+        found = smooth_prices(lists, prices, wanted, labels, sharpness=4.0, iterations=7, threads=threads)
+        np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
+        assert (found[1] == expected[1]).mean() > 0.999
+        assert np.array_equal(found[1] == -1, labels == -1)
+    at_start = smooth_prices(lists, prices, wanted, labels, sharpness=4.0, iterations=0)[1]
+    before = np.bincount(at_start[labels >= 0], minlength=cols)
+    after = np.bincount(found[1][labels >= 0], minlength=cols)
+    assert rows < 9001 or np.abs(after - wanted)[wanted > 0].sum() < 0.5 * np.abs(before - wanted)[wanted > 0].sum()
 
 
 @settings(max_examples=150, deadline=None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.assign.ties import UnbalancedLabelsWarning
-from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates
+from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 
 # Columns that a row lists, tried one after the other while images are left over. More make the solution better, fewer
 # make it faster; what is missing shows in the gap and is added.
-COUNTS = (4, 8, 32)
+COUNTS = (4, 8, 16)
 SMALL = 1 << 19  # entries of a matrix up to which every column is listed
 # When many images are misplaced, most columns would never be used: the first lists hold only those inside a window,
 # set on a sample of rows so that so many columns per row lie in it; the number grows with the misplaced share.
 MISPLACED = 0.01
-LISTED, LISTED_MISPLACED = 0.4, 5.0
+FAR = 0.1  # a larger misplaced share needs the longer lists at once
+LISTED, LISTED_MISPLACED = 0.4, 10.0
 SAMPLE = 2048
+PEAKED = 6.0  # nats: where the window would be wider, the plan is as good as labels, and most lists are short anyway
+# Then sharper and sharper Sinkhorn iterations on the lists, (sharpness, iterations), bring the prices near those of the
+# rounded problem: a third of the rows is left to be moved one by one.
+SHARPER = ((4.0, 4), (8.0, 4), (16.0, 4))
 SLACK = 1e-3  # nats: a row that loses less to its best cluster is at its best
 GAP_GOAL = 1e-3  # nats per image: good enough to stop
 ROUNDS = 10  # looks at the whole matrix at most
@@ -91,6 +96,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
     active = labels >= 0
     total = int(active.sum())
     shares = np.where(dead, 0.0, problem.target)
+    wanted = shares / shares.sum() * total
     low, high = admissible_sizes(shares / shares.sum(), total)
     rows = np.flatnonzero(active)
 
@@ -102,6 +108,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
         )
 
     window = math.inf
+    smooth = True
     sizes = np.bincount(labels[rows], minlength=len(low))
     misplaced = float(np.maximum(sizes - high, 0).sum()) / total
     counts = (len(low),) if labels.size * len(low) <= SMALL else COUNTS
@@ -109,10 +116,17 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
         sample = rows[:: max(1, total // SAMPLE)]
         listed = (LISTED + LISTED_MISPLACED * misplaced) * len(sample)
         window = _window(search(potential, labels, COUNTS[0], selected=sample), labels[sample], potential, listed)
+        if window > PEAKED or misplaced > FAR:
+            smooth, window, counts = window <= PEAKED, math.inf, counts[1:]
     for count in counts:
-        rounding = Rounding(len(labels), total, potential, low, high, threads=problem.threads)
         lists = search(potential, labels, count, floor=-window)
-        rounding.add(np.arange(len(labels)), labels, lists)
+        prices, at = potential, labels
+        for sharpness, iterations in SHARPER if smooth and misplaced > MISPLACED else ():
+            prices, at = smooth_prices(
+                lists, prices, wanted, at, sharpness=sharpness, iterations=iterations, threads=problem.threads
+            )
+        rounding = Rounding(len(labels), total, prices, low, high, threads=problem.threads)
+        rounding.add(np.arange(len(labels)), at, lists)
         if rounding.solve() == 0 or count >= len(low):
             break
         window = math.inf

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
-from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates
+from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
 from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "permutation",
     "sample_parameters",
     "sinkhorn_pass",
+    "smooth_prices",
 ]
 
 

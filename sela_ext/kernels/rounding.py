@@ -152,6 +152,48 @@ def find_candidates(
     return lists
 
 
+def smooth_prices(
+    lists: Candidates,
+    prices: Any,
+    wanted: Any,
+    labels: Any,
+    *,
+    sharpness: float,
+    iterations: int,
+    threads: int = 0,
+) -> tuple[Vector, npt.NDArray[np.int32]]:
+    """Sharp Sinkhorn iterations on candidate lists: prices at which the best columns have nearly the wanted sizes.
+
+    Each iteration: ``prices += log(wanted / softmax(sharpness * (values + prices)).sum(0)) / sharpness``, with steps
+    of at most 3 / sharpness. Columns of which nothing is wanted keep their price.
+
+    Args:
+        lists: of n rows.
+        prices: [K] nats, where to start.
+        wanted: [K] sizes >= 0.
+        labels: int32 [n], kept for rows without a list.
+        sharpness: > 0; 1 is the softmax of the scores themselves.
+        iterations: >= 0.
+        threads: CPU threads, 0 for all; the result does not depend on it.
+
+    Returns:
+        New prices [K], and labels [n]: the best column of each list at them, the lowest of equals.
+    """
+    if not sharpness > 0 or iterations < 0:
+        raise OptionError(f"sharpness, iterations: expected > 0 and >= 0, found {sharpness} and {iterations}")
+    return _core.smooth_prices(
+        lists.columns,
+        lists.values,
+        lists.found,
+        np.ascontiguousarray(wanted, np.float64),
+        np.ascontiguousarray(prices, np.float64),
+        np.ascontiguousarray(labels, np.int32),
+        sharpness,
+        iterations,
+        threads,
+    )
+
+
 class Rounding:
     """Labels of admissible cluster sizes from candidate lists: successive shortest paths between clusters.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sela_ext.kernels.reference.augment import augment, permutation, philox4x32, sample_parameters
-from sela_ext.kernels.reference.rounding import best_labels, find_candidates
+from sela_ext.kernels.reference.rounding import best_labels, find_candidates, smooth_prices
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "philox4x32",
     "sample_parameters",
     "sinkhorn_pass",
+    "smooth_prices",
 ]

@@ -103,6 +103,50 @@ def find_candidates(
     return lists
 
 
+def smooth_prices(
+    lists: Candidates,
+    prices: Any,
+    wanted: Any,
+    labels: Any,
+    *,
+    sharpness: float,
+    iterations: int,
+    threads: int = 0,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """The same as `sela_ext.kernels.smooth_prices`, in torch and in float64; `threads` changes nothing.
+
+    Args:
+        lists: of n rows.
+        prices: [K] nats.
+        wanted: [K] sizes.
+        labels: int32 [n].
+        sharpness: > 0.
+        iterations: >= 0.
+        threads: unused.
+
+    Returns:
+        New prices [K] and labels [n].
+    """
+    columns = torch.from_numpy(lists.columns).long()
+    outside = torch.arange(columns.shape[1]) >= torch.from_numpy(lists.found)[:, None]
+    p, sizes = torch.as_tensor(prices).double().clone(), torch.as_tensor(wanted).double()
+    values = torch.from_numpy(lists.values).double()
+    listed = torch.from_numpy(lists.found > 0)
+
+    def scores() -> torch.Tensor:
+        return (values + p[columns]).masked_fill(outside, -torch.inf)[listed]
+
+    for _ in range(iterations):
+        q = (sharpness * scores()).softmax(1)
+        sums = torch.zeros_like(p).index_add(0, columns[listed].flatten(), q.flatten())
+        step = (sizes.log() - sums.log()).clamp(-3.0, 3.0) / sharpness
+        p = torch.where(sizes > 0, p + step, p)
+    found = np.asarray(labels, np.int32).copy()
+    ties = (scores() == scores().amax(1, keepdim=True)) & ~outside[listed]
+    found[listed.numpy()] = torch.where(ties, columns[listed], len(p)).amin(1).numpy()
+    return p.numpy(), found
+
+
 def best_labels(scores: Any, low: Any, high: Any) -> npt.NDArray[np.int64]:
     """Labels [N] of the largest total score with low[k] .. high[k] images in cluster k; what `Rounding` solves.
 

@@ -97,26 +97,35 @@ void smooth_prices_cpu(int64_t rows, int32_t width, const int32_t* columns, cons
                        int32_t* labels, int threads) {
   constexpr int64_t kRows = 4096;  // per block; sums over blocks are taken in order
   constexpr double kLargestStep = 3.0;
-  const int64_t blocks = (rows + kRows - 1) / kRows;
-  std::vector<double> sums(static_cast<size_t>(blocks * clusters));
+  // Rows with one column always go there; the lists of the others are packed, since every iteration reads them.
+  std::vector<double> fixed(static_cast<size_t>(clusters), 0.0);
+  std::vector<int64_t> start{0};
+  std::vector<int32_t> packed_columns;
+  std::vector<float> packed_values;
+  for (int64_t i = 0; i < rows; ++i) {
+    if (found[i] == 1) fixed[columns[i * width]] += 1.0;
+    if (found[i] <= 1) continue;
+    packed_columns.insert(packed_columns.end(), columns + i * width, columns + i * width + found[i]);
+    packed_values.insert(packed_values.end(), values + i * width, values + i * width + found[i]);
+    start.push_back(static_cast<int64_t>(packed_columns.size()));
+  }
+  const int64_t mixed = static_cast<int64_t>(start.size()) - 1, parts = (mixed + kRows - 1) / kRows;
+  std::vector<double> sums(static_cast<size_t>(parts * clusters));
   std::vector<float> sharp(static_cast<size_t>(clusters));
   const float s = static_cast<float>(sharpness);
   for (int iteration = 0; iteration < iterations; ++iteration) {
     for (int32_t j = 0; j < clusters; ++j) sharp[j] = static_cast<float>(sharpness * prices[j]);
-    parallel_blocks(blocks, threads, [&](int64_t block, int) {
-      double* sum = sums.data() + block * clusters;
+    parallel_blocks(parts, threads, [&](int64_t part, int) {
+      double* sum = sums.data() + part * clusters;
       std::fill_n(sum, clusters, 0.0);
       std::vector<float> term(static_cast<size_t>(width));
-      for (int64_t i = block * kRows; i < std::min(rows, (block + 1) * kRows); ++i) {
-        const int32_t* column = columns + i * width;
-        const int32_t n = found[i];
-        if (n <= 1) {
-          if (n == 1) sum[column[0]] += 1.0;
-          continue;
-        }
+      for (int64_t i = part * kRows; i < std::min(mixed, (part + 1) * kRows); ++i) {
+        const int32_t* column = packed_columns.data() + start[i];
+        const float* value = packed_values.data() + start[i];
+        const int32_t n = static_cast<int32_t>(start[i + 1] - start[i]);
         float top = -std::numeric_limits<float>::infinity(), total = 0.0f;
         for (int32_t k = 0; k < n; ++k) {
-          term[k] = s * values[i * width + k] + sharp[column[k]];
+          term[k] = s * value[k] + sharp[column[k]];
           top = std::max(top, term[k]);
         }
         for (int32_t k = 0; k < n; ++k) total += term[k] = std::exp(term[k] - top);
@@ -126,12 +135,13 @@ void smooth_prices_cpu(int64_t rows, int32_t width, const int32_t* columns, cons
     });
     for (int32_t j = 0; j < clusters; ++j) {
       if (!(wanted[j] > 0.0)) continue;
-      double sum = 0.0;
-      for (int64_t block = 0; block < blocks; ++block) sum += sums[block * clusters + j];
+      double sum = fixed[j];
+      for (int64_t part = 0; part < parts; ++part) sum += sums[part * clusters + j];
       const double step = sum > 0.0 ? std::log(wanted[j] / sum) : kLargestStep;
       prices[j] += std::min(kLargestStep, std::max(-kLargestStep, step)) / sharpness;
     }
   }
+  const int64_t blocks = (rows + kRows - 1) / kRows;
   parallel_blocks(blocks, threads, [&](int64_t block, int) {
     for (int64_t i = block * kRows; i < std::min(rows, (block + 1) * kRows); ++i) {
       double best = -kFar;

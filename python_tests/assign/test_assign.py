@@ -158,11 +158,11 @@ def test_labels_are_unchanged_by_a_row_shift(rows, cols, seed, shift, lam):
     a = sela_ext.assign(logits, lam=lam, tol=1e-2, method="sinkhorn", max_passes=200)
     b = sela_ext.assign(logits + shifts, lam=lam, tol=1e-2, method="sinkhorn", max_passes=200)
     np.testing.assert_allclose(a.potential, b.potential, atol=1e-8)
-    # A single row is spread exactly as the marginals ask, all clusters tie, and rounding decides.
+    # With fewer rows than clusters all may tie (a single row is spread as the marginals ask): rounding decides.
     best = np.sort(lam * logits + a.potential, axis=1)
     clear = best[:, -1] - best[:, -2] > 1e-6 if cols > 1 else np.ones(rows, bool)
     assert np.array_equal(a.labels[clear], b.labels[clear])
-    assert clear.any() or rows == 1
+    assert clear.any() or rows < cols
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

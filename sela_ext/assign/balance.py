@@ -111,7 +111,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
     smooth = True
     sizes = np.bincount(labels[rows], minlength=len(low))
     misplaced = float(np.maximum(sizes - high, 0).sum()) / total
-    counts = (len(low),) if labels.size * len(low) <= SMALL else COUNTS
+    counts: tuple[int, ...] = (len(low),) if labels.size * len(low) <= SMALL else COUNTS
     if len(counts) > 1 and misplaced > MISPLACED:
         sample = rows[:: max(1, total // SAMPLE)]
         listed = (LISTED + LISTED_MISPLACED * misplaced) * len(sample)

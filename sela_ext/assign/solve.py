@@ -12,6 +12,7 @@ from sela_ext.assign.balance import balance_exactly
 from sela_ext.assign.marginals import cluster_shares
 from sela_ext.assign.official import solve_official
 from sela_ext.assign.problem import Problem
+from sela_ext.assign.relaxed import relaxed_problem
 from sela_ext.assign.result import Assignment
 from sela_ext.assign.sinkhorn import solve_sinkhorn
 from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
@@ -63,8 +64,11 @@ def assign(
         method: "sinkhorn" (plain), "anderson" (accelerated) or "auto" (anderson).
         storage: "auto" or "float32": the logits are read as they are.
         marginals: [K] positive sizes or shares of the clusters; None: equal.
-        relax: not available in this version.
-        size_bounds: not available in this version.
+        relax: rho > 0: the clusters' shares need not be met, but their divergence costs lambda rho KL(shares | b): a
+            large rho is strict, a small one lets the images choose. Then `error` is the distance to the shares that the optimum has
+            at this potential, and the potential has no free constant.
+        size_bounds: (low, high), numbers or [K], in images (units of row weight): sizes of the plan's columns are only
+            kept within these; b is what they tend to where no bound is met. Not together with relax.
         row_weights: [N] >= 0; 0 takes an image out of the balance, it is labelled all the same. None: ones.
         start: a potential [K] (nats, for lam * logits) or an Assignment to start from.
         balance: "argmax", the label of an image is its largest entry in the plan; or "exact": every cluster gets the
@@ -101,9 +105,11 @@ def assign(
     _check_choice("stop", stop, ("l1", "official"))
     _check_choice("balance", balance, ("argmax", "exact"))
     _check_choice("storage", storage, ("auto", "float32"), later=("float16", "bfloat16", "fixed16"))
-    for option, value in (("relax", relax), ("size_bounds", size_bounds), ("group", group)):
-        if value is not None:
-            raise OptionError(f"{option}: not available in this version; leave it at None")
+    if group is not None:
+        raise OptionError("group: not available in this version; leave it at None")
+    relaxed = relax is not None or size_bounds is not None
+    if relaxed and (stop == "official" or balance == "exact"):
+        raise OptionError('relax, size_bounds: expected stop "l1" and balance "argmax" with them')
     lam = _number("lam", lam, 1e-6, 1e6)
     tol = _number("tol", tol, 0.0, 2.0)
     if max_passes is None:
@@ -116,6 +122,9 @@ def assign(
         raise OptionError("row_weights: expected at least one number > 0, found only zeros")
 
     problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol)
+    if relaxed:
+        problem = relaxed_problem(problem, relax, size_bounds)
+        start = np.log(target) if start is None else start
     if stop == "official":
         if method == "anderson" or start is not None:
             raise OptionError('stop="official": expected method "auto" or "sinkhorn" and no start; use stop="l1"')
@@ -130,6 +139,8 @@ def assign(
         converged = final.error <= tol
     if final.sums.labels is None:
         final = problem.evaluate(final.potential, labels=True)
+    if relaxed:  # the clusters' shares are what came out
+        target = np.maximum(final.shares, 1e-300)
 
     labels = _numpy(final.sums.labels)
     sizes = np.bincount(labels[labels >= 0], minlength=cols)

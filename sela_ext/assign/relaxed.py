@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.anderson import solve_anderson
 from sela_ext.assign.problem import Evaluation, Problem
+from sela_ext.assign.sinkhorn import solve_sinkhorn
 from sela_ext.errors import OptionError
 from sela_ext.kernels.sinkhorn import check_vector
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Vector = npt.NDArray[np.float64]
+
+STRETCH = 40  # passes of the first stretch
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class RelaxedProblem(Problem):
     columns relaxed with strength rho, and g <- median(g + log low - log col, log b, g + log high - log col) for
     bounded ones. The error is sum_k |col_k - col_k exp(step_k)|: the distance to the shares that the rule asks for at
     this potential, which for columns that must be met is the plain error.
+
+    A constant added to g changes no share, but what is asked of them; each step ends at the best constant, the maximum
+    of the dual objective, or it would be approached slowly, by as much as the asked shares miss a sum of 1.
 
     Attributes:
         rho: strength of the pull, > 0, or None.
@@ -83,12 +90,17 @@ class RelaxedProblem(Problem):
             step = np.minimum(np.maximum(-w, least), most)  # the median: least <= most
             dual += math.fsum(np.where(w > 0, low, high) * w)
         step = np.where(possible, step, 0.0)
+        moved = w + step
+        if self.rho is not None:
+            shift = strength * float(np.logaddexp.reduce((log_target - moved / strength)[possible]))
+        else:
+            shift = -_zero_crossing(moved[possible], low[possible], high[possible])
         asked = np.exp(np.minimum(log_shares + step, 1.0))
         errors = np.where(possible, np.abs(plain.shares - asked), 0.0)
         error = float(errors.sum())
         self.history[-1] |= {"error": error, "objective": dual}
         fields = {**vars(plain), "error": error, "objective": dual}
-        return RelaxedEvaluation(**fields, step=step)
+        return RelaxedEvaluation(**fields, step=step + shift)
 
     def _shares_of_bounds(self, weight: float, possible: npt.NDArray[np.bool_]) -> tuple[Vector, Vector]:
         assert self.bounds is not None
@@ -99,6 +111,33 @@ class RelaxedProblem(Problem):
                 f"{low[possible].sum():g} and {high[possible].sum():g}; widen them"
             )
         return low / weight, high / weight
+
+
+def _zero_crossing(w: Vector, low: Vector, high: Vector) -> float:
+    """Where sum of low over w > x plus sum of high over w < x passes 1: the w that is to be 0."""
+    order = np.argsort(w, kind="stable")
+    below = np.cumsum(high[order]) + (low.sum() - np.cumsum(low[order]))  # the sum just above each w
+    place = min(int(np.searchsorted(below, 1.0)), len(w) - 1)
+    return float(w[order[place]])
+
+
+def solve_bounded(problem: Problem, start: Vector) -> Evaluation:
+    """Anderson and plain iterations in turn, in longer and longer stretches.
+
+    The step of bounded columns has kinks, at which acceleration may go round in circles; plain iterations do not.
+    """
+    limit, stretch = problem.max_passes, STRETCH
+    try:
+        while True:
+            for solve in (solve_anderson, solve_sinkhorn):
+                problem.max_passes = min(limit, problem.full_passes + stretch)
+                at = solve(problem, start)
+                start = at.potential
+                if problem.full_passes >= limit or (problem.tol > 0 and at.excess(problem.target) <= problem.tol):
+                    return at
+            stretch *= 2
+    finally:
+        problem.max_passes = limit
 
 
 def check_relax(relax: Any) -> float:

@@ -12,7 +12,7 @@ from sela_ext.assign.balance import balance_exactly
 from sela_ext.assign.marginals import cluster_shares
 from sela_ext.assign.official import solve_official
 from sela_ext.assign.problem import Problem
-from sela_ext.assign.relaxed import relaxed_problem
+from sela_ext.assign.relaxed import RelaxedProblem, relaxed_problem, solve_bounded
 from sela_ext.assign.result import Assignment
 from sela_ext.assign.sinkhorn import solve_sinkhorn
 from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
@@ -65,8 +65,8 @@ def assign(
         storage: "auto" or "float32": the logits are read as they are.
         marginals: [K] positive sizes or shares of the clusters; None: equal.
         relax: rho > 0: the clusters' shares need not be met, but their divergence costs lambda rho KL(shares | b): a
-            large rho is strict, a small one lets the images choose. Then `error` is the distance to the shares that the optimum has
-            at this potential, and the potential has no free constant.
+            large rho is strict, a small one lets the images choose. Then `error` is the distance to the shares that
+            the optimum has at this potential, and the potential has no free constant.
         size_bounds: (low, high), numbers or [K], in images (units of row weight): sizes of the plan's columns are only
             kept within these; b is what they tend to where no bound is met. Not together with relax.
         row_weights: [N] >= 0; 0 takes an image out of the balance, it is labelled all the same. None: ones.
@@ -135,7 +135,9 @@ def assign(
     else:
         method = "anderson" if method == "auto" else method
         solve = solve_anderson if method == "anderson" else solve_sinkhorn
-        final = solve(problem, _start_potential(start, cols))
+        first = _start_potential(start, cols)
+        bounded = isinstance(problem, RelaxedProblem) and problem.bounds is not None and method == "anderson"
+        final = solve_bounded(problem, first) if bounded else solve(problem, first)
         converged = final.error <= tol
     if final.sums.labels is None:
         final = problem.evaluate(final.potential, labels=True)

@@ -225,6 +225,25 @@ def test_predict_labels_new_images_and_repeats_the_old_ones():
         a.predict(logits[:, :19])
 
 
+def test_soft_predictions_are_the_rows_of_the_plan(tmp_path):
+    logits = peaked_logits(5001, 20)
+    a = sela_ext.assign(logits)
+    t = LAM * logits.astype(np.float64) + a.potential
+    plan = np.exp(t - t.max(axis=1, keepdims=True))
+    plan /= plan.sum(axis=1, keepdims=True)
+    np.save(tmp_path / "logits.npy", logits)
+    for given_logits in (logits, torch.from_numpy(logits), np.load(tmp_path / "logits.npy", mmap_mode="r")):
+        soft = a.predict(given_logits, soft=True)
+        assert isinstance(soft, torch.Tensor) == isinstance(given_logits, torch.Tensor)
+        np.testing.assert_allclose(soft, plan, atol=1e-5)
+    assert a.predict(logits.astype(np.float64), soft=True).dtype == np.float64
+    assert a.predict(logits[:0], soft=True).shape == (0, 20)
+    bad = logits[:3].copy()
+    bad[0, 0], bad[1, 1], bad[2] = np.nan, np.inf, -np.inf
+    assert (a.predict(bad, soft=True) == 0).all()
+    assert np.array_equal(a.predict(np.load(tmp_path / "logits.npy", mmap_mode="r")), a.labels)
+
+
 def test_every_field_is_there_and_of_the_kind_of_the_input():
     logits = gaussian_logits(300, 7)
     a = sela_ext.assign(logits)

@@ -235,3 +235,86 @@ def sinkhorn_pass_cuda(
     stream: int,
 ) -> None:
     """One fused pass on the current CUDA device, by device addresses."""
+
+def find_candidates_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    prices: int,
+    label_prices: int,
+    labels: int,
+    selected: int,
+    selected_count: int,
+    count: int,
+    slack: float,
+    floor: float,
+    columns: int,
+    values: int,
+    found: int,
+    regret: int,
+    threads: int,
+    isa: str,
+) -> None:
+    """The best columns of rows, by addresses (selected: 0 = all rows)."""
+
+def smooth_prices(
+    columns: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float32],
+    found: npt.NDArray[np.int32],
+    wanted: npt.NDArray[np.float64],
+    prices: npt.NDArray[np.float64],
+    labels: npt.NDArray[np.int32],
+    sharpness: float,
+    iterations: int,
+    threads: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """Sharp Sinkhorn iterations on lists; returns new prices, and the labels at them."""
+
+class Rounding:
+    """Labels of admissible cluster sizes from candidate lists."""
+
+    def __init__(
+        self,
+        rows: int,
+        total: int,
+        prices: npt.NDArray[np.float64],
+        low: npt.NDArray[np.int64],
+        high: npt.NDArray[np.int64],
+        threads: int,
+    ) -> None: ...
+    def add(
+        self,
+        rows: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.int32],
+        columns: npt.NDArray[np.int32],
+        values: npt.NDArray[np.float32],
+        found: npt.NDArray[np.int32],
+    ) -> int:
+        """Adds lists; returns how many columns are new to their row."""
+
+    def solve(self) -> int:
+        """Moves rows to admissible sizes; returns how many are left over."""
+
+    def force(self) -> int:
+        """Places what is left over regardless of the logits; returns how many rows."""
+
+    def labels(self) -> npt.NDArray[np.int32]:
+        """Labels [rows], -1 for rows that take no part."""
+
+    def prices(self) -> npt.NDArray[np.float64]:
+        """Prices [clusters], nats."""
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Rows per cluster."""
+
+    def wanted(self) -> npt.NDArray[np.int64]:
+        """Sizes that are aimed at."""
+
+    def closed(self) -> npt.NDArray[np.uint8]:
+        """Clusters from which no list leads to one that lacks images."""
+
+    def paths(self) -> int:
+        """Paths taken so far."""

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "bindings/bindings.h"
-#include "bindings/isa.h"
+#include "bindings/names.h"
 
 namespace py = pybind11;
 

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "bindings/bindings.h"
-#include "bindings/isa.h"
+#include "bindings/names.h"
 
 namespace py = pybind11;
 
@@ -22,19 +22,19 @@ Isa isa_of(const std::string& name) {
                               name);
 }
 
-namespace {
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 LogitsType logits_type(const std::string& name) {
   if (name == "float32") return LogitsType::float32;
   if (name == "float16") return LogitsType::float16;
   if (name == "bfloat16") return LogitsType::bfloat16;
   if (name == "float64") return LogitsType::float64;
   throw std::invalid_argument("logits type: expected float32, float16, bfloat16 or float64, found " + name);
+}
+
+namespace {
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
 }
 
 SinkhornPass make_pass(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,

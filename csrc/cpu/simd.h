@@ -87,6 +87,10 @@ inline vmask operator|(vmask a, vmask b) {
 inline bool any(vmask a) {
   return a.m != 0;
 }
+/// One bit per lane, the first lane lowest.
+inline uint32_t bits(vmask a) {
+  return a.m;
+}
 /// !(a[i] <= b[i]): true for NaN.
 inline vmask not_below(vfloat a, vfloat b) {
   return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLE_UQ)};
@@ -150,6 +154,9 @@ inline vmask operator|(vmask a, vmask b) {
 }
 inline bool any(vmask a) {
   return _mm256_movemask_ps(a.m) != 0;
+}
+inline uint32_t bits(vmask a) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(a.m));
 }
 inline vmask not_below(vfloat a, vfloat b) {
   return {_mm256_cmp_ps(a.v, b.v, _CMP_NLE_UQ)};
@@ -241,6 +248,9 @@ inline vmask operator|(vmask a, vmask b) {
 }
 inline bool any(vmask a) {
   return (a.m[0] | a.m[1] | a.m[2] | a.m[3]) != 0;
+}
+inline uint32_t bits(vmask a) {
+  return static_cast<uint32_t>((a.m[0] & 1) | (a.m[1] & 2) | (a.m[2] & 4) | (a.m[3] & 8));
 }
 inline vmask not_below(vfloat a, vfloat b) {
   return {~(a.v <= b.v)};

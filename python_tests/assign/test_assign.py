@@ -158,7 +158,7 @@ def test_labels_are_unchanged_by_a_row_shift(rows, cols, seed, shift, lam):
     a = sela_ext.assign(logits, lam=lam, tol=1e-2, method="sinkhorn", max_passes=200)
     b = sela_ext.assign(logits + shifts, lam=lam, tol=1e-2, method="sinkhorn", max_passes=200)
     np.testing.assert_allclose(a.potential, b.potential, atol=1e-8)
-    # A single row is spread exactly as the marginals ask, all clusters tie, and rounding decides.
+    # With fewer rows than clusters all may tie (a single row is spread as the marginals ask): rounding decides.
     best = np.sort(lam * logits + a.potential, axis=1)
     clear = best[:, -1] - best[:, -2] > 1e-6 if cols > 1 else np.ones(rows, bool)
     assert np.array_equal(a.labels[clear], b.labels[clear])
@@ -224,6 +224,25 @@ def test_predict_labels_new_images_and_repeats_the_old_ones():
     assert a.predict(bad)[1] == -1
     with pytest.raises(DataError, match="expected 20 columns, as in the solve, found 19"):
         a.predict(logits[:, :19])
+
+
+def test_soft_predictions_are_the_rows_of_the_plan(tmp_path):
+    logits = peaked_logits(5001, 20)
+    a = sela_ext.assign(logits)
+    t = LAM * logits.astype(np.float64) + a.potential
+    plan = np.exp(t - t.max(axis=1, keepdims=True))
+    plan /= plan.sum(axis=1, keepdims=True)
+    np.save(tmp_path / "logits.npy", logits)
+    for given_logits in (logits, torch.from_numpy(logits), np.load(tmp_path / "logits.npy", mmap_mode="r")):
+        soft = a.predict(given_logits, soft=True)
+        assert isinstance(soft, torch.Tensor) == isinstance(given_logits, torch.Tensor)
+        np.testing.assert_allclose(soft, plan, atol=1e-5)
+    assert a.predict(logits.astype(np.float64), soft=True).dtype == np.float64
+    assert a.predict(logits[:0], soft=True).shape == (0, 20)
+    bad = logits[:3].copy()
+    bad[0, 0], bad[1, 1], bad[2] = np.nan, np.inf, -np.inf
+    assert (a.predict(bad, soft=True) == 0).all()
+    assert np.array_equal(a.predict(np.load(tmp_path / "logits.npy", mmap_mode="r")), a.labels)
 
 
 def test_every_field_is_there_and_of_the_kind_of_the_input():
@@ -392,10 +411,15 @@ def test_anderson_returns_its_best_point():
     [
         ({"method": "best"}, 'method: expected one of "auto", "newton", "anderson", "sinkhorn", found \'best\''),
         ({"stop": "never"}, 'stop: expected one of "l1", "official"'),
-        ({"balance": "exact"}, 'balance: "exact" is not available in this version'),
+        ({"balance": "even"}, 'balance: expected one of "argmax", "exact", found \'even\''),
         ({"storage": "fixed16"}, 'storage: "fixed16" is not available in this version'),
-        ({"relax": 1.0}, "relax: not available in this version; leave it at None"),
-        ({"size_bounds": (1, 2)}, "size_bounds: not available in this version"),
+        ({"relax": 0.0}, "relax: expected a number in 1e-06 .. 1e.06, found 0.0"),
+        ({"relax": 1.0, "size_bounds": (1, 2)}, "relax, size_bounds: expected one of them, found both"),
+        ({"relax": 1.0, "balance": "exact"}, 'expected stop "l1" and balance "argmax" with them'),
+        ({"size_bounds": (1, 2), "stop": "official"}, 'expected stop "l1" and balance "argmax" with them'),
+        ({"size_bounds": 3}, r"size_bounds: expected \(low, high\), found 3"),
+        ({"size_bounds": (2, 1)}, "size_bounds: expected 0 <= low <= high"),
+        ({"size_bounds": (2, 3)}, "expected bounds whose sums lie around the 4 images, found 6 and 9"),
         ({"group": object()}, "group: not available in this version"),
         ({"lam": 0}, "lam: expected a number in 1e-06 .. 1e.06, found 0"),
         ({"lam": float("nan")}, "lam: expected a number"),

@@ -18,20 +18,24 @@ from sela_ext.kernels.newton import (
     newton_solve,
     newton_sums,
 )
+from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
 from sela_ext.kernels.self_check import RefusedDeviceWarning, Verdict, device_verdict
 from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
 
 __all__ = [
     "PARAMETERS",
     "Augment",
+    "Candidates",
     "NewtonSolution",
     "NewtonSums",
     "RefusedDeviceWarning",
+    "Rounding",
     "SinkhornSums",
     "Verdict",
     "augment",
     "augment_resident",
     "device_verdict",
+    "find_candidates",
     "newton_product",
     "newton_prune",
     "newton_rows",
@@ -40,6 +44,7 @@ __all__ = [
     "permutation",
     "sample_parameters",
     "sinkhorn_pass",
+    "smooth_prices",
 ]
 
 

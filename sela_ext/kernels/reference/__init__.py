@@ -10,11 +10,14 @@ from sela_ext.kernels.reference.augment import (
     sample_parameters,
 )
 from sela_ext.kernels.reference.newton import newton_product, newton_prune, newton_rows, newton_solve, newton_sums
+from sela_ext.kernels.reference.rounding import best_labels, find_candidates, smooth_prices
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
 
 __all__ = [
     "augment",
     "augment_resident",
+    "best_labels",
+    "find_candidates",
     "newton_product",
     "newton_prune",
     "newton_rows",
@@ -24,4 +27,5 @@ __all__ = [
     "philox4x32",
     "sample_parameters",
     "sinkhorn_pass",
+    "smooth_prices",
 ]

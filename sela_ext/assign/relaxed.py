@@ -65,14 +65,14 @@ class RelaxedProblem(Problem):
         """The potential itself: a shift would change what it asks of the columns."""
         return potential
 
-    def evaluate(self, potential: Vector, *, previous: Evaluation | None = None, labels: bool = False) -> Evaluation:
-        """Run one pass; error, objective and step are those of the relaxed problem.
+    def evaluate(self, potential: Vector, **options: Any) -> Evaluation:
+        """Run one pass, with the options of any problem's; error, objective and step are those of the relaxed one.
 
         Raises:
             DataError: no row is left that counts.
             OptionError: no sizes within the bounds sum to the number of images.
         """
-        plain = super().evaluate(potential, previous=previous, labels=labels)
+        plain = super().evaluate(potential, **options)
         possible = plain.log_shares > -np.inf
         g, log_target = plain.potential, np.log(self.target)
         log_shares = np.where(possible, plain.log_shares, log_target)
@@ -130,7 +130,7 @@ def solve_bounded(problem: Problem, start: Vector) -> Evaluation:
     try:
         while True:
             for solve in (solve_anderson, solve_sinkhorn):
-                problem.max_passes = min(limit, problem.full_passes + stretch)
+                problem.max_passes = min(limit, math.ceil(problem.full_passes) + stretch)
                 at = solve(problem, start)
                 start = at.potential
                 if problem.full_passes >= limit or (problem.tol > 0 and at.excess(problem.target) <= problem.tol):

@@ -249,7 +249,7 @@ def counted(simt, action):
 
 @pytest.mark.parametrize("cols", FEW)
 @pytest.mark.parametrize("kind", TYPES)
-def test_small_passes_equal_cpu_and_float64(simt, schedule, kind, cols):
+def test_small_passes_equal_float64(simt, schedule, kind, cols):
     # The case for the sanitizers: more than one block and tile, a tail in rows and columns, rows with and without care.
     p = problem(67, cols, kind, LAYOUTS[schedule])
     expected = p.twin()

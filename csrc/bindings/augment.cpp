@@ -22,13 +22,20 @@ using Triple = std::array<float, 3>;
 using Longs = py::array_t<int64_t, py::array::c_style>;
 using Ints = py::array_t<int32_t, py::array::c_style>;
 
+Crop crop_of(const std::string& name) {
+  if (name == "random") return Crop::random;
+  if (name == "center") return Crop::center;
+  if (name == "resize") return Crop::resize;
+  throw std::invalid_argument("crop: expected random, center or resize, found " + name);
+}
+
 AugmentOptions make_options(int32_t size, const std::string& crop, int32_t resize, Pair scale, Pair log_ratio,
                             Pair ratio, float flip_probability, float gray_probability, float jitter_probability,
                             Pair brightness, Pair contrast, Pair saturation, Pair hue, bool gray_first, Triple mean,
                             Triple std) {
   AugmentOptions o;
   o.size = size;
-  o.crop = crop == "random" ? Crop::random : crop == "center" ? Crop::center : Crop::resize;
+  o.crop = crop_of(crop);
   o.resize = resize;
   o.flip_probability = flip_probability;
   o.gray_probability = gray_probability;
@@ -86,7 +93,10 @@ void check_all(const AugmentOptions& options, const AugmentParameters* p, int64_
 }
 
 PixelType pixel_type(const std::string& dtype) {
-  return dtype == "float16" ? PixelType::float16 : dtype == "bfloat16" ? PixelType::bfloat16 : PixelType::float32;
+  if (dtype == "float32") return PixelType::float32;
+  if (dtype == "float16") return PixelType::float16;
+  if (dtype == "bfloat16") return PixelType::bfloat16;
+  throw std::invalid_argument("dtype: expected float32, float16 or bfloat16, found " + dtype);
 }
 
 void run(const AugmentOptions& options, const std::vector<ImageView>& images, int32_t channels,

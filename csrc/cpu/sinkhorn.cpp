@@ -113,6 +113,11 @@ double sinkhorn_resolution(int64_t rows, double largest_weight) {
   return std::ldexp(1.0, static_cast<int>(std::ceil(std::log2(bound))) - 61);
 }
 
+const void* sinkhorn_reference(const SinkhornPass& pass) {
+  const bool fits = pass.largest_weight > 2e-8 && pass.largest_weight < 1e17;  // quotients from 2e-38 to 1e37
+  return fits || pass.type == LogitsType::float64 ? pass.reference : nullptr;
+}
+
 void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa, SinkhornSample sample,
                        Candidates* candidates) {
   check(pass, sums);
@@ -128,6 +133,7 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
 
   SinkhornTask task;
   task.pass = pass;
+  task.pass.reference = sinkhorn_reference(pass);
   task.out = sums;
   task.padded = (pass.cols + kSinkhornChunk - 1) / kSinkhornChunk * kSinkhornChunk;
   task.units = 1.0 / sinkhorn_resolution(pass.rows, pass.largest_weight);

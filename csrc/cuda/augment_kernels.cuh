@@ -45,7 +45,7 @@ namespace sela {
 namespace augment_cuda {
 
 constexpr int kThreads = 128;               // a 32 x 32 image is 8 pixels per thread
-constexpr int kWarps = kThreads / 32;       //
+constexpr int kWarps = kThreads / 32;       // each leaves one partial sum of the luma
 constexpr int kAxisThreads = kThreads / 2;  // one half of the block per axis; kAugmentCudaSide outputs at most
 constexpr int kBatch = 16;                  // images whose parameters are drawn at a time
 constexpr int kRows = 4;                    // output rows that a thread resamples and colours together
@@ -308,12 +308,13 @@ __device__ __forceinline__ void draw(const Arguments& a, int64_t first, Plan* pl
   plans[t] = make_plan<kChannels>(a, p, image < a.image_count ? image : -1);
 }
 
-/// Where the first byte of a plan's box comes to lie within 16 bytes.
+/// The first of the rows that a plan's box lies in, whole rows of the image; never read where there is no image.
 template <int kChannels>
 __device__ __forceinline__ const uint8_t* box_rows(const Arguments& a, const Plan& p) {
   const int64_t row = int64_t{kChannels} * a.width;
   return a.images + p.image * a.height * row + p.top * row;
 }
+/// Where that byte comes to lie within 16 bytes, in the image and in shared memory.
 __device__ __forceinline__ int place_within_16(const uint8_t* address) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(address) & 15u);
 }

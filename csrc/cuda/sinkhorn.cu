@@ -108,7 +108,7 @@ void sinkhorn_pass_cuda(const SinkhornPass& pass, const SinkhornSums& sums, doub
   a.scale = pass.scale;
   a.potential = pass.potential;
   a.weights = pass.row_weights;
-  a.reference = pass.reference;
+  a.reference = sinkhorn_reference(pass);
   a.columns = reinterpret_cast<unsigned long long*>(sums.column_sums);
   a.lse = sums.lse;
   a.labels = sums.labels;

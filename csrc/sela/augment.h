@@ -18,7 +18,7 @@ enum class Crop : int32_t {
 /// How parameters are drawn and images are finished.  Ranges are [low, high].
 struct AugmentOptions {
   int32_t size = 224;                 ///< side of the square output, pixels
-  Crop crop = Crop::resize;           ///<
+  Crop crop = Crop::resize;           ///< part of the image that is shown
   int32_t resize = 256;               ///< short side before the central window, pixels; Crop::center only
   float scale[2] = {0.08f, 1.0f};     ///< share of the image's area that a random box covers
   float log_ratio[2] = {0.0f, 0.0f};  ///< log of width / height of a random box

@@ -53,6 +53,10 @@ struct SinkhornSums {
 /// Value of one unit of the integer column sums: a power of two, such that no sum over `rows` rows overflows.
 double sinkhorn_resolution(int64_t rows, double largest_weight);
 
+/// The reference that a pass goes by: none where the largest weight is so far from 1 (below 2e-8, above 1e17) that
+/// weight / sum can leave float's range for a sum that is in the safe range, 1e-20 to 1e30.
+const void* sinkhorn_reference(const SinkhornPass& pass);
+
 /// The rows that a pass reads: every `every`-th block of kSinkhornRows rows, from the first one on.  Single blocks and
 /// not longer stretches, because images mostly come sorted by class.
 struct SinkhornSample {

@@ -353,8 +353,8 @@ void check_shape(dim3 grid, dim3 block, size_t dynamic_shared) {
     wrong = "expected a grid of at least one block, at most 2147483647 x 65535 x 65535";
   else if (uint64_t{grid.x} * grid.y * grid.z > kMaxBlocks)
     wrong = "the runner is for small grids, expected at most 1048576 blocks";
-  else if (dynamic_shared > kMaxDynamicShared)
-    wrong = "expected at most 227 KB of dynamic shared memory";
+  else if (dynamic_shared > kMaxShared)
+    wrong = "expected at most 64 KB of dynamic shared memory, all that sm_75 has";
   if (wrong == nullptr) return;
   char found[160];
   std::snprintf(found, sizeof(found), ", found grid %u x %u x %u, block %u x %u x %u, %zu bytes", grid.x, grid.y,

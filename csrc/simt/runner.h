@@ -27,10 +27,11 @@ struct Place {
 };
 
 constexpr int kWarpSize = 32;
-constexpr int kMaxThreads = 1024;                 // threads of a block
-constexpr size_t kMaxStaticShared = 48 * 1024;    // bytes of static shared memory of a block
-constexpr size_t kMaxDynamicShared = 227 * 1024;  // bytes of static and dynamic shared memory together (sm_90)
-constexpr uint16_t kPoison = 0xFFFE;  // shared memory that nobody wrote: NaN as half, bfloat16, float, double
+constexpr int kMaxThreads = 1024;               // threads of a block
+constexpr size_t kMaxStaticShared = 48 * 1024;  // bytes of static shared memory of a block
+constexpr size_t kUnasked = 48 * 1024;    // both kinds together, of a kernel that asks for no more (cuda/launch.h)
+constexpr size_t kMaxShared = 64 * 1024;  // both kinds together, of one that asks: the least of all devices (sm_75)
+constexpr uint16_t kPoison = 0xFFFE;      // shared memory that nobody wrote: NaN as half, bfloat16, float, double
 constexpr uint64_t kNoValue = 0xFFFFFFFFFFFFFFFE;  // a shuffle from a lane that took no part: NaN too
 
 // ---- Launches.

@@ -64,9 +64,14 @@ void* SharedMemory::object(const SharedName& name, size_t size, size_t alignment
     fail(name.place,
          "%s brings static shared memory to %zu bytes, a block has at most 48 KB; take dynamic shared memory",
          name.name, static_size_);
-  if (static_size_ + dynamic_size > kMaxDynamicShared)
-    fail(name.place, "%s brings shared memory to %zu bytes, a block has at most 227 KB", name.name,
-         static_size_ + dynamic_size);
+  const size_t both = static_size_ + dynamic_size;
+  if (both > kMaxShared)
+    fail(name.place, "%s brings shared memory to %zu bytes, a block has at most 64 KB", name.name, both);
+  if (both > kUnasked && dynamic_size <= kUnasked)
+    fail(name.place,
+         "%s brings shared memory to %zu bytes; more than 48 KB must be asked for, which launch() does for dynamic "
+         "alone",
+         name.name, both);
   if (count_ == kMaxObjects)
     fail(name.place, "%s is one object of shared memory more than the runner allows", name.name);
   // Aligned as its type needs and no further, so that wider accesses than the type promises are found.

@@ -25,7 +25,7 @@ class SharedMemory {
   static constexpr size_t kDynamicAt = kGap + 16;  // a multiple of 16, and of no more, as CUDA promises
   static constexpr int kMaxObjects = 64;
   static constexpr size_t kArena = 512 * 1024;
-  static_assert(kArena > kMaxDynamicShared + kMaxStaticShared + (kMaxObjects + 2) * (2 * kGap), "all must fit");
+  static_assert(kArena > kMaxShared + (kMaxObjects + 2) * (2 * kGap), "all must fit");
 
   struct Object {
     const SharedName* name;

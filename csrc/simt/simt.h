@@ -41,19 +41,23 @@ T from_bits(uint64_t bits) {
   return value;
 }
 
-/// A shuffle in groups of `width` lanes; `source` is the lane wished for, one outside of the group gives the lane's
-/// own.
+/// A shuffle in groups of `width` lanes; `source` is the lane wished for (of __shfl_sync its number in the group), one
+/// outside of the group gives the lane's own. Only __shfl_xor_sync reaches lanes of the groups before.
 template <class T>
 T shuffle(Operation operation, unsigned mask, T value, int source, int width, Place place) {
   if (width < 1 || width > kWarpSize || (width & (width - 1)) != 0)
     fail(place, "expected a width of 1, 2, 4, 8, 16 or 32, found %d", width);
   const int first = lane() / width * width;
-  if (source < first || source >= first + width) source = lane();
+  if (operation == Operation::shuffle) source = first + (source & (width - 1));
+  const int lowest = operation == Operation::shuffle_xor ? 0 : first;
+  if (source < lowest || source >= first + width) source = lane();
   return from_bits<T>(exchange(operation, mask, to_bits(value), source, place));
 }
 
 template <class T>
 T& shared(const SharedName& name) {
+  static_assert(std::is_trivially_default_constructible<T>::value && std::is_trivially_destructible<T>::value,
+                "nobody constructs shared memory");
   return *static_cast<T*>(shared_object(name, sizeof(T), alignof(T)));
 }
 
@@ -98,9 +102,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, SELA_HERE) {
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, SELA_HERE) {
-  const int first = sela::simt::lane() / width * width;
-  return sela::simt::shuffle(sela::simt::Operation::shuffle, mask, value, first + (source & (width - 1)), width,
-                             {file, line});
+  return sela::simt::shuffle(sela::simt::Operation::shuffle, mask, value, source, width, {file, line});
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, SELA_HERE) {

@@ -212,6 +212,11 @@ def test_weights_of_any_size_neither_overflow_nor_vanish():
     for size in (1e-20, 1e20):
         found = kernels.sinkhorn_pass(logits, potential, row_weights=torch.full((400,), size))
         torch.testing.assert_close(found.column_sums / size, plain.column_sums, rtol=1e-6, atol=0)
+        for nats in (45, -65):  # whatever the reference, weight / sum must not leave the range of float
+            again = kernels.sinkhorn_pass(
+                logits, potential, row_weights=torch.full((400,), size), reference=plain.lse + nats
+            )
+            torch.testing.assert_close(again.column_sums / size, plain.column_sums, rtol=1e-5, atol=0)
 
 
 def test_lowest_column_wins_a_tie():

@@ -446,6 +446,14 @@ def test_what_the_kernel_cannot_do_is_refused(simt, height, width, channels, siz
         simt.augment_resident_cuda(options, 0, 1, height, width, channels, 0, 1, 0, 0, 0, 0, 0, 0, "float32", False, 0)
 
 
+def test_names_that_do_not_exist_are_refused(simt):
+    options = make_options(simt, Augment.none(8), 3)
+    with pytest.raises(ValueError, match="dtype: expected float32, float16 or bfloat16, found float64"):
+        simt.augment_resident_cuda(options, 0, 1, 8, 8, 3, 0, 1, 0, 0, 0, 0, 0, 0, "float64", False, 0)
+    with pytest.raises(ValueError, match="crop: expected random, center or resize, found middle"):
+        simt.AugmentOptions(**{**option_fields(Augment.none(8), 3), "crop": "middle"})
+
+
 def test_given_parameters_are_checked_before_they_are_uploaded(simt):
     augment = Augment.sela(8)
     given = cpu_parameters(simt, augment, (9, 11), np.arange(3))

@@ -249,7 +249,7 @@ def counted(simt, action):
 
 @pytest.mark.parametrize("cols", FEW)
 @pytest.mark.parametrize("kind", TYPES)
-def test_small_passes_equal_cpu_and_float64(simt, schedule, kind, cols):
+def test_small_passes_equal_float64(simt, schedule, kind, cols):
     # The case for the sanitizers: more than one block and tile, a tail in rows and columns, rows with and without care.
     p = problem(67, cols, kind, LAYOUTS[schedule])
     expected = p.twin()
@@ -626,6 +626,28 @@ def test_weights_of_any_size_neither_overflow_nor_vanish(simt, cols):
         found = p.cuda(simt)
         np.testing.assert_allclose(found.columns / size, once.columns, rtol=1e-6)
         np.testing.assert_allclose(found.weights / size, once.weights, rtol=1e-6)
+
+
+@pytest.mark.plain_only
+@pytest.mark.parametrize("size", [1e-30, 1.9e-8, 2.1e-8, 9e16, 1.1e17, 1e30])
+@pytest.mark.parametrize("cols", FEW)
+def test_no_reference_makes_weights_overflow_or_vanish(simt, size, cols):
+    # The row's sum is near an end of the range in which no care is taken of it, and weight / sum far from 1.
+    for kind in ("float32", "float16", "float64"):
+        plain = problem(66, cols, kind, weights=False)
+        p = Problem(plain.exact, kind, potential=plain.potential, weights=np.full(66, size))
+        expected = p.twin()
+        for nats in (46.0, -69.0):
+            for found in (p.cuda(simt, expected.lse + nats), p.cpu(simt, expected.lse + nats)):
+                np.testing.assert_allclose(found.columns, expected.columns, rtol=1e-4)
+                np.testing.assert_allclose(found.lse, expected.lse, rtol=2e-6)
+
+
+def test_weights_that_add_up_to_one_keep_the_fast_form(simt):
+    plain = problem(66, 1001, weights=False)
+    p = Problem(plain.exact, potential=plain.potential, weights=np.full(66, 1 / 14_197_122))
+    _, count = counted(simt, lambda: p.cuda(simt, p.twin().lse))
+    assert count["barriers"] == fast_operations(66, 1001, "float32", "aligned", True)["barriers"]
 
 
 @pytest.mark.plain_only

@@ -61,14 +61,23 @@ class CudaDevice:
 
         torch.cuda.synchronize(self.place)
 
-    def alive(self) -> bool:
-        """Whether torch can still work on it: some errors of a kernel break the device for the whole process."""
+    def trouble(self) -> str:
+        """What keeps torch from working on it, in one line; empty when nothing does.
+
+        Some errors of a kernel break the device for the whole process, and come out at whatever is called next.
+        """
         import torch
 
         try:
-            return float(torch.ones(2, device=self.place).sum()) == 2.0
-        except RuntimeError:
-            return False
+            self.synchronize()
+            found = float(torch.ones(2, device=self.place).sum())
+        except RuntimeError as error:
+            return first_line(error)
+        return "" if found == 2.0 else f"1 + 1 gives {found:g}"
+
+    def reachable(self) -> bool:
+        """Whether the CUDA runtime inside the compiled module sees it too: it may need a newer driver than torch's."""
+        return int(self.core.cuda_device_count()) > (self.place.index or 0)
 
     def refuse_capture(self, what: str) -> None:
         """Kernels whose results are read back on the host cannot be part of a CUDA graph: say so before any harm.
@@ -83,6 +92,11 @@ class CudaDevice:
                 f"{what}: expected a stream that is not being captured, found a CUDA graph in the making; "
                 "call it outside of the graph, it reads results back on the host"
             )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 _usable: dict[Any, CudaDevice | None] = {}

@@ -32,6 +32,8 @@ EXPECTED = reference.sinkhorn_pass(LOGITS, np.zeros(12), want_labels=True)
 def few_cases(monkeypatch):
     monkeypatch.setattr(check_cases, "COLUMNS", (1, 31, 257))
     monkeypatch.setattr(check_cases, "IMAGES", 5)
+    monkeypatch.setattr(check_cases, "MANY_ROWS", 140)
+    monkeypatch.setattr(check_cases, "MANY_IMAGES", 11)
 
 
 def played_card():
@@ -56,10 +58,6 @@ def cache_files(tmp_path):
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def check(card):
-    return self_check._check(card, self_check._Mark(None))
-
-
 def forget(monkeypatch):
     """A new process, as far as verdicts are concerned."""
     monkeypatch.setattr(device, "_usable", {})
@@ -72,6 +70,8 @@ def test_every_case_passes_on_a_device_that_does_as_the_cpu_does(host_card):
     for words in ("float32", "float16", "bfloat16", "float64", ", 8193]", "unaligned", "without labels"):
         assert any(words in what for what in ran)
     for words in (
+        f"float16 [{check_cases.MANY_ROWS}, 3]",
+        f"augment, random box of 4 x 4 x 3 to 4, float16, NCHW, drawn parameters, {check_cases.MANY_IMAGES} images",
         "sample_parameters, ",
         "augment, random box of 64 x 64 x 3",
         "x 1 to 28, bfloat16, NHWC, given",
@@ -91,7 +91,7 @@ def test_aligned_cases_are_aligned_and_the_others_are_not(host_core, host_card):
         run(*arguments)
 
     host_core.sinkhorn_pass_cuda = look
-    assert check(host_card) == ("", False)
+    assert self_check._check(host_card) == ("", False)
     assert seen == {(True, True), (False, False)}
 
 
@@ -333,7 +333,7 @@ def test_a_spoiled_case_with_weights_and_reference_says_so(host_card, host_core,
         outputs["columns"][0] += int(1.0 / _core.sinkhorn_resolution(131, 2.0)) if host_core.calls % 2 == 0 else 0
 
     host_core.spoil = spoil
-    reason, lost = check(host_card)
+    reason, lost = self_check._check(host_card)
     assert "second pass, with weights and reference: column sum 0" in reason
     assert not lost
 
@@ -410,7 +410,7 @@ def test_a_device_that_cannot_be_opened_is_an_error_in_one_line(as_cuda, host_ca
         raise RuntimeError("CUDA driver initialization failed\nmore lines")
 
     monkeypatch.setattr(self_check, "open_device", no_device)
-    with pytest.raises(ResourceError, match="torch can work on, found .*: CUDA driver initialization failed; see"):
+    with pytest.raises(ResourceError, match=r"torch can work on, found .*: CUDA driver initialization failed; see"):
         one_pass()
 
 
@@ -529,7 +529,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 def test_two_threads_at_once_check_once(as_cuda, host_card, host_core, few_cases):
     as_cuda(host_card)
-    assert check(host_card) == ("", False)
+    assert self_check._check(host_card) == ("", False)
     alone = host_core.calls
     host_core.calls = 0
     host_core.spoil = lambda outputs: time.sleep(0.001)
@@ -709,12 +709,12 @@ def test_a_check_that_takes_too_long_is_spoken_of(as_cuda, host_card, host_core,
     monkeypatch.setattr(check_cases, "_augment_cases", lambda runs: ())
     host_core.spoil = lambda outputs: time.sleep(0.3) if host_core.calls == 3 else None
     with caplog.at_level(logging.WARNING, "sela_ext"):
-        assert check(host_card) == ("", False)
+        assert self_check._check(host_card) == ("", False)
     (record,) = caplog.records
     host_card.capability = (12, 0)  # by PTX alone, which the driver compiles first
     host_core.calls = 0
     with caplog.at_level(logging.WARNING, "sela_ext"):
-        assert check(host_card) == ("", False)
+        assert self_check._check(host_card) == ("", False)
     assert caplog.records == [record]
     assert "sinkhorn_pass, float32 [131, 1], aligned rows, without labels has not returned" in record.getMessage()
     assert "cannot be stopped from inside" in record.getMessage()

@@ -4,9 +4,9 @@ A device that fails is refused: one warning says what was compared, and the pure
 CPU's augmentation do the work. Verdicts are kept on disk, per device, driver and build.
 
 A kernel that never returns cannot be stopped from inside its process. After a minute this is said, and noted in a mark
-that lies on disk while a check runs: when its process is gone, the next one refuses the device instead of hanging again.
+that lies on disk while a check runs: once its process is gone, the next one refuses the device instead of hanging too.
 A process that ends in the middle of a check for another reason (a crash in the driver, or a signal that has nothing to
-do with it) leaves its mark too; the next one tries once more, and only the second such end refuses the device.
+do with it) leaves its mark as well; the next one tries once more, and only the second such end refuses the device.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Verdict:
 
     Attributes:
         state: "passed"; "failed": a result differed from the CPU's, or a launch failed; "unsupported": the build has
-            no code for this architecture, or the driver is too old for it; "absent": it has no CUDA kernels at all; "off": SELA_SELF_CHECK=off.
+            no code for this architecture, or the driver is too old for the build; "absent": it has no CUDA kernels at
+            all; "off": SELA_SELF_CHECK=off.
         reason: what was compared, expected and found; empty when passed.
         place: "cuda:0".
         card: its name, architecture and driver, in words.
@@ -305,8 +306,9 @@ def judge(card: CudaDevice) -> Verdict:
     return Verdict(state, reason, place, words, lost=lost)
 
 
-def _check(card: CudaDevice, mark: _Mark) -> tuple[str, bool]:
+def _check(card: CudaDevice, mark: _Mark | None = None) -> tuple[str, bool]:
     """(what went wrong, or nothing; whether the device is lost for this process)."""
+    mark = mark or _Mark(None)
     machine_code = [name for name in device.built_architectures() if name.endswith("-real")]
     patience = PATIENCE if device.runs_on(*card.capability, machine_code) else PATIENCE_COMPILING
     for what, differs in check_cases.cases(OnCard(card)):

@@ -376,7 +376,12 @@ def prepared_pass(
     lse_type = torch.float64 if name == "float64" else torch.float32
 
     def on_device(label: str, value: Any, length: int, dtype: torch.dtype) -> torch.Tensor:
-        tensor = torch.as_tensor(value, device=device).detach().to(dtype).contiguous()
+        if not _is_torch(value):
+            try:  # a copy: torch takes neither memory that is read-only nor negative strides
+                value = torch.from_numpy(np.array(value, dtype=np.float64, order="C"))
+            except (TypeError, ValueError) as error:
+                raise OptionError(f"{label}: expected {length} numbers, found {type(value).__name__}") from error
+        tensor = value.detach().to(device).to(dtype).contiguous()
         if tensor.shape != (length,):
             raise OptionError(f"{label}: expected shape ({length},), found {tuple(tensor.shape)}")
         return tensor

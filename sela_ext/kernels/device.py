@@ -102,9 +102,15 @@ def first_line(error: BaseException) -> str:
 _usable: dict[Any, CudaDevice | None] = {}
 
 
+def is_tensor(value: object) -> bool:
+    """Whether value is a torch tensor, of a subclass too; torch is not imported for the answer."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor is not None and isinstance(value, tensor)
+
+
 def cuda_place(value: Any) -> torch.device | None:
     """Where a CUDA tensor lives; None for a tensor elsewhere, and for what is no tensor."""
-    if type(value).__module__.partition(".")[0] != "torch" or value.device.type != "cuda":
+    if not is_tensor(value) or value.device.type != "cuda":
         return None
     place: torch.device = value.device
     return place

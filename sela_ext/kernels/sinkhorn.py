@@ -373,10 +373,14 @@ def prepared_pass(
 
     def on_device(label: str, value: Any, length: int, dtype: torch.dtype) -> torch.Tensor:
         if not is_tensor(value):
-            try:  # a copy: torch takes neither memory that is read-only nor negative strides
-                value = torch.from_numpy(np.array(value, dtype=np.float64, order="C"))
+            kept = getattr(value, "dtype", None) in (np.float32, np.float64)
+            try:
+                array = np.ascontiguousarray(value, dtype=None if kept else np.float64)
             except (TypeError, ValueError) as error:
                 raise OptionError(f"{label}: expected {length} numbers, found {type(value).__name__}") from error
+            value = torch.from_numpy(
+                array if array.flags.writeable else array.copy()
+            )  # torch wants to be able to write
         tensor: torch.Tensor = value.detach().to(device).to(dtype).contiguous()
         if tensor.shape != (length,):
             raise OptionError(f"{label}: expected shape ({length},), found {tuple(tensor.shape)}")

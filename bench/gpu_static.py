@@ -534,9 +534,9 @@ def run(options: argparse.Namespace) -> int:
     kernels = len({str(facts.kernel) for facts in rows})
     print(f"{kernels} kernels for {len(archs)} architectures, nvcc {version}: {len(wrong)} budgets exceeded")
     if options.check:
-        made_by = re.search(r"nvcc (\S+)\.$", generated(text), re.MULTILINE)
-        if made_by and made_by[1] != version:
-            print(f"docs/gpu.md: its tables are of nvcc {made_by[1]}, this is {version}: not compared")
+        made_by = compiler_of(text)
+        if made_by and made_by != version:
+            print(f"docs/gpu.md: its tables are of nvcc {made_by}, this is {version or 'none'}: not compared")
         elif generated(text) != part.strip():
             wrong.append(
                 "docs/gpu.md: expected the tables of this code, found others: run `python bench/gpu_static.py`"

@@ -25,7 +25,11 @@ class HostCore:
     def __init__(self):
         self.spoil = lambda outputs: None
         self.calls = 0
+        self.devices = 1
         self.AUGMENT_CUDA_SIDE = _core.AUGMENT_CUDA_SIDE
+
+    def cuda_device_count(self):
+        return self.devices
 
     def sinkhorn_workspace_cuda(self, rows, cols, type):
         return 2 * max(1, -(-rows // 64)), 0
@@ -81,7 +85,7 @@ class HostCard(device.CudaDevice):
         self.capability = (9, 0)
         self.uuid = "GPU-0"
         self.driver = "550.54, CUDA 12.4"
-        self.is_alive = True
+        self.in_trouble = ""
         self.capturing = False
 
     def current(self):
@@ -93,8 +97,8 @@ class HostCard(device.CudaDevice):
     def synchronize(self):
         pass
 
-    def alive(self):
-        return self.is_alive
+    def trouble(self):
+        return self.in_trouble
 
     def refuse_capture(self, what):
         assert not self.capturing

@@ -73,6 +73,15 @@ def test_info_names_versions_and_devices(capsys):
     assert "torch" in out
 
 
+@pytest.mark.parametrize(("version", "shown"), [("13.0", "no CUDA device"), (None, "this torch is built without CUDA")])
+def test_info_says_why_there_is_no_device(capsys, monkeypatch, version, shown):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.version.cuda", version)
+    code, out, _ = sela(capsys, "info")
+    assert code == 0
+    assert out.splitlines()[-1].endswith(shown)
+
+
 def test_info_tells_the_verdict_on_every_device(capsys, monkeypatch):
     def verdict(device):
         if device == 2:

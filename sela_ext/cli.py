@@ -339,5 +339,6 @@ def _info(given: argparse.Namespace) -> int:
             verdict = f"cuda:{i}: not checked: {error}"
         print(f"{'device':13} {verdict}")
     if torch.cuda.device_count() == 0:
-        print(f"{'device':13} no CUDA device")
+        why = "" if torch.version.cuda else ": this torch is built without CUDA"
+        print(f"{'device':13} no CUDA device{why}")
     return 0

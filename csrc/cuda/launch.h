@@ -13,6 +13,7 @@ namespace sela {
 /// Throws std::runtime_error: "NAME: WHAT: CUDA's reason; what to do".
 inline void check_cuda(cudaError_t status, const char* name, const char* what) {
   if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // it is told here, and must not come out at the next launch again
   const char* remedy = "run with CUDA_LAUNCH_BLOCKING=1 to see which call failed first";
   if (status == cudaErrorNoKernelImageForDevice)
     remedy = "install with SELA_CUDA_ARCHS set to the device's architecture, or use the CPU";

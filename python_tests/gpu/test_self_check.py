@@ -43,4 +43,5 @@ def test_the_card_is_told_apart_by_uuid_and_driver(cuda):
     assert len(card.uuid) > 8
     assert card.driver != "unknown"
     assert card.capability == torch.cuda.get_device_capability(cuda.place)
-    assert card.alive()
+    assert card.trouble() == ""
+    assert card.reachable()

@@ -225,6 +225,7 @@ def test_arguments_may_live_anywhere_and_gradients_are_left_behind(card, assert_
         (potential.to(card.place), weights.to(card.place)),
         (potential.numpy(), weights.numpy()),
         (potential.tolist(), weights.tolist()),
+        (potential.numpy()[::-1].copy()[::-1], np.broadcast_to(weights.numpy(), (70,))),  # backwards, and read-only
         (potential.to(card.place).requires_grad_(), weights.double()),
     )
     for g, w in arguments:
@@ -241,6 +242,8 @@ def test_arguments_are_refused_in_one_line(card):
         kernels.sinkhorn_pass(good.long(), np.zeros(3))
     with pytest.raises(OptionError, match=r"potential: expected shape \(3,\), found \(2,\)"):
         kernels.sinkhorn_pass(good, np.zeros(2))
+    with pytest.raises(OptionError, match="potential: expected 3 numbers, found str"):
+        kernels.sinkhorn_pass(good, "abc")
     with pytest.raises(OptionError, match="potential: expected finite numbers, found"):
         kernels.sinkhorn_pass(good, [0, np.nan, 0])
     with pytest.raises(OptionError, match="row_weights: expected numbers"):

@@ -7,6 +7,7 @@ in python_tests/gpu.
 import numpy as np
 import pytest
 import torch
+from torchvision import tv_tensors
 
 from sela_ext import kernels
 from sela_ext.errors import DataError, OptionError
@@ -25,7 +26,8 @@ def test_it_is_sample_parameters_and_augment_in_one_call(channels, dtype, channe
     key = {"seed": 2**63, "epoch": 7, "view": 2}
     params = kernels.sample_parameters(augment, 21, 32, index, **key)
     expected = kernels.augment(images, params, augment, rows=index, dtype=dtype, channels_last=channels_last)
-    for source in (images, torch.from_numpy(images)):
+    of_torchvision = tv_tensors.wrap(torch.from_numpy(images), like=tv_tensors.Image(torch.zeros(3, 1, 1)))
+    for source in (images, torch.from_numpy(images), of_torchvision):
         found, drawn = kernels.augment_resident(
             source, index, augment, **key, dtype=dtype, channels_last=channels_last, return_parameters=True
         )

@@ -1,5 +1,6 @@
 """The first-use check of a CUDA device, on devices played by the host: good ones, broken ones, unknown ones."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -31,6 +32,8 @@ EXPECTED = reference.sinkhorn_pass(LOGITS, np.zeros(12), want_labels=True)
 def few_cases(monkeypatch):
     monkeypatch.setattr(check_cases, "COLUMNS", (1, 31, 257))
     monkeypatch.setattr(check_cases, "IMAGES", 5)
+    monkeypatch.setattr(check_cases, "MANY_ROWS", 140)
+    monkeypatch.setattr(check_cases, "MANY_IMAGES", 11)
 
 
 def played_card():
@@ -67,6 +70,8 @@ def test_every_case_passes_on_a_device_that_does_as_the_cpu_does(host_card):
     for words in ("float32", "float16", "bfloat16", "float64", ", 8193]", "unaligned", "without labels"):
         assert any(words in what for what in ran)
     for words in (
+        f"float16 [{check_cases.MANY_ROWS}, 3]",
+        f"augment, random box of 4 x 4 x 3 to 4, float16, NCHW, drawn parameters, {check_cases.MANY_IMAGES} images",
         "sample_parameters, ",
         "augment, random box of 64 x 64 x 3",
         "x 1 to 28, bfloat16, NHWC, given",
@@ -353,26 +358,71 @@ def test_a_device_that_the_check_broke_is_an_error_that_says_to_start_again(
 ):
     as_cuda(host_card)
     host_core.spoil = failing("an illegal memory access was encountered")
-    host_card.is_alive = False
+    troubles = iter(["", "an illegal memory access was encountered"])  # before the check, and after its failure
+    monkeypatch.setattr(host_card, "trouble", lambda: next(troubles))
     for _ in range(2):
         with pytest.raises(ResourceError, match=r"illegal memory access.*cannot be used any more.*Start again"):
             one_pass()
     calls = host_core.calls
     forget(monkeypatch)
-    host_card.is_alive = True
     with pytest.warns(RefusedDeviceWarning, match="illegal memory access"):
         assert_correct(one_pass())
     assert host_core.calls == calls
 
 
-def test_a_full_device_is_no_verdict(as_cuda, host_card, host_core, few_cases, tmp_path):
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("CUDA out of memory. Tried to allocate 2 MiB", "no memory left on the device for its self-check"),
+        ("CUDA error: operation not permitted when stream is capturing", "torch can work on, found .* is capturing"),
+        ("CUDA error: all CUDA-capable devices are busy or unavailable", "torch can work on, found .* are busy"),
+    ],
+)
+def test_errors_of_the_moment_are_no_verdict(as_cuda, host_card, host_core, few_cases, tmp_path, message, words):
     as_cuda(host_card)
-    host_core.spoil = failing("CUDA out of memory. Tried to allocate 2 MiB")
-    with pytest.raises(ResourceError, match="no memory left on the device for its self-check"):
+    host_core.spoil = failing(message)
+    with pytest.raises(ResourceError, match=words):
         one_pass()
     assert cache_files(tmp_path) == []
     host_core.spoil = lambda outputs: None
     assert_correct(one_pass())
+
+
+@pytest.mark.parametrize("message", ["CUDA error: device-side assert triggered", "CUDA out of memory."])
+def test_a_device_that_was_broken_before_the_check_is_no_verdict(
+    as_cuda, host_card, host_core, few_cases, tmp_path, message
+):
+    as_cuda(host_card)
+    host_card.in_trouble = message
+    words = "no memory left" if "memory" in message else "torch can work on, found .* device-side assert triggered; see"
+    with pytest.raises(ResourceError, match=words):
+        one_pass()
+    assert host_core.calls == 0
+    assert cache_files(tmp_path) == []
+    host_card.in_trouble = ""
+    assert_correct(one_pass())
+
+
+def test_a_device_that_cannot_be_opened_is_an_error_in_one_line(as_cuda, host_card, monkeypatch):
+    as_cuda(host_card)
+
+    def no_device(place):
+        raise RuntimeError("CUDA driver initialization failed\nmore lines")
+
+    monkeypatch.setattr(self_check, "open_device", no_device)
+    with pytest.raises(ResourceError, match=r"torch can work on, found .*: CUDA driver initialization failed; see"):
+        one_pass()
+
+
+def test_a_driver_too_old_for_the_kernels_is_no_failure_of_theirs(as_cuda, host_card, host_core, tmp_path):
+    as_cuda(host_card)
+    host_core.devices = 0
+    with pytest.warns(RefusedDeviceWarning, match=r"torch sees it, CUDA .* does not.*update the driver") as caught:
+        assert_correct(one_pass())
+    assert "report" not in str(caught[0].message)
+    assert host_core.calls == 0
+    assert cache_files(tmp_path) == []
+    assert self_check._judged(host_card.place)[1].state == "unsupported"
 
 
 def test_an_architecture_without_code_is_named_beside_the_built_ones(as_cuda, host_card, host_core, tmp_path):
@@ -521,11 +571,15 @@ def test_processes_that_write_at_once_leave_one_whole_verdict(as_cuda, host_card
     assert cache_files(tmp_path) == [kept.path]
 
 
-def leave_a_mark(card, tmp_path, **mark):
+STUCK = "sinkhorn_pass, float32 [131, 31], aligned rows, with labels"
+
+
+def leave_a_mark(card, **mark):
     kept = self_check._Kept(card)
     path = kept.path.with_name(f"{kept.path.stem}.7.running")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": 7, "time": time.time(), **mark}))
+    whole = {"host": socket.gethostname(), "pid": 7, "time": time.time(), "ends": 0, "stuck": STUCK}
+    path.write_text(json.dumps({**whole, **mark}))
     return path
 
 
@@ -534,13 +588,12 @@ def dead_process():
     return int(done.stdout)
 
 
-def test_a_check_that_never_ended_refuses_the_device(as_cuda, host_card, host_core, few_cases, monkeypatch, tmp_path):
+def test_a_check_that_never_ended_refuses_the_device(as_cuda, host_card, host_core, few_cases, monkeypatch):
     as_cuda(host_card)
     pid = dead_process()
-    mark = leave_a_mark(host_card, tmp_path, pid=pid)
-    with pytest.warns(
-        RefusedDeviceWarning, match=rf"did not come to its end \(process {pid}\): a kernel may have hung"
-    ):
+    mark = leave_a_mark(host_card, pid=pid)
+    words = rf"did not come to its end \(process {pid}\): sinkhorn_pass, float32 \[131, 31\].* had not returned"
+    with pytest.warns(RefusedDeviceWarning, match=words):
         assert_correct(one_pass())
     assert host_core.calls == 0
     assert not mark.exists()
@@ -564,34 +617,72 @@ def test_a_check_that_never_ended_refuses_the_device(as_cuda, host_card, host_co
         ({"pid": "seven"}, False),  # damaged, young
     ],
 )
-def test_a_mark_counts_when_its_process_is_gone(as_cuda, host_card, few_cases, tmp_path, mark, refused):
+def test_a_mark_counts_when_its_process_is_gone(as_cuda, host_card, few_cases, mark, refused):
     as_cuda(host_card)
-    leave_a_mark(host_card, tmp_path, **mark)
+    leave_a_mark(host_card, **mark)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert_correct(one_pass())
     assert len(caught) == refused
 
 
-def test_the_mark_of_a_killed_check_is_found_by_the_next_process(as_cuda, host_card, host_core, few_cases, tmp_path):
+def test_a_check_that_ended_early_with_its_process_is_tried_once_more(
+    as_cuda, host_card, host_core, few_cases, monkeypatch, tmp_path
+):
     as_cuda(host_card)
+    pid = dead_process()
+    leave_a_mark(host_card, pid=pid, stuck="")
+    seen = []
 
-    def hang(outputs):
-        time.sleep(60)
+    def look(outputs):
+        seen.extend(json.loads(path.read_text())["ends"] for path in cache_files(tmp_path) if not seen)
 
-    host_core.spoil = hang
+    host_core.spoil = look
+    assert_correct(one_pass())
+    assert seen == [1]  # the next process is to know of both
+    assert [path.suffix for path in cache_files(tmp_path)] == [".json"]
+
+    cache_files(tmp_path)[0].unlink()
+    forget(monkeypatch)
+    leave_a_mark(host_card, pid=pid, stuck="", ends=1)
+    with pytest.warns(RefusedDeviceWarning, match=rf"2 earlier checks .*process {pid}\): a kernel may have crashed"):
+        assert_correct(one_pass())
+
+
+def killed_in_its_check(tmp_path, when):
     process = multiprocessing.get_context("fork").Process(target=one_pass)
     process.start()
-    for _ in range(1000):
-        if cache_files(tmp_path):
-            break
+    for _ in range(2000):
+        marks = [path for path in cache_files(tmp_path) if path.name.endswith(f".{process.pid}.running")]
+        with contextlib.suppress(OSError, ValueError):
+            if marks and when(json.loads(marks[0].read_text())):
+                break
         time.sleep(0.01)
-    (mark,) = cache_files(tmp_path)
-    assert mark.name.endswith(f".{process.pid}.running")
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    with pytest.warns(RefusedDeviceWarning, match=f"process {process.pid}"):
+    return process.pid
+
+
+def test_the_mark_of_a_killed_check_is_found_by_the_next_process(
+    as_cuda, host_card, host_core, few_cases, monkeypatch, tmp_path
+):
+    as_cuda(host_card)
+    host_core.spoil = lambda outputs: time.sleep(60)
+    killed_in_its_check(tmp_path, lambda mark: mark["ends"] == 0)
+    pid = killed_in_its_check(tmp_path, lambda mark: mark["ends"] == 1)
+    with pytest.warns(RefusedDeviceWarning, match=f"2 earlier checks .*process {pid}"):
+        assert_correct(one_pass())
+    (kept,) = cache_files(tmp_path)
+    assert json.loads(kept.read_text())["state"] == "failed"
+
+
+def test_one_hanging_kernel_is_enough(as_cuda, host_card, host_core, few_cases, monkeypatch, tmp_path):
+    as_cuda(host_card)
+    monkeypatch.setattr(self_check, "PATIENCE", 0.05)
+    host_core.spoil = lambda outputs: time.sleep(60)
+    pid = killed_in_its_check(tmp_path, lambda mark: mark["stuck"])
+    with pytest.warns(RefusedDeviceWarning, match=rf"process {pid}\): sinkhorn_pass, float32 \[131, 1\].* returned"):
         assert_correct(one_pass())
     (kept,) = cache_files(tmp_path)
     assert json.loads(kept.read_text())["state"] == "failed"
@@ -611,7 +702,8 @@ def test_an_interrupted_check_leaves_no_mark(as_cuda, host_card, host_core, few_
     assert_correct(one_pass())
 
 
-def test_a_check_that_takes_too_long_is_spoken_of(host_card, host_core, few_cases, monkeypatch, caplog):
+def test_a_check_that_takes_too_long_is_spoken_of(as_cuda, host_card, host_core, few_cases, monkeypatch, caplog):
+    as_cuda(host_card)
     monkeypatch.setattr(self_check, "PATIENCE", 0.05)
     monkeypatch.setattr(check_cases, "COLUMNS", (1,))
     monkeypatch.setattr(check_cases, "_augment_cases", lambda runs: ())
@@ -619,6 +711,11 @@ def test_a_check_that_takes_too_long_is_spoken_of(host_card, host_core, few_case
     with caplog.at_level(logging.WARNING, "sela_ext"):
         assert self_check._check(host_card) == ("", False)
     (record,) = caplog.records
+    host_card.capability = (12, 0)  # by PTX alone, which the driver compiles first
+    host_core.calls = 0
+    with caplog.at_level(logging.WARNING, "sela_ext"):
+        assert self_check._check(host_card) == ("", False)
+    assert caplog.records == [record]
     assert "sinkhorn_pass, float32 [131, 1], aligned rows, without labels has not returned" in record.getMessage()
     assert "cannot be stopped from inside" in record.getMessage()
 

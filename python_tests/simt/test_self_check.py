@@ -18,6 +18,11 @@ def play(torch, simt, request):
     as_cuda = request.getfixturevalue("as_cuda")
 
     def start(core=simt):
+        from sela_ext.kernels import check_cases
+
+        patch = request.getfixturevalue("monkeypatch")
+        patch.setattr(check_cases, "MANY_ROWS", 1601)  # more than the 6 blocks take at once
+        patch.setattr(check_cases, "MANY_IMAGES", 111)
         card.core = core
         simt.set_device(3, 2)
         return as_cuda(card)

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 import sela_ext
-from sela_ext.errors import CheckpointError, DataError, NumericsError, OptionError
+from sela_ext.errors import CheckpointError, DataError, NumericsError, OptionError, ResourceError
+from sela_ext.kernels import RefusedDeviceWarning
+from sela_ext.training.loop import first_use
 from sela_ext.training.run_folder import RunFolder
 
 # Small enough for seconds, large enough for several steps per epoch.
@@ -517,3 +519,30 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
     subprocess.run(["bash", "-c", f"{command.replace('/run ', '/b ')} >&-"], check=True, capture_output=True)
     assert (tmp_path / "run" / "report.html").exists()
     assert (tmp_path / "b" / "report.html").exists()
+
+
+def test_a_cuda_device_is_checked_before_any_work(as_cuda, host_card, host_core, monkeypatch):
+    as_cuda(host_card)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    lines = []
+    first_use(torch.device("cpu"), lines.append)
+    assert lines == []
+    assert host_core.calls == 0
+
+    def spoil(outputs):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    host_core.spoil = spoil
+    with pytest.warns(RefusedDeviceWarning, match="illegal memory access"):
+        first_use(torch.device("cuda", 0), lines.append)
+    (line,) = lines
+    assert "Played Card" in line
+    assert "self-check FAILED" in line
+
+    monkeypatch.setattr("sela_ext.kernels.device._usable", {})
+    monkeypatch.setattr("sela_ext.kernels.self_check._verdicts", {})
+    monkeypatch.setenv("SELA_SELF_CHECK", "again")
+    troubles = iter(["", "an illegal memory access was encountered"])
+    monkeypatch.setattr(host_card, "trouble", lambda: next(troubles))
+    with pytest.raises(ResourceError, match="cannot be used any more in this process"):
+        first_use(torch.device("cuda", 0), lines.append)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sela_ext import _core
 from sela_ext.errors import DataError, OptionError
-from sela_ext.kernels.device import cuda_place
+from sela_ext.kernels.device import cuda_place, is_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -309,11 +309,6 @@ def sample_parameters(
     out = np.empty(len(ids), PARAMETERS)
     _core.sample_parameters(augment_options(augment, 3), tall, wide, ids, seed, epoch, view, out)
     return out
-
-
-def is_tensor(value: object) -> bool:
-    """Whether value is a torch tensor; torch is not imported for the answer."""
-    return type(value).__module__.partition(".")[0] == "torch"
 
 
 def check_source(source: Any, rows: npt.ArrayLike | None, params: npt.NDArray[np.void]) -> tuple[Any, Any, int]:

@@ -15,11 +15,10 @@ from sela_ext.kernels.augment import (
     augment_options,
     check_key,
     check_output,
-    is_tensor,
     sample_parameters,
 )
 from sela_ext.kernels.augment import augment as augment_on_cpu
-from sela_ext.kernels.device import cuda_place, usable
+from sela_ext.kernels.device import cuda_place, is_tensor, usable
 
 if TYPE_CHECKING:
     import torch

@@ -2,7 +2,9 @@
 
 Fixed inputs, drawn from Philox4x32-10. The Sinkhorn pass: every storage type, every mapping of threads to columns,
 aligned and unaligned rows, and rows that are to be masked or done again. The augmentation: every output type and memory
-order, one and three channels, boxes that are shrunk and enlarged, drawn and given parameters.
+order, one and three channels, boxes that are shrunk and enlarged, drawn and given parameters. And of both one case of
+more work than a card does at once: what a block does after its first tile of rows, or its first images, is what it does
+most of the time.
 """
 
 from __future__ import annotations
@@ -36,6 +38,11 @@ ALIGNMENT = 16  # elements
 KEY = (0x5E1A_0123_4567_89AB, 7, 2)  # seed, epoch, view
 PIXEL = 0.01 / 255  # how far a pixel may be off, in [0, 1]
 IMAGES = 24
+
+# More than the largest card takes at once, of the cheapest shapes: 64 rows for each of 24 warps on 190 multiprocessors;
+# 16 images, whose parameters are drawn together, for each of 9 blocks on 270.
+MANY_ROWS = 300_001
+MANY_IMAGES = 40_009
 
 
 class Runs(Protocol):
@@ -125,6 +132,10 @@ def _sinkhorn_cases(runs: Runs) -> Iterator[Case]:
                         f"{'aligned' if aligned else 'unaligned'} rows, {'with' if labels else 'without'} labels"
                     )
                     yield what, partial(_sinkhorn_differs, runs, logits, labels)
+    few = _plain_logits(1001, 3)
+    for dtype in (torch.float32, torch.float16):
+        what = f"sinkhorn_pass, {str(dtype).removeprefix('torch.')} [{MANY_ROWS}, 3], aligned rows, with labels"
+        yield what, partial(_many_rows_differ, runs, few.to(dtype))
 
 
 def _plain_logits(rows: int, cols: int) -> torch.Tensor:
@@ -169,6 +180,12 @@ def _sinkhorn_differs(runs: Runs, logits: torch.Tensor, labels: bool) -> str | N
         before[2] += 60.0
         before[4] = float("nan")
     return None
+
+
+def _many_rows_differ(runs: Runs, few: torch.Tensor) -> str | None:
+    import torch
+
+    return _sinkhorn_differs(runs, _placed(few[torch.arange(MANY_ROWS) % len(few)], True), True)
 
 
 def sinkhorn_difference(
@@ -238,7 +255,12 @@ def _augment_cases(runs: Runs) -> Iterator[Case]:
                         f"augment, {box}, {str(dtype).removeprefix('torch.')}, {'NHWC' if channels_last else 'NCHW'}, "
                         f"{'given' if given else 'drawn'} parameters"
                     )
-                    yield what, partial(_augment_differs, runs, images, options, dtype, channels_last, given)
+                    order = np.arange(2 * IMAGES)[::-1] % IMAGES  # every image twice, backwards
+                    yield what, partial(_augment_differs, runs, images, order, options, dtype, channels_last, given)
+    images = (256 * uniform(IMAGES * 48, 5)).astype(np.uint8).reshape(IMAGES, 4, 4, 3)
+    what = f"augment, random box of 4 x 4 x 3 to 4, float16, NCHW, drawn parameters, {MANY_IMAGES} images"
+    order = np.arange(MANY_IMAGES) * 5 % IMAGES
+    yield what, partial(_augment_differs, runs, images, order, Augment.cifar(4, **jitter), torch.float16, False, False)
 
 
 def _sample_differs(runs: Runs, options: Augment, height: int, width: int) -> str | None:
@@ -249,9 +271,14 @@ def _sample_differs(runs: Runs, options: Augment, height: int, width: int) -> st
 
 
 def _augment_differs(
-    runs: Runs, images: npt.NDArray[np.uint8], options: Augment, dtype: torch.dtype, channels_last: bool, given: bool
+    runs: Runs,
+    images: npt.NDArray[np.uint8],
+    index: npt.NDArray[np.int64],
+    options: Augment,
+    dtype: torch.dtype,
+    channels_last: bool,
+    given: bool,
 ) -> str | None:
-    index = np.arange(2 * IMAGES, dtype=np.int64)[::-1] % IMAGES  # every image twice, backwards
     seed, epoch, view = KEY
     height, width = images.shape[1:3]
     drawn = sample_parameters(options, height, width, index, seed=seed, epoch=epoch, view=view)

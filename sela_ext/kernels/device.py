@@ -61,14 +61,23 @@ class CudaDevice:
 
         torch.cuda.synchronize(self.place)
 
-    def alive(self) -> bool:
-        """Whether torch can still work on it: some errors of a kernel break the device for the whole process."""
+    def trouble(self) -> str:
+        """What keeps torch from working on it, in one line; empty when nothing does.
+
+        Some errors of a kernel break the device for the whole process, and come out at whatever is called next.
+        """
         import torch
 
         try:
-            return float(torch.ones(2, device=self.place).sum()) == 2.0
-        except RuntimeError:
-            return False
+            self.synchronize()
+            found = float(torch.ones(2, device=self.place).sum())
+        except RuntimeError as error:
+            return first_line(error)
+        return "" if found == 2.0 else f"1 + 1 gives {found:g}"
+
+    def reachable(self) -> bool:
+        """Whether the CUDA runtime inside the compiled module sees it too: it may need a newer driver than torch's."""
+        return int(self.core.cuda_device_count()) > (self.place.index or 0)
 
     def refuse_capture(self, what: str) -> None:
         """Kernels whose results are read back on the host cannot be part of a CUDA graph: say so before any harm.
@@ -85,12 +94,23 @@ class CudaDevice:
             )
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 _usable: dict[Any, CudaDevice | None] = {}
+
+
+def is_tensor(value: object) -> bool:
+    """Whether value is a torch tensor, of a subclass too; torch is not imported for the answer."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor is not None and isinstance(value, tensor)
 
 
 def cuda_place(value: Any) -> torch.device | None:
     """Where a CUDA tensor lives; None for a tensor elsewhere, and for what is no tensor."""
-    if type(value).__module__.partition(".")[0] != "torch" or value.device.type != "cuda":
+    if not is_tensor(value) or value.device.type != "cuda":
         return None
     place: torch.device = value.device
     return place

@@ -3,12 +3,15 @@
 A device that fails is refused: one warning says what was compared, and the pure-torch twin of the Sinkhorn pass and the
 CPU's augmentation do the work. Verdicts are kept on disk, per device, driver and build.
 
-A kernel that never returns cannot be stopped from inside its process. After a minute this is said; and a process that
-ends in the middle of a check leaves a mark, by which the next one refuses the device instead of hanging again.
+A kernel that never returns cannot be stopped from inside its process. After a minute this is said, and noted in a mark
+that lies on disk while a check runs: once its process is gone, the next one refuses the device instead of hanging too.
+A process that ends in the middle of a check for another reason (a crash in the driver, or a signal that has nothing to
+do with it) leaves its mark as well; the next one tries once more, and only the second such end refuses the device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -19,6 +22,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,8 +41,14 @@ if TYPE_CHECKING:
     from sela_ext.kernels.sinkhorn import SinkhornSums
 
 State = Literal["passed", "failed", "unsupported", "absent", "off"]
-# Said when a check takes longer: code for a newer architecture may be compiled by the driver first, in seconds.
+# Said when one case takes longer, in seconds.
 PATIENCE = 60.0
+# The same where the driver compiles the kernels first, for an architecture that the build has no machine code for.
+PATIENCE_COMPILING = 600.0
+# Checks of a device that ended with their process, one after the other, before it is refused.
+ENDS = 2
+# Errors that tell of the moment, not of the device: no verdict comes of them.
+PASSING = ("out of memory", "captur", "busy or unavailable")
 # A mark by a process on another machine, whose life cannot be seen from here, counts when it is older.
 OTHER_MACHINES = 3600.0
 
@@ -53,7 +63,8 @@ class Verdict:
 
     Attributes:
         state: "passed"; "failed": a result differed from the CPU's, or a launch failed; "unsupported": the build has
-            no code for this architecture; "absent": it has no CUDA kernels at all; "off": SELA_SELF_CHECK=off.
+            no code for this architecture, or the driver is too old for the build; "absent": it has no CUDA kernels at
+            all; "off": SELA_SELF_CHECK=off.
         reason: what was compared, expected and found; empty when passed.
         place: "cuda:0".
         card: its name, architecture and driver, in words.
@@ -223,10 +234,23 @@ def _advice(verdict: Verdict) -> str:
 def _judged(place: torch.device) -> tuple[CudaDevice, Verdict]:
     with _lock:  # two threads at once: the second one waits for the verdict of the first
         if place not in _verdicts:
-            card = open_device(place)
+            try:
+                card = open_device(place)
+            except (RuntimeError, AssertionError) as error:
+                raise _no_verdict(place, device.first_line(error)) from error
             card.refuse_capture("self-check of the device")
             _verdicts[place] = card, judge(card)
         return _verdicts[place]
+
+
+def _no_verdict(place: torch.device, message: str) -> ResourceError:
+    """An error that says nothing of the kernels: it is of the moment, or of what ran before."""
+    if "out of memory" in message.lower():
+        return ResourceError(f"{place}: no memory left on the device for its self-check; free some, or use the CPU")
+    return ResourceError(
+        f"{place}: expected a device that torch can work on, found an error that is none of sela_ext's kernels': "
+        f"{message}; see that torch itself works there, or use the CPU"
+    )
 
 
 def open_device(place: torch.device) -> CudaDevice:
@@ -239,7 +263,7 @@ def judge(card: CudaDevice) -> Verdict:
 
     Raises:
         OptionError: SELA_SELF_CHECK holds an unknown word.
-        ResourceError: no memory left on the device.
+        ResourceError: no memory left on the device, or it was out of order before the check.
     """
     wish = os.environ.get("SELA_SELF_CHECK", "on").strip().lower() or "on"
     if wish not in ("on", "off", "again"):
@@ -255,6 +279,12 @@ def judge(card: CudaDevice) -> Verdict:
             f"({device.describe_built()}); install again with SELA_CUDA_ARCHS={major}{minor}"
         )
         return Verdict("unsupported", reason, place, words)
+    if not card.reachable():
+        reason = (
+            f"torch sees it, CUDA {_core.build_info()['cuda_version']} inside sela_ext does not: its driver is older "
+            "than that, or it is no NVIDIA device; update the driver, or install sela_ext again with an older nvcc"
+        )
+        return Verdict("unsupported", reason, place, words)
     if wish == "off":
         return Verdict("off", "", place, words)
 
@@ -262,43 +292,61 @@ def judge(card: CudaDevice) -> Verdict:
     saved = None if wish == "again" else kept.read()
     if saved is not None:
         return Verdict(*saved, place, words, kept=True)
-    unfinished = None if wish == "again" else kept.unfinished()
-    if unfinished is not None:
+    ends, unfinished = kept.unfinished()
+    if unfinished and wish != "again":
         kept.write("failed", unfinished)
         return Verdict("failed", unfinished, place, words)
-    with kept.marked():
-        reason, lost = _check(card)
+    trouble = card.trouble()
+    if trouble:  # of another's making: an earlier kernel's error comes out now, the card is taken, or full
+        raise _no_verdict(card.place, trouble)
+    with kept.marked(ends) as mark:
+        reason, lost = _check(card, mark)
     state: State = "failed" if reason else "passed"
     kept.write(state, reason)
     return Verdict(state, reason, place, words, lost=lost)
 
 
-def _check(card: CudaDevice) -> tuple[str, bool]:
+def _check(card: CudaDevice, mark: _Mark | None = None) -> tuple[str, bool]:
     """(what went wrong, or nothing; whether the device is lost for this process)."""
-    now = {"case": "the first case"}
-    log = logging.getLogger("sela_ext")
-    words = "self-check of %s: %s has not returned after %g s. A kernel that hangs cannot be stopped from inside: end "
-    words += "this process; the next one will leave the device's kernels alone"
-    watch = threading.Timer(PATIENCE, lambda: log.warning(words, card.place, now["case"], PATIENCE))
+    mark = mark or _Mark(None)
+    machine_code = [name for name in device.built_architectures() if name.endswith("-real")]
+    patience = PATIENCE if device.runs_on(*card.capability, machine_code) else PATIENCE_COMPILING
+    for what, differs in check_cases.cases(OnCard(card)):
+        try:
+            with _watched(card, what, patience, mark):
+                difference = differs()
+        except (SelaError, RuntimeError) as error:
+            message = device.first_line(error)
+            if any(words in message.lower() for words in PASSING):
+                raise _no_verdict(card.place, message) from error
+            return f"{what}: expected a result, found an error: {message}", bool(card.trouble())
+        if difference is not None:
+            return f"{what}: {difference}", False
+    return "", False
+
+
+@contextlib.contextmanager
+def _watched(card: CudaDevice, what: str, patience: float, mark: _Mark) -> Iterator[None]:
+    """Speaks up, and notes it in the mark, when what is done in this context does not come to its end."""
+
+    def speak() -> None:
+        mark.note(what)
+        logging.getLogger("sela_ext").warning(
+            "self-check of %s: %s has not returned after %g s. A kernel that hangs cannot be stopped from inside: end "
+            "this process; the next one will leave the device's kernels alone",
+            card.place,
+            what,
+            patience,
+        )
+
+    watch = threading.Timer(patience, speak)
     watch.daemon = True
     watch.start()
     try:
-        for what, differs in check_cases.cases(OnCard(card)):
-            now["case"] = what
-            try:
-                difference = differs()
-            except (SelaError, RuntimeError) as error:
-                message = (str(error).strip() or type(error).__name__).splitlines()[0]
-                if "out of memory" in message.lower():
-                    raise ResourceError(
-                        f"{card.place}: no memory left on the device for its self-check; free some, or use the CPU"
-                    ) from error
-                return f"{what}: expected a result, found an error: {message}", not card.alive()
-            if difference is not None:
-                return f"{what}: {difference}", False
+        yield
     finally:
         watch.cancel()
-    return "", False
+    mark.note("")  # it came to its end after all
 
 
 class _Kept:
@@ -348,60 +396,86 @@ class _Kept:
         except OSError:
             return
 
-    def marked(self) -> _Mark:
-        """A mark on disk while a check runs."""
+    def marked(self, ends: int) -> _Mark:
+        """A mark on disk while a check runs, after so many that have ended with their process."""
         if self.path is None:
             return _Mark(None)
-        return _Mark(self.path.with_name(f"{self.path.stem}.{os.getpid()}.running"))
+        return _Mark(self.path.with_name(f"{self.path.stem}.{os.getpid()}.running"), ends)
 
-    def unfinished(self) -> str | None:
-        """What is to be said when an earlier process ended in the middle of its check; its mark is removed."""
+    def unfinished(self) -> tuple[int, str]:
+        """How many checks one after the other ended with their process, and why that refuses the device, if it does.
+
+        The marks of processes that are gone are removed.
+        """
+        ends, reason = 0, ""
         if self.path is None:
-            return None
-        found = None
+            return ends, reason
         try:
             marks = sorted(self.path.parent.glob(f"{self.path.stem}.*.running"))
         except OSError:
-            return None
+            return ends, reason
         for mark in marks:
+            before, stuck = 0, ""
             try:
                 saved = json.loads(mark.read_text(encoding="utf-8"))
                 host, pid, began = str(saved["host"]), int(saved["pid"]), float(saved["time"])
+                before, stuck = int(saved["ends"]), str(saved["stuck"])
             except FileNotFoundError:
                 continue  # its process has just finished
             except (OSError, ValueError, KeyError, TypeError):
                 host, pid, began = "", 0, _written(mark)  # damaged, or just being written
             if _runs(pid) if host == socket.gethostname() else time.time() - began < OTHER_MACHINES:
                 continue
-            found = (
-                f"an earlier check of this device did not come to its end (process {pid}): a kernel may have hung or "
-                "crashed there"
-            )
-            mark.unlink(missing_ok=True)
-        return found
+            ends = max(ends, before + 1)  # several at once may have been ended together
+            if stuck:
+                reason = f"an earlier check did not come to its end (process {pid}): {stuck} had not returned"
+            elif ends >= ENDS:
+                reason = reason or (
+                    f"{ends} earlier checks did not come to their end (the last one in process {pid}): a kernel may "
+                    "have crashed there"
+                )
+            with contextlib.suppress(OSError):
+                mark.unlink(missing_ok=True)
+        return ends, reason
 
 
 class _Mark:
-    """A file that exists while a check runs; a process that is killed leaves it behind."""
+    """A file that exists while a check runs; a process that is killed leaves it behind.
 
-    def __init__(self, path: Path | None) -> None:
+    It tells how many checks before ended with their process, and what has been running for too long.
+    """
+
+    def __init__(self, path: Path | None, ends: int = 0) -> None:
         self.path = path
+        self.says = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "ends": ends, "stuck": ""}
+        self.lock = threading.Lock()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Mark:
+        with self.lock:
+            self._write()
+        return self
+
+    def note(self, stuck: str) -> None:
+        """Write down what has not returned for too long; empty: it has."""
+        with self.lock:
+            if self.says["stuck"] != stuck:
+                self.says["stuck"] = stuck
+                self._write()
+
+    def _write(self) -> None:
         if self.path is not None:
-            mark = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.write_text(json.dumps(mark), encoding="utf-8")
+                self.path.write_text(json.dumps(self.says), encoding="utf-8")
             except OSError:
                 self.path = None
 
     def __exit__(self, *error: object) -> None:
-        if self.path is not None:
-            try:
-                self.path.unlink(missing_ok=True)
-            except OSError:
-                return
+        with self.lock:
+            path, self.path = self.path, None
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _written(path: Path) -> float:

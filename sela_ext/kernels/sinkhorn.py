@@ -10,7 +10,7 @@ import numpy as np
 
 from sela_ext import _core
 from sela_ext.errors import DataError, OptionError, ResourceError
-from sela_ext.kernels.device import cuda_place, usable
+from sela_ext.kernels.device import cuda_place, is_tensor, usable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,10 +49,6 @@ class SinkhornSums:
     candidates: Any | None = None
 
 
-def _is_torch(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] == "torch"
-
-
 def check_logits(logits: Any) -> str:
     """Check that logits are [N, K] of a supported type, and return the name of that type."""
     shape = getattr(logits, "shape", None)
@@ -71,7 +67,7 @@ def check_logits(logits: Any) -> str:
 
 def check_vector(name: str, value: Any, length: int) -> npt.NDArray[np.float64]:
     """A finite vector [length] of any number type as float64 numpy."""
-    if _is_torch(value):
+    if is_tensor(value):
         value = value.detach().cpu().double().numpy()
     try:
         vector = np.ascontiguousarray(value, dtype=np.float64)
@@ -187,7 +183,7 @@ def sinkhorn_pass(
             reference=reference,
             want_labels=want_labels,
         )
-    if _is_torch(logits) and logits.device.type != "cpu":
+    if is_tensor(logits) and logits.device.type != "cpu":
         raise OptionError(f"logits: expected a tensor on cpu or cuda, found {logits.device}; move it with .cpu()")
 
     return pass_on_cpu(
@@ -263,7 +259,7 @@ def pass_on_cpu(
     )
     del memory
     sums = columns.astype(np.float64) * _core.sinkhorn_resolution(rows, largest)
-    if not _is_torch(logits):
+    if not is_tensor(logits):
         return SinkhornSums(sums, objective, weight, lse, labels, masked, kept)
     import torch
 
@@ -292,7 +288,7 @@ def backend_of(logits: Any) -> str:
 
 
 def _reference(value: Any, rows: int, lse_type: Any) -> npt.NDArray[Any]:
-    if _is_torch(value):
+    if is_tensor(value):
         value = value.detach().cpu().numpy()
     before = np.ascontiguousarray(value, dtype=lse_type)
     if before.shape != (rows,):
@@ -303,7 +299,7 @@ def _reference(value: Any, rows: int, lse_type: Any) -> npt.NDArray[Any]:
 def _rows_of(logits: Any) -> tuple[Any, int, int]:
     """The array itself or a copy with adjacent columns; its address; elements from one row to the next."""
     rows, cols = logits.shape
-    if _is_torch(logits):
+    if is_tensor(logits):
         logits = logits.detach()
         if rows and ((logits.stride(1) != 1 and cols > 1) or (logits.stride(0) < cols and rows > 1)):
             logits = logits.contiguous()
@@ -411,7 +407,16 @@ def prepared_pass(
     lse_type = torch.float64 if name == "float64" else torch.float32
 
     def on_device(label: str, value: Any, length: int, dtype: torch.dtype) -> torch.Tensor:
-        tensor = torch.as_tensor(value, device=device).detach().to(dtype).contiguous()
+        if not is_tensor(value):
+            kept = getattr(value, "dtype", None) in (np.float32, np.float64)
+            try:
+                array = np.ascontiguousarray(value, dtype=None if kept else np.float64)
+            except (TypeError, ValueError) as error:
+                raise OptionError(f"{label}: expected {length} numbers, found {type(value).__name__}") from error
+            value = torch.from_numpy(
+                array if array.flags.writeable else array.copy()
+            )  # torch wants to be able to write
+        tensor: torch.Tensor = value.detach().to(device).to(dtype).contiguous()
         if tensor.shape != (length,):
             raise OptionError(f"{label}: expected shape ({length},), found {tuple(tensor.shape)}")
         return tensor

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from sela_ext import build_info
 from sela_ext.data import Augment, Loader
 from sela_ext.errors import CheckpointError, NumericsError, OptionError
+from sela_ext.kernels import device_verdict
+from sela_ext.kernels.device import place_of, usable
 from sela_ext.models import Backbone, Network, build_backbone
 from sela_ext.report import write_report
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
@@ -85,10 +87,23 @@ def train(data: Any, *, out: str | os.PathLike[str], **options: Any) -> TrainRes
         return _run(data, plan, folder, images, interrupt)
 
 
+def first_use(device: torch.device, log: Callable[[str], None]) -> None:
+    """Have a CUDA device checked before any work: one that the check breaks costs nothing yet. Logs the verdict.
+
+    Raises:
+        ResourceError: the device cannot be used.
+    """
+    if device.type == "cuda":
+        place = place_of(device)
+        usable(place)
+        log(f"device {device_verdict(place)}")
+
+
 def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: Interrupt) -> TrainResult:
     opt, source, count = plan.options, images.train, len(images.train)
     truth = source.labels if has_labels(source) else None
     arithmetic = Arithmetic(torch.device(opt.device), _DTYPES[opt.precision])
+    first_use(arithmetic.device, folder.log)
 
     # --- Network, optimiser, loader
     torch.manual_seed(opt.seed)

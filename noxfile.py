@@ -142,3 +142,10 @@ def sanitize(session: nox.Session) -> None:
         "import sys; sys.path.pop(0); import pytest; sys.exit(pytest.main(sys.argv[1:]))"  # not the source tree
     )
     session.run(python, "-c", run_pytest, *(session.posargs or named), env=env, external=True)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Faults planted into the CUDA kernels: how many the tests on the CPU runner notice (`-- --sample 5`: a quick look)."""
+    python = prepared_python(session, ".[test]", *requirements("build"))
+    session.run(python, "python_tests/mutants/session.py", *session.posargs, external=True)

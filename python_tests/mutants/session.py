@@ -1,0 +1,475 @@
+"""Plants faults into the CUDA kernels' sources and counts how many the tests on the CPU runner notice.
+
+    python python_tests/mutants/session.py                    the whole session; writes the table in docs/gpu.md
+    python python_tests/mutants/session.py --sample 5         five mutants, for a quick look
+    python python_tests/mutants/session.py --again            only those that nothing noticed the last time
+    python python_tests/mutants/session.py --list             what would be planted
+
+Each mutant is one edit by one rule (rules.py), applied to a copy of csrc/cuda in build/mutants. Its translation unit is
+compiled, linked with the objects of the ordinary test module, and tried by the tests of its kernels: first without
+sanitizers, and what survives there under ThreadSanitizer, then AddressSanitizer. Noticed is a failing test, an error of
+the runner, a report of a sanitizer, a crash, or a test that runs far beyond its time. A mutant that does not compile
+does not count. Mutants that change nothing observable are listed in equivalents.json, each with its reason, found by
+rule, function and the lines themselves; they are run too, and a listed one that a test notices is an error, just as an
+entry that fits no mutant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import queue
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rules import RULES, Mutant, chosen, mutants
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / "build" / "mutants"
+EQUIVALENTS = Path(__file__).with_name("equivalents.json")
+TABLE = ROOT / "docs" / "gpu.md"
+BEGIN, END = "<!-- mutants:begin -->", "<!-- mutants:end -->"
+VARIANTS = ("plain", "thread", "address")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A translation unit, the files of it that get mutants, and the tests that must notice them."""
+
+    name: str
+    files: tuple[str, ...]  # under csrc/cuda; the first is what is compiled
+    tests: tuple[str, ...]
+
+    def found(self) -> list[Mutant]:
+        paths = [ROOT / "csrc" / "cuda" / file for file in self.files]
+        return [mutant for path in paths for mutant in mutants(path.name, path.read_text(encoding="utf-8"))]
+
+
+UNITS = (
+    Unit("sinkhorn", ("sinkhorn.cu", "sinkhorn_kernels.cuh"), ("python_tests/simt/test_sinkhorn.py",)),
+    Unit("augment", ("augment.cu", "augment_kernels.cuh"), ("python_tests/simt/test_augment.py",)),
+)
+
+
+@dataclass
+class Verdict:
+    """What became of one mutant."""
+
+    unit: str
+    mutant: Mutant
+    outcome: str = ""  # "does not compile", "caught", "survived", "equivalent"
+    by: str = ""  # the variant that caught it
+    how: str = ""  # "failed", "time-out", "signal 11", ...
+    test: str = ""
+    why: str = ""
+    seconds: float = 0.0
+    reason: str = ""  # of equivalence
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# ---- Equivalent mutants.
+
+
+class Equivalents:
+    """The list of mutants that change nothing observable; entries are matched by content, not by line number."""
+
+    def __init__(self, entries: list[dict[str, str]]) -> None:
+        self.entries = {}
+        for entry in entries:
+            key = (entry["rule"], entry["function"], entry["line"], entry["becomes"])
+            if not entry["reason"].strip() or key in self.entries:
+                raise SystemExit(f"{EQUIVALENTS.name}: expected one entry with a reason, found {entry}")
+            self.entries[key] = entry["reason"]
+
+    def reason(self, mutant: Mutant) -> str | None:
+        return self.entries.get((mutant.rule, mutant.function, mutant.before, mutant.after))
+
+    def unmatched(self, found: list[Mutant]) -> list[tuple[str, str, str, str]]:
+        known = {(mutant.rule, mutant.function, mutant.before, mutant.after) for mutant in found}
+        return [key for key in self.entries if key not in known]
+
+
+# ---- Building: the commands of the ordinary test module, with one source replaced.
+
+
+@dataclass
+class Commands:
+    compile: list[str]
+    link: list[str]
+    object: str
+    module: str
+    folder: Path
+
+
+def commands(variant: str, source: str) -> Commands:
+    """How the ordinary build compiles csrc/cuda/`source` and links the module."""
+    folder = ROOT / "build" / "simt" / variant
+    listed = subprocess.run(
+        ["ninja", "-t", "commands", "_simt"], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    (compiling,) = [line for line in listed if f"csrc/cuda/{source}" in line and " -c " in line]
+    (linking,) = [line for line in listed if "-shared" in line and "_simt" in line.split(" -o ")[-1].split(" ")[0]]
+    compile_words = shlex.split(compiling)
+    link_words = shlex.split(linking.split("&&")[1] if "&&" in linking else linking)  # ": && command && :"
+    target = compile_words[compile_words.index("-o") + 1]
+    module = link_words[link_words.index("-o") + 1]
+    return Commands(compile_words, link_words, target, module, folder)
+
+
+def build_mutant(how: Commands, place: Path, unit: Unit, optimise: str) -> str | None:
+    """The module with the sources under `place`/csrc, into `place`; the first error line where it does not compile."""
+    words, skip = [], False
+    for word in how.compile:
+        if skip or word in ("-MD", "-MMD") or word.startswith(("-O", "-g", "-Werror")):
+            skip = False
+        elif word in ("-MT", "-MF", "-o"):
+            skip = True
+        else:
+            words.append(
+                str(place / "csrc/cuda" / unit.files[0]) if word.endswith(f"csrc/cuda/{unit.files[0]}") else word
+            )
+    words[1:1] = [f"-I{place / 'csrc'}"]
+    target = place / "mutant.o"
+    words += [optimise, "-w", "-o", str(target)]
+    done = subprocess.run(words, cwd=how.folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line]
+        return errors[0] if errors else done.stderr[:300]
+    module = place / Path(how.module).name
+    link = [str(target) if word == how.object else str(module) if word == how.module else word for word in how.link]
+    subprocess.run(link, cwd=how.folder, capture_output=True, text=True, check=True)
+    return None
+
+
+def lay_out(place: Path, unit: Unit, mutant: Mutant | None) -> None:
+    """Copies csrc/cuda under `place`, with the mutant applied."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(ROOT / "csrc" / "cuda", place / "csrc" / "cuda")
+    if mutant is not None:
+        path = place / "csrc" / "cuda" / mutant.file
+        path.write_text(mutant.apply(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+# ---- Running tests.
+
+
+def sanitizer_environment(variant: str) -> dict[str, str]:
+    """What a process needs to load a sanitised module: the sanitizer's own library first, and how it reports."""
+    if variant == "plain":
+        return {}
+    names = {"thread": ["libtsan.so"], "address": ["libasan.so", "libubsan.so"]}[variant]
+    found = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in names
+    ]
+    return {
+        "LD_PRELOAD": " ".join(found),
+        "TSAN_OPTIONS": "halt_on_error=1:exitcode=66",
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    }
+
+
+class Server:
+    """A process that runs tests on request (serve.py)."""
+
+    def __init__(self, variant: str) -> None:
+        environment = {**os.environ, **sanitizer_environment(variant), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("serve.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+
+    def run(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("the process that runs the tests has ended")
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@dataclass
+class Baseline:
+    """The unmutated tests: their times, and how often each has caught a mutant so far."""
+
+    seconds: dict[str, float]
+    caught: Counter[str] = field(default_factory=Counter)
+
+    def order(self) -> list[str]:
+        """The likely ones first: by mutants caught per second."""
+        value = {name: (1 + 3 * self.caught[name]) / (0.05 + seconds) for name, seconds in self.seconds.items()}
+        return sorted(value, key=lambda name: -value[name])
+
+    def limits(self) -> dict[str, float]:
+        return {name: 10.0 + 8.0 * seconds for name, seconds in self.seconds.items()}
+
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+class Session:
+    """Workers that take mutants from one queue."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.lock = threading.Lock()
+        self.baselines: dict[tuple[str, str], Baseline] = {}
+        self.commands: dict[tuple[str, str], Commands] = {}
+        self.verdicts: list[Verdict] = []
+        self.began = time.monotonic()
+
+    def say(self, text: str) -> None:
+        with self.lock:
+            print(f"{time.monotonic() - self.began:6.0f} s  {text}", flush=True)
+
+    def baseline(self, server: Server, unit: Unit, variant: str) -> Baseline:
+        """The tests of a unit on its unmutated sources, built the same way; they must pass."""
+        with self.lock:
+            known = self.baselines.get((unit.name, variant))
+        if known:
+            return known
+        place = WORK / f"{unit.name}-{variant}-unmutated"
+        lay_out(place, unit, None)
+        how = commands(variant, unit.files[0])
+        error = build_mutant(how, place, unit, self.options.optimise)
+        if error:
+            raise SystemExit(f"the unmutated {unit.name} does not compile: {error}")
+        answer = server.run(
+            build=str(place), tests=unit.tests, order=[], limits={}, limit=1800, stop=False, log=str(place / "log.txt")
+        )
+        if answer["ended"] != "passed" or not answer["seconds"]:
+            raise SystemExit(f"the unmutated {unit.name} fails ({variant}): {answer}, see {place / 'log.txt'}")
+        found = Baseline(answer["seconds"])
+        self.say(f"{unit.name}, {variant}: {len(found.seconds)} tests in {found.total():.1f} s unmutated")
+        with self.lock:
+            self.baselines[unit.name, variant] = found
+            self.commands[unit.name, variant] = how
+        return found
+
+    def judge(self, servers: dict[str, Server], place: Path, unit: Unit, mutant: Mutant, reason: str | None) -> Verdict:
+        verdict = Verdict(unit.name, mutant, reason=reason or "")
+        began = time.monotonic()
+        variants = self.options.variants if reason is None else self.options.variants[:1]
+        for variant in variants:
+            if variant not in servers:
+                servers[variant] = Server(variant)
+            with self.lock:  # the first worker measures, the others wait for it
+                measured = (unit.name, variant) in self.baselines
+            if not measured:
+                with self.measuring:
+                    self.baseline(servers[variant], unit, variant)
+            baseline, how = self.baselines[unit.name, variant], self.commands[unit.name, variant]
+            lay_out(place, unit, mutant)
+            error = build_mutant(how, place, unit, self.options.optimise)
+            if error:
+                verdict.outcome, verdict.why = "does not compile", error
+                break
+            with self.lock:
+                order = baseline.order()
+            answer = servers[variant].run(
+                build=str(place),
+                tests=unit.tests,
+                order=order,
+                limits=baseline.limits(),
+                limit=60,
+                stop=True,
+                log=str(place / "log.txt"),
+            )
+            if answer["ended"] != "passed":
+                verdict.outcome, verdict.by, verdict.how = "caught", variant, answer["ended"]
+                verdict.test, verdict.why = answer["test"], answer["why"]
+                with self.lock:
+                    baseline.caught[answer["test"]] += 1
+                break
+        if not verdict.outcome:
+            verdict.outcome = "survived" if reason is None else "equivalent"
+        verdict.seconds = round(time.monotonic() - began, 1)
+        return verdict
+
+    def run(self, work: list[tuple[Unit, Mutant, str | None]]) -> list[Verdict]:
+        self.measuring = threading.Lock()
+        todo: queue.SimpleQueue[tuple[int, Unit, Mutant, str | None]] = queue.SimpleQueue()
+        for number, (unit, mutant, reason) in enumerate(work):
+            todo.put((number, unit, mutant, reason))
+        done: dict[int, Verdict] = {}
+        failures: list[BaseException] = []
+
+        def worker(number: int) -> None:
+            servers: dict[str, Server] = {}
+            place = WORK / f"worker-{number}"
+            try:
+                while not failures:
+                    try:
+                        index, unit, mutant, reason = todo.get_nowait()
+                    except queue.Empty:
+                        break
+                    verdict = self.judge(servers, place, unit, mutant, reason)
+                    done[index] = verdict
+                    told = f"{verdict.outcome} {verdict.by} {verdict.how} {verdict.test.split('::')[-1]}".strip()
+                    self.say(f"{len(done)}/{len(work)}  {mutant.name}\n          {told} ({verdict.seconds:.0f} s)")
+            except BaseException as error:  # a worker's failure ends the session, not only the worker
+                failures.append(error)
+            finally:
+                for server in servers.values():
+                    server.close()
+
+        threads = [threading.Thread(target=worker, args=(k,)) for k in range(self.options.jobs)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+        return [done[index] for index in sorted(done)]
+
+
+# ---- Reporting.
+
+
+def table(verdicts: list[Verdict], seconds: float) -> str:
+    """The markdown between the markers."""
+    counted = [v for v in verdicts if v.outcome in ("caught", "survived")]
+    caught = [v for v in counted if v.outcome == "caught"]
+    equivalent = [v for v in verdicts if v.outcome == "equivalent"]
+    share = 100.0 * len(caught) / max(1, len(counted))
+    lines = [
+        f"{len(counted) + len(equivalent)} mutants; {len(equivalent)} change nothing observable (listed below); of the "
+        f"other {len(counted)}, **{len(caught)} are caught ({share:.1f}%)**, "
+        f"{len(counted) - len(caught)} survive. The session took {seconds / 60:.0f} minutes on two cores.",
+        "",
+        "| rule | counted | plain run | ThreadSanitizer | AddressSanitizer | survived | equivalent |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for rule in [*RULES, "all"]:
+        mine = [v for v in verdicts if rule in (v.mutant.rule, "all") and v.outcome != "does not compile"]
+        if mine:
+            by = Counter(v.by for v in mine if v.outcome == "caught")
+            outcomes = Counter(v.outcome for v in mine)
+            cells = [outcomes["caught"] + outcomes["survived"], *(by[variant] for variant in VARIANTS)]
+            cells += [outcomes["survived"], outcomes["equivalent"]]
+            lines.append(f"| {rule} | " + " | ".join(str(cell) if cell else "" for cell in cells) + " |")
+    for title, outcome in (("Survivors", "survived"), ("Equivalent", "equivalent")):
+        mine = [v for v in verdicts if v.outcome == outcome]
+        if mine:
+            lines += ["", f"{title}:", ""]
+        for v in mine:
+            m = v.mutant
+            why = f": {v.reason}" if v.reason else ""
+            lines.append(f"- `{m.file}`, {m.function or 'constant'}, {m.rule}: `{m.before}` becomes `{m.after}`{why}")
+    return "\n".join(lines)
+
+
+def write_table(text: str) -> None:
+    page = TABLE.read_text(encoding="utf-8")
+    if BEGIN not in page or END not in page:
+        raise SystemExit(f"{TABLE.name}: expected the lines {BEGIN} and {END}, found none")
+    head, rest = page.split(BEGIN, 1)
+    TABLE.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+
+
+def options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--unit", choices=[unit.name for unit in UNITS], help="only the mutants of this kernel file")
+    parser.add_argument("--places", type=int, default=1, help="mutants per rule and function; 0: all (default 1)")
+    parser.add_argument("--rule", action="append", help="only this rule; may be repeated")
+    parser.add_argument("--function", action="append", help="only in this function; may be repeated")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N of them, evenly spread")
+    parser.add_argument("--again", action="store_true", help="only those that survived the last time")
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="builds to try, in order (default: all three)")
+    parser.add_argument("--jobs", type=int, default=min(2, len(os.sched_getaffinity(0))), help="workers")
+    parser.add_argument("--optimise", default="-O1", help="how mutants are compiled (default -O1)")
+    parser.add_argument("--least", type=float, default=95.0, help="percent that must be caught (default 95)")
+    given = parser.parse_args(arguments)
+    given.variants = given.variants.split(",")
+    return given
+
+
+def main(arguments: list[str]) -> int:
+    given = options(arguments)
+    began = time.monotonic()
+    units = [unit for unit in UNITS if (ROOT / "csrc" / "cuda" / unit.files[0]).exists()]
+    everything = {unit.name: unit.found() for unit in units}
+    listed = Equivalents(json.loads(EQUIVALENTS.read_text(encoding="utf-8")))
+    unmatched = listed.unmatched([mutant for found in everything.values() for mutant in found])
+    if unmatched:
+        lines = "\n".join("  " + " | ".join(key) for key in unmatched)
+        raise SystemExit(f"{EQUIVALENTS.name}: expected entries that fit a mutant, found none for\n{lines}")
+
+    work = []
+    for unit in units:
+        for mutant in chosen(everything[unit.name], given.places):
+            wanted = (given.unit, unit.name), (given.rule, mutant.rule), (given.function, mutant.function)
+            if all(choice is None or has == choice or has in choice for choice, has in wanted):
+                work.append((unit, mutant, listed.reason(mutant)))
+    results = WORK / "results.json"
+    if given.again:
+        last = {tuple(key) for key in json.loads(results.read_text())["survivors"]}
+        work = [w for w in work if (w[1].rule, w[1].function, w[1].before, w[1].after) in last]
+    if given.sample is not None:
+        work = [w for w in work if w[2] is None]  # a sample asks whether faults are noticed
+        take = min(given.sample, len(work))
+        work = [work[(2 * k + 1) * len(work) // (2 * take)] for k in range(take)]
+    if given.list:
+        for _, mutant, reason in work:
+            print(f"{mutant.name}{'   EQUIVALENT: ' + reason if reason else ''}")
+        print(f"{len(work)} of {sum(len(found) for found in everything.values())} mutants")
+        return 0
+
+    WORK.mkdir(parents=True, exist_ok=True)
+    verdicts = Session(given).run(work)
+    seconds = time.monotonic() - began
+    survivors = [v.mutant for v in verdicts if v.outcome == "survived"]
+    sources = {f: (ROOT / "csrc" / "cuda" / f).read_bytes() for unit in units for f in unit.files}
+    results.write_text(
+        json.dumps(
+            {
+                "seconds": round(seconds),
+                "sources": {name: hashlib.sha256(data).hexdigest()[:16] for name, data in sources.items()},
+                "survivors": [(m.rule, m.function, m.before, m.after) for m in survivors],
+                "verdicts": [verdict.record() for verdict in verdicts],
+            },
+            indent=1,
+        )
+    )
+    text = table(verdicts, seconds)
+    print(f"\n{text}\n\n{results}")
+    whole = not (given.unit or given.rule or given.function or given.again or given.sample is not None)
+    if whole and given.variants == list(VARIANTS):
+        write_table(text)
+
+    wrong = [v for v in verdicts if v.outcome == "caught" and v.reason]
+    for v in wrong:
+        print(f"listed as equivalent, but {v.test} notices it: {v.mutant.name}")
+    counted = [v for v in verdicts if v.outcome in ("caught", "survived") and not v.reason]
+    share = 100.0 * sum(v.outcome == "caught" for v in counted) / max(1, len(counted))
+    if not counted or share < given.least:
+        print(f"expected at least {given.least:g}% caught, found {share:.1f}% of {len(counted)}")
+    return 1 if wrong or not counted or share < given.least else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -146,6 +146,6 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Faults planted into the CUDA kernels: how many the tests on the CPU runner notice (`-- --sample 5`: a quick look)."""
+    """Faults planted into the CUDA kernels: how many the tests on the CPU runner notice; `-- --sample 5` tries five."""
     python = prepared_python(session, ".[test]", *requirements("build"))
     session.run(python, "python_tests/mutants/session.py", *session.posargs, external=True)

@@ -7,11 +7,16 @@ angle brackets of templates do not. The order of the mutants is that of the rule
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+EQUIVALENTS = Path(__file__).with_name("equivalents.json")
+
+Key = tuple[str, str, str, str]
 Edit = tuple[int, int, str]
 
 
@@ -28,6 +33,11 @@ class Mutant:
     replacement: str
     before: str  # the lines touched, without comments, blanks collapsed
     after: str
+
+    @property
+    def key(self) -> Key:
+        """What says which mutant it is, wherever the line has moved to."""
+        return self.rule, self.function, self.before, self.after
 
     @property
     def name(self) -> str:
@@ -394,3 +404,27 @@ def chosen(found: list[Mutant], per_place: int) -> list[Mutant]:
         take = len(group) if every else min(per_place, len(group))
         kept += [group[(2 * k + 1) * len(group) // (2 * take)] for k in range(take)]
     return kept
+
+
+class Equivalents:
+    """The listed mutants that change nothing observable, each with its reason; found by content, not by line number."""
+
+    def __init__(self, entries: list[dict[str, str]]) -> None:
+        self.reasons: dict[Key, str] = {}
+        for entry in entries:
+            key = (entry["rule"], entry["function"], entry["line"], entry["becomes"])
+            if not entry["reason"].strip() or key in self.reasons:
+                raise ValueError(f"equivalents: expected each mutant once and with a reason, found {entry}")
+            self.reasons[key] = entry["reason"]
+
+    @classmethod
+    def read(cls, path: Path) -> Equivalents:
+        return cls(json.loads(path.read_text(encoding="utf-8")))
+
+    def reason(self, mutant: Mutant) -> str | None:
+        return self.reasons.get(mutant.key)
+
+    def unmatched(self, found: list[Mutant]) -> list[Key]:
+        """Entries that fit none of these mutants: the source has changed, and they need a second look."""
+        known = {mutant.key for mutant in found}
+        return [key for key in self.reasons if key not in known]

@@ -32,11 +32,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rules import RULES, Mutant, chosen, mutants
+from rules import EQUIVALENTS, RULES, Equivalents, Mutant, chosen, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "mutants"
-EQUIVALENTS = Path(__file__).with_name("equivalents.json")
 TABLE = ROOT / "docs" / "gpu.md"
 BEGIN, END = "<!-- mutants:begin -->", "<!-- mutants:end -->"
 VARIANTS = ("plain", "thread", "address")
@@ -77,28 +76,6 @@ class Verdict:
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
-
-
-# ---- Equivalent mutants.
-
-
-class Equivalents:
-    """The list of mutants that change nothing observable; entries are matched by content, not by line number."""
-
-    def __init__(self, entries: list[dict[str, str]]) -> None:
-        self.entries = {}
-        for entry in entries:
-            key = (entry["rule"], entry["function"], entry["line"], entry["becomes"])
-            if not entry["reason"].strip() or key in self.entries:
-                raise SystemExit(f"{EQUIVALENTS.name}: expected one entry with a reason, found {entry}")
-            self.entries[key] = entry["reason"]
-
-    def reason(self, mutant: Mutant) -> str | None:
-        return self.entries.get((mutant.rule, mutant.function, mutant.before, mutant.after))
-
-    def unmatched(self, found: list[Mutant]) -> list[tuple[str, str, str, str]]:
-        known = {(mutant.rule, mutant.function, mutant.before, mutant.after) for mutant in found}
-        return [key for key in self.entries if key not in known]
 
 
 # ---- Building: the commands of the ordinary test module, with one source replaced.
@@ -413,7 +390,7 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     units = [unit for unit in UNITS if (ROOT / "csrc" / "cuda" / unit.files[0]).exists()]
     everything = {unit.name: unit.found() for unit in units}
-    listed = Equivalents(json.loads(EQUIVALENTS.read_text(encoding="utf-8")))
+    listed = Equivalents.read(EQUIVALENTS)
     unmatched = listed.unmatched([mutant for found in everything.values() for mutant in found])
     if unmatched:
         lines = "\n".join("  " + " | ".join(key) for key in unmatched)
@@ -428,7 +405,7 @@ def main(arguments: list[str]) -> int:
     results = WORK / "results.json"
     if given.again:
         last = {tuple(key) for key in json.loads(results.read_text())["survivors"]}
-        work = [w for w in work if (w[1].rule, w[1].function, w[1].before, w[1].after) in last]
+        work = [w for w in work if w[1].key in last]
     if given.sample is not None:
         work = [w for w in work if w[2] is None]  # a sample asks whether faults are noticed
         take = min(given.sample, len(work))
@@ -442,14 +419,14 @@ def main(arguments: list[str]) -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     verdicts = Session(given).run(work)
     seconds = time.monotonic() - began
-    survivors = [v.mutant for v in verdicts if v.outcome == "survived"]
+    survivors = [v.mutant.key for v in verdicts if v.outcome == "survived"]
     sources = {f: (ROOT / "csrc" / "cuda" / f).read_bytes() for unit in units for f in unit.files}
     results.write_text(
         json.dumps(
             {
                 "seconds": round(seconds),
                 "sources": {name: hashlib.sha256(data).hexdigest()[:16] for name, data in sources.items()},
-                "survivors": [(m.rule, m.function, m.before, m.after) for m in survivors],
+                "survivors": survivors,
                 "verdicts": [verdict.record() for verdict in verdicts],
             },
             indent=1,

@@ -137,3 +137,49 @@ def test_parallel_faults_are_all_kept_and_of_the_others_some_per_function():
     assert [m.rule for m in kept].count("barrier removed") == 2
     assert [m.rule for m in kept if m.function == "add_kernel"].count("statement lost") == 1
     assert rules.chosen(found, 0) == found
+
+
+def entry(**other):
+    return {
+        "rule": "barrier removed",
+        "function": "add_kernel",
+        "line": "__syncthreads();",
+        "becomes": ";",
+        "reason": "for a test",
+        **other,
+    }
+
+
+def test_an_equivalent_is_found_wherever_its_line_has_moved_to():
+    moved = KERNEL.replace("namespace sela {\n", "namespace sela {\n\n// more\n\n").replace(
+        "__syncthreads();\n", "__syncthreads();  // because\n"
+    )
+    listed = rules.Equivalents([entry()])
+    for text in (KERNEL, moved):
+        found = rules.mutants("x.cuh", text)
+        assert [m.rule for m in found if listed.reason(m)] == ["barrier removed"]
+        assert listed.unmatched(found) == []
+
+
+def test_an_entry_that_fits_no_mutant_is_told():
+    listed = rules.Equivalents([entry(), entry(function="gone_kernel")])
+    assert listed.unmatched(rules.mutants("x.cuh", KERNEL)) == [
+        ("barrier removed", "gone_kernel", "__syncthreads();", ";")
+    ]
+
+
+@pytest.mark.parametrize("entries", [[entry(reason=" ")], [entry(), entry()]])
+def test_an_entry_without_a_reason_or_given_twice_is_refused(entries):
+    with pytest.raises(ValueError, match="once and with a reason"):
+        rules.Equivalents(entries)
+
+
+def test_every_listed_equivalent_fits_a_mutant_of_the_kernels():
+    folder = HERE.parents[1] / "csrc" / "cuda"
+    found = [
+        mutant
+        for path in sorted([*folder.glob("*.cu"), *folder.glob("*_kernels.cuh")])
+        for mutant in rules.mutants(path.name, path.read_text(encoding="utf-8"))
+    ]
+    assert len(found) > 100
+    assert rules.Equivalents.read(rules.EQUIVALENTS).unmatched(found) == []

@@ -139,7 +139,7 @@ def for_headers(source: Source) -> Iterator[tuple[int, int]]:
 def statements(source: Source) -> Iterator[tuple[int, int]]:
     """Spans of expression statements inside functions, with their semicolon; not declarations, not jumps."""
     code = source.code
-    in_header = set()
+    in_header: set[int] = set()
     for start, end in for_headers(source):
         in_header.update(range(start, end))
     begins = r"(?<=[;{}:)])(?=\s)|(?<=\belse)(?=\s)"
@@ -221,7 +221,7 @@ def loop_step(source: Source) -> Iterator[Edit]:
 
 def comparison(source: Source) -> Iterator[Edit]:
     """Comparisons outside for headers admit or refuse the equal case, == and != change places."""
-    headers = set()
+    headers: set[int] = set()
     for start, end in for_headers(source):
         headers.update(range(start, end))
     other = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}

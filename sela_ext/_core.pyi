@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+AUGMENT_CUDA_SIDE: int
+
 class AugmentOptions:
     """How parameters are drawn and images are finished."""
 
@@ -51,8 +53,37 @@ def augment_list(
 ) -> None:
     """The fused pass over a list of arrays [H, W, C] of any sizes; out is an address."""
 
+def augment_resident_cuda(
+    options: AugmentOptions,
+    images: int,
+    images_count: int,
+    height: int,
+    width: int,
+    channels: int,
+    index: int,
+    count: int,
+    seed: int,
+    epoch: int,
+    view: int,
+    given: int,
+    drawn: int,
+    out: int,
+    dtype: str,
+    channels_last: bool,
+    stream: int,
+) -> None:
+    """The fused pass over images of the current CUDA device, by device addresses (0 = absent)."""
+
 def build_info() -> dict[str, Any]:
     """Version, CUDA version and architectures, CPU instruction set in use, compiler."""
+
+def check_parameters(
+    options: AugmentOptions,
+    parameters: npt.NDArray[np.void],
+    height: int,
+    width: int,
+) -> None:
+    """Raises ValueError for parameters that do not fit images of height x width."""
 
 def cuda_device_count() -> int:
     """Number of CUDA devices; 0 without CUDA, without a driver or a card."""
@@ -71,6 +102,20 @@ def sample_parameters(
     out: npt.NDArray[np.void],
 ) -> None:
     """Draws augmentation parameters into the records of out."""
+
+def sample_parameters_cuda(
+    options: AugmentOptions,
+    height: int,
+    width: int,
+    index: int,
+    count: int,
+    seed: int,
+    epoch: int,
+    view: int,
+    drawn: int,
+    stream: int,
+) -> None:
+    """Draws augmentation parameters on the current CUDA device, by device addresses."""
 
 def shuffle(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """A random permutation of 0 .. count - 1, keyed by (seed, epoch)."""

@@ -7,6 +7,7 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -71,6 +72,23 @@ void bind_sample(const AugmentOptions& options, const Ints& heights, const Ints&
   sample_parameters(options, h, w, i, count, seed, epoch, view, parameters);
 }
 
+/// Refuses the first of count parameters that does not fit its image.  size_of(i): {height, width} of image i.
+template <class SizeOf>
+void check_all(const AugmentOptions& options, const AugmentParameters* p, int64_t count, SizeOf size_of) {
+  for (int64_t i = 0; i < count; ++i) {
+    const auto [height, width] = size_of(i);
+    if (const char* expected = check_parameters(options, p[i], height, width))
+      throw std::invalid_argument("params[" + std::to_string(i) + "]: expected " + expected + ", found top " +
+                                  std::to_string(p[i].top) + ", left " + std::to_string(p[i].left) + ", height " +
+                                  std::to_string(p[i].height) + ", width " + std::to_string(p[i].width) +
+                                  " for an image of " + std::to_string(height) + " x " + std::to_string(width));
+  }
+}
+
+PixelType pixel_type(const std::string& dtype) {
+  return dtype == "float16" ? PixelType::float16 : dtype == "bfloat16" ? PixelType::bfloat16 : PixelType::float32;
+}
+
 void run(const AugmentOptions& options, const std::vector<ImageView>& images, int32_t channels,
          const py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last, int threads) {
   const int64_t count = static_cast<int64_t>(images.size());
@@ -79,18 +97,12 @@ void run(const AugmentOptions& options, const std::vector<ImageView>& images, in
                                 std::to_string(parameters.size()));
   const AugmentParameters* p = records(parameters);
   py::gil_scoped_release unlocked;
-  for (int64_t i = 0; i < count; ++i)
-    if (const char* expected = check_parameters(options, p[i], images[i].height, images[i].width))
-      throw std::invalid_argument("params[" + std::to_string(i) + "]: expected " + expected + ", found top " +
-                                  std::to_string(p[i].top) + ", left " + std::to_string(p[i].left) + ", height " +
-                                  std::to_string(p[i].height) + ", width " + std::to_string(p[i].width) +
-                                  " for an image of " + std::to_string(images[i].height) + " x " +
-                                  std::to_string(images[i].width));
-  const PixelType type = dtype == "float16"    ? PixelType::float16
-                         : dtype == "bfloat16" ? PixelType::bfloat16
-                                               : PixelType::float32;
-  augment_images(options, images.data(), channels, p, count, {reinterpret_cast<void*>(out), type, channels_last},
-                 threads);
+  check_all(options, p, count, [&images](int64_t i) {
+    const ImageView& image = images[static_cast<size_t>(i)];
+    return std::make_pair(image.height, image.width);
+  });
+  augment_images(options, images.data(), channels, p, count,
+                 {reinterpret_cast<void*>(out), pixel_type(dtype), channels_last}, threads);
 }
 
 void bind_augment_array(const AugmentOptions& options, const py::array_t<uint8_t>& source, const Longs& rows,
@@ -125,6 +137,31 @@ void bind_augment_list(const AugmentOptions& options, const std::vector<py::arra
   run(options, images, channels, parameters, out, dtype, channels_last, threads);
 }
 
+void bind_check_parameters(const AugmentOptions& options, const py::array& parameters, int32_t height, int32_t width) {
+  check_all(options, records(parameters), parameters.size(),
+            [height, width](int64_t) { return std::make_pair(height, width); });
+}
+
+void bind_augment_resident_cuda(const AugmentOptions& options, uintptr_t images, int64_t images_count, int32_t height,
+                                int32_t width, int32_t channels, uintptr_t index, int64_t count, uint64_t seed,
+                                uint32_t epoch, uint32_t view, uintptr_t given, uintptr_t drawn, uintptr_t out,
+                                const std::string& dtype, bool channels_last, uintptr_t stream) {
+  py::gil_scoped_release unlocked;
+  augment_resident_cuda(options, {reinterpret_cast<const uint8_t*>(images), images_count, height, width, channels},
+                        reinterpret_cast<const int64_t*>(index), count, {seed, epoch, view},
+                        reinterpret_cast<const AugmentParameters*>(given), reinterpret_cast<AugmentParameters*>(drawn),
+                        {reinterpret_cast<void*>(out), pixel_type(dtype), channels_last},
+                        reinterpret_cast<void*>(stream));
+}
+
+void bind_sample_parameters_cuda(const AugmentOptions& options, int32_t height, int32_t width, uintptr_t index,
+                                 int64_t count, uint64_t seed, uint32_t epoch, uint32_t view, uintptr_t drawn,
+                                 uintptr_t stream) {
+  py::gil_scoped_release unlocked;
+  sample_parameters_cuda(options, height, width, reinterpret_cast<const int64_t*>(index), count, {seed, epoch, view},
+                         reinterpret_cast<AugmentParameters*>(drawn), reinterpret_cast<void*>(stream));
+}
+
 py::array_t<int64_t> bind_shuffle(int64_t count, uint64_t seed, uint32_t epoch) {
   py::array_t<int64_t> out(count);
   int64_t* data = out.mutable_data();
@@ -155,6 +192,17 @@ void bind_augment(py::module_& m) {
   m.def("augment_list", &bind_augment_list, py::arg("options"), py::arg("source"), py::arg("parameters"),
         py::arg("out"), py::arg("dtype"), py::arg("channels_last"), py::arg("threads"),
         "The fused pass over a list of arrays [H, W, C] of any sizes; out is an address.");
+  m.def("check_parameters", &bind_check_parameters, py::arg("options"), py::arg("parameters"), py::arg("height"),
+        py::arg("width"), "Raises ValueError for parameters that do not fit images of height x width.");
+  m.def("augment_resident_cuda", &bind_augment_resident_cuda, py::arg("options"), py::arg("images"),
+        py::arg("images_count"), py::arg("height"), py::arg("width"), py::arg("channels"), py::arg("index"),
+        py::arg("count"), py::arg("seed"), py::arg("epoch"), py::arg("view"), py::arg("given"), py::arg("drawn"),
+        py::arg("out"), py::arg("dtype"), py::arg("channels_last"), py::arg("stream"),
+        "The fused pass over images of the current CUDA device, by device addresses (0 = absent).");
+  m.def("sample_parameters_cuda", &bind_sample_parameters_cuda, py::arg("options"), py::arg("height"), py::arg("width"),
+        py::arg("index"), py::arg("count"), py::arg("seed"), py::arg("epoch"), py::arg("view"), py::arg("drawn"),
+        py::arg("stream"), "Draws augmentation parameters on the current CUDA device, by device addresses.");
+  m.attr("AUGMENT_CUDA_SIDE") = kAugmentCudaSide;
   m.def("shuffle", &bind_shuffle, py::arg("count"), py::arg("seed"), py::arg("epoch"),
         "A random permutation of 0 .. count - 1, keyed by (seed, epoch).");
   m.def("philox4x32", &bind_philox, py::arg("counter"), py::arg("key"),

@@ -7,4 +7,11 @@ void bind_augment(pybind11::module_& m);
 void bind_build(pybind11::module_& m);
 void bind_sinkhorn(pybind11::module_& m);
 
+/// All of them: the contents of sela_ext._core.
+inline void bind_all(pybind11::module_& m) {
+  bind_build(m);
+  bind_augment(m);
+  bind_sinkhorn(m);
+}
+
 }  // namespace sela

@@ -3,7 +3,5 @@
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Compiled kernels of sela_ext. Use sela_ext.kernels, which checks arguments before it calls these.";
-  sela::bind_build(m);
-  sela::bind_augment(m);
-  sela::bind_sinkhorn(m);
+  sela::bind_all(m);
 }

@@ -10,6 +10,7 @@
 #include "cpu/augment_loops.h"
 #include "sela/dispatch.h"
 #include "sela/parallel.h"
+#include "sela/resample.h"
 
 namespace sela {
 namespace {

@@ -12,6 +12,8 @@
 #include "cpu/augment_loops.h"
 
 #include "cpu/simd_image.h"
+#include "sela/colour.h"
+#include "sela/resample.h"
 
 namespace sela::SELA_ISA {
 namespace {
@@ -38,25 +40,16 @@ struct Axis {
 };
 
 /// length inputs resampled to `resampled`, of which outputs offset .. offset + size are wanted, times gain.
-/// taps: most_taps(length, resampled).  Same arithmetic as torch's upsample_bilinear2d_aa in float.
+/// taps: most_taps(length, resampled).
 void make_axis(Axis* axis, int32_t length, int32_t resampled, int32_t offset, int32_t size, bool flip, float gain,
                int32_t taps) {
-  const float scale = static_cast<float>(length) / static_cast<float>(resampled);
-  const float support = scale >= 1.0f ? scale : 1.0f;
-  const float inverse = scale >= 1.0f ? 1.0f / scale : 1.0f;
+  const AxisScale scale = axis_scale(length, resampled, taps);
   const int32_t from = flip ? offset + size - 1 : offset, step = flip ? -1 : 1;
   const int32_t lanes = static_cast<int32_t>(axis->stride);  // those behind the last column repeat it
   for (int32_t i = 0; i < lanes; ++i) {
-    const float middle = scale * (static_cast<float>(from + step * (i < size ? i : size - 1)) + 0.5f);
-    int32_t begin = static_cast<int32_t>(middle - support + 0.5f);
-    int32_t end = static_cast<int32_t>(middle + support + 0.5f);
-    begin = begin < 0 ? 0 : begin;
-    begin = begin > length - 1 ? length - 1 : begin;
-    end = end > length ? length : end;
-    end = end < begin + 1 ? begin + 1 : end;
-    end = end > begin + taps ? begin + taps : end;  // one more, of weight zero, after an unlucky rounding
-    axis->start[i] = begin;
-    axis->count[i] = end - begin;
+    const AxisSpan span = axis_span(scale, axis_middle(scale, from + step * (i < size ? i : size - 1)));
+    axis->start[i] = span.start;
+    axis->count[i] = span.count;
   }
   const int32_t low = flip ? size - 1 : 0, high = flip ? 0 : size - 1;
   axis->first = axis->start[low];
@@ -68,9 +61,8 @@ void make_axis(Axis* axis, int32_t length, int32_t resampled, int32_t offset, in
   for (int32_t k = 0; k < taps; ++k) {
     float* weight = axis->weight + k * axis->stride;
     for (int32_t i = 0; i < lanes; ++i) {
-      const float middle = scale * (static_cast<float>(from + step * (i < size ? i : size - 1)) + 0.5f);
-      const float near = 1.0f - std::fabs((static_cast<float>(axis->start[i] + k) - middle + 0.5f) * inverse);
-      const float w = (k < axis->count[i]) & (near > 0.0f) ? near : 0.0f;
+      const float middle = axis_middle(scale, from + step * (i < size ? i : size - 1));
+      const float w = axis_weight(scale, middle, {axis->start[i], axis->count[i]}, k);
       weight[i] = w;
       total[i] += w;
     }
@@ -249,9 +241,6 @@ inline Floats luma(Floats r, Floats g, Floats b) {
   return fma(b, splat(kLumaBlue), fma(g, splat(kLumaGreen), r * splat(kLumaRed)));
 }
 
-/// Operations besides contrast, which splits an order into before and after.
-enum Op { kNone = 0, kBrightness = 1, kSaturation = 2, kHue = 3 };
-
 struct Factors {
   float brightness, saturation;
   float hue;                        ///< in sixths of a turn
@@ -259,7 +248,7 @@ struct Factors {
   float scale[3], shift[3];         ///< v * scale + shift normalises
 };
 
-template <int kOp>
+template <uint32_t kOp>
 inline void apply(const Factors& f, Floats* r, Floats* g, Floats* b) {
   if constexpr (kOp == kBrightness) {  // v and the factor are >= 0
     const Floats a = splat(f.brightness), one = splat(1.0f);
@@ -300,7 +289,7 @@ struct Planes {
 constexpr int64_t kSumPixels = 2048;
 
 /// The operations before the contrast, in place.  Returns the sum of the luma.
-template <int kA, int kB, int kC>
+template <uint32_t kA, uint32_t kB, uint32_t kC>
 double before_contrast(const Factors& f, const Planes& p) {
   double total = 0.0;
   for (int64_t begin = 0; begin < p.count; begin += kSumPixels) {
@@ -325,7 +314,7 @@ double before_contrast(const Factors& f, const Planes& p) {
 }
 
 /// Contrast, the operations after it, gray where asked, normalisation.  Writes out[c][0 .. count) and nothing else.
-template <int kA, int kB, int kC, bool kGray>
+template <uint32_t kA, uint32_t kB, uint32_t kC, bool kGray>
 void after_contrast(const Factors& f, const Planes& p, float* const out[3]) {
   const Floats contrast = splat(f.contrast), offset = splat(f.contrast_offset);
   for (int64_t i = 0; i < p.count; i += kLanes) {
@@ -359,7 +348,7 @@ using After = void (*)(const Factors&, const Planes&, float* const[3]);
 /// Loops of one sequence of operations; sequences with gaps or repetitions do not occur and have none.
 template <int kCode>
 struct Sequence {
-  static constexpr int kA = kCode & 3, kB = (kCode >> 2) & 3, kC = kCode >> 4;
+  static constexpr uint32_t kA = kCode & 3, kB = (kCode >> 2) & 3, kC = kCode >> 4;
   static constexpr bool kGap = (kA == kNone && kB != kNone) || (kB == kNone && kC != kNone);
   static constexpr bool kTwice = (kA != kNone && (kA == kB || kA == kC)) || (kB != kNone && kB == kC);
   static constexpr Before before() {
@@ -450,38 +439,18 @@ void colour_gray(const AugmentParameters& p, float luma_sum, bool saturate, floa
 
 /// The colour operations of three planes, and normalisation into out.
 void colour_rgb(const AugmentParameters& p, bool gray_last, Factors* f, const Planes& planes, float* const out[3]) {
-  int before = 0, after = 0, shift_before = 0, shift_after = 0;
-  bool passed = !p.jitter || p.contrast == 1.0f;  // without a contrast everything comes "after" it
+  const ColourPlan plan = colour_plan(p, true, true);
+  f->brightness = p.brightness;
+  f->saturation = p.saturation;
+  f->hue = 6.0f * p.hue;
   f->contrast = 1.0f;
   f->contrast_offset = 0.0f;
-  const bool contrast = !passed;
-  if (p.jitter) {
-    f->brightness = p.brightness;
-    f->saturation = p.saturation;
-    f->hue = 6.0f * p.hue;
-    for (int32_t op : p.order) {
-      if (op == 1) {
-        passed = true;
-        continue;
-      }
-      const int code = op == 0 ? kBrightness : op == 2 ? kSaturation : kHue;
-      const bool idle = op == 0 ? p.brightness == 1.0f : op == 2 ? p.saturation == 1.0f : p.hue == 0.0f;
-      if (idle) continue;
-      if (passed) {
-        after |= code << shift_after;
-        shift_after += 2;
-      } else {
-        before |= code << shift_before;
-        shift_before += 2;
-      }
-    }
-  }
-  if (contrast) {
-    const double mean = kTable.before[before](*f, planes) / static_cast<double>(planes.count);
+  if (plan.contrast) {
+    const double mean = kTable.before[plan.before](*f, planes) / static_cast<double>(planes.count);
     f->contrast = p.contrast;
     f->contrast_offset = static_cast<float>((1.0 - p.contrast) * mean);
   }
-  kTable.after[gray_last ? 1 : 0][after](*f, planes, out);
+  kTable.after[gray_last ? 1 : 0][plan.after](*f, planes, out);
 }
 
 // ---------------------------------------------------------------- output

@@ -25,18 +25,6 @@ constexpr int64_t kScratchLanes = 16;
 /// behind them.
 constexpr int32_t kBlockRows = 4;
 
-/// Length of the resampled side, of which the output shows `size` pixels.
-inline int32_t resampled_length(const AugmentOptions& options, int32_t length) {
-  return options.crop == Crop::center ? length : options.size;
-}
-
-/// Upper bound of the input pixels that one output pixel is the weighted mean of: a triangle that is twice the scale
-/// wide covers at most ceil(2 * scale) pixel centres.
-inline int64_t most_taps(int64_t input, int64_t output) {
-  const int64_t taps = input > output ? (2 * input + output - 1) / output : 2;
-  return taps < input ? taps : input;
-}
-
 #define SELA_DECLARE_LOOPS(ISA)              \
   namespace ISA {                            \
   void augment_image(const AugmentJob& job); \

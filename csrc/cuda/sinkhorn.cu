@@ -1,10 +1,9 @@
-// Launchers of the fused Sinkhorn pass: which kernel for which shape, and one checked launch.
-#include <cuda_runtime.h>
-
+// Launchers of the fused Sinkhorn pass: which kernel for which shape, on a grid of how many blocks.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
+#include "cuda/launch.h"
 #include "cuda/sinkhorn_kernels.cuh"
 #include "sela/sinkhorn.h"
 
@@ -13,61 +12,54 @@ namespace {
 
 using sinkhorn_cuda::Arguments;
 
-void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string("sinkhorn_pass: ") + what + ": " + cudaGetErrorString(status));
-}
-
-int multiprocessors() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "no CUDA device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "device attributes");
-  return count;
-}
-
 /// Launches over `work` pieces, `pieces` per block and turn: as many blocks as are resident at once, never more than
 /// work.
 template <class Kernel>
-void launch(const char* name, Kernel kernel, int64_t work, int pieces, int threads, int64_t columns_of_blocks,
-            const Arguments& arguments, cudaStream_t stream) {
-  int resident = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, 0), name);
+void launch_over(const char* name, Kernel kernel, int64_t work, int pieces, int threads, size_t shared,
+                 int64_t columns_of_blocks, const Arguments& arguments, void* stream) {
   const int64_t wanted = (work + pieces - 1) / pieces;
-  const int64_t at_once = static_cast<int64_t>(std::max(1, resident)) * multiprocessors();
+  const int64_t at_once =
+      static_cast<int64_t>(std::max(1, resident_blocks(name, kernel, threads, shared))) * multiprocessors();
   const int64_t per_column = std::max<int64_t>(1, at_once / columns_of_blocks);
   const dim3 grid(static_cast<unsigned>(std::min(wanted, per_column)), static_cast<unsigned>(columns_of_blocks));
-  kernel<<<grid, threads, 0, stream>>>(arguments);
-  check(cudaGetLastError(), name);
+  launch(name, kernel, grid, threads, shared, stream, arguments);
+}
+
+template <class T, template <class, bool> class Mapping, bool kAligned, bool kLabels>
+void launch_mapping(const char* name, const Arguments& a, int64_t tiles, void* stream) {
+  using namespace sinkhorn_cuda;
+  using M = Mapping<T, kAligned>;
+  const int owners = static_cast<int>((a.cols + M::kColumns - 1) / M::kColumns);
+  const int threads = M::kOneWarp ? M::kThreads : (owners + kWarp - 1) / kWarp * kWarp;
+  const size_t stage = static_cast<size_t>(threads) * M::kRows * M::kColumns * sizeof(T);
+  Arguments staged = a;
+  staged.stages = kAligned && 2 * stage <= kSlotBytes ? 2 : 1;
+  launch_over(name, fused_kernel<T, Mapping, kAligned, kLabels>, tiles, M::kOneWarp ? M::kThreads / kWarp : 1, threads,
+              stage * staged.stages, 1, staged, stream);
 }
 
 template <class T, bool kAligned, bool kLabels>
-void launch_fused(const Arguments& a, int64_t tiles, cudaStream_t stream) {
+void launch_fused(const Arguments& a, int64_t tiles, void* stream) {
   using namespace sinkhorn_cuda;
-  const int owners = static_cast<int>((a.cols + kColumns - 1) / kColumns);
-  if (a.cols <= kWarpColumns) {
-    launch("fused_kernel (warp)", fused_kernel<T, 4, true, kAligned, kLabels>, tiles, kWarpThreads / kWarp,
-           kWarpThreads, 1, a, stream);
-  } else {
-    const int threads = (owners + kWarp - 1) / kWarp * kWarp;
-    if (threads <= kFourRowThreads)
-      launch("fused_kernel", fused_kernel<T, 4, false, kAligned, kLabels>, tiles, 1, threads, 1, a, stream);
-    else
-      launch("fused_kernel (wide block)", fused_kernel<T, 2, false, kAligned, kLabels>, tiles, 1, threads, 1, a,
-             stream);
-  }
+  if (a.cols <= OneWarp<T, kAligned>::kWidest)
+    launch_mapping<T, OneWarp, kAligned, kLabels>("fused_kernel (one warp)", a, tiles, stream);
+  else if (a.cols <= OneBlock<T, kAligned>::kWidest)
+    launch_mapping<T, OneBlock, kAligned, kLabels>("fused_kernel (one block)", a, tiles, stream);
+  else
+    launch_mapping<T, WideBlock, kAligned, kLabels>("fused_kernel (wide block)", a, tiles, stream);
 }
 
 template <class T, class A, bool kAligned>
-void launch_wide(const Arguments& a, int64_t tiles, cudaStream_t stream) {
+void launch_wide(const Arguments& a, int64_t tiles, void* stream) {
   using namespace sinkhorn_cuda;
-  launch("wide_rows_kernel", wide_rows_kernel<T, A, kAligned>, tiles, 1, kWideThreads, 1, a, stream);
-  const int64_t per_block = static_cast<int64_t>(kWideColumnThreads) * kColumns;
-  launch("wide_columns_kernel", wide_columns_kernel<T, A, kAligned>, tiles, 1, kWideColumnThreads,
-         (a.cols + per_block - 1) / per_block, a, stream);
+  launch_over("wide_rows_kernel", wide_rows_kernel<T, A, kAligned>, tiles, 1, kWideThreads, 0, 1, a, stream);
+  const int64_t per_block = static_cast<int64_t>(kWideColumnThreads) * kWideColumns;
+  launch_over("wide_columns_kernel", wide_columns_kernel<T, A, kAligned>, tiles, 1, kWideColumnThreads, 0,
+              (a.cols + per_block - 1) / per_block, a, stream);
 }
 
 template <class T, bool kAligned>
-void launch_float(const Arguments& a, int64_t tiles, cudaStream_t stream) {
+void launch_float(const Arguments& a, int64_t tiles, void* stream) {
   if (a.cols > sinkhorn_cuda::kFusedColumns)
     launch_wide<T, float, kAligned>(a, tiles, stream);
   else if (a.labels != nullptr)
@@ -83,7 +75,7 @@ bool is_aligned(const Arguments& a) {
 }
 
 template <class T>
-void launch_typed(const Arguments& a, int64_t tiles, cudaStream_t stream) {
+void launch_typed(const Arguments& a, int64_t tiles, void* stream) {
   if (is_aligned<T>(a))
     launch_float<T, true>(a, tiles, stream);
   else
@@ -126,22 +118,21 @@ void sinkhorn_pass_cuda(const SinkhornPass& pass, const SinkhornSums& sums, doub
   a.units = 1.0 / sinkhorn_resolution(pass.rows, pass.largest_weight);
 
   const int64_t tiles = (pass.rows + kSinkhornCudaRows - 1) / kSinkhornCudaRows;
-  const cudaStream_t on = static_cast<cudaStream_t>(stream);
   switch (pass.type) {
     case LogitsType::float64:
       if (is_aligned<double>(a))
-        launch_wide<double, double, true>(a, tiles, on);
+        launch_wide<double, double, true>(a, tiles, stream);
       else
-        launch_wide<double, double, false>(a, tiles, on);
+        launch_wide<double, double, false>(a, tiles, stream);
       break;
     case LogitsType::float16:
-      launch_typed<__half>(a, tiles, on);
+      launch_typed<__half>(a, tiles, stream);
       break;
     case LogitsType::bfloat16:
-      launch_typed<__nv_bfloat16>(a, tiles, on);
+      launch_typed<__nv_bfloat16>(a, tiles, stream);
       break;
     default:
-      launch_typed<float>(a, tiles, on);
+      launch_typed<float>(a, tiles, stream);
   }
 }
 

@@ -19,35 +19,53 @@
 // tile, in the order of the rows, and leave it as 64-bit integers, whose sum does not depend on any order: the bits are
 // the same for any grid. Row sums are reduced in a fixed order too.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "cuda/gpu.cuh"
 #include "sela/sinkhorn.h"
-
-/// A variable in shared memory; whoever runs this header on a host defines it first.
-#ifndef SELA_SHARED
-#define SELA_SHARED(type, name) __shared__ type name
-#endif
 
 namespace sela {
 namespace sinkhorn_cuda {
 
 constexpr int kTileRows =
-    kSinkhornCudaRows;                // few atomics (1 per 64 entries), and enough tiles for every multiprocessor
-constexpr int kColumns = 8;           // columns per thread
-constexpr int kWarp = 32;             // threads per warp
-constexpr int kWarpColumns = 256;     // widest row of one warp
-constexpr int kWarpThreads = 128;     // block of the kernel with one warp per group
-constexpr int kMaxThreads = 768;      // widest block: leaves 80 registers per thread, so that nothing spills
-constexpr int kFourRowThreads = 384;  // widest block that takes four rows at a time: 168 registers per thread
-constexpr int kFusedColumns = kMaxThreads * kColumns;  // widest row of one block
-constexpr int kWideThreads = 256;                      // threads of the wide row kernel
-constexpr int kWideColumnThreads = 128;                // threads of the wide column kernel
-constexpr float kLow = 1e-20f;                         // safe range of a row's sum relative to its reference
+    static_cast<int>(kSinkhornCudaRows);  // few atomics (1 per 64 entries), and enough tiles for every multiprocessor
+constexpr int kWarp = 32;                 // threads per warp
+constexpr float kLow = 1e-20f;            // safe range of a row's sum relative to its reference
 constexpr float kHigh = 1e30f;
+
+// Mappings of the fused kernel; the table above has their reasons. kThreads: most threads of a block; kBlocks: blocks
+// that must fit on a multiprocessor, which is what holds the registers down.
+template <class T, bool kAligned>
+struct OneWarp {
+  static constexpr bool kOneWarp = true;
+  static constexpr int kColumns = 8, kRows = (kAligned ? 8 : 4) / static_cast<int>(sizeof(T)), kThreads = 128,
+                       kBlocks = 4;
+  static constexpr int kWidest = kWarp * kColumns;  // 256
+};
+template <class T, bool kAligned>
+struct OneBlock {
+  static constexpr bool kOneWarp = false;
+  static constexpr int kColumns = 8, kRows = (kAligned ? 8 : 4) / static_cast<int>(sizeof(T)), kThreads = 128,
+                       kBlocks = 4;
+  static constexpr int kWidest = kThreads * kColumns;  // 1024
+};
+template <class T, bool kAligned>
+struct WideBlock {
+  static constexpr bool kOneWarp = false;
+  static constexpr int kColumns = 16, kRows = kAligned && sizeof(T) == 2 ? 2 : 1, kThreads = 512, kBlocks = 1;
+  static constexpr int kWidest = kThreads * kColumns;  // 8192
+};
+constexpr int kFusedColumns = WideBlock<float, true>::kWidest;  // widest row of the fused kernel
+constexpr size_t kSlotBytes = 46 << 10;  // of shared memory for rows on their way; 48 KB a block need no permission
+
+// The wide kernels.
+constexpr int kWideColumns = 8;          // columns per thread and sweep
+constexpr int kWideThreads = 256;        // threads of the row kernel
+constexpr int kWideColumnThreads = 128;  // threads of the column kernel
+template <class A, bool kAligned>
+constexpr int kWideRows = sizeof(A) == 8 ? 1 : (kAligned ? 4 : 2);  // rows in flight
 
 /// What every kernel is given. Pointers are device memory; null: absent.
 struct Arguments {
@@ -64,6 +82,7 @@ struct Arguments {
   unsigned long long* masked;  // [1]
   void* scratch;               // [rows][4] of the arithmetic type: x0, ref, factor of the wide kernels
   double units;                // integer units of 1.0
+  int stages;                  // of the fused kernel's rows on their way
 };
 
 // ---- Wrappers of what a host cannot do or does differently.
@@ -106,6 +125,15 @@ __device__ __forceinline__ double to_arithmetic(double x) {
   return x;
 }
 
+/// The same number, of which the compiler knows nothing: what is computed from it stays where it is written, instead of
+/// being kept in registers (two for each address) over a whole loop.
+__device__ __forceinline__ int opaque(int x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 template <class A>
 __device__ __forceinline__ A infinity() {
   return static_cast<A>(INFINITY);
@@ -119,66 +147,127 @@ __device__ __forceinline__ long long in_units(A value, double units) {
   return static_cast<long long>(static_cast<double>(value) * units + 0.5);
 }
 
-// ---- Eight columns of a row.
+// ---- The columns of a thread.
 
 struct alignas(16) Bytes16 {
   uint32_t word[4];
 };
 
-/// x[0 .. 8) of a row from column j, of which `own` exist; columns that do not exist are 0. kAligned: every row starts
-/// at a multiple of 16 bytes.
-template <bool kAligned, class T, class A>
-__device__ __forceinline__ void load_columns(const T* row, int64_t j, int own, A (&x)[kColumns]) {
-  if (kAligned && own == kColumns) {
-    constexpr int kPerLoad = 16 / static_cast<int>(sizeof(T));
-    constexpr int kLoads = kColumns / kPerLoad;
-    union {
-      Bytes16 bytes[kLoads];
-      unsigned char raw[kColumns * sizeof(T)];
-    } in;
-    const Bytes16* from = reinterpret_cast<const Bytes16*>(row + j);
+/// The columns of one thread: C of them, in ascending order. Aligned rows (every row starts at a multiple of 16 bytes)
+/// are dealt out in pieces of 16 bytes, others one by one, to thread 0, 1, 2, ..., 0, 1, ...: neighbours in a warp
+/// read neighbours in memory.
+template <class T, int C, bool kAligned>
+struct Share {
+  static constexpr int kPer = 16 / static_cast<int>(sizeof(T));  // columns in 16 bytes
+  static constexpr int kPieces = C / kPer;
+  static constexpr int kRun = kAligned ? kPer : 1;  // adjacent columns
+  int first;                                        // column 0
+  int step;                                         // from one run to the next
+  int count;                                        // columns that there are
+
+  __device__ __forceinline__ Share(int thread, int threads, int columns)
+      : first(thread * kRun), step(threads * kRun), count(columns) {}
+  __device__ __forceinline__ Share again() const {
+    Share same = *this;
+    same.first = opaque(first);
+    return same;
+  }
+  __device__ __forceinline__ int column(int c) const { return first + c / kRun * step + c % kRun; }
+  __device__ __forceinline__ bool has(int c) const { return column(c) < count; }
+  __device__ __forceinline__ bool has_piece(int p) const { return kAligned && column(p * kPer) + kPer <= count; }
+};
+
+/// Piece p of the thread's columns of a row, one by one; 0 for those that there are not.
+template <class T, int C, bool kAligned>
+__device__ __forceinline__ Bytes16 gather(const T* row, const Share<T, C, kAligned>& share, int p) {
+  constexpr int kPer = Share<T, C, kAligned>::kPer;
+  Bytes16 piece{{0, 0, 0, 0}};
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) in.bytes[i] = from[i];
+  for (int v = 0; v < kPer; ++v) {
+    const int c = p * kPer + v;
+    if (share.has(c))
+      memcpy(reinterpret_cast<unsigned char*>(&piece) + v * sizeof(T), row + share.column(c), sizeof(T));
+  }
+  return piece;
+}
+
+/// What a thread has read of one row, as it lies in memory.
+template <class T, int C>
+struct Raw {
+  Bytes16 piece[C * sizeof(T) / 16];
+
+  __device__ __forceinline__ decltype(to_arithmetic(T())) operator[](int c) const {
+    T value;
+    memcpy(&value, reinterpret_cast<const unsigned char*>(piece) + c * sizeof(T), sizeof(T));
+    return to_arithmetic(value);
+  }
+};
+
+template <class T, int C, bool kAligned>
+__device__ __forceinline__ void fetch(const T* row, const Share<T, C, kAligned>& share, Raw<T, C>& raw) {
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      T value;
-      memcpy(&value, in.raw + c * sizeof(T), sizeof(T));
-      x[c] = to_arithmetic(value);
-    }
-  } else {
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) x[c] = c < own ? to_arithmetic(row[j + c]) : A(0);
+  for (int p = 0; p < Share<T, C, kAligned>::kPieces; ++p) {
+    if (share.has_piece(p))
+      raw.piece[p] = *reinterpret_cast<const Bytes16*>(row + share.column(p * Share<T, C, kAligned>::kPer));
+    else
+      raw.piece[p] = gather(row, share.again(), p);
   }
 }
 
-/// Potentials of eight columns; -inf where there is none, which makes every term there 0.
-template <class A>
-__device__ __forceinline__ void load_potential(const double* potential, int64_t j, int own, A (&g)[kColumns]) {
+/// Potentials of the thread's columns; -inf where there is none, which makes every term there 0.
+template <class A, class T, int C, bool kAligned>
+__device__ __forceinline__ void load_potential(const double* potential, const Share<T, C, kAligned>& share, A (&g)[C]) {
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c) g[c] = c < own ? static_cast<A>(potential[j + c]) : -infinity<A>();
+  for (int c = 0; c < C; ++c) g[c] = share.has(c) ? static_cast<A>(potential[share.column(c)]) : -infinity<A>();
 }
 
-__device__ __forceinline__ int owned(int64_t cols, int64_t j) {
-  const int64_t left = cols - j;
-  return left >= kColumns ? kColumns : (left > 0 ? static_cast<int>(left) : 0);
+/// Column sums of a tile, added to those of all tiles as integers.
+template <class A, class T, int C, bool kAligned>
+__device__ __forceinline__ void flush(const A (&partial)[C], const Share<T, C, kAligned>& share, double units,
+                                      unsigned long long* columns) {
+#pragma unroll
+  for (int c = 0; c < C; ++c)
+    if (share.has(c)) add_units(columns + share.column(c), in_units(partial[c], units));
 }
 
 // ---- Reductions over a group, in a fixed order; all threads of the group get the result.
+
+constexpr int32_t kNone = -1;  // no score above -inf
+constexpr int32_t kBad = -2;   // a score was NaN or +inf; the value is then +inf, which beats all others
 
 /// Best score and its column; of equal scores the lowest column.
 template <class A>
 struct Best {
   A value;
-  int32_t column;  // -1: none above -inf yet
-  int32_t bad;     // a score was NaN or +inf
+  int32_t column;
 };
 
 template <class A>
+__device__ __forceinline__ Best<A> none() {
+  return {-infinity<A>(), kNone};
+}
+
+/// A thread counts its own columns, c = 0, 1, ..., and offers them in that order; place() makes c a column of the row.
+template <class A>
+__device__ __forceinline__ void offer(Best<A>& b, A t, int32_t c) {
+  if (t > b.value) b = {t, c};
+}
+
+/// The same, and takes note of scores that no row may have.
+template <class A>
+__device__ __forceinline__ void offer_checked(Best<A>& b, A t, int32_t c) {
+  offer(b, t, c);
+  if (!(t < infinity<A>())) b = {infinity<A>(), kBad};
+}
+
+template <class A, class Columns>
+__device__ __forceinline__ void place(Best<A>& b, const Columns& share) {
+  if (b.column >= 0) b.column = share.column(b.column);
+}
+
+template <class A>
 __device__ __forceinline__ Best<A> better(Best<A> a, Best<A> b) {
-  const bool take = b.column >= 0 && (a.column < 0 || b.value > a.value || (b.value == a.value && b.column < a.column));
-  Best<A> r = take ? b : a;
-  r.bad = a.bad | b.bad;
-  return r;
+  return b.value > a.value || (b.value == a.value && b.column < a.column) ? b : a;
 }
 
 template <class A>
@@ -195,294 +284,434 @@ __device__ __forceinline__ Best<A> warp_best(Best<A> x) {
     Best<A> other;
     other.value = __shfl_xor_sync(0xffffffffu, x.value, step);
     other.column = __shfl_xor_sync(0xffffffffu, x.column, step);
-    other.bad = __shfl_xor_sync(0xffffffffu, x.bad, step);
     x = better(x, other);
   }
   return x;
 }
 
-/// Shared memory of a block-wide group. sums has two halves used in turn: whoever writes a half for the second time has
-/// passed a barrier that all others reached after reading it.
-template <class A, int R>
+/// Shared memory of a block-wide group: two halves used in turn. Whoever writes a half again has passed a barrier that
+/// all others reached after reading it, so one barrier per reduction is enough.
+template <class A, int R, int kThreads>
 struct Shared {
-  A sums[2][kMaxThreads / kWarp][R];
-  Best<A> best[kMaxThreads / kWarp];
+  A sums[2][kThreads / kWarp][R];
+  Best<A> best[2][kThreads / kWarp][R];
 };
 
-template <bool kOneWarp, class A, int R>
-__device__ __forceinline__ void group_sums(A (&s)[R], Shared<A, R>& shared, int& half) {
+/// Sums and best scores of N rows over the group, as asked for, with one barrier.
+template <bool kOneWarp, bool kSums, bool kBests, int N, class A, class SharedMemory>
+__device__ __forceinline__ void group_reduce(A (&s)[N], Best<A> (&b)[N], SharedMemory& shared, int& half) {
 #pragma unroll
-  for (int q = 0; q < R; ++q) s[q] = warp_sum(s[q]);
+  for (int q = 0; q < N; ++q) {
+    if (kSums) s[q] = warp_sum(s[q]);
+    if (kBests) b[q] = warp_best(b[q]);
+  }
   if (kOneWarp) return;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
   if (threadIdx.x % kWarp == 0) {
 #pragma unroll
-    for (int q = 0; q < R; ++q) shared.sums[half][warp][q] = s[q];
+    for (int q = 0; q < N; ++q) {
+      if (kSums) shared.sums[half][warp][q] = s[q];
+      if (kBests) shared.best[half][warp][q] = b[q];
+    }
   }
   __syncthreads();
 #pragma unroll
-  for (int q = 0; q < R; ++q) s[q] = A(0);
-  for (int w = 0; w < warps; ++w) {
+  for (int q = 0; q < N; ++q) {
+    if (kSums) s[q] = shared.sums[half][0][q];
+    if (kBests) b[q] = shared.best[half][0][q];
+  }
+  for (int w = 1; w < warps; ++w) {
 #pragma unroll
-    for (int q = 0; q < R; ++q) s[q] += shared.sums[half][w][q];
+    for (int q = 0; q < N; ++q) {
+      if (kSums) s[q] += shared.sums[half][w][q];
+      if (kBests) b[q] = better(b[q], shared.best[half][w][q]);
+    }
   }
   half ^= 1;
 }
 
-template <bool kOneWarp, class A, int R>
-__device__ __forceinline__ Best<A> group_best(Best<A> b, Shared<A, R>& shared) {
-  b = warp_best(b);
-  if (kOneWarp) return b;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
-  __syncthreads();  // everybody has read the previous result
-  if (threadIdx.x % kWarp == 0) shared.best[warp] = b;
-  __syncthreads();
-  b = shared.best[0];
-  for (int w = 1; w < warps; ++w) b = better(b, shared.best[w]);
-  return b;
+template <class A>
+__device__ __forceinline__ bool in_range(A sum) {
+  return sum > static_cast<A>(kLow) && sum < static_cast<A>(kHigh);
 }
 
+// ---- What becomes of a row. Row q of the R in flight is finished by thread q of the group, for that is where its
+// logarithm is taken and its share of the totals kept.
+
+struct Tally {
+  double objective = 0.0, weight = 0.0;
+  int masked = 0;
+};
+
+/// lse = exact + log(sum); label < 0: the row is masked.
 template <class A>
-__device__ __forceinline__ void offer(Best<A>& b, A t, int64_t column) {
-  if (!(t < infinity<A>())) b.bad = 1;
-  if (t > b.value) {
-    b.value = t;
-    b.column = static_cast<int32_t>(column);
+__device__ __forceinline__ void finish_row(const Arguments& a, int64_t row, double exact, A sum, float weight,
+                                           bool masked, int32_t label, Tally& tally) {
+  const double lse = exact + static_cast<double>(log_of(sum));
+  if (a.lse != nullptr) static_cast<A*>(a.lse)[row] = masked ? static_cast<A>(NAN) : static_cast<A>(lse);
+  if (a.labels != nullptr) a.labels[row] = masked ? -1 : label;
+  if (masked) {
+    tally.masked += 1;
+  } else if (weight > 0.0f) {
+    tally.objective += static_cast<double>(weight) * lse;
+    tally.weight += static_cast<double>(weight);
   }
 }
 
-// ---- K <= 6144: everything in one read.
+/// Totals of a tile from those of the first R threads of a group, in a fixed order; all threads of the warps take part.
+template <int R>
+__device__ __forceinline__ void finish_tile(const Arguments& a, int64_t tile, int64_t tiles, int thread, Tally tally) {
+#pragma unroll
+  for (int step = R / 2; step > 0; step /= 2) {
+    tally.objective += __shfl_xor_sync(0xffffffffu, tally.objective, step);
+    tally.weight += __shfl_xor_sync(0xffffffffu, tally.weight, step);
+    tally.masked += __shfl_xor_sync(0xffffffffu, tally.masked, step);
+  }
+  if (thread != 0) return;
+  a.totals[tile] = tally.objective;
+  a.totals[tiles + tile] = tally.weight;
+  if (tally.masked != 0) atomicAdd(a.masked, static_cast<unsigned long long>(tally.masked));
+}
 
-/// kOneWarp: a group is a warp, K <= 256; otherwise the block. R rows are in flight together.
-template <class T, int R, bool kOneWarp, bool kAligned, bool kLabels>
-__global__ void __launch_bounds__(kOneWarp ? kWarpThreads : (R >= 4 ? kFourRowThreads : kMaxThreads), kOneWarp ? 3 : 1)
+// ---- K <= 8192: everything in one read.
+
+/// The rows on their way while others are worked on. Their logits are copied past the registers into shared memory,
+/// where each thread reads nothing but what it has copied itself: no barrier is needed.
+template <class T, class M, bool kAligned>
+struct Ahead {
+  using Columns = Share<T, M::kColumns, kAligned>;
+  Bytes16* slots;  // [stage][row][piece][thread of the block]
+  int stages;      // 1 or 2: R rows each
+
+  __device__ __forceinline__ Bytes16* slot(int stage, int q, int p) const {
+    return slots + ((stage * M::kRows + q) * Columns::kPieces + p) * static_cast<int>(blockDim.x) +
+           static_cast<int>(threadIdx.x);
+  }
+
+  /// Starts to copy R rows from `first`; behind the last row of all that one is repeated. Every call is one group of
+  /// copies, also when there is no row left.
+  __device__ __forceinline__ void start(const Arguments& a, int stage, int64_t first, const Columns& share) const {
+    if (first < a.rows) {
+#pragma unroll
+      for (int q = 0; q < M::kRows; ++q) {
+        const int64_t row = first + q < a.rows ? first + q : a.rows - 1;
+        const T* x_row = static_cast<const T*>(a.logits) + row * a.stride;
+#pragma unroll
+        for (int p = 0; p < Columns::kPieces; ++p) {
+          if (share.has_piece(p))
+            copy_async16(slot(stage, q, p), x_row + share.column(p * Columns::kPer));
+          else
+            *slot(stage, q, p) = gather(x_row, share.again(), p);
+        }
+      }
+    }
+    copy_async_commit();
+  }
+
+  /// Waits for the oldest rows on their way.
+  __device__ __forceinline__ void wait() const {
+    if (stages == 2)
+      copy_async_wait<1>();
+    else
+      copy_async_wait<0>();
+  }
+
+  __device__ __forceinline__ void take(int stage, int q, Raw<T, M::kColumns>& raw) const {
+#pragma unroll
+    for (int p = 0; p < Columns::kPieces; ++p) raw.piece[p] = *slot(stage, q, p);
+  }
+};
+
+/// M: the mapping, one of OneWarp, OneBlock, WideBlock.
+template <class T, template <class, bool> class Mapping, bool kAligned, bool kLabels>
+__global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAligned>::kBlocks)
     fused_kernel(const Arguments a) {
-  using SharedMemory = Shared<float, R>;
+  using M = Mapping<T, kAligned>;
+  constexpr int C = M::kColumns, R = M::kRows;
+  using SharedMemory = Shared<float, R, M::kThreads>;
   SELA_SHARED(SharedMemory, shared);
-  const int thread = kOneWarp ? static_cast<int>(threadIdx.x) % kWarp : static_cast<int>(threadIdx.x);
-  const int groups_here = kOneWarp ? static_cast<int>(blockDim.x) / kWarp : 1;
-  const int64_t group = static_cast<int64_t>(blockIdx.x) * groups_here + (kOneWarp ? threadIdx.x / kWarp : 0);
+  const int threads = M::kOneWarp ? kWarp : static_cast<int>(blockDim.x);  // of a group
+  const int thread = static_cast<int>(threadIdx.x) % threads;
+  const int groups_here = static_cast<int>(blockDim.x) / threads;
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * groups_here + static_cast<int>(threadIdx.x) / threads;
   const int64_t groups = static_cast<int64_t>(gridDim.x) * groups_here;
   const int64_t tiles = (a.rows + kTileRows - 1) / kTileRows;
-  const int64_t j = static_cast<int64_t>(thread) * kColumns;
-  const int own = owned(a.cols, j);
+  const Share<T, C, kAligned> share(thread, threads, static_cast<int>(a.cols));
   const float scale = static_cast<float>(a.scale);
-  const T* logits = static_cast<const T*>(a.logits);
-  const float* reference = static_cast<const float*>(a.reference);
-  float* lse_out = static_cast<float*>(a.lse);
-  float g[kColumns];
-  load_potential(a.potential, j, own, g);
+  float g[C];
+  load_potential(a.potential, share, g);
   int half = 0;
+  SELA_DYNAMIC_SHARED(Bytes16, slots);
+  const Ahead<T, M, kAligned> ahead{slots, kAligned ? a.stages : 1};
+  float ref_ahead[R], weight_ahead[R];
+  // Reference and weight of R rows from `from`, if there is such a row.
+  const auto look_ahead = [&](int64_t from) {
+#pragma unroll
+    for (int q = 0; q < R; ++q) {
+      const int64_t row = from + q < a.rows ? from + q : a.rows - 1;
+      ref_ahead[q] = static_cast<const float*>(a.reference)[row];
+      weight_ahead[q] = a.weights != nullptr ? a.weights[row] : 1.0f;
+    }
+  };
+  if (a.reference != nullptr && group < tiles) {
+    look_ahead(group * kTileRows);
+    for (int stage = 0; stage < ahead.stages; ++stage) ahead.start(a, stage, group * kTileRows + stage * R, share);
+  }
 
   for (int64_t tile = group; tile < tiles; tile += groups) {
     const int64_t first = tile * kTileRows;
-    const int64_t last = first + kTileRows < a.rows ? first + kTileRows : a.rows;
-    float partial[kColumns];
+    const int rows = a.rows - first < kTileRows ? static_cast<int>(a.rows - first) : kTileRows;
+    float partial[C];
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) partial[c] = 0.0f;
-    double objective = 0.0, weight_sum = 0.0;
-    int masked = 0;
+    for (int c = 0; c < C; ++c) partial[c] = 0.0f;
+    Tally tally;
 
-    for (int64_t i = first; i < last; i += R) {
-      float e[R][kColumns], ref[R], s[R];
+    // Rows that are done below: all without a reference, else those whose sum leaves its range.
+    uint64_t careful = a.reference != nullptr ? 0 : ~uint64_t{0} >> (64 - rows);
+    for (int i = 0; a.reference != nullptr && i < rows; i += R) {
+      float e[R][C], s[R], ref[R], weight[R];
       Best<float> best[R];
-#pragma unroll
-      for (int q = 0; q < R; ++q) {  // rows behind the last repeat it and count for nothing
-        const int64_t row = i + q < last ? i + q : last - 1;
-        load_columns<kAligned>(logits + row * a.stride, j, own, e[q]);
-        ref[q] = reference != nullptr ? reference[row] : NAN;  // NaN: the row is done from its maximum, below
-      }
+      const int stage = i / R % ahead.stages;
+      ahead.wait();
 #pragma unroll
       for (int q = 0; q < R; ++q) {
+        Raw<T, C> x;
+        ahead.take(stage, q, x);
+        ref[q] = ref_ahead[q];
+        weight[q] = weight_ahead[q];
+        best[q] = none<float>();
         s[q] = 0.0f;
-        best[q] = {-infinity<float>(), -1, 0};
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-          const float t = multiply_add(e[q][c], scale, -ref[q]) + g[c];
-          if (kLabels) offer(best[q], t, j + c);
-          e[q][c] = exp_of(t);
+        for (int c = 0; c < C; ++c) e[q][c] = multiply_add(x[c], scale, -ref[q]) + g[c];
+      }
+      // What comes next is on its way while these rows are worked on, also from one tile to the next.
+      const auto later = [&](int rows_ahead) {
+        const int to = i + rows_ahead;
+        return to < kTileRows ? first + to : (tile + groups) * kTileRows + to - kTileRows;
+      };
+      ahead.start(a, stage, later(ahead.stages * R), share);
+      look_ahead(later(R));
+#pragma unroll
+      for (int q = 0; q < R; ++q) {
+#pragma unroll
+        for (int c = 0; c < C; ++c) {
+          if (kLabels) offer(best[q], e[q][c], c);
+          e[q][c] = exp_of(e[q][c]);
           s[q] += e[q][c];
         }
       }
-      group_sums<kOneWarp>(s, shared, half);
+      if (kLabels) {
+#pragma unroll
+        for (int q = 0; q < R; ++q) place(best[q], share);
+      }
+      group_reduce<M::kOneWarp, true, kLabels>(s, best, shared, half);
 
 #pragma unroll
       for (int q = 0; q < R; ++q) {
-        const int64_t row = i + q < last ? i + q : last - 1;
-        const bool counts = i + q < last;
-        bool bad = false;
-        float base = ref[q];
-        double exact = static_cast<double>(ref[q]);
-        int32_t label = -1;
-        if (kLabels) label = group_best<kOneWarp>(best[q], shared).column;
-        if (!(s[q] > kLow && s[q] < kHigh)) {  // the same for the whole group
-          // The careful form: relative to the best column's own logit and potential.
-          float x[kColumns], sum[R];
-          Best<float> top = {-infinity<float>(), -1, 0};
-          load_columns<kAligned>(logits + row * a.stride, j, own, x);
-#pragma unroll
-          for (int c = 0; c < kColumns; ++c) offer(top, multiply_add(x[c], scale, g[c]), j + c);
-          top = group_best<kOneWarp>(top, shared);
-          label = top.column;
-          bad = top.bad != 0 || top.column < 0;
-          const int64_t at = bad ? 0 : top.column;
-          const float x0 = to_arithmetic(logits[row * a.stride + at]);
-          base = static_cast<float>(a.potential[at]);
-          exact = static_cast<double>(x0) * static_cast<double>(scale) + static_cast<double>(base);
-#pragma unroll
-          for (int r = 0; r < R; ++r) sum[r] = 0.0f;
-#pragma unroll
-          for (int c = 0; c < kColumns; ++c) {
-            e[q][c] = bad ? 0.0f : exp_of(multiply_add(x[c] - x0, scale, -base) + g[c]);
-            sum[0] += e[q][c];
-          }
-          group_sums<kOneWarp>(sum, shared, half);
-          s[q] = bad ? 1.0f : sum[0];
+        if (i + q >= rows) continue;
+        if (!in_range(s[q])) {  // the same for the whole group
+          careful |= uint64_t{1} << (i + q);
+          continue;
         }
-        const float w = a.weights != nullptr ? a.weights[row] : 1.0f;
-        const float factor = counts && !bad ? w / s[q] : 0.0f;
+        const float factor = weight[q] / s[q];
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) partial[c] = multiply_add(e[q][c], factor, partial[c]);
-        if (thread == 0 && counts) {
-          const double lse = exact + static_cast<double>(log_of(s[q]));
-          if (lse_out != nullptr) lse_out[row] = bad ? NAN : static_cast<float>(lse);
-          if (kLabels) a.labels[row] = bad ? -1 : label;
-          masked += bad;
-          if (!bad && w > 0.0f) {
-            objective += static_cast<double>(w) * lse;
-            weight_sum += static_cast<double>(w);
-          }
-        }
+        for (int c = 0; c < C; ++c) partial[c] = multiply_add(e[q][c], factor, partial[c]);
+        if (thread == q)
+          finish_row(a, first + i + q, static_cast<double>(ref[q]), s[q], weight[q], false, best[q].column, tally);
       }
     }
 
+    // With care: relative to the best column's own logit and potential.
+#pragma unroll 1
+    for (int i = 0; careful != 0; ++i, careful >>= 1) {
+      if ((careful & 1u) == 0) continue;
+      const int64_t row = first + i;
+      const T* x_row = static_cast<const T*>(a.logits) + row * a.stride;
+      Raw<T, C> x;
+      float sum[1] = {0.0f};
+      Best<float> top[1] = {none<float>()};
+      fetch(x_row, share, x);
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c)
-      if (c < own) add_units(a.columns + j + c, in_units(partial[c], a.units));
-    if (thread == 0) {
-      a.totals[tile] = objective;
-      a.totals[tiles + tile] = weight_sum;
-      if (masked != 0) atomicAdd(a.masked, static_cast<unsigned long long>(masked));
+      for (int c = 0; c < C; ++c) offer_checked(top[0], multiply_add(x[c], scale, g[c]), c);
+      place(top[0], share);
+      group_reduce<M::kOneWarp, false, true>(sum, top, shared, half);
+      const bool bad = top[0].column < 0;
+      const int64_t at = bad ? 0 : top[0].column;
+      const float x0 = to_arithmetic(x_row[at]), base = static_cast<float>(a.potential[at]);
+      const float w = a.weights != nullptr ? a.weights[row] : 1.0f;
+      float term[C];
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+        term[c] = bad ? 0.0f : exp_of(multiply_add(x[c] - x0, scale, -base) + g[c]);
+        sum[0] += term[c];
+      }
+      group_reduce<M::kOneWarp, true, false>(sum, top, shared, half);
+      const float factor = bad ? 0.0f : w / sum[0];
+#pragma unroll
+      for (int c = 0; c < C; ++c) partial[c] = multiply_add(term[c], factor, partial[c]);
+      const double exact = static_cast<double>(x0) * static_cast<double>(scale) + static_cast<double>(base);
+      if (thread == i % R) finish_row(a, row, exact, sum[0], w, bad, top[0].column, tally);
     }
+
+    flush(partial, share.again(), a.units, a.columns);
+    finish_tile<R>(a, tile, tiles, thread, tally);
   }
 }
 
-// ---- K > 6144, and float64: rows first, then columns; two reads.
+// ---- K > 8192, and float64: rows first, then columns; two reads.
 
 /// One block per row tile: log-sum-exp, labels and objective; x0, ref and factor of every row to scratch.
 template <class T, class A, bool kAligned>
-__global__ void __launch_bounds__(kWideThreads, sizeof(A) == 4 ? 3 : 2) wide_rows_kernel(const Arguments a) {
-  using SharedMemory = Shared<A, 1>;
+__global__ void __launch_bounds__(kWideThreads, sizeof(A) == 4 ? 2 : 1) wide_rows_kernel(const Arguments a) {
+  constexpr int C = kWideColumns, R = kWideRows<A, kAligned>;
+  using SharedMemory = Shared<A, R, kWideThreads>;
   SELA_SHARED(SharedMemory, shared);
   const int64_t tiles = (a.rows + kTileRows - 1) / kTileRows;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int64_t step = static_cast<int64_t>(threads) * C;
   const A scale = static_cast<A>(a.scale);
   const T* logits = static_cast<const T*>(a.logits);
   const A* reference = static_cast<const A*>(a.reference);
-  A* lse_out = static_cast<A*>(a.lse);
   A* scratch = static_cast<A*>(a.scratch);
-  const int64_t step = static_cast<int64_t>(blockDim.x) * kColumns;
   int half = 0;
+  const auto of_sweep = [&](int64_t from) {
+    return Share<T, C, kAligned>(thread, threads, static_cast<int>(a.cols - from < step ? a.cols - from : step));
+  };
+  const Share<T, C, kAligned> placing = of_sweep(0);  // its column(c) goes on from sweep to sweep
 
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int64_t first = tile * kTileRows;
     const int64_t last = first + kTileRows < a.rows ? first + kTileRows : a.rows;
-    double objective = 0.0, weight_sum = 0.0;
-    int masked = 0;
-    for (int64_t row = first; row < last; ++row) {
-      const T* x_row = logits + row * a.stride;
-      A x0 = A(0), base = reference != nullptr ? reference[row] : static_cast<A>(NAN);
-      double exact = static_cast<double>(base);
-      Best<A> best = {-infinity<A>(), -1, 0};
-      A s[1];
-      bool bad = false;
-      int32_t label = -1;
-      for (int attempt = reference != nullptr ? 0 : 1; attempt < 2; ++attempt) {
-        if (attempt == 1 || a.labels != nullptr) {  // best column, and whether the row is bad
-          best = {-infinity<A>(), -1, 0};
-          for (int64_t j = static_cast<int64_t>(threadIdx.x) * kColumns; j < a.cols; j += step) {
-            A x[kColumns], g[kColumns];
-            const int own = owned(a.cols, j);
-            load_columns<kAligned>(x_row, j, own, x);
-            load_potential(a.potential, j, own, g);
-            const A shift = attempt == 1 ? A(0) : base;
+    Tally tally;
+    for (int64_t i = first; i < last; i += R) {
+      A s[R], ref[R];
+      Best<A> best[R];
 #pragma unroll
-            for (int c = 0; c < kColumns; ++c) offer(best, multiply_add(x[c], scale, -shift) + g[c], j + c);
+      for (int q = 0; q < R; ++q) {
+        ref[q] = reference != nullptr ? reference[i + q < last ? i + q : last - 1] : static_cast<A>(NAN);
+        s[q] = A(0);
+        best[q] = none<A>();
+      }
+      if (reference != nullptr) {
+        for (int64_t from = 0; from < a.cols; from += step) {
+          const Share<T, C, kAligned> share = of_sweep(from);
+          const int before = static_cast<int>(from / threads);  // of this thread, in earlier sweeps
+          Raw<T, C> x[R];
+          A g[C];
+#pragma unroll
+          for (int q = 0; q < R; ++q) fetch(logits + (i + q < last ? i + q : last - 1) * a.stride + from, share, x[q]);
+          load_potential(a.potential + from, share, g);
+#pragma unroll
+          for (int q = 0; q < R; ++q) {
+#pragma unroll
+            for (int c = 0; c < C; ++c) {
+              const A t = multiply_add(x[q][c], scale, -ref[q]) + g[c];
+              if (a.labels != nullptr) offer(best[q], t, before + c);
+              s[q] += exp_of(t);
+            }
           }
-          best = group_best<false>(best, shared);
-          label = best.column;
         }
-        if (attempt == 1) {
-          bad = best.bad != 0 || best.column < 0;
-          const int64_t at = bad ? 0 : best.column;
-          x0 = to_arithmetic(x_row[at]);
-          base = static_cast<A>(a.potential[at]);
-          exact = static_cast<double>(x0) * static_cast<double>(scale) + static_cast<double>(base);
-        }
-        s[0] = A(0);
-        for (int64_t j = static_cast<int64_t>(threadIdx.x) * kColumns; j < a.cols; j += step) {
-          A x[kColumns], g[kColumns];
-          const int own = owned(a.cols, j);
-          load_columns<kAligned>(x_row, j, own, x);
-          load_potential(a.potential, j, own, g);
 #pragma unroll
-          for (int c = 0; c < kColumns; ++c) s[0] += exp_of(multiply_add(x[c] - x0, scale, -base) + g[c]);
-        }
-        group_sums<false>(s, shared, half);
-        if (s[0] > static_cast<A>(kLow) && s[0] < static_cast<A>(kHigh)) break;  // the same for the whole block
+        for (int q = 0; q < R; ++q) place(best[q], placing);
+        group_reduce<false, true, true>(s, best, shared, half);
       }
-      const float w = a.weights != nullptr ? a.weights[row] : 1.0f;
-      if (threadIdx.x == 0) {
-        const double lse = exact + static_cast<double>(log_of(s[0]));
-        scratch[4 * row] = x0;
-        scratch[4 * row + 1] = base;
-        scratch[4 * row + 2] = bad ? A(0) : static_cast<A>(w) / s[0];
-        if (lse_out != nullptr) lse_out[row] = bad ? static_cast<A>(NAN) : static_cast<A>(lse);
-        if (a.labels != nullptr) a.labels[row] = bad ? -1 : label;
-        masked += bad;
-        if (!bad && w > 0.0f) {
-          objective += static_cast<double>(w) * lse;
-          weight_sum += static_cast<double>(w);
+
+      unsigned again = 0;  // the same for the whole block
+#pragma unroll
+      for (int q = 0; q < R; ++q) {
+        if (i + q >= last) continue;
+        if (reference == nullptr || !in_range(s[q])) {
+          again |= 1u << q;
+        } else if (thread == q) {
+          const float w = a.weights != nullptr ? a.weights[i + q] : 1.0f;
+          scratch[4 * (i + q)] = A(0);
+          scratch[4 * (i + q) + 1] = ref[q];
+          scratch[4 * (i + q) + 2] = static_cast<A>(w) / s[q];
+          finish_row(a, i + q, static_cast<double>(ref[q]), s[q], w, false, best[q].column, tally);
+        }
+      }
+
+#pragma unroll 1
+      for (int q = 0; again != 0; ++q, again >>= 1) {
+        if ((again & 1u) == 0) continue;
+        const int64_t row = i + q;
+        const T* x_row = logits + row * a.stride;
+        A sum[1] = {A(0)};
+        Best<A> top[1] = {none<A>()};
+        for (int64_t from = 0; from < a.cols; from += step) {
+          const Share<T, C, kAligned> share = of_sweep(from);
+          const int before = static_cast<int>(from / threads);
+          Raw<T, C> x;
+          A g[C];
+          fetch(x_row + from, share, x);
+          load_potential(a.potential + from, share, g);
+#pragma unroll
+          for (int c = 0; c < C; ++c) offer_checked(top[0], multiply_add(x[c], scale, g[c]), before + c);
+        }
+        place(top[0], placing);
+        group_reduce<false, false, true>(sum, top, shared, half);
+        const bool bad = top[0].column < 0;
+        const int64_t at = bad ? 0 : top[0].column;
+        const A x0 = to_arithmetic(x_row[at]), base = static_cast<A>(a.potential[at]);
+        for (int64_t from = 0; from < a.cols; from += step) {
+          const Share<T, C, kAligned> share = of_sweep(from);
+          Raw<T, C> x;
+          A g[C];
+          fetch(x_row + from, share, x);
+          load_potential(a.potential + from, share, g);
+#pragma unroll
+          for (int c = 0; c < C; ++c) sum[0] += exp_of(multiply_add(x[c] - x0, scale, -base) + g[c]);
+        }
+        group_reduce<false, true, false>(sum, top, shared, half);
+        if (thread == q) {
+          const float w = a.weights != nullptr ? a.weights[row] : 1.0f;
+          const double exact = static_cast<double>(x0) * static_cast<double>(scale) + static_cast<double>(base);
+          scratch[4 * row] = x0;
+          scratch[4 * row + 1] = base;
+          scratch[4 * row + 2] = bad ? A(0) : static_cast<A>(w) / sum[0];
+          finish_row(a, row, exact, sum[0], w, bad, top[0].column, tally);
         }
       }
     }
-    if (threadIdx.x == 0) {
-      a.totals[tile] = objective;
-      a.totals[tiles + tile] = weight_sum;
-      if (masked != 0) atomicAdd(a.masked, static_cast<unsigned long long>(masked));
-    }
+    finish_tile<R>(a, tile, tiles, thread, tally);
   }
 }
 
 /// blockIdx.y: columns; blockIdx.x: row tiles, grid-stride. No barrier, no shared memory.
 template <class T, class A, bool kAligned>
-__global__ void __launch_bounds__(kWideColumnThreads, sizeof(A) == 4 ? 8 : 4) wide_columns_kernel(const Arguments a) {
-  const int64_t j = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * kColumns;
-  const int own = owned(a.cols, j);
-  if (own == 0) return;
+__global__ void __launch_bounds__(kWideColumnThreads, 4) wide_columns_kernel(const Arguments a) {
+  constexpr int C = kWideColumns, R = kWideRows<A, kAligned>;
+  const int threads = static_cast<int>(blockDim.x), most = threads * C;
+  const int64_t from = static_cast<int64_t>(blockIdx.y) * most;
+  const Share<T, C, kAligned> share(static_cast<int>(threadIdx.x), threads,
+                                    static_cast<int>(a.cols - from < most ? a.cols - from : most));
   const int64_t tiles = (a.rows + kTileRows - 1) / kTileRows;
   const A scale = static_cast<A>(a.scale);
-  const T* logits = static_cast<const T*>(a.logits);
+  const T* logits = static_cast<const T*>(a.logits) + from;
   const A* scratch = static_cast<const A*>(a.scratch);
-  A g[kColumns];
-  load_potential(a.potential, j, own, g);
+  A g[C];
+  load_potential(a.potential + from, share, g);
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int64_t first = tile * kTileRows;
     const int64_t last = first + kTileRows < a.rows ? first + kTileRows : a.rows;
-    A partial[kColumns];
+    A partial[C];
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) partial[c] = A(0);
-    for (int64_t row = first; row < last; ++row) {
-      const A x0 = scratch[4 * row], base = scratch[4 * row + 1], factor = scratch[4 * row + 2];
-      if (!(factor > A(0))) continue;  // masked, or of weight 0: its terms may be NaN
-      A x[kColumns];
-      load_columns<kAligned>(logits + row * a.stride, j, own, x);
+    for (int c = 0; c < C; ++c) partial[c] = A(0);
+    for (int64_t i = first; i < last; i += R) {
+      Raw<T, C> x[R];
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c)
-        partial[c] = multiply_add(exp_of(multiply_add(x[c] - x0, scale, -base) + g[c]), factor, partial[c]);
+      for (int q = 0; q < R; ++q) fetch(logits + (i + q < last ? i + q : last - 1) * a.stride, share, x[q]);
+#pragma unroll
+      for (int q = 0; q < R; ++q) {
+        if (i + q >= last) continue;
+        const A x0 = scratch[4 * (i + q)], base = scratch[4 * (i + q) + 1], factor = scratch[4 * (i + q) + 2];
+        if (!(factor > A(0))) continue;  // masked, or of weight 0: its terms may be NaN
+#pragma unroll
+        for (int c = 0; c < C; ++c)
+          partial[c] = multiply_add(exp_of(multiply_add(x[q][c] - x0, scale, -base) + g[c]), factor, partial[c]);
+      }
     }
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c)
-      if (c < own) add_units(a.columns + j + c, in_units(partial[c], a.units));
+    flush(partial, share.again(), a.units, a.columns + from);
   }
 }
 

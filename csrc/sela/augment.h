@@ -111,6 +111,12 @@ SELA_HOST_DEVICE inline int32_t center_offset(int32_t length, int32_t size) {
   return half + ((extra & 1) & (half & 1));
 }
 
+/// word with bytes i and j exchanged.
+SELA_HOST_DEVICE inline uint32_t swap_bytes(uint32_t word, int32_t i, int32_t j) {
+  const uint32_t differ = ((word >> (8 * i)) ^ (word >> (8 * j))) & 255u;
+  return word ^ ((differ << (8 * i)) | (differ << (8 * j)));
+}
+
 /// Draws everything for one view of one image.  height, width: of the image, >= 1.
 SELA_HOST_DEVICE inline AugmentParameters sample_parameters(const AugmentOptions& options, int32_t height,
                                                             int32_t width, uint64_t seed, uint32_t epoch,
@@ -138,7 +144,7 @@ SELA_HOST_DEVICE inline AugmentParameters sample_parameters(const AugmentOptions
     p.jitter = unit_float(u.word[2]) < options.jitter_probability;
   }
 
-  for (int32_t i = 0; i < 4; ++i) p.order[i] = i;
+  uint32_t order = 0x03020100u;  // a byte each: an array indexed by what is drawn would leave a GPU's registers
   p.brightness = p.contrast = p.saturation = 1.0f;
   p.hue = 0.0f;
   if (p.jitter) {
@@ -148,12 +154,11 @@ SELA_HOST_DEVICE inline AugmentParameters sample_parameters(const AugmentOptions
     p.saturation = options.saturation[0] + (options.saturation[1] - options.saturation[0]) * unit_float(u.word[2]);
     p.hue = options.hue[0] + (options.hue[1] - options.hue[0]) * unit_float(u.word[3]);
     const PhiloxWords v = philox_image(seed, epoch, image, view, 1, Purpose::colour);
-    for (int32_t i = 3; i > 0; --i) {  // Fisher-Yates
-      const int32_t j = below(v.word[i], i + 1), swapped = p.order[i];
-      p.order[i] = p.order[j];
-      p.order[j] = swapped;
-    }
+    order = swap_bytes(order, 3, below(v.word[3], 4));  // Fisher-Yates
+    order = swap_bytes(order, 2, below(v.word[2], 3));
+    order = swap_bytes(order, 1, below(v.word[1], 2));
   }
+  for (int32_t i = 0; i < 4; ++i) p.order[i] = static_cast<int32_t>((order >> (8 * i)) & 255u);
   return p;
 }
 
@@ -188,6 +193,36 @@ const char* check_parameters(const AugmentOptions& options, const AugmentParamet
 /// With one channel gray, saturation and hue change nothing.  Same bits for every number of threads (<= 0: all).
 void augment_images(const AugmentOptions& options, const ImageView* images, int32_t channels,
                     const AugmentParameters* parameters, int64_t count, const AugmentOutput& out, int threads);
+
+/// Longest side of images, and of the output, that the CUDA kernel takes: what fits the shared memory of every card.
+constexpr int32_t kAugmentCudaSide = 64;
+
+/// uint8 images of one size in device memory: [count, height, width, channels], contiguous, at any address.
+struct ResidentImages {
+  const uint8_t* data;
+  int64_t count;
+  int32_t height, width, channels;
+};
+
+/// The key that parameters are drawn with; view < 256.
+struct DrawKey {
+  uint64_t seed;
+  uint32_t epoch, view;
+};
+
+/// augment_images for images index[i] of `images`, on the current CUDA device, in one launch on `stream` (0: the
+/// default one), which it does not wait for.  All pointers are device memory and must live until then.
+/// index: [count]; a number outside [0, images.count) makes that output NaN.  given: [count] parameters that
+/// check_parameters has passed, or null: they are drawn with `key`, the same bits as sample_parameters gives, and are
+/// left in drawn, [count], unless that is null.  Sides <= kAugmentCudaSide, channels 1 or 3.
+/// Within 1e-6 of augment_images before normalisation; the same bits in every run and for every count.
+void augment_resident_cuda(const AugmentOptions& options, const ResidentImages& images, const int64_t* index,
+                           int64_t count, const DrawKey& key, const AugmentParameters* given, AugmentParameters* drawn,
+                           const AugmentOutput& out, void* stream);
+
+/// sample_parameters on the current CUDA device for images of one size; index and drawn, [count], are device memory.
+void sample_parameters_cuda(const AugmentOptions& options, int32_t height, int32_t width, const int64_t* index,
+                            int64_t count, const DrawKey& key, AugmentParameters* drawn, void* stream);
 
 /// Fisher-Yates shuffle of 0 .. count - 1 into out, keyed by (seed, epoch), purpose shuffle.
 void shuffle(int64_t count, uint64_t seed, uint32_t epoch, int64_t* out);

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
+from sela_ext.kernels.augment_resident import augment_resident
 from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Augment",
     "SinkhornSums",
     "augment",
+    "augment_resident",
     "permutation",
     "sample_parameters",
     "sinkhorn_pass",

@@ -199,7 +199,8 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def _options(augment: Augment, channels: int) -> _core.AugmentOptions:
+def augment_options(augment: Augment, channels: int) -> _core.AugmentOptions:
+    """`augment` as the kernels take it, for images of `channels` channels."""
     mean, std = augment.channel_values(channels)
     return _core.AugmentOptions(
         size=augment.size,
@@ -300,8 +301,13 @@ def sample_parameters(
     check_key(seed, epoch, view)
     tall, wide, ids = check_sampling(augment, heights, widths, index)
     out = np.empty(len(ids), PARAMETERS)
-    _core.sample_parameters(_options(augment, 3), tall, wide, ids, seed, epoch, view, out)
+    _core.sample_parameters(augment_options(augment, 3), tall, wide, ids, seed, epoch, view, out)
     return out
+
+
+def is_tensor(value: object) -> bool:
+    """Whether value is a torch tensor; torch is not imported for the answer."""
+    return type(value).__module__.partition(".")[0] == "torch"
 
 
 def check_source(source: Any, rows: npt.ArrayLike | None, params: npt.NDArray[np.void]) -> tuple[Any, Any, int]:
@@ -313,6 +319,12 @@ def check_source(source: Any, rows: npt.ArrayLike | None, params: npt.NDArray[np
     if getattr(params, "dtype", None) != PARAMETERS or params.ndim != 1:
         found = f"{getattr(params, 'dtype', type(params).__name__)}"
         raise DataError(f"params: expected records [B] as sample_parameters returns them, found {found}")
+    if is_tensor(source):
+        if source.device.type != "cpu":
+            raise DataError(
+                f"source: expected images in the CPU's memory, found {source.device}; move them with .cpu()"
+            )
+        source = source.detach().numpy()
     if isinstance(source, np.ndarray):
         if source.ndim != 4:
             raise DataError(f"source: expected uint8 images [N, H, W, C], found shape {source.shape}")
@@ -348,9 +360,13 @@ def _check_image(array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
 
 
 def check_output(
-    out: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype | None, channels_last: bool
+    out: torch.Tensor | None,
+    shape: Sequence[int],
+    dtype: torch.dtype | None,
+    channels_last: bool,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
-    """`out` when it fits, or a fresh tensor of that shape.
+    """`out` when it fits, or a fresh tensor of that shape on `device` (None: the CPU).
 
     Raises:
         DataError: `out` of another shape, dtype, device or memory order.
@@ -362,11 +378,13 @@ def check_output(
     if wanted not in (torch.float32, torch.bfloat16, torch.float16):
         raise OptionError(f"dtype: expected torch.float32, bfloat16 or float16, found {wanted}")
     order = torch.channels_last if channels_last else torch.contiguous_format
+    place = torch.device("cpu") if device is None else device
     if out is None:
-        return torch.empty(tuple(shape), dtype=wanted, memory_format=order)
-    if tuple(out.shape) != tuple(shape) or out.dtype != wanted or out.device.type != "cpu":
+        return torch.empty(tuple(shape), dtype=wanted, memory_format=order, device=place)
+    if tuple(out.shape) != tuple(shape) or out.dtype != wanted or out.device != place:
+        where = "the CPU" if place.type == "cpu" else str(place)
         raise DataError(
-            f"out: expected {wanted} {tuple(shape)} on the CPU, found {out.dtype} {tuple(out.shape)} on {out.device}"
+            f"out: expected {wanted} {tuple(shape)} on {where}, found {out.dtype} {tuple(out.shape)} on {out.device}"
         )
     if not out.is_contiguous(memory_format=order):
         raise DataError(f"out: expected memory in {order}, found strides {out.stride()}")
@@ -374,7 +392,7 @@ def check_output(
 
 
 def augment(
-    source: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]],
+    source: npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]],
     params: npt.NDArray[np.void],
     augment: Augment,
     *,
@@ -387,17 +405,17 @@ def augment(
     """Crop, resample, flip, jitter, gray and normalise a batch of images in one pass each.
 
     Equal to torchvision.transforms.v2 in float on the same parameters, within 0.01 of 255. The same bits for every
-    number of threads.
+    number of threads. Runs where the images are: on a CUDA device for a tensor there, with sides of at most 64 pixels.
 
     Args:
-        source: uint8 [N, H, W, C] with C = 1 or 3, or a list of B arrays uint8 [H, W, C] of any sizes.
+        source: uint8 [N, H, W, C] with C = 1 or 3, numpy or torch, or a list of B arrays uint8 [H, W, C] of any sizes.
         params: [B] records of sample_parameters (or edited ones); honoured exactly.
         augment: the size, the order of gray and jitter, and the normalisation.
         rows: int64 [B], the images of an array to take; default the first B.
-        out: [B, C, size, size] CPU tensor to write into; default a new one.
+        out: [B, C, size, size] tensor to write into, where the images are; default a new one.
         dtype: torch.float32, bfloat16 or float16; default that of out, or float32.
         channels_last: NHWC memory (the shape stays NCHW).
-        threads: 0 = all processors.
+        threads: CPU threads, 0 = all processors.
 
     Returns:
         [B, C, size, size] tensor: out, where given.
@@ -405,6 +423,7 @@ def augment(
     Raises:
         DataError: images, rows, params or out that do not fit together.
         OptionError: an unknown dtype.
+        ResourceError: images on a CUDA device, and this build or device has no CUDA kernel.
 
     Example:
         >>> images = np.zeros((2, 8, 8, 3), np.uint8)
@@ -413,9 +432,13 @@ def augment(
         >>> augment(images, drawn, Augment.sela(32)).shape
         torch.Size([2, 3, 32, 32])
     """
+    if is_tensor(source) and source.device.type == "cuda":  # type: ignore[union-attr]
+        from sela_ext.kernels.augment_resident import augment_given
+
+        return augment_given(source, params, augment, rows, out, dtype, channels_last)
     images, picked, channels = check_source(source, rows, params)
     result = check_output(out, (len(params), channels, augment.size, augment.size), dtype, channels_last)
-    options = _options(augment, channels)
+    options = augment_options(augment, channels)
     records = np.ascontiguousarray(params)
     name = str(result.dtype).removeprefix("torch.")
     try:

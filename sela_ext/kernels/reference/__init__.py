@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from sela_ext.kernels.reference.augment import augment, permutation, philox4x32, sample_parameters
+from sela_ext.kernels.reference.augment import (
+    augment,
+    augment_resident,
+    permutation,
+    philox4x32,
+    sample_parameters,
+)
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
 
-__all__ = ["augment", "permutation", "philox4x32", "sample_parameters", "sinkhorn_pass"]
+__all__ = ["augment", "augment_resident", "permutation", "philox4x32", "sample_parameters", "sinkhorn_pass"]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sela_ext.errors import OptionError
 from sela_ext.kernels.augment import PARAMETERS, Augment, check_key, check_output, check_sampling, check_source
+from sela_ext.kernels.augment_resident import check_index
 
 if TYPE_CHECKING:
     import torch
@@ -208,7 +209,7 @@ def _jitter(image: torch.Tensor, record: npt.NDArray[np.void]) -> torch.Tensor:
 
 
 def augment(
-    source: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]],
+    source: npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]],
     params: npt.NDArray[np.void],
     augment: Augment,
     *,
@@ -244,6 +245,35 @@ def augment(
             image = image.flip(2)
         result[i] = (image - mean) / std
     return result
+
+
+_augment = augment  # the name below is an argument's too
+
+
+def augment_resident(
+    images: torch.Tensor | npt.NDArray[np.uint8],
+    index: npt.ArrayLike | torch.Tensor,
+    augment: Augment,
+    *,
+    seed: int,
+    epoch: int,
+    view: int = 0,
+    out: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    return_parameters: bool = False,
+    threads: int = 0,
+) -> torch.Tensor | tuple[torch.Tensor, npt.NDArray[np.void]]:
+    """Twin of sela_ext.kernels.augment_resident, for images on any device; works on the CPU. threads is not used."""
+    import torch
+
+    tensor = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
+    pixels, rows = tensor.cpu().numpy(), check_index(index, len(tensor))
+    params = sample_parameters(augment, pixels.shape[1], pixels.shape[2], rows, seed=seed, epoch=epoch, view=view)
+    shape = (len(rows), pixels.shape[3], augment.size, augment.size)
+    result = check_output(out, shape, dtype, channels_last, tensor.device)
+    result.copy_(_augment(pixels, params, augment, rows=rows, dtype=result.dtype, channels_last=channels_last))
+    return (result, params) if return_parameters else result
 
 
 def _resample(image: torch.Tensor, height: int, width: int) -> torch.Tensor:

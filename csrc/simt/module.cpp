@@ -1,0 +1,36 @@
+// The test module _simt: all that sela_ext._core has, its CUDA kernels executed by the SIMT runner, and the runner's
+// own switches. Addresses that _core wants on a device are addresses of host memory here.
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "simt/runner.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict statistics() {
+  const sela::simt::Statistics s = sela::simt::statistics();
+  py::dict counts;
+  counts["launches"] = s.launches;
+  counts["blocks"] = s.blocks;
+  counts["threads"] = s.threads;
+  counts["switches"] = s.switches;
+  counts["barriers"] = s.barriers;
+  counts["warp_operations"] = s.warp_operations;
+  return counts;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_simt, m) {
+  m.doc() = "sela_ext._core with its CUDA kernels executed on the CPU, thread by thread. For tests.";
+  py::register_exception<sela::simt::Error>(m, "SimtError", PyExc_RuntimeError);
+  m.attr("variant") = sela::simt::variant();
+  m.def("set_schedule", &sela::simt::set_schedule, py::arg("seed"),
+        "0: blocks, warps and lanes run in order; any other seed: in a shuffled order.");
+  m.def("set_device", &sela::simt::set_device, py::arg("multiprocessors"), py::arg("resident_blocks"),
+        "What the launchers believe of the device.");
+  m.def("statistics", &statistics, "Counts over all launches of this process.");
+  sela::bind_all(m);
+}

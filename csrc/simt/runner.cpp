@@ -1,0 +1,582 @@
+// The scheduler: who runs next, who may go on, what went wrong.
+//
+// It is never instrumented, and keeps clear of the heap and of the standard library's templates while threads run: the
+// linker could give it an instrumented copy of them.
+#include "simt/runner.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "simt/fiber.h"
+#include "simt/sanitizer.h"
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace sela::simt {
+namespace {
+
+enum class Wait { nothing, barrier, warp, left };
+
+constexpr int kMaxCopies = 64;  // asynchronous copies of a thread under way at a time
+
+struct Thread {
+  Fiber fiber;
+  int number;  // in its block
+  uint3 index;
+  Wait wait;
+  Place at;      // where it waits
+  Place before;  // where it waited before that
+
+  // Its part in a warp operation.
+  Operation operation;
+  unsigned mask;
+  int source;
+  uint64_t value;  // given, and when the operation is done, received
+
+  // Asynchronous copies first .. end are under way. Group g is the g-th that was committed; `groups` is still open.
+  Copy copies[kMaxCopies];
+  int copy_groups[kMaxCopies];
+  int copy_first, copy_end, groups;
+};
+
+// ---- Shared memory of the running block:  guard page | gap | dynamic | gap | object | gap | object | gap ... guard
+// page All of it is filled with poison.  Poison in a gap must stay: a thread that changed it wrote past an object.
+
+constexpr size_t kGap = 128;
+constexpr size_t kDynamicAt = kGap + 16;  // a multiple of 16, and of no more, as CUDA promises
+constexpr int kMaxObjects = 64;
+constexpr size_t kArena = 512 * 1024;
+static_assert(kArena > kMaxDynamicShared + kMaxStaticShared + (kMaxObjects + 2) * (2 * kGap));
+
+class SharedMemory {
+ public:
+  void open(size_t dynamic_size);
+  void close();
+  void* object(const SharedName& name, size_t size, size_t alignment);
+  unsigned char* dynamic() const { return base_ + kDynamicAt; }
+  /// Name of the object before a gap that has been written to; null: all is well.
+  const char* damaged() const;
+
+ private:
+  struct Object {
+    const SharedName* name;
+    unsigned char *begin, *end;
+  };
+  void poison_up_to(const unsigned char* end);
+
+  unsigned char* base_ = nullptr;
+  unsigned char* end_ = nullptr;       // of the last object
+  unsigned char* poisoned_ = nullptr;  // so far
+  size_t dynamic_size_ = 0, static_size_ = 0;
+  Object objects_[kMaxObjects];
+  int count_ = 0;
+};
+
+unsigned char poison_at(const unsigned char* p) {
+  return static_cast<unsigned char>(reinterpret_cast<uintptr_t>(p) % 2 == 0 ? kPoison & 0xFF : kPoison >> 8);
+}
+
+bool is_poison(const unsigned char* p, const unsigned char* end) {
+  constexpr uint64_t kPoison8 = 0x0001000100010001ull * kPoison;
+  for (; p < end && reinterpret_cast<uintptr_t>(p) % 8 != 0; ++p)
+    if (*p != poison_at(p)) return false;
+  for (; p + 8 <= end; p += 8)
+    if (*reinterpret_cast<const uint64_t*>(p) != kPoison8) return false;
+  return true;
+}
+
+// ---- The launch that is running; one at a time.
+
+struct Runner {
+  std::mutex one_launch;
+  uint64_t seed = 0, random = 0;
+  int multiprocessors = 4, resident_blocks = 2;
+  Statistics statistics;
+
+  const char* kernel;
+  void (*body)(const void*);
+  const void* data;
+  int threads, warps;
+  Fiber scheduler;
+  Thread* now;  // null: the scheduler runs
+  Thread all[kMaxThreads];
+  int ready[kMaxThreads / kWarpSize];  // threads of each warp that wait for nothing
+  Stacks stacks;
+  SharedMemory shared;
+  char message[1024];  // of a thread that failed; empty: none did
+};
+
+Runner runner;
+
+unsigned random_below(unsigned count) {  // splitmix64
+  uint64_t z = runner.random += 0x9E3779B97F4A7C15;
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+  z = (z ^ z >> 27) * 0x94D049BB133111EB;
+  return static_cast<unsigned>((z ^ z >> 31) % count);
+}
+
+void shuffle(unsigned* items, unsigned count) {
+  for (unsigned i = count; i > 1; --i) {
+    const unsigned j = random_below(i), item = items[i - 1];
+    items[i - 1] = items[j];
+    items[j] = item;
+  }
+}
+
+const char* operation_name(Operation operation) {
+  static const char* const names[] = {"__syncwarp",      "__shfl_sync",
+                                      "__shfl_up_sync",  "__shfl_down_sync",
+                                      "__shfl_xor_sync", "a vote (__ballot_sync, __any_sync, __all_sync)"};
+  return names[static_cast<int>(operation)];
+}
+
+const char* wait_name(const Thread& thread) {
+  return thread.wait == Wait::barrier ? "__syncthreads" : operation_name(thread.operation);
+}
+
+void write_message(const Thread* thread, Place place, const char* format, va_list arguments) {
+  int used = 0;
+  const auto add = [&used](int length) { used = std::min<int>(used + length, sizeof(runner.message) - 1); };
+  add(std::snprintf(runner.message, sizeof(runner.message), "%s:%d: %s", place.file, place.line, runner.kernel));
+  if (thread != nullptr)
+    add(std::snprintf(runner.message + used, sizeof(runner.message) - used, ", block (%u, %u, %u), thread (%u, %u, %u)",
+                      blockIdx.x, blockIdx.y, blockIdx.z, thread->index.x, thread->index.y, thread->index.z));
+  add(std::snprintf(runner.message + used, sizeof(runner.message) - used, ": "));
+  std::vsnprintf(runner.message + used, sizeof(runner.message) - used, format, arguments);
+}
+
+/// The scheduler's way to fail: run_block returns as soon as there is a message.
+[[gnu::format(printf, 3, 4)]] void report(const Thread& thread, Place place, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  write_message(&thread, place, format, arguments);
+  va_end(arguments);
+}
+
+// ---- Threads.
+
+/// The running thread waits; returns when the scheduler lets it go on.
+void give_control(Wait wait, Place place) {
+  Thread& self = *runner.now;
+  self.wait = wait;
+  self.before = self.at;
+  self.at = place;
+  switch_fiber(self.fiber, runner.scheduler, wait == Wait::left);
+}
+
+void thread_main() {
+  arrive(runner.now->fiber, runner.scheduler);
+  runner.body(runner.data);
+  give_control(Wait::left, {"the end of the kernel", 0});
+}
+
+void take_turn(Thread& thread) {
+  --runner.ready[thread.number / kWarpSize];
+  ++runner.statistics.switches;
+  threadIdx = thread.index;
+  runner.now = &thread;
+  switch_fiber(runner.scheduler, thread.fiber);
+  runner.now = nullptr;
+  if (runner.message[0] != '\0') return;
+  if (const char* name = runner.shared.damaged())
+    report(thread, thread.wait == Wait::left ? thread.before : thread.at,
+           "wrote outside of shared memory, next to %s, between %s:%d and %s:%d", name, thread.before.file,
+           thread.before.line, thread.at.file, thread.at.line);
+}
+
+void let_go(Thread& thread) {
+  thread.wait = Wait::nothing;
+  ++runner.ready[thread.number / kWarpSize];
+}
+
+// ---- Warps.
+
+/// The warp's lanes that there are: the last warp of a block may be short.
+unsigned lanes_of(int warp) {
+  const int lanes = std::min(kWarpSize, runner.threads - warp * kWarpSize);
+  return lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
+}
+
+/// Whether all lanes that this one waits for wait for the same.
+bool is_complete(const Thread* warp, const Thread& thread, unsigned members) {
+  for (int lane = 0; lane < kWarpSize; ++lane)
+    if (members >> lane & 1)
+      if (warp[lane].wait != Wait::warp || warp[lane].mask != thread.mask || warp[lane].operation != thread.operation)
+        return false;
+  return true;
+}
+
+/// Hands out the results of one complete operation.
+void complete(Thread* warp, unsigned members) {
+  uint64_t given[kWarpSize], ballot = 0;
+  Fiber* fibers[kWarpSize];
+  int count = 0;
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    given[lane] = kNoValue;
+    if (!(members >> lane & 1)) continue;
+    given[lane] = warp[lane].value;
+    if (given[lane] != 0) ballot |= uint64_t{1} << lane;
+    fibers[count++] = &warp[lane].fiber;
+  }
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    if (!(members >> lane & 1)) continue;
+    warp[lane].value = warp[lane].operation == Operation::ballot ? ballot : given[warp[lane].source];
+    let_go(warp[lane]);
+  }
+  sanitizer::meet(runner.scheduler, fibers, count);
+  ++runner.statistics.warp_operations;
+}
+
+void complete_operations(int number) {
+  Thread* warp = runner.all + number * kWarpSize;
+  unsigned todo = lanes_of(number);
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    if (!(todo >> lane & 1) || warp[lane].wait != Wait::warp) continue;
+    const unsigned members = warp[lane].mask & lanes_of(number);
+    if (!is_complete(warp, warp[lane], members)) continue;
+    complete(warp, members);
+    todo &= ~members;
+  }
+}
+
+/// Every lane of the warp that waits for nothing runs until it waits for something.
+void run_warp(int number) {
+  unsigned order[kWarpSize];
+  const int lanes = std::min(kWarpSize, runner.threads - number * kWarpSize);
+  for (int i = 0; i < lanes; ++i) order[i] = static_cast<unsigned>(i);
+  if (runner.seed != 0) shuffle(order, static_cast<unsigned>(lanes));
+  for (int i = 0; i < lanes && runner.message[0] == '\0'; ++i) {
+    Thread& thread = runner.all[number * kWarpSize + static_cast<int>(order[i])];
+    if (thread.wait == Wait::nothing) take_turn(thread);
+  }
+  complete_operations(number);
+}
+
+/// The next warp to run; -1: none can. In order, a warp runs as far as it can; otherwise turns are drawn, half of them
+/// for the same warp again, so that some warps run far ahead.
+int choose_warp(int last) {
+  int candidates[kMaxThreads / kWarpSize], count = 0;
+  for (int warp = 0; warp < runner.warps; ++warp)
+    if (runner.ready[warp] != 0) candidates[count++] = warp;
+  if (count == 0) return -1;
+  const bool again = last >= 0 && runner.ready[last] != 0;
+  if (runner.seed == 0) return again ? last : candidates[0];
+  return again && random_below(2) == 0 ? last : candidates[random_below(static_cast<unsigned>(count))];
+}
+
+// ---- Blocks.
+
+/// Nothing can run. All threads wait at one barrier, and go on: true. Otherwise says what is wrong.
+bool pass_barrier() {
+  const Thread* first = nullptr;
+  const Thread* gone = nullptr;
+  int waiting = 0;
+  for (int i = 0; i < runner.threads; ++i) {
+    const Thread& thread = runner.all[i];
+    if (thread.wait == Wait::left) gone = &thread;
+    if (thread.wait != Wait::barrier) continue;
+    ++waiting;
+    if (first == nullptr) first = &thread;
+    if (thread.at.line != first->at.line || thread.at.file != first->at.file) {
+      report(*first, first->at, "barrier divergence: waits at __syncthreads here, thread (%u, %u, %u) at %s:%d",
+             thread.index.x, thread.index.y, thread.index.z, thread.at.file, thread.at.line);
+      return false;
+    }
+  }
+  if (gone != nullptr) {
+    report(*first, first->at,
+           "barrier divergence: waits at __syncthreads with %d of %d threads, thread (%u, %u, %u) has left the kernel",
+           waiting, runner.threads, gone->index.x, gone->index.y, gone->index.z);
+    return false;
+  }
+  Fiber* fibers[kMaxThreads];
+  for (int i = 0; i < runner.threads; ++i) {
+    fibers[i] = &runner.all[i].fiber;
+    let_go(runner.all[i]);
+  }
+  sanitizer::meet(runner.scheduler, fibers, runner.threads);
+  ++runner.statistics.barriers;
+  return true;
+}
+
+/// Nothing can run, and `thread` waits for its warp: says for whom in vain.
+void report_stuck_lane(const Thread& thread) {
+  const int warp = thread.number / kWarpSize;
+  const unsigned members = thread.mask & lanes_of(warp);
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    if (!(members >> lane & 1)) continue;
+    const Thread& other = runner.all[warp * kWarpSize + lane];
+    if (other.wait == Wait::left) {
+      report(thread, thread.at, "%s with mask %#010x names lane %d, which has left the kernel", wait_name(thread),
+             thread.mask, lane);
+      return;
+    }
+    if (other.wait == Wait::barrier) {
+      report(thread, thread.at, "deadlock: %s with mask %#010x names lane %d, which waits at __syncthreads, %s:%d",
+             wait_name(thread), thread.mask, lane, other.at.file, other.at.line);
+      return;
+    }
+    if (other.mask != thread.mask || other.operation != thread.operation) {
+      report(thread, thread.at,
+             "lanes disagree: lane %d waits at %s with mask %#010x, lane %d at %s with mask %#010x, %s:%d",
+             thread.number % kWarpSize, wait_name(thread), thread.mask, lane, wait_name(other), other.mask,
+             other.at.file, other.at.line);
+      return;
+    }
+  }
+}
+
+void run_block() {
+  int warp = -1;
+  while (runner.message[0] == '\0') {
+    warp = choose_warp(warp);
+    if (warp >= 0) {
+      run_warp(warp);
+      continue;
+    }
+    bool all_left = true;
+    const Thread* stuck = nullptr;
+    for (int i = 0; i < runner.threads; ++i) {
+      all_left = all_left && runner.all[i].wait == Wait::left;
+      if (stuck == nullptr && runner.all[i].wait == Wait::warp) stuck = &runner.all[i];
+    }
+    if (all_left) return;
+    if (stuck != nullptr)
+      report_stuck_lane(*stuck);
+    else
+      pass_barrier();
+  }
+}
+
+void prepare_threads() {
+  if (sanitizer::kFreshStacks || runner.stacks.count() < runner.threads) runner.stacks.map(runner.threads);
+  std::fill(runner.ready, runner.ready + runner.warps, 0);
+  for (int i = 0; i < runner.threads; ++i) {
+    Thread& thread = runner.all[i];
+    const unsigned number = static_cast<unsigned>(i);
+    thread.number = i;
+    thread.index = {number % blockDim.x, number / blockDim.x % blockDim.y, number / (blockDim.x * blockDim.y)};
+    thread.at = {"the start of the kernel", 0};
+    thread.copy_first = thread.copy_end = thread.groups = 0;
+    prepare(thread.fiber, runner.stacks.at(i), thread_main);
+    sanitizer::create(thread.fiber);
+    let_go(thread);
+  }
+}
+
+void check_shape(dim3 grid, dim3 block, size_t dynamic_shared) {
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  const char* wrong = nullptr;
+  if (threads == 0 || threads > kMaxThreads || block.x > 1024 || block.y > 1024 || block.z > 64)
+    wrong = "expected a block of 1 to 1024 threads, at most 1024 x 1024 x 64";
+  else if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535)
+    wrong = "expected a grid of at least one block, at most 2147483647 x 65535 x 65535";
+  else if (dynamic_shared > kMaxDynamicShared)
+    wrong = "expected at most 227 KB of dynamic shared memory";
+  if (wrong == nullptr) return;
+  char found[160];
+  std::snprintf(found, sizeof(found), ", found grid %u x %u x %u, block %u x %u x %u, %zu bytes", grid.x, grid.y,
+                grid.z, block.x, block.y, block.z, dynamic_shared);
+  throw Error(std::string(runner.kernel) + ": " + wrong + found);
+}
+
+// ---- Shared memory.
+
+void SharedMemory::open(size_t dynamic_size) {
+  constexpr size_t kGuard = 4096;
+  if (base_ == nullptr) {
+    void* memory = mmap(nullptr, kArena + 2 * kGuard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    base_ = static_cast<unsigned char*>(memory) + kGuard;
+  }
+  // Mapped afresh for every block, so that no sanitizer takes the shared memory of two blocks for the same.
+  mmap(base_, kArena, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  sanitizer::hide(base_, kArena);
+  count_ = 0;
+  static_size_ = 0;
+  poisoned_ = base_;
+  dynamic_size_ = dynamic_size;
+  end_ = dynamic() + dynamic_size;
+  poison_up_to(end_ + kGap);
+  sanitizer::show(dynamic(), dynamic_size);
+}
+
+void SharedMemory::close() {
+  if (base_ != nullptr) sanitizer::show(base_, kArena);
+}
+
+void SharedMemory::poison_up_to(const unsigned char* end) {
+  constexpr uint64_t kPoison8 = 0x0001000100010001ull * kPoison;
+  for (; poisoned_ < end; poisoned_ += 8) *reinterpret_cast<uint64_t*>(poisoned_) = kPoison8;
+}
+
+void* SharedMemory::object(const SharedName& name, size_t size, size_t alignment) {
+  for (int i = 0; i < count_; ++i)
+    if (objects_[i].name == &name) return objects_[i].begin;
+  static_size_ = (static_size_ + alignment - 1) / alignment * alignment + size;
+  if (static_size_ > kMaxStaticShared)
+    fail(name.place,
+         "%s brings static shared memory to %zu bytes, a block has at most 48 KB; take dynamic shared memory",
+         name.name, static_size_);
+  if (static_size_ + dynamic_size_ > kMaxDynamicShared)
+    fail(name.place, "%s brings shared memory to %zu bytes, a block has at most 227 KB", name.name,
+         static_size_ + dynamic_size_);
+  if (count_ == kMaxObjects)
+    fail(name.place, "%s is one object of shared memory more than the runner allows", name.name);
+  // Aligned as its type needs and no further, so that wider accesses than the type promises are found.
+  const uintptr_t step = std::max<size_t>(alignment, 16);
+  uintptr_t at = (reinterpret_cast<uintptr_t>(end_) + kGap + step - 1) / step * step;
+  if (alignment < 16) at += alignment;
+  unsigned char* begin = reinterpret_cast<unsigned char*>(at);
+  end_ = begin + size;
+  poison_up_to(end_ + kGap);
+  sanitizer::show(begin, size);
+  objects_[count_++] = {&name, begin, end_};
+  return begin;
+}
+
+const char* SharedMemory::damaged() const {
+  const unsigned char* gap = base_;
+  const char* before = "dynamic shared memory";
+  if (!is_poison(gap, dynamic())) return before;
+  gap = dynamic() + dynamic_size_;
+  for (int i = 0; i < count_; ++i) {
+    if (!is_poison(gap, gap + kGap)) return before;
+    gap = objects_[i].end;
+    before = objects_[i].name->name;
+  }
+  return is_poison(gap, gap + kGap) ? nullptr : before;
+}
+
+}  // namespace
+
+// ---- The runner's interface.
+
+void run_grid(const char* name, dim3 grid, dim3 block, size_t dynamic_shared, void (*body)(const void*),
+              const void* data) {
+  const std::lock_guard<std::mutex> lock(runner.one_launch);
+  runner.kernel = name;
+  check_shape(grid, block, dynamic_shared);
+  runner.body = body;
+  runner.data = data;
+  runner.message[0] = '\0';
+  runner.random = runner.seed;
+  gridDim = grid;
+  blockDim = block;
+  runner.threads = static_cast<int>(block.x * block.y * block.z);
+  runner.warps = (runner.threads + kWarpSize - 1) / kWarpSize;
+  sanitizer::adopt(runner.scheduler);
+
+  const unsigned blocks = grid.x * grid.y * grid.z;
+  const std::unique_ptr<unsigned[]> order(new unsigned[blocks]);
+  for (unsigned i = 0; i < blocks; ++i) order[i] = i;
+  if (runner.seed != 0) shuffle(order.get(), blocks);
+
+  ++runner.statistics.launches;
+  for (unsigned i = 0; i < blocks && runner.message[0] == '\0'; ++i) {
+    blockIdx = {order[i] % grid.x, order[i] / grid.x % grid.y, order[i] / (grid.x * grid.y)};
+    if (!sanitizer::has_room(runner.threads)) sanitizer::join(runner.scheduler);
+    runner.shared.open(dynamic_shared);
+    prepare_threads();
+    run_block();
+    for (int t = 0; t < runner.threads; ++t) sanitizer::retire(runner.all[t].fiber);
+    ++runner.statistics.blocks;
+    runner.statistics.threads += runner.threads;
+  }
+  sanitizer::join(runner.scheduler);
+  runner.shared.close();
+  if (runner.message[0] != '\0') throw Error(runner.message);
+}
+
+void set_schedule(uint64_t seed) {
+  runner.seed = seed;
+}
+
+void set_device(int multiprocessors, int resident_blocks) {
+  runner.multiprocessors = multiprocessors;
+  runner.resident_blocks = resident_blocks;
+}
+
+int multiprocessors() {
+  return runner.multiprocessors;
+}
+
+int resident_blocks() {
+  return runner.resident_blocks;
+}
+
+const char* variant() {
+  return sanitizer::kVariant;
+}
+
+Statistics statistics() {
+  return runner.statistics;
+}
+
+void fail(Place place, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  write_message(runner.now, place, format, arguments);
+  va_end(arguments);
+  if (runner.now == nullptr) throw Error(runner.message);
+  give_control(Wait::left, place);
+  std::abort();  // nobody switches back to a thread that failed
+}
+
+void barrier(Place place) {
+  give_control(Wait::barrier, place);
+}
+
+uint64_t exchange(Operation operation, unsigned mask, uint64_t value, int source, Place place) {
+  Thread& self = *runner.now;
+  self.operation = operation;
+  self.mask = mask;
+  self.value = value;
+  self.source = source;
+  if (!(mask >> lane() & 1))
+    fail(place, "lane %d is not in its own mask %#010x of %s", lane(), mask, operation_name(operation));
+  give_control(Wait::warp, place);
+  return self.value;
+}
+
+int lane() {
+  return runner.now->number % kWarpSize;
+}
+
+void* shared_object(const SharedName& name, size_t size, size_t alignment) {
+  return runner.shared.object(name, size, alignment);
+}
+
+void* dynamic_shared() {
+  return runner.shared.dynamic();
+}
+
+void add_copy(Copy copy, Place place) {
+  Thread& self = *runner.now;
+  if (self.copy_first == self.copy_end) self.copy_first = self.copy_end = 0;
+  if (self.copy_end == kMaxCopies)
+    fail(place, "more than %d asynchronous copies of a thread are under way; wait for some", kMaxCopies);
+  self.copies[self.copy_end] = copy;
+  self.copy_groups[self.copy_end++] = self.groups;
+}
+
+void commit_copies() {
+  ++runner.now->groups;
+}
+
+bool next_landing(int groups, Copy* copy) {
+  Thread& self = *runner.now;
+  if (self.copy_first == self.copy_end || self.copy_groups[self.copy_first] >= self.groups - groups) return false;
+  *copy = self.copies[self.copy_first++];
+  return true;
+}
+
+}  // namespace sela::simt

@@ -1,0 +1,287 @@
+"""Augmentation of a uint8 data set on the device where it lies: parameters are drawn there too."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from sela_ext import _core
+from sela_ext.errors import DataError, ResourceError
+from sela_ext.kernels.augment import (
+    PARAMETERS,
+    Augment,
+    augment_options,
+    check_key,
+    check_output,
+    is_tensor,
+    sample_parameters,
+)
+from sela_ext.kernels.augment import augment as augment_on_cpu
+from sela_ext.kernels.sinkhorn import check_device
+
+if TYPE_CHECKING:
+    import torch
+
+_WORDS = PARAMETERS.itemsize // 4
+"""One record as 32-bit words."""
+
+
+@overload
+def augment_resident(
+    images: torch.Tensor | npt.NDArray[np.uint8],
+    index: npt.ArrayLike | torch.Tensor,
+    augment: Augment,
+    *,
+    seed: int,
+    epoch: int,
+    view: int = ...,
+    out: torch.Tensor | None = ...,
+    dtype: torch.dtype | None = ...,
+    channels_last: bool = ...,
+    return_parameters: Literal[False] = ...,
+    threads: int = ...,
+) -> torch.Tensor: ...
+
+
+@overload
+def augment_resident(
+    images: torch.Tensor | npt.NDArray[np.uint8],
+    index: npt.ArrayLike | torch.Tensor,
+    augment: Augment,
+    *,
+    seed: int,
+    epoch: int,
+    view: int = ...,
+    out: torch.Tensor | None = ...,
+    dtype: torch.dtype | None = ...,
+    channels_last: bool = ...,
+    return_parameters: Literal[True],
+    threads: int = ...,
+) -> tuple[torch.Tensor, npt.NDArray[np.void]]: ...
+
+
+def augment_resident(
+    images: torch.Tensor | npt.NDArray[np.uint8],
+    index: npt.ArrayLike | torch.Tensor,
+    augment: Augment,
+    *,
+    seed: int,
+    epoch: int,
+    view: int = 0,
+    out: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    return_parameters: bool = False,
+    threads: int = 0,
+) -> torch.Tensor | tuple[torch.Tensor, npt.NDArray[np.void]]:
+    """Draw the parameters of images `index` and augment these, where `images` lie.
+
+    The same as ``params = sample_parameters(augment, H, W, index, seed=seed, epoch=epoch, view=view)`` and
+    ``augment(images, params, augment, rows=index)``. On a CUDA device it is one launch on the current stream, which is
+    not waited for; parameters have the same bits there, and pixels are within 0.01 of 255.
+
+    Args:
+        images: uint8 [N, H, W, C] with C = 1 or 3, numpy or torch, contiguous; at most 64 pixels a side on CUDA.
+        index: int64 [B], numbers of images in [0, N), which are also the ids that parameters are drawn with. Numbers
+            that lie on a CUDA device are not looked at before the launch: one outside [0, N) gives NaN.
+        augment: what may be drawn, and the output's size, at most 64 on CUDA.
+        seed: the key, [0, 2^64).
+        epoch: [0, 2^32).
+        view: several views of an image in one epoch differ by this, [0, 256).
+        out: [B, C, size, size] tensor to write into, where the images are; default a new one.
+        dtype: torch.float32, bfloat16 or float16; default that of out, or float32.
+        channels_last: NHWC memory (the shape stays NCHW).
+        return_parameters: also return the records [B] of PARAMETERS; on CUDA this waits for the launch.
+        threads: CPU threads, 0 = all processors.
+
+    Returns:
+        [B, C, size, size] tensor: out, where given; and the records, if asked for.
+
+    Raises:
+        DataError: images, index or out that do not fit together or are too large for the kernel.
+        OptionError: seed, epoch, view or dtype out of range.
+        ResourceError: images on a CUDA device, and this build or device has no CUDA kernel.
+
+    Example:
+        >>> images = np.zeros((5, 32, 32, 3), np.uint8)
+        >>> augment_resident(images, [4, 0, 4], Augment.cifar(32), seed=0, epoch=1).shape
+        torch.Size([3, 3, 32, 32])
+    """
+    check_key(seed, epoch, view)
+    source: Any = images
+    if is_tensor(source) and source.device.type == "cuda":
+        check_cuda(source.device)
+        key = (seed, epoch, view)
+        result, words = run_cuda(source, index, augment, key, None, out, dtype, channels_last, return_parameters)
+        return (result, _records(words)) if return_parameters else result
+    source = source.detach().numpy() if is_tensor(source) else source
+    if not isinstance(source, np.ndarray) or source.ndim != 4:
+        found = getattr(source, "shape", type(source).__name__)
+        raise DataError(f"images: expected uint8 images [N, H, W, C], found {found}")
+    rows = check_index(index, len(source))
+    params = sample_parameters(augment, source.shape[1], source.shape[2], rows, seed=seed, epoch=epoch, view=view)
+    result = augment_on_cpu(
+        source, params, augment, rows=rows, out=out, dtype=dtype, channels_last=channels_last, threads=threads
+    )
+    return (result, params) if return_parameters else result
+
+
+def augment_given(
+    images: Any,
+    params: npt.NDArray[np.void],
+    augment: Augment,
+    rows: npt.ArrayLike | torch.Tensor | None,
+    out: torch.Tensor | None,
+    dtype: torch.dtype | None,
+    channels_last: bool,
+) -> torch.Tensor:
+    """kernels.augment for images on a CUDA device: uploads the parameters, which are checked before."""
+    check_cuda(images.device)
+    picked = np.arange(len(params)) if rows is None else rows
+    return run_cuda(images, picked, augment, (0, 0, 0), params, out, dtype, channels_last, False)[0]
+
+
+def check_index(index: npt.ArrayLike | torch.Tensor, count: int) -> npt.NDArray[np.int64]:
+    """Numbers of images as int64 [B] in the CPU's memory.
+
+    Raises:
+        DataError: numbers that are not integers or lie outside [0, count).
+    """
+    given = index.detach().cpu().numpy() if is_tensor(index) else np.asarray(index)  # type: ignore[union-attr]
+    if given.size and given.dtype.kind not in "iu":
+        raise DataError(f"index: expected integers, found {given.dtype}")
+    rows = np.ascontiguousarray(given, dtype=np.int64).reshape(-1)
+    if rows.size and (rows.min() < 0 or rows.max() >= count):
+        bad = rows.max() if rows.max() >= count else rows.min()
+        raise DataError(f"index: expected image numbers in [0, {count}), found {bad}")
+    return rows
+
+
+def check_cuda(device: torch.device) -> None:
+    """Refuse a CUDA device that this build has no kernels for.
+
+    Raises:
+        ResourceError: a build without CUDA, or without this device's architecture.
+    """
+    if not _core.build_info()["cuda"]:
+        raise ResourceError(
+            "images are on a CUDA device, but this build of sela_ext has no CUDA kernels; "
+            "install it again with nvcc on the PATH, or pass images.cpu()"
+        )
+    check_device(device)
+
+
+def check_resident(images: Any, augment: Augment) -> None:
+    """Refuse images that the CUDA kernel does not take.
+
+    Raises:
+        DataError: not contiguous uint8 [N, H, W, C] with C = 1 or 3, or a side that is too long.
+    """
+    import torch
+
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or min(shape[1:]) < 1:
+        raise DataError(f"images: expected uint8 [N, H, W, C] with C = 1 or 3, found {images.dtype} {shape}")
+    if not images.is_contiguous():
+        raise DataError(f"images: expected contiguous memory, found strides {images.stride()}; call .contiguous() once")
+    limit = _core.AUGMENT_CUDA_SIDE
+    if max(*shape[1:3], augment.size) > limit:
+        raise DataError(
+            f"images: expected sides, and an output, of at most {limit} pixels on CUDA, found {shape[1]} x {shape[2]} "
+            f"to {augment.size}; augment these on the CPU"
+        )
+
+
+def run_cuda(
+    images: Any,
+    index: Any,
+    augment: Augment,
+    key: tuple[int, int, int],
+    params: npt.NDArray[np.void] | None,
+    out: torch.Tensor | None,
+    dtype: torch.dtype | None,
+    channels_last: bool,
+    want_parameters: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check, allocate and launch: the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for).
+
+    params None: they are drawn with key = (seed, epoch, view).
+    """
+    import torch
+
+    device = images.device
+    check_resident(images, augment)
+    if is_tensor(index) and index.device == device and device.type == "cuda":
+        if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
+            raise DataError(f"index: expected integers, found {index.dtype}")
+        rows = index.detach().reshape(-1).to(torch.int64).contiguous()
+    else:
+        rows = torch.from_numpy(check_index(index, len(images))).to(device)
+    channels = int(images.shape[3])
+    height, width = int(images.shape[1]), int(images.shape[2])
+    options = augment_options(augment, channels)
+    result = check_output(out, (len(rows), channels, augment.size, augment.size), dtype, channels_last, device)
+    given = None
+    if params is not None:
+        given = torch.from_numpy(_words(params, len(rows), options, height, width)).to(device)
+    drawn = torch.empty(len(rows) if want_parameters else 0, _WORDS, dtype=torch.int32, device=device)
+    with current_device(device):
+        try:
+            _core.augment_resident_cuda(
+                options,
+                images.data_ptr(),
+                len(images),
+                height,
+                width,
+                channels,
+                rows.data_ptr(),
+                len(rows),
+                *key,
+                0 if given is None else given.data_ptr(),
+                drawn.data_ptr() if want_parameters else 0,
+                result.data_ptr(),
+                str(result.dtype).removeprefix("torch."),
+                channels_last,
+                current_stream(device),
+            )
+        except RuntimeError as error:
+            raise ResourceError(str(error)) from error
+    return result, drawn
+
+
+def current_device(device: torch.device) -> AbstractContextManager[Any]:
+    """`device` as the current CUDA device; the one before is restored."""
+    import torch
+
+    return torch.cuda.device(device)
+
+
+def current_stream(device: torch.device) -> int:
+    """The address of torch's current stream on `device`."""
+    import torch
+
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+def _words(
+    params: npt.NDArray[np.void], count: int, options: _core.AugmentOptions, height: int, width: int
+) -> npt.NDArray[np.int32]:
+    """Checked records as int32 [B, 15]."""
+    if getattr(params, "dtype", None) != PARAMETERS or params.ndim != 1:
+        found = f"{getattr(params, 'dtype', type(params).__name__)}"
+        raise DataError(f"params: expected records [B] as sample_parameters returns them, found {found}")
+    if len(params) != count:
+        raise DataError(f"params: expected {count} records, one per row, found {len(params)}")
+    records = np.array(params)  # contiguous, and writable as torch asks
+    try:
+        _core.check_parameters(options, records, height, width)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return records.view(np.int32).reshape(count, _WORDS)
+
+
+def _records(words: torch.Tensor) -> npt.NDArray[np.void]:
+    return words.cpu().numpy().view(PARAMETERS).reshape(-1)

@@ -281,11 +281,45 @@ def plain_add(source: Source) -> Iterator[Edit]:
                 break
 
 
+def warp_calls(source: Source) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Start of every shuffle or vote, and the spans of its arguments."""
+    for match in re.finditer(r"\b__(?:shfl\w*|ballot|any|all)_sync\(", source.code):
+        spans, begin, depth = [], match.end(), 0
+        for at in range(match.end(), closing(source.code, match.end() - 1)):
+            depth += (source.code[at] in "([{") - (source.code[at] in ")]}")
+            if (source.code[at] == "," and depth == 0) or depth < 0:
+                spans.append((begin, at))
+                begin = at + 2
+        yield match.start(), spans
+
+
+def lane_mask(source: Source) -> Iterator[Edit]:
+    """A shuffle or vote without the last lane in its mask."""
+    for _, ((start, end), *_others) in warp_calls(source):
+        yield start, end, f"({source.text[start:end]} >> 1)"
+
+
 def no_exchange(source: Source) -> Iterator[Edit]:
     """A shuffle gives a thread its own value back."""
-    for match in re.finditer(r"\b__shfl_\w*sync\(", source.code):
-        end = closing(source.code, match.end() - 1)
-        yield match.start(), end, f"({source.text[match.end() : end - 1].split(',')[1].strip()})"
+    for start, spans in warp_calls(source):
+        if source.code.startswith("__shfl", start):
+            yield start, spans[-1][1] + 1, f"({source.text[slice(*spans[1])]})"
+
+
+def late_reduction(source: Source) -> Iterator[Edit]:
+    """A reduction by halves starts with a quarter."""
+    for start, end in for_headers(source):
+        match = re.search(r" = ([\w ]+(?: / 2)?);.* /= 2$", source.code[start:end])
+        if match:
+            yield start + match.start(1), start + match.end(1), f"{match.group(1)} / 2"
+
+
+def early_end(source: Source) -> Iterator[Edit]:
+    """A reduction by halves leaves its last step out."""
+    for start, end in for_headers(source):
+        match = re.search(r" > 0; \w+ /= 2$", source.code[start:end])
+        if match:
+            yield start + match.start(), start + match.start() + len(" > 0"), " > 1"
 
 
 def constant(source: Source) -> Iterator[Edit]:
@@ -353,10 +387,10 @@ RULES: dict[str, Callable[[Source], Iterator[Edit]]] = {
     "wait removed": replace(r"\bcopy_async_wait(?:<\w+>)?\(\);", ";"),
     "wait too weak": replace(r"\bcopy_async_wait<(\w+)>\(\);", r"copy_async_wait<\g<1> + 1>();"),
     "commit removed": replace(r"\bcopy_async_commit\(\);", ";"),
-    "lane mask": replace(r"\b0x[fF]{8}u?\b", "0x7fffffffu"),
+    "lane mask": lane_mask,
     "exchange removed": no_exchange,
-    "reduction starts late": replace(r"(?<= = )kWarp / 2(?=;)", "kWarp / 4"),
-    "reduction stops early": replace(r"\b(step|offset|distance|s|o) > 0(?=;)", r"\1 > 1"),
+    "reduction starts late": late_reduction,
+    "reduction stops early": early_end,
     "atomic made plain": plain_add,
     "loop bound": loop_bound,
     "loop start": loop_start,

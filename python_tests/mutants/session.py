@@ -38,7 +38,9 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "mutants"
 TABLE = ROOT / "docs" / "gpu.md"
 BEGIN, END = "<!-- mutants:begin -->", "<!-- mutants:end -->"
-VARIANTS = ("plain", "thread", "address")
+BUILD = ROOT / "build" / "simt"
+TARGETS = {"plain": "_simt", "thread": "_simt_thread", "address": "_simt_address"}
+VARIANTS = tuple(TARGETS)
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,42 @@ class Commands:
     folder: Path
 
 
+def build_modules(variants: list[str]) -> None:
+    """The ordinary test modules, which lend their objects: see csrc/simt/CMakeLists.txt."""
+    import pybind11
+
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    configure = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(BUILD),
+        "-G",
+        "Ninja",
+        "-Wno-dev",
+        "-DSELA_SIMT=ON",
+        "-DSELA_CUDA=OFF",
+    ]
+    python = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    targets = [TARGETS[variant] for variant in variants]
+    build = ["cmake", "--build", str(BUILD), "--parallel", str(len(os.sched_getaffinity(0))), "--target", *targets]
+    for command in ([*configure, *python], build):
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
 def commands(variant: str, source: str) -> Commands:
     """How the ordinary build compiles csrc/cuda/`source` and links the module."""
-    folder = ROOT / "build" / "simt" / variant
-    listed = subprocess.run(
-        ["ninja", "-t", "commands", "_simt"], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    (compiling,) = [line for line in listed if f"csrc/cuda/{source}" in line and " -c " in line]
-    (linking,) = [line for line in listed if "-shared" in line and "_simt" in line.split(" -o ")[-1].split(" ")[0]]
+    ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
+    target = TARGETS[variant]
+    asked = subprocess.run([ninja, "-t", "commands", target], cwd=BUILD, check=True, capture_output=True, text=True)
+    lines = asked.stdout.splitlines()
+    (compiling,) = [line for line in lines if f"csrc/cuda/{source} " in f"{line} " and f"{target}_kernels" in line]
+    (linking,) = [line for line in lines if " -shared " in line and f"{variant}/_simt" in line]
     compile_words = shlex.split(compiling)
     link_words = shlex.split(linking.split("&&")[1] if "&&" in linking else linking)  # ": && command && :"
-    target = compile_words[compile_words.index("-o") + 1]
-    module = link_words[link_words.index("-o") + 1]
-    return Commands(compile_words, link_words, target, module, folder)
+    made, module = (words[words.index("-o") + 1] for words in (compile_words, link_words))
+    return Commands(compile_words, link_words, made, module, BUILD)
 
 
 def build_mutant(how: Commands, place: Path, unit: Unit, optimise: str) -> str | None:
@@ -417,6 +442,7 @@ def main(arguments: list[str]) -> int:
         return 0
 
     WORK.mkdir(parents=True, exist_ok=True)
+    build_modules(given.variants)
     verdicts = Session(given).run(work)
     seconds = time.monotonic() - began
     survivors = [v.mutant.key for v in verdicts if v.outcome == "survived"]

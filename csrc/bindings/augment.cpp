@@ -178,7 +178,8 @@ py::array_t<uint32_t> bind_philox(const std::array<uint32_t, 4>& counter, const 
 }  // namespace
 
 void bind_augment(py::module_& m) {
-  py::class_<AugmentOptions>(m, "AugmentOptions", "How parameters are drawn and images are finished.")
+  py::class_<AugmentOptions>(m, "AugmentOptions", py::module_local(),
+                             "How parameters are drawn and images are finished.")
       .def(py::init(&make_options), py::kw_only(), py::arg("size"), py::arg("crop"), py::arg("resize"),
            py::arg("scale"), py::arg("log_ratio"), py::arg("ratio"), py::arg("flip_probability"),
            py::arg("gray_probability"), py::arg("jitter_probability"), py::arg("brightness"), py::arg("contrast"),

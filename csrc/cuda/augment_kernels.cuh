@@ -126,17 +126,6 @@ inline Layout lay_out(int32_t size, int32_t height, int32_t width, int32_t chann
   return l;
 }
 
-// ---- Arithmetic of which a host has another form.
-
-/// x in [0, 1].
-__device__ __forceinline__ float saturate(float x) {
-#if defined(__CUDA_ARCH__)
-  return __saturatef(x);
-#else
-  return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f;
-#endif
-}
-
 /// 1 / x for normal x.
 __device__ __forceinline__ float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
@@ -225,9 +214,9 @@ __device__ __forceinline__ void turn_hue(float turn, float& r, float& g, float& 
   float hue = high == g ? fmaf(b - r, inverse, 2.0f) : fmaf(r - g, inverse, 4.0f);
   hue = (high == r ? (g - b) * inverse : hue) + turn;
   hue = fmaf(floorf(hue * (1.0f / 6.0f)), -6.0f, hue);
-  r = fmaf(range, saturate(fabsf(hue - 3.0f) - 1.0f), low);
-  g = fmaf(range, saturate(2.0f - fabsf(hue - 2.0f)), low);
-  b = fmaf(range, saturate(2.0f - fabsf(hue - 4.0f)), low);
+  r = fmaf(range, __saturatef(fabsf(hue - 3.0f) - 1.0f), low);
+  g = fmaf(range, __saturatef(2.0f - fabsf(hue - 2.0f)), low);
+  b = fmaf(range, __saturatef(2.0f - fabsf(hue - 4.0f)), low);
 }
 
 /// The operations of `code`, 2 bits each, on kCount pixels.
@@ -239,14 +228,14 @@ __device__ __forceinline__ void apply(uint32_t code, const Plan& p, float (&v)[k
 #pragma unroll
       for (int c = 0; c < kChannels; ++c)
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) v[c][j] = saturate(v[c][j] * p.brightness);
+        for (int j = 0; j < kCount; ++j) v[c][j] = __saturatef(v[c][j] * p.brightness);
     } else if constexpr (kChannels == 3) {
       if (op == kSaturation) {
 #pragma unroll
         for (int j = 0; j < kCount; ++j) {
           const float gray = luma(v[0][j], v[1][j], v[2][j]) * (1.0f - p.saturation);
 #pragma unroll
-          for (int c = 0; c < 3; ++c) v[c][j] = saturate(fmaf(v[c][j], p.saturation, gray));
+          for (int c = 0; c < 3; ++c) v[c][j] = __saturatef(fmaf(v[c][j], p.saturation, gray));
         }
       } else {
 #pragma unroll
@@ -508,7 +497,7 @@ __device__ __forceinline__ void finish(const Arguments& a, const Plan& p, const 
 #pragma unroll
       for (int c = 0; c < kChannels; ++c)
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) v[c][j] = saturate(fmaf(v[c][j], p.contrast, offset));
+        for (int j = 0; j < kCount; ++j) v[c][j] = __saturatef(fmaf(v[c][j], p.contrast, offset));
     }
     apply(p.operations >> 6, p, v);
     if ((p.flags & kGrayLast) != 0u) make_gray(v);

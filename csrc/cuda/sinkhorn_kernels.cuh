@@ -433,9 +433,9 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
   const int threads = M::kOneWarp ? kWarp : static_cast<int>(blockDim.x);  // of a group
   const int thread = static_cast<int>(threadIdx.x) % threads;
   const int groups_here = static_cast<int>(blockDim.x) / threads;
-  const int64_t group = static_cast<int64_t>(blockIdx.x) * groups_here + static_cast<int>(threadIdx.x) / threads;
-  const int64_t groups = static_cast<int64_t>(gridDim.x) * groups_here;
-  const int64_t tiles = (a.rows + kTileRows - 1) / kTileRows;
+  const int group = static_cast<int>(blockIdx.x) * groups_here + static_cast<int>(threadIdx.x) / threads;
+  const int groups = static_cast<int>(gridDim.x) * groups_here;
+  const int tiles = static_cast<int>((a.rows + kTileRows - 1) / kTileRows);
   const Share<T, C, kAligned> share(thread, threads, static_cast<int>(a.cols));
   const float scale = static_cast<float>(a.scale);
   float g[C];
@@ -443,23 +443,21 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
   int half = 0;
   SELA_DYNAMIC_SHARED(Bytes16, slots);
   const Ahead<T, M, kAligned> ahead{slots, kAligned ? a.stages : 1};
-  float ref_ahead[R], weight_ahead[R];
-  // Reference and weight of R rows from `from`, if there is such a row.
+  const float* reference = static_cast<const float*>(a.reference);
+  float ref_ahead[R] = {};
+  // References of R rows from `from`; behind the last row that row's.
   const auto look_ahead = [&](int64_t from) {
 #pragma unroll
-    for (int q = 0; q < R; ++q) {
-      const int64_t row = from + q < a.rows ? from + q : a.rows - 1;
-      ref_ahead[q] = static_cast<const float*>(a.reference)[row];
-      weight_ahead[q] = a.weights != nullptr ? a.weights[row] : 1.0f;
-    }
+    for (int q = 0; q < R; ++q) ref_ahead[q] = reference[from + q < a.rows ? from + q : a.rows - 1];
   };
-  if (a.reference != nullptr && group < tiles) {
-    look_ahead(group * kTileRows);
-    for (int stage = 0; stage < ahead.stages; ++stage) ahead.start(a, stage, group * kTileRows + stage * R, share);
+  if (reference != nullptr && group < tiles) {
+    look_ahead(static_cast<int64_t>(group) * kTileRows);
+    for (int stage = 0; stage < ahead.stages; ++stage)
+      ahead.start(a, stage, static_cast<int64_t>(group) * kTileRows + stage * R, share);
   }
 
-  for (int64_t tile = group; tile < tiles; tile += groups) {
-    const int64_t first = tile * kTileRows;
+  for (int tile = group; tile < tiles; tile += groups) {
+    const int64_t first = static_cast<int64_t>(tile) * kTileRows;
     const int rows = a.rows - first < kTileRows ? static_cast<int>(a.rows - first) : kTileRows;
     float partial[C];
 #pragma unroll
@@ -467,8 +465,8 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
     Tally tally;
 
     // Rows that are done below: all without a reference, else those whose sum leaves its range.
-    uint64_t careful = a.reference != nullptr ? 0 : ~uint64_t{0} >> (64 - rows);
-    for (int i = 0; a.reference != nullptr && i < rows; i += R) {
+    uint64_t careful = reference != nullptr ? 0 : ~uint64_t{0} >> (64 - rows);
+    for (int i = 0; reference != nullptr && i < rows; i += R) {
       float e[R][C], s[R], ref[R], weight[R];
       Best<float> best[R];
       const int stage = i / R % ahead.stages;
@@ -478,7 +476,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
         Raw<T, C> x;
         ahead.take(stage, q, x);
         ref[q] = ref_ahead[q];
-        weight[q] = weight_ahead[q];
+        weight[q] = a.weights != nullptr ? a.weights[first + (i + q < rows ? i + q : rows - 1)] : 1.0f;
         best[q] = none<float>();
         s[q] = 0.0f;
 #pragma unroll
@@ -487,7 +485,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       // What comes next is on its way while these rows are worked on, also from one tile to the next.
       const auto later = [&](int rows_ahead) {
         const int to = i + rows_ahead;
-        return to < kTileRows ? first + to : (tile + groups) * kTileRows + to - kTileRows;
+        return to < kTileRows ? first + to : static_cast<int64_t>(tile + groups - 1) * kTileRows + to;
       };
       ahead.start(a, stage, later(ahead.stages * R), share);
       look_ahead(later(R));

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "simt/planted.h"
 #include "simt/runner.h"
 
 namespace py = pybind11;
@@ -32,5 +33,8 @@ PYBIND11_MODULE(_simt, m) {
   m.def("set_device", &sela::simt::set_device, py::arg("multiprocessors"), py::arg("resident_blocks"),
         "What the launchers believe of the device.");
   m.def("statistics", &statistics, "Counts over all launches of this process.");
+  m.def("planted_names", &sela::simt::planted_names, "The planted bugs.");
+  m.def("planted", &sela::simt::run_planted, py::arg("name"), py::arg("with_bug") = true,
+        "Runs the kernel of a planted bug, with it or without; returns what the kernel wrote.");
   sela::bind_all(m);
 }

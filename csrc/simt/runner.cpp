@@ -145,7 +145,9 @@ const char* wait_name(const Thread& thread) {
 void write_message(const Thread* thread, Place place, const char* format, va_list arguments) {
   int used = 0;
   const auto add = [&used](int length) { used = std::min<int>(used + length, sizeof(runner.message) - 1); };
-  add(std::snprintf(runner.message, sizeof(runner.message), "%s:%d: %s", place.file, place.line, runner.kernel));
+  if (place.line > 0)
+    add(std::snprintf(runner.message, sizeof(runner.message), "%s:%d: ", place.file, place.line));
+  add(std::snprintf(runner.message + used, sizeof(runner.message) - used, "%s", runner.kernel));
   if (thread != nullptr)
     add(std::snprintf(runner.message + used, sizeof(runner.message) - used, ", block (%u, %u, %u), thread (%u, %u, %u)",
                       blockIdx.x, blockIdx.y, blockIdx.z, thread->index.x, thread->index.y, thread->index.z));
@@ -161,7 +163,17 @@ void write_message(const Thread* thread, Place place, const char* format, va_lis
   va_end(arguments);
 }
 
+void describe(Place place, char* text, size_t size) {
+  if (place.line > 0)
+    std::snprintf(text, size, "%s:%d", place.file, place.line);
+  else
+    std::snprintf(text, size, "%s", place.file);
+}
+
 // ---- Threads.
+
+constexpr Place kStart = {"the start of the kernel", 0};
+constexpr Place kEnd = {"the end of the kernel", 0};
 
 /// The running thread waits; returns when the scheduler lets it go on.
 void give_control(Wait wait, Place place) {
@@ -175,7 +187,7 @@ void give_control(Wait wait, Place place) {
 void thread_main() {
   arrive(runner.now->fiber, runner.scheduler);
   runner.body(runner.data);
-  give_control(Wait::left, {"the end of the kernel", 0});
+  give_control(Wait::left, kEnd);
 }
 
 void take_turn(Thread& thread) {
@@ -186,10 +198,13 @@ void take_turn(Thread& thread) {
   switch_fiber(runner.scheduler, thread.fiber);
   runner.now = nullptr;
   if (runner.message[0] != '\0') return;
-  if (const char* name = runner.shared.damaged())
+  if (const char* name = runner.shared.damaged()) {
+    char from[300], to[300];
+    describe(thread.before, from, sizeof(from));
+    describe(thread.at, to, sizeof(to));
     report(thread, thread.wait == Wait::left ? thread.before : thread.at,
-           "wrote outside of shared memory, next to %s, between %s:%d and %s:%d", name, thread.before.file,
-           thread.before.line, thread.at.file, thread.at.line);
+           "wrote outside of shared memory, next to %s, between %s and %s", name, from, to);
+  }
 }
 
 void let_go(Thread& thread) {
@@ -231,7 +246,8 @@ void complete(Thread* warp, unsigned members) {
     warp[lane].value = warp[lane].operation == Operation::ballot ? ballot : given[warp[lane].source];
     let_go(warp[lane]);
   }
-  sanitizer::meet(runner.scheduler, fibers, count);
+  // Shuffles and votes put no memory accesses in order: CUDA says so.
+  if (warp[__builtin_ctz(members)].operation == Operation::syncwarp) sanitizer::meet(runner.scheduler, fibers, count);
   ++runner.statistics.warp_operations;
 }
 
@@ -364,7 +380,7 @@ void prepare_threads() {
     const unsigned number = static_cast<unsigned>(i);
     thread.number = i;
     thread.index = {number % blockDim.x, number / blockDim.x % blockDim.y, number / (blockDim.x * blockDim.y)};
-    thread.at = {"the start of the kernel", 0};
+    thread.at = kStart;
     thread.copy_first = thread.copy_end = thread.groups = 0;
     prepare(thread.fiber, runner.stacks.at(i), thread_main);
     sanitizer::create(thread.fiber);

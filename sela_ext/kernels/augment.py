@@ -201,25 +201,30 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 @functools.lru_cache(maxsize=64)
 def augment_options(augment: Augment, channels: int) -> _core.AugmentOptions:
     """`augment` as the kernels take it, for images of `channels` channels."""
+    return _core.AugmentOptions(**option_fields(augment, channels))
+
+
+def option_fields(augment: Augment, channels: int) -> dict[str, Any]:
+    """The fields of the compiled AugmentOptions."""
     mean, std = augment.channel_values(channels)
-    return _core.AugmentOptions(
-        size=augment.size,
-        crop=augment.crop,
-        resize=augment.resize_side,
-        scale=augment.scale,
-        log_ratio=(math.log(augment.ratio[0]), math.log(augment.ratio[1])),
-        ratio=augment.ratio,
-        flip_probability=augment.flip_probability,
-        gray_probability=augment.gray_probability,
-        jitter_probability=augment.jitter_probability if augment.jitters else 0.0,
-        brightness=augment.factor_range("brightness"),
-        contrast=augment.factor_range("contrast"),
-        saturation=augment.factor_range("saturation"),
-        hue=augment.factor_range("hue"),
-        gray_first=augment.gray_first,
-        mean=mean * (3 // channels),
-        std=std * (3 // channels),
-    )
+    return {
+        "size": augment.size,
+        "crop": augment.crop,
+        "resize": augment.resize_side,
+        "scale": augment.scale,
+        "log_ratio": (math.log(augment.ratio[0]), math.log(augment.ratio[1])),
+        "ratio": augment.ratio,
+        "flip_probability": augment.flip_probability,
+        "gray_probability": augment.gray_probability,
+        "jitter_probability": augment.jitter_probability if augment.jitters else 0.0,
+        "brightness": augment.factor_range("brightness"),
+        "contrast": augment.factor_range("contrast"),
+        "saturation": augment.factor_range("saturation"),
+        "hue": augment.factor_range("hue"),
+        "gray_first": augment.gray_first,
+        "mean": mean * (3 // channels),
+        "std": std * (3 // channels),
+    }
 
 
 def check_key(seed: int, epoch: int, view: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Runs tests on request, each time in a fork of a process that has imported torch and pytest already.
+"""Runs tests on request, each time in a fork of a process that has imported what they need (the arguments) already.
 
 One request per line on standard input, one answer per line on standard output, both JSON. A request names the folder
 of the test module under trial (`build`), the tests, the order in which they are likely to fail, and how long each may
@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ class Course:
         self.rank = {name: place for place, name in enumerate(order)}
         self.pipe = pipe
         self.began = 0.0
+
+    def pytest_configure(self) -> None:
+        import hypothesis
+
+        hypothesis.settings.register_profile(
+            "mutants",
+            database=None,
+            derandomize=True,
+            phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],  # that it fails is enough: nothing is shrunk
+        )
+        hypothesis.settings.load_profile("mutants")
 
     def tell(self, **what: Any) -> None:
         os.write(self.pipe, (json.dumps(what) + "\n").encode())
@@ -53,19 +65,11 @@ class Course:
 
 def run_tests(request: dict[str, Any], pipe: int) -> int:
     """What a forked child does."""
-    import hypothesis
     import pytest
 
     os.environ["SELA_SIMT_BUILD"] = request["build"]
-    os.environ.update(request.get("environment", {}))
-    hypothesis.settings.register_profile(
-        "mutants",
-        database=None,
-        derandomize=True,
-        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],  # that it fails is enough, no smallest example
-    )
-    hypothesis.settings.load_profile("mutants")
-    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-o", "timeout=0", *(["-x"] if request["stop"] else [])]
+    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-o", "timeout=0", "-m", request["markers"]]
+    options += ["-x"] if request["stop"] else []
     return int(pytest.main([*options, *request["tests"]], plugins=[Course(request["order"], pipe)]))
 
 
@@ -83,6 +87,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         code = 70
         try:
             code = run_tests(request, writing)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -131,7 +137,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     os.chdir(ROOT)
-    for name in ("numpy", "pytest", "hypothesis", "torch", "sela_ext", "sela_ext.kernels"):
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

@@ -189,8 +189,10 @@ class Server:
 
     def __init__(self, variant: str) -> None:
         environment = {**os.environ, **sanitizer_environment(variant), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        imported = ["numpy", "pytest", *(["torch"] if variant == "plain" else [])]
+        self.markers = "not slow" if variant == "plain" else "not slow and not plain_only"
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("serve.py"))],
+            [sys.executable, str(Path(__file__).with_name("serve.py")), *imported],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -200,7 +202,7 @@ class Server:
     def run(self, **request: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.write(json.dumps({**request, "markers": self.markers}) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:

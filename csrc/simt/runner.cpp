@@ -577,7 +577,15 @@ void* dynamic_shared() {
 
 void add_copy(Copy copy, Place place) {
   Thread& self = *runner.now;
-  if (self.copy_first == self.copy_end) self.copy_first = self.copy_end = 0;
+  if (self.copy_end == kMaxCopies) {  // those that have landed make room
+    const int under_way = self.copy_end - self.copy_first;
+    for (int i = 0; i < under_way; ++i) {
+      self.copies[i] = self.copies[self.copy_first + i];
+      self.copy_groups[i] = self.copy_groups[self.copy_first + i];
+    }
+    self.copy_first = 0;
+    self.copy_end = under_way;
+  }
   if (self.copy_end == kMaxCopies)
     fail(place, "more than %d asynchronous copies of a thread are under way; wait for some", kMaxCopies);
   self.copies[self.copy_end] = copy;

@@ -1,7 +1,7 @@
 """How this project is checked, one session per question: `nox -s lint types tests`, or `nox -l` for the list.
 
 Environments are kept between runs (torch is large); `nox -R` also skips the installation. With SELA_PYTHON set to an
-interpreter that has the packages already, `types` and `sanitize` use that one and install only their tools.
+interpreter that has the packages already, `types`, `sanitize`, `simt` and `mutants` use that one and install only their tools.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ nox.options.sessions = ["lint", "types", "tests"]
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
+# pytest without the source tree on the path, as the command `pytest` starts it.
+RUN_PYTEST = "import sys; sys.path.pop(0); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+
 
 def requirements(group: str, *names: str) -> list[str]:
     """Requirements of one group in pyproject.toml ("build", "test" or "dev"), all or only the named ones."""
@@ -33,7 +36,7 @@ def requirements(group: str, *names: str) -> list[str]:
 
 
 def cpp_files() -> list[str]:
-    return sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+    return sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
 
 
 def prepared_python(session: nox.Session, *needed: str) -> str:
@@ -138,14 +141,49 @@ def sanitize(session: nox.Session) -> None:
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
     named = [name for name in ("python_tests/kernels", "python_tests/test_build.py") if Path(name).exists()]
-    run_pytest = (
-        "import sys; sys.path.pop(0); import pytest; sys.exit(pytest.main(sys.argv[1:]))"  # not the source tree
-    )
-    session.run(python, "-c", run_pytest, *(session.posargs or named), env=env, external=True)
+    session.run(python, "-c", RUN_PYTEST, *(session.posargs or named), env=env, external=True)
+
+
+@nox.session
+def simt(session: nox.Session) -> None:
+    """The CUDA kernels executed on the CPU, plainly and sanitised; posargs: plain, thread, address.
+
+    Builds all three (preset `simt`), then runs python_tests/simt once per variant; pytest options may follow the names.
+    """
+    session.install(*requirements("build"))
+    python = prepared_python(session, *requirements("test", "pytest", "pytest-timeout", "hypothesis"), "numpy")
+    headers = str(session.run("pybind11-config", "--cmakedir", silent=True)).strip()
+    session.run("cmake", "--preset", "simt", f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={headers}")
+    session.run("cmake", "--build", "--preset", "simt", "--parallel", str(len(os.sched_getaffinity(0))))
+
+    sanitizers = {  # what must be the first in the process, before Python itself; the interpreter leaks by design
+        "plain": ([], {}),
+        "thread": (["libtsan.so"], {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66"}),
+        "address": (
+            ["libasan.so", "libubsan.so"],
+            {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
+        ),
+    }
+    variants = [word for word in session.posargs if word in sanitizers] or list(sanitizers)
+    options = [word for word in session.posargs if word not in sanitizers]
+    if not any(Path(word.split("::")[0]).exists() for word in options):
+        options.append("python_tests/simt")
+    for variant in variants:
+        libraries, env = sanitizers[variant]
+        paths = [
+            str(session.run("g++", f"-print-file-name={name}", silent=True, external=True)).strip()
+            for name in libraries
+        ]
+        env = {**env, "SELA_SIMT_BUILD": str(ROOT / "build" / "simt" / variant), "LD_PRELOAD": " ".join(paths)}
+        marked = ["-m", "not slow and not plain_only"] if paths else []
+        # ThreadSanitizer needs its part of the address space free, which randomised addresses may take.
+        fixed = ["setarch", "-R"] if "libtsan.so" in libraries and shutil.which("setarch") else []
+        session.log(f"variant {variant}")
+        session.run(*fixed, python, "-c", RUN_PYTEST, *marked, *options, env=env, external=True)
 
 
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Faults planted into the CUDA kernels: how many the tests on the CPU runner notice; `-- --sample 5` tries five."""
-    python = prepared_python(session, ".[test]", *requirements("build"))
+    python = prepared_python(session, ".[test]")
     session.run(python, "python_tests/mutants/session.py", *session.posargs, external=True)

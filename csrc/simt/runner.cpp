@@ -145,8 +145,7 @@ const char* wait_name(const Thread& thread) {
 void write_message(const Thread* thread, Place place, const char* format, va_list arguments) {
   int used = 0;
   const auto add = [&used](int length) { used = std::min<int>(used + length, sizeof(runner.message) - 1); };
-  if (place.line > 0)
-    add(std::snprintf(runner.message, sizeof(runner.message), "%s:%d: ", place.file, place.line));
+  if (place.line > 0) add(std::snprintf(runner.message, sizeof(runner.message), "%s:%d: ", place.file, place.line));
   add(std::snprintf(runner.message + used, sizeof(runner.message) - used, "%s", runner.kernel));
   if (thread != nullptr)
     add(std::snprintf(runner.message + used, sizeof(runner.message) - used, ", block (%u, %u, %u), thread (%u, %u, %u)",

@@ -1,15 +1,17 @@
 """The module `_simt`: the CUDA kernels' own source, executed thread by thread on the CPU (csrc/simt).
 
-A test asks for the fixture `simt` and calls `simt.sinkhorn_pass_cuda(...)` and its kin with addresses of host memory, such
-as `array.ctypes.data`. With the fixture `schedule` it runs once per order of the threads; results must not differ.
+A test asks for the fixture `simt` and calls `simt.sinkhorn_pass_cuda(...)` and its kin with addresses of host memory,
+such as `array.ctypes.data`. With the fixture `schedule` it runs once per order of the threads; results must not differ.
+A kernel that does what CUDA forbids raises `simt.SimtError`, whose message starts with the kernel's file and line.
 
 The same tests run under ThreadSanitizer and AddressSanitizer: `nox -s simt` builds the variants `plain`, `thread` and
 `address`, and starts pytest once per variant, with SELA_SIMT_BUILD naming the folder of the variant's module and the
 sanitizer's library loaded into Python first. So a test here
-  - takes its data from numpy. One that needs torch says `torch = pytest.importorskip("torch")` inside itself and carries
-    the marker `plain_only`: sanitised runs leave it out, since torch starts threads that the sanitizer knows nothing of;
-  - keeps grids small: ThreadSanitizer makes a thread about 20 times slower;
-  - uses `simt.variant` where it must know under what it runs.
+  - takes its data from numpy, to the element: AddressSanitizer watches what lies behind an array;
+  - says `torch = pytest.importorskip("torch")` inside itself where it cannot do without, and carries the marker
+    `plain_only`: sanitised runs leave it out, since torch starts threads that no sanitizer has been told of;
+  - keeps grids small: ThreadSanitizer takes 5 to 10 times as long;
+  - ends the whole run when the sanitizer finds something; the report is in pytest's output, -s shows it at once.
 """
 
 import importlib.util
@@ -48,7 +50,7 @@ def build_plain_variant():
     if not (cmake and ninja):
         pytest.skip("no cmake and ninja, which build the SIMT runner: pip install cmake ninja")
     run(
-        *(cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-Wno-dev"),
+        *(cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
         *("-DSELA_SIMT=ON", "-DSELA_CUDA=OFF"),
         *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
     )

@@ -1,7 +1,8 @@
 """How this project is checked, one session per question: `nox -s lint types tests`, or `nox -l` for the list.
 
 Environments are kept between runs (torch is large); `nox -R` also skips the installation. With SELA_PYTHON set to an
-interpreter that has the packages already, `types`, `sanitize`, `simt` and `mutants` use that one and install only their tools.
+interpreter that has the packages already, `types`, `sanitize`, `simt` and `mutants` use that one and install only their
+tools.
 """
 
 from __future__ import annotations

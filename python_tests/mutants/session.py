@@ -29,6 +29,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def build_modules(variants: list[str]) -> None:
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
+@lru_cache
 def commands(variant: str, source: str) -> Commands:
     """How the ordinary build compiles csrc/cuda/`source` and links the module."""
     ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
@@ -229,8 +231,10 @@ class Baseline:
         value = {name: (1 + 3 * self.caught[name]) / (0.05 + seconds) for name, seconds in self.seconds.items()}
         return sorted(value, key=lambda name: -value[name])
 
-    def limits(self) -> dict[str, float]:
-        return {name: 10.0 + 8.0 * seconds for name, seconds in self.seconds.items()}
+    def limits(self, variant: str) -> dict[str, float]:
+        """Seconds per test; the sanitizers take 5 to 20 times as long."""
+        slower = 8.0 if variant == "plain" else 80.0
+        return {name: 10.0 + slower * seconds for name, seconds in self.seconds.items()}
 
     def total(self) -> float:
         return sum(self.seconds.values())
@@ -242,8 +246,8 @@ class Session:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.lock = threading.Lock()
-        self.baselines: dict[tuple[str, str], Baseline] = {}
-        self.commands: dict[tuple[str, str], Commands] = {}
+        self.measuring = threading.Lock()
+        self.baselines: dict[str, Baseline] = {}
         self.verdicts: list[Verdict] = []
         self.began = time.monotonic()
 
@@ -251,56 +255,48 @@ class Session:
         with self.lock:
             print(f"{time.monotonic() - self.began:6.0f} s  {text}", flush=True)
 
-    def baseline(self, server: Server, unit: Unit, variant: str) -> Baseline:
-        """The tests of a unit on its unmutated sources, built the same way; they must pass."""
-        with self.lock:
-            known = self.baselines.get((unit.name, variant))
-        if known:
-            return known
-        place = WORK / f"{unit.name}-{variant}-unmutated"
-        lay_out(place, unit, None)
-        how = commands(variant, unit.files[0])
-        error = build_mutant(how, place, unit, self.options.optimise)
-        if error:
-            raise SystemExit(f"the unmutated {unit.name} does not compile: {error}")
-        answer = server.run(
-            build=str(place), tests=unit.tests, order=[], limits={}, limit=1800, stop=False, log=str(place / "log.txt")
-        )
-        if answer["ended"] != "passed" or not answer["seconds"]:
-            raise SystemExit(f"the unmutated {unit.name} fails ({variant}): {answer}, see {place / 'log.txt'}")
-        found = Baseline(answer["seconds"])
-        self.say(f"{unit.name}, {variant}: {len(found.seconds)} tests in {found.total():.1f} s unmutated")
-        with self.lock:
-            self.baselines[unit.name, variant] = found
-            self.commands[unit.name, variant] = how
-        return found
+    def baseline(self, servers: dict[str, Server], unit: Unit) -> Baseline:
+        """The tests of a unit on its unmutated sources, built the same way; they must pass. One worker measures."""
+        with self.measuring:
+            if unit.name not in self.baselines:
+                place = WORK / f"{unit.name}-unmutated"
+                lay_out(place, unit, None)
+                error = build_mutant(commands("plain", unit.files[0]), place, unit, self.options.optimise)
+                if error:
+                    raise SystemExit(f"the unmutated {unit.name} does not compile: {error}")
+                log = str(place / "log.txt")
+                answer = self.server(servers, "plain").run(
+                    build=str(place), tests=unit.tests, order=[], limits={}, limit=1800, stop=False, log=log
+                )
+                if answer["ended"] != "passed" or not answer["seconds"]:
+                    raise SystemExit(f"the unmutated {unit.name} fails: {answer['test']} {answer['why']}, see {log}")
+                found = self.baselines[unit.name] = Baseline(answer["seconds"])
+                self.say(f"{unit.name}: {len(found.seconds)} tests in {found.total():.1f} s unmutated")
+            return self.baselines[unit.name]
+
+    def server(self, servers: dict[str, Server], variant: str) -> Server:
+        if variant not in servers:
+            servers[variant] = Server(variant)
+        return servers[variant]
 
     def judge(self, servers: dict[str, Server], place: Path, unit: Unit, mutant: Mutant, reason: str | None) -> Verdict:
         verdict = Verdict(unit.name, mutant, reason=reason or "")
+        baseline = self.baseline(servers, unit)
         began = time.monotonic()
-        variants = self.options.variants if reason is None else self.options.variants[:1]
-        for variant in variants:
-            if variant not in servers:
-                servers[variant] = Server(variant)
-            with self.lock:  # the first worker measures, the others wait for it
-                measured = (unit.name, variant) in self.baselines
-            if not measured:
-                with self.measuring:
-                    self.baseline(servers[variant], unit, variant)
-            baseline, how = self.baselines[unit.name, variant], self.commands[unit.name, variant]
+        for variant in self.options.variants if reason is None else self.options.variants[:1]:
             lay_out(place, unit, mutant)
-            error = build_mutant(how, place, unit, self.options.optimise)
+            error = build_mutant(commands(variant, unit.files[0]), place, unit, self.options.optimise)
             if error:
                 verdict.outcome, verdict.why = "does not compile", error
                 break
             with self.lock:
                 order = baseline.order()
-            answer = servers[variant].run(
+            answer = self.server(servers, variant).run(
                 build=str(place),
                 tests=unit.tests,
                 order=order,
-                limits=baseline.limits(),
-                limit=60,
+                limits=baseline.limits(variant),
+                limit=120,
                 stop=True,
                 log=str(place / "log.txt"),
             )
@@ -316,7 +312,6 @@ class Session:
         return verdict
 
     def run(self, work: list[tuple[Unit, Mutant, str | None]]) -> list[Verdict]:
-        self.measuring = threading.Lock()
         todo: queue.SimpleQueue[tuple[int, Unit, Mutant, str | None]] = queue.SimpleQueue()
         for number, (unit, mutant, reason) in enumerate(work):
             todo.put((number, unit, mutant, reason))

@@ -51,7 +51,7 @@ constexpr unsigned kEveryLane = 0xFFFFFFFFu;
 
 /// What is to be done with one image.
 struct alignas(16) Plan {
-  int64_t image;                 ///< -1: there is no such image, and the output is NaN
+  int64_t image;                 ///< < 0: there is no such image, and the output is NaN
   int32_t top, left;             ///< of the box that is read
   int32_t height, width;         ///< of that box
   int32_t tall, wide;            ///< what the box is resampled to
@@ -126,7 +126,7 @@ inline Layout lay_out(int32_t size, int32_t height, int32_t width, int32_t chann
   return l;
 }
 
-/// 1 / x for normal x.
+/// 1 / x; infinity for 0.
 __device__ __forceinline__ float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
@@ -207,10 +207,11 @@ __device__ __forceinline__ float brightness_of(const float (&v)[kChannels][kCoun
   }
 }
 
-/// RGB -> hue in sixths -> turned -> RGB: every channel is low + range * ramp(hue).
+/// RGB -> hue in sixths -> turned -> RGB: every channel is low + range * ramp(hue). Where the range is 0 the hue is not
+/// a number, of which __saturatef makes a ramp of 0.
 __device__ __forceinline__ void turn_hue(float turn, float& r, float& g, float& b) {
   const float high = fmaxf(fmaxf(r, g), b), low = fminf(fminf(r, g), b), range = high - low;
-  const float inverse = reciprocal(fmaxf(range, 1e-12f));
+  const float inverse = reciprocal(range);
   float hue = high == g ? fmaf(b - r, inverse, 2.0f) : fmaf(r - g, inverse, 4.0f);
   hue = (high == r ? (g - b) * inverse : hue) + turn;
   hue = fmaf(floorf(hue * (1.0f / 6.0f)), -6.0f, hue);
@@ -255,7 +256,7 @@ __device__ __forceinline__ void make_gray(float (&v)[kChannels][kCount]) {
 
 // ---- Before an image: its parameters, its plan, its bytes, its weights.
 
-/// Turns parameters into a plan. image: -1 where there is none.
+/// Turns parameters into a plan. image: < 0 where there is none.
 template <int kChannels>
 __device__ __forceinline__ Plan make_plan(const Arguments& a, const AugmentParameters& p, int64_t image) {
   const bool center = a.options.crop == Crop::center;
@@ -305,7 +306,7 @@ __device__ __forceinline__ void draw(const Arguments& a, int64_t first, Plan* pl
     p = sample_parameters(a.options, a.height, a.width, a.seed, a.epoch, static_cast<uint64_t>(image), a.view);
     if (a.drawn != nullptr) a.drawn[i] = p;
   }
-  plans[t] = make_plan<kChannels>(a, p, image >= 0 && image < a.image_count ? image : -1);
+  plans[t] = make_plan<kChannels>(a, p, image < a.image_count ? image : -1);
 }
 
 /// Where the first byte of a plan's box comes to lie within 16 bytes.
@@ -331,7 +332,7 @@ __device__ __forceinline__ void start_copy(const Arguments& a, const Plan& p, ui
     if (begin != 0 || end % 16 != 0) {
       const int head = 16 * whole < end ? 16 * whole : end, tail = 16 * beyond > head ? 16 * beyond : head;
       const int byte = t < 32 ? begin + t : tail + t - 32;
-      if (byte < (t < 32 ? head : end) && t < 64) input[byte] = rows[byte - begin];
+      if (byte < (t < 32 ? head : end)) input[byte] = rows[byte - begin];
     }
   }
   copy_async_commit();

@@ -367,7 +367,7 @@ def swapped(source: Source) -> Iterator[Edit]:
             yield match.start(), match.end(), other[name]
 
 
-# Faults of parallel code, applied at every place; of the others `chosen` keeps some per function.
+# Faults of parallel code, applied at every place; of the others `chosen` keeps some per file.
 PARALLEL = {
     "barrier removed",
     "barrier for a part",
@@ -427,15 +427,15 @@ def mutants(file: str, text: str) -> list[Mutant]:
     return found
 
 
-def chosen(found: list[Mutant], per_place: int) -> list[Mutant]:
-    """Of each rule in each function `per_place` mutants, spread evenly; all of the PARALLEL ones; with 0: all."""
-    groups: dict[tuple[str, str, str], list[Mutant]] = {}
+def chosen(found: list[Mutant], places: int) -> list[Mutant]:
+    """Of each rule in each file `places` mutants, spread evenly over it; all of the PARALLEL ones; with 0: all."""
+    groups: dict[tuple[str, str], list[Mutant]] = {}
     for mutant in found:
-        groups.setdefault((mutant.file, mutant.rule, mutant.function), []).append(mutant)
+        groups.setdefault((mutant.file, mutant.rule), []).append(mutant)
     kept = []
     for group in groups.values():
-        every = per_place == 0 or group[0].rule in PARALLEL
-        take = len(group) if every else min(per_place, len(group))
+        every = places == 0 or group[0].rule in PARALLEL
+        take = len(group) if every else min(places, len(group))
         kept += [group[(2 * k + 1) * len(group) // (2 * take)] for k in range(take)]
     return kept
 

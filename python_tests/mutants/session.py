@@ -157,6 +157,17 @@ def build_mutant(how: Commands, place: Path, unit: Unit, optimise: str) -> str |
     return None
 
 
+def fingerprint(unit: Unit) -> str:
+    """Of all that the tests of a unit depend on."""
+    folders = ["csrc", "python_tests/simt", "sela_ext"]
+    suffixes = {".h", ".cuh", ".cpp", ".cu", ".py"}
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
+    digest = hashlib.sha256(unit.name.encode())
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def lay_out(place: Path, unit: Unit, mutant: Mutant | None) -> None:
     """Copies csrc/cuda under `place`, with the mutant applied."""
     shutil.rmtree(place, ignore_errors=True)
@@ -261,6 +272,10 @@ class Session:
             if unit.name not in self.baselines:
                 place = WORK / f"{unit.name}-unmutated"
                 lay_out(place, unit, None)
+                known = Path(f"{place}.json")
+                sources = fingerprint(unit) + self.options.optimise
+                if known.exists() and (kept := json.loads(known.read_text()))["sources"] == sources:
+                    return self.baselines.setdefault(unit.name, Baseline(kept["seconds"], Counter(kept["caught"])))
                 error = build_mutant(commands("plain", unit.files[0]), place, unit, self.options.optimise)
                 if error:
                     raise SystemExit(f"the unmutated {unit.name} does not compile: {error}")
@@ -271,6 +286,7 @@ class Session:
                 if answer["ended"] != "passed" or not answer["seconds"]:
                     raise SystemExit(f"the unmutated {unit.name} fails: {answer['test']} {answer['why']}, see {log}")
                 found = self.baselines[unit.name] = Baseline(answer["seconds"])
+                known.write_text(json.dumps({"sources": sources, "seconds": found.seconds, "caught": {}}))
                 self.say(f"{unit.name}: {len(found.seconds)} tests in {found.total():.1f} s unmutated")
             return self.baselines[unit.name]
 
@@ -285,7 +301,8 @@ class Session:
         began = time.monotonic()
         for variant in self.options.variants if reason is None else self.options.variants[:1]:
             lay_out(place, unit, mutant)
-            error = build_mutant(commands(variant, unit.files[0]), place, unit, self.options.optimise)
+            optimise = self.options.optimise if variant == "plain" else "-O1"
+            error = build_mutant(commands(variant, unit.files[0]), place, unit, optimise)
             if error:
                 verdict.outcome, verdict.why = "does not compile", error
                 break
@@ -394,7 +411,7 @@ def write_table(text: str) -> None:
 def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unit", choices=[unit.name for unit in UNITS], help="only the mutants of this kernel file")
-    parser.add_argument("--places", type=int, default=1, help="mutants per rule and function; 0: all (default 1)")
+    parser.add_argument("--places", type=int, default=3, help="mutants per rule and file; 0: all (default 3)")
     parser.add_argument("--rule", action="append", help="only this rule; may be repeated")
     parser.add_argument("--function", action="append", help="only in this function; may be repeated")
     parser.add_argument("--sample", type=int, metavar="N", help="only N of them, evenly spread")
@@ -402,7 +419,11 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="builds to try, in order (default: all three)")
     parser.add_argument("--jobs", type=int, default=min(2, len(os.sched_getaffinity(0))), help="workers")
-    parser.add_argument("--optimise", default="-O1", help="how mutants are compiled (default -O1)")
+    parser.add_argument(
+        "--optimise",
+        default="-O0",
+        help="of the plain build (default -O0: compiling is most of the work); the sanitised ones take -O1",
+    )
     parser.add_argument("--least", type=float, default=95.0, help="percent that must be caught (default 95)")
     given = parser.parse_args(arguments)
     given.variants = given.variants.split(",")

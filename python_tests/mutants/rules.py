@@ -62,6 +62,10 @@ class Source:
     def function(self, at: int) -> str:
         return next((name for start, end, name in self._functions if start <= at < end), "")
 
+    def body(self, at: int) -> str:
+        """The code of the enclosing function up to here."""
+        return next((self.code[start:at] for start, end, _ in self._functions if start <= at < end), "")
+
     def mutant(self, rule: str, edit: Edit) -> Mutant:
         start, end, replacement = edit
         line_start = self.text.rfind("\n", 0, start) + 1
@@ -359,11 +363,11 @@ NEIGHBOURS = [
 
 
 def swapped(source: Source) -> Iterator[Edit]:
-    """In an index or an offset, a name is taken for its neighbour."""
+    """In an index or an offset, a name is taken for its neighbour, which the function has too."""
     other = {name: pair[1 - k] for pair in NEIGHBOURS for k, name in enumerate(pair)}
     for match in re.finditer(r"(?<=[\[+*(] )(\w+)|(?<=\[)(\w+)(?=\]| [+*])|(?<![.\w])(\w+)(?= \* )", source.code):
         name = match.group()
-        if name in other and source.function(match.start()):
+        if name in other and re.search(rf"\b{other[name]}\b", source.body(match.start())):
             yield match.start(), match.end(), other[name]
 
 

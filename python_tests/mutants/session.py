@@ -59,7 +59,11 @@ class Unit:
 
 UNITS = (
     Unit("sinkhorn", ("sinkhorn.cu", "sinkhorn_kernels.cuh"), ("python_tests/simt/test_sinkhorn.py",)),
-    Unit("augment", ("augment.cu", "augment_kernels.cuh"), ("python_tests/simt/test_augment.py",)),
+    Unit(
+        "augment",
+        ("augment.cu", "augment_kernels.cuh"),
+        ("python_tests/simt/test_augment.py", "python_tests/simt/test_augment_mutants.py"),
+    ),
 )
 
 

@@ -53,8 +53,7 @@ class Unit:
     tests: tuple[str, ...]
 
     def found(self) -> list[Mutant]:
-        paths = [ROOT / "csrc" / "cuda" / file for file in self.files]
-        return [mutant for path in paths for mutant in mutants(path.name, path.read_text(encoding="utf-8"))]
+        return [mutant for file in self.files for mutant in mutants(file, sources()[file])]
 
 
 UNITS = (
@@ -162,23 +161,25 @@ def build_mutant(how: Commands, place: Path, unit: Unit, optimise: str) -> str |
 
 
 def fingerprint(unit: Unit) -> str:
-    """Of all that the tests of a unit depend on."""
-    folders = ["csrc", "python_tests/simt", "sela_ext"]
-    suffixes = {".h", ".cuh", ".cpp", ".cu", ".py"}
-    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
-    digest = hashlib.sha256(unit.name.encode())
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """Of the kernels and the tests of a unit."""
+    texts = [sources()[file] for file in unit.files]
+    texts += [(ROOT / test).read_text(encoding="utf-8") for test in unit.tests]
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
-def lay_out(place: Path, unit: Unit, mutant: Mutant | None) -> None:
-    """Copies csrc/cuda under `place`, with the mutant applied."""
+@lru_cache
+def sources() -> dict[str, str]:
+    """csrc/cuda as it is when the session starts: it may be edited while this runs."""
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "csrc" / "cuda").iterdir())}
+
+
+def lay_out(place: Path, mutant: Mutant | None) -> None:
+    """Writes csrc/cuda under `place`, with the mutant applied."""
     shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(ROOT / "csrc" / "cuda", place / "csrc" / "cuda")
-    if mutant is not None:
-        path = place / "csrc" / "cuda" / mutant.file
-        path.write_text(mutant.apply(path.read_text(encoding="utf-8")), encoding="utf-8")
+    (place / "csrc" / "cuda").mkdir(parents=True)
+    for name, text in sources().items():
+        changed = mutant.apply(text) if mutant is not None and mutant.file == name else text
+        (place / "csrc" / "cuda" / name).write_text(changed, encoding="utf-8")
 
 
 # ---- Running tests.
@@ -277,10 +278,10 @@ class Session:
                 return self.baselines.setdefault(unit.name, Baseline({}))
             if unit.name not in self.baselines:
                 place = WORK / f"{unit.name}-unmutated"
-                lay_out(place, unit, None)
+                lay_out(place, None)
                 known = Path(f"{place}.json")
-                sources = fingerprint(unit) + self.options.optimise
-                if known.exists() and (kept := json.loads(known.read_text()))["sources"] == sources:
+                state = fingerprint(unit) + self.options.optimise
+                if known.exists() and (kept := json.loads(known.read_text()))["state"] == state:
                     return self.baselines.setdefault(unit.name, Baseline(kept["seconds"], Counter(kept["caught"])))
                 error = build_mutant(commands("plain", unit.files[0]), place, unit, self.options.optimise)
                 if error:
@@ -292,7 +293,7 @@ class Session:
                 if answer["ended"] != "passed" or not answer["seconds"]:
                     raise SystemExit(f"the unmutated {unit.name} fails: {answer['test']} {answer['why']}, see {log}")
                 found = self.baselines[unit.name] = Baseline(answer["seconds"])
-                known.write_text(json.dumps({"sources": sources, "seconds": found.seconds, "caught": {}}))
+                known.write_text(json.dumps({"state": state, "seconds": found.seconds, "caught": {}}))
                 self.say(f"{unit.name}: {len(found.seconds)} tests in {found.total():.1f} s unmutated")
             return self.baselines[unit.name]
 
@@ -306,7 +307,7 @@ class Session:
         baseline = self.baseline(servers, unit)
         began = time.monotonic()
         for variant in self.options.variants if reason is None else self.options.variants[:1]:
-            lay_out(place, unit, mutant)
+            lay_out(place, mutant)
             optimise = self.options.optimise if variant == "plain" else "-O1"
             error = build_mutant(commands(variant, unit.files[0]), place, unit, optimise)
             if error:
@@ -439,8 +440,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     given = options(arguments)
     began = time.monotonic()
-    units = [unit for unit in UNITS if (ROOT / "csrc" / "cuda" / unit.files[0]).exists()]
-    everything = {unit.name: unit.found() for unit in units}
+    everything = {unit.name: unit.found() for unit in UNITS}
     listed = Equivalents.read(EQUIVALENTS)
     unmatched = listed.unmatched([mutant for found in everything.values() for mutant in found])
     if unmatched:
@@ -448,7 +448,7 @@ def main(arguments: list[str]) -> int:
         raise SystemExit(f"{EQUIVALENTS.name}: expected entries that fit a mutant, found none for\n{lines}")
 
     work = []
-    for unit in units:
+    for unit in UNITS:
         for mutant in chosen(everything[unit.name], given.places):
             wanted = (given.unit, unit.name), (given.rule, mutant.rule), (given.function, mutant.function)
             if all(choice is None or has == choice or has in choice for choice, has in wanted):
@@ -472,12 +472,11 @@ def main(arguments: list[str]) -> int:
     verdicts = Session(given).run(work)
     seconds = time.monotonic() - began
     survivors = [v.mutant.key for v in verdicts if v.outcome == "survived"]
-    sources = {f: (ROOT / "csrc" / "cuda" / f).read_bytes() for unit in units for f in unit.files}
     results.write_text(
         json.dumps(
             {
                 "seconds": round(seconds),
-                "sources": {name: hashlib.sha256(data).hexdigest()[:16] for name, data in sources.items()},
+                "states": {unit.name: fingerprint(unit) for unit in UNITS},
                 "survivors": survivors,
                 "verdicts": [verdict.record() for verdict in verdicts],
             },

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import nox
@@ -145,6 +146,13 @@ def sanitize(session: nox.Session) -> None:
     session.run(python, "-c", RUN_PYTEST, *(session.posargs or named), env=env, external=True)
 
 
+def may_fix_addresses() -> bool:
+    """Whether addresses can be kept from being randomised, which may take what ThreadSanitizer needs for itself."""
+    if not shutil.which("setarch"):
+        return False
+    return subprocess.run(["setarch", "-R", "true"], capture_output=True, check=False).returncode == 0
+
+
 @nox.session
 def simt(session: nox.Session) -> None:
     """The CUDA kernels executed on the CPU, plainly and sanitised; posargs: plain, thread, address.
@@ -152,7 +160,7 @@ def simt(session: nox.Session) -> None:
     Builds all three (preset `simt`), then runs python_tests/simt once per variant; pytest options may follow the names.
     """
     session.install(*requirements("build"))
-    python = prepared_python(session, *requirements("test", "pytest", "pytest-timeout", "hypothesis"), "numpy")
+    python = prepared_python(session, ".[test]")
     headers = str(session.run("pybind11-config", "--cmakedir", silent=True)).strip()
     session.run("cmake", "--preset", "simt", f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={headers}")
     session.run("cmake", "--build", "--preset", "simt", "--parallel", str(len(os.sched_getaffinity(0))))
@@ -175,12 +183,14 @@ def simt(session: nox.Session) -> None:
             str(session.run("g++", f"-print-file-name={name}", silent=True, external=True)).strip()
             for name in libraries
         ]
-        env = {**env, "SELA_SIMT_BUILD": str(ROOT / "build" / "simt" / variant), "LD_PRELOAD": " ".join(paths)}
-        marked = ["-m", "not slow and not plain_only"] if paths else []
-        # ThreadSanitizer needs its part of the address space free, which randomised addresses may take.
-        fixed = ["setarch", "-R"] if "libtsan.so" in libraries and shutil.which("setarch") else []
+        env = {**env, "SELA_SIMT_BUILD": str(ROOT / "build" / "simt" / variant)}
+        command = ["env", f"LD_PRELOAD={' '.join(paths)}", python, "-c", RUN_PYTEST]
+        if paths:  # a sanitizer writes its report past pytest's capture, and ends the process
+            command += ["-m", "not slow and not plain_only", "--capture=sys"]
+        if variant == "thread" and may_fix_addresses():
+            command = ["setarch", "-R", *command]
         session.log(f"variant {variant}")
-        session.run(*fixed, python, "-c", RUN_PYTEST, *marked, *options, env=env, external=True)
+        session.run(*command, *options, env=env, external=True)
 
 
 @nox.session

@@ -1,23 +1,44 @@
 // Kernels of the fused Sinkhorn pass (see sela/sinkhorn.h for what they compute, cpu/sinkhorn_loops.cpp, Note [Fused
-// pass], for the arithmetic). No torch, no cooperative groups, no grid barrier: a test can run this header on the CPU.
+// pass], for the arithmetic). No torch, no cooperative groups, no grid barrier: the SIMT runner executes this header.
 //
 // Bytes, operations and floor, per pass over [N, K] in b-byte logits:
-//   fused kernels (K <= 6144): N K b bytes read once, N * (4 to 16) bytes of reference, weights, log-sum-exp, labels;
-//     per entry 1 fma + 1 add + 1 mul + 1 ex2 + 1 add + 1 fma.
+//   fused_kernel (K <= 8192): N K b bytes read once; N * (4 to 16) bytes of reference, weights, log-sum-exp, labels;
+//     one 64-bit addition in L2 per 64 entries. Per entry 1 fma + 1 add + 1 mul + 1 ex2 + 1 add + 1 fma.
 //     H100 at 3.0 TB/s and 3.7e12 ex2/s, N = 1,281,167, K = 3000, float16: 7.7 GB = 2.6 ms of memory, 1.0 ms of ex2:
 //     bound by memory, 2.0 ns per row; float32: 4.0 ns per row.
-//   wide kernels (K > 6144, and float64): the logits are read twice: 4.0 ns per row of 3000 float16.
+//   wide_rows_kernel, then wide_columns_kernel (K > 8192, and float64): the logits are read twice, with an ex2 for each
+//     entry each time, and N * 24 bytes of scratch: twice that floor, 1.4 ns per 1000 entries of float16.
+//   Without a reference, in the first pass of a solve, rows are done one by one, by two reductions, and nothing is on
+//     its way meanwhile: that pass misses the floor.
 //
-// Who does what. A thread owns 8 consecutive columns, t * 8 .. t * 8 + 7: one 16-byte load of 16-bit logits, two of
-// float32; its potentials and its column sums stay in registers.
+// Who does what. A thread owns fixed columns, in pieces of 16 bytes, p * threads + t being piece p of thread t; their
+// potentials and column sums stay in its registers. A group of threads takes tiles of kTileRows rows, R rows at a time:
+// R rows are reduced together, by one barrier. While they are worked on, the next ones are copied to shared memory in
+// one or two stages (cp.async; on sm_75 and for unaligned rows by the registers), where each thread finds what it
+// copied itself. That, not the number of threads, keeps the memory busy: a multiprocessor of an H100 has to have
+// 25 bytes/ns * 0.7 to 1 us = 18 to 25 KB under way at any time, and 32 KB to be safe.
 //
-//   K <= 256    a group is one warp:   lane 0 | lane 1 | ... | lane 31          several groups per block, no barrier
-//   K <= 6144   a group is one block:  warp 0          | warp 1 | ...           one barrier per R rows
-//   beyond      one block per row tile finds the row sums; then blocks of columns add them up, without a barrier
+//   mapping     K          group        columns, R     blocks resident   under way on a multiprocessor, 16 bits
+//   OneWarp     to 256     a warp       8, 4 (f32 2)   4 of 4 warps      K = 256: 64 KB, 128: 32 KB, 10: 3 KB
+//   OneBlock    to 1024    2..4 warps   8, 4 (f32 2)   8..4              K = 1000: 62 KB, 257: 33 KB
+//   WideBlock   to 8192    3..16 warps  16, 2 (f32 1)  5..1              K = 3000: 48 KB, 8192: 32 KB
+//   wide rows   beyond     8 warps      8, 4 (f64 1)   2                 32 KB
+//   wide columns           4 warps      8, 4 (f64 1)   5..7              48 KB and more
 //
-// A group takes tiles of kTileRows rows, aligned to multiples of it, R rows at a time. Column sums are float inside a
-// tile, in the order of the rows, and leave it as 64-bit integers, whose sum does not depend on any order: the bits are
-// the same for any grid. Row sums are reduced in a fixed order too.
+// All fused mappings have 64 bytes per thread and stage (unaligned rows half of it) and fit in 128 registers, so that
+// 512 threads are resident (on sm_75 fewer, for its 64 KB of shared memory, and it needs fewer). There are two stages
+// up to K = 5632, one beyond: blocks that want more than 48 KB of shared memory have to ask, and sm_75 has nothing to
+// give. Narrow rows leave lanes of the warp idle, in proportion; they also make small matrices.
+//
+// Why blocks of few warps up to K = 1024, and not several rows in a bigger block: registers end at 512 threads, that is
+// at 8 blocks of 2 warps, long before the 16 (sm_75, sm_86) to 32 blocks that a multiprocessor can hold. Groups in one
+// block would add no row to those under way, and would wait at each other's barriers.
+// Why 16 columns per thread beyond: K = 3000 with 8 would be a block of 12 warps, alone on its multiprocessor, with
+// nobody at work while it is at its barrier; 16 columns make two blocks of 6 warps.
+//
+// Column sums are float inside a tile, and leave it as 64-bit integers, whose sum does not depend on any order: the
+// bits are the same for any grid. In a tile rows are added in ascending order, first those that need no care, then the
+// others. Row sums are reduced in a fixed order too.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -35,7 +56,7 @@ constexpr int kWarp = 32;                 // threads per warp
 constexpr float kLow = 1e-20f;            // safe range of a row's sum relative to its reference
 constexpr float kHigh = 1e30f;
 
-// Mappings of the fused kernel; the table above has their reasons. kThreads: most threads of a block; kBlocks: blocks
+// Mappings of the fused kernel; the comment above has their reasons. kThreads: most threads of a block; kBlocks: blocks
 // that must fit on a multiprocessor, which is what holds the registers down.
 template <class T, bool kAligned>
 struct OneWarp {
@@ -173,6 +194,11 @@ struct Share {
     return same;
   }
   __device__ __forceinline__ int column(int c) const { return first + c / kRun * step + c % kRun; }
+  /// Column c of a row, by a 32-bit offset.
+  __device__ __forceinline__ const T* at(const T* row, int c) const {
+    return reinterpret_cast<const T*>(reinterpret_cast<const unsigned char*>(row) +
+                                      static_cast<unsigned>(column(c)) * static_cast<unsigned>(sizeof(T)));
+  }
   __device__ __forceinline__ bool has(int c) const { return column(c) < count; }
   __device__ __forceinline__ bool has_piece(int p) const { return kAligned && column(p * kPer) + kPer <= count; }
 };
@@ -185,8 +211,7 @@ __device__ __forceinline__ Bytes16 gather(const T* row, const Share<T, C, kAlign
 #pragma unroll
   for (int v = 0; v < kPer; ++v) {
     const int c = p * kPer + v;
-    if (share.has(c))
-      memcpy(reinterpret_cast<unsigned char*>(&piece) + v * sizeof(T), row + share.column(c), sizeof(T));
+    if (share.has(c)) memcpy(reinterpret_cast<unsigned char*>(&piece) + v * sizeof(T), share.at(row, c), sizeof(T));
   }
   return piece;
 }

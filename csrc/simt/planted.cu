@@ -161,7 +161,18 @@ __global__ void past_shared_kernel(const Arguments a) {
   a.out[global_thread()] = first[t];
 }
 
-/// The same by way of the array itself, whose bounds the compiler knows.
+/// Writes before an array of shared memory.
+template <bool kBug>
+__global__ void before_shared_kernel(const Arguments a) {
+  SELA_SHARED_ARRAY(float, values, kThreads);
+  const int t = static_cast<int>(threadIdx.x);
+  float* last = values + kThreads - 1;
+  last[kBug ? -t - 1 : -t] = a.in[global_thread()];  // BUG before_shared
+  __syncthreads();
+  a.out[global_thread()] = last[-t];
+}
+
+/// Writes behind it by way of the array itself, whose bounds the compiler knows.
 template <bool kBug>
 __global__ void past_array_kernel(const Arguments a) {
   SELA_SHARED_ARRAY(float, values, kThreads);
@@ -305,6 +316,7 @@ const Planted kPlanted[] = {
     SELA_PLANTED(two_barriers),
     SELA_PLANTED(unwritten_shared),
     SELA_PLANTED(past_shared),
+    SELA_PLANTED(before_shared),
     SELA_PLANTED(past_array),
     SELA_PLANTED(past_dynamic_shared),
     SELA_PLANTED(wrong_mask),

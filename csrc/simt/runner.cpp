@@ -4,18 +4,18 @@
 // linker could give it an instrumented copy of them.
 #include "simt/runner.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <string>
 
 #include "simt/fiber.h"
 #include "simt/sanitizer.h"
+#include "simt/shared_memory.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -25,6 +25,7 @@ namespace {
 
 enum class Wait { nothing, barrier, warp, left };
 
+constexpr uint64_t kMaxBlocks = 1 << 20;
 constexpr int kMaxCopies = 64;  // asynchronous copies of a thread under way at a time
 
 struct Thread {
@@ -47,53 +48,9 @@ struct Thread {
   int copy_first, copy_end, groups;
 };
 
-// ---- Shared memory of the running block:  guard page | gap | dynamic | gap | object | gap | object | gap ... guard
-// page All of it is filled with poison.  Poison in a gap must stay: a thread that changed it wrote past an object.
-
-constexpr size_t kGap = 128;
-constexpr size_t kDynamicAt = kGap + 16;  // a multiple of 16, and of no more, as CUDA promises
-constexpr int kMaxObjects = 64;
-constexpr size_t kArena = 512 * 1024;
-static_assert(kArena > kMaxDynamicShared + kMaxStaticShared + (kMaxObjects + 2) * (2 * kGap));
-
-class SharedMemory {
- public:
-  void open(size_t dynamic_size);
-  void close();
-  void* object(const SharedName& name, size_t size, size_t alignment);
-  unsigned char* dynamic() const { return base_ + kDynamicAt; }
-  /// Name of the object before a gap that has been written to; null: all is well.
-  const char* damaged() const;
-
- private:
-  struct Object {
-    const SharedName* name;
-    unsigned char *begin, *end;
-  };
-  void poison_up_to(const unsigned char* end);
-
-  unsigned char* base_ = nullptr;
-  unsigned char* end_ = nullptr;       // of the last object
-  unsigned char* poisoned_ = nullptr;  // so far
-  size_t dynamic_size_ = 0, static_size_ = 0;
-  Object objects_[kMaxObjects];
-  int count_ = 0;
-};
-
-unsigned char poison_at(const unsigned char* p) {
-  return static_cast<unsigned char>(reinterpret_cast<uintptr_t>(p) % 2 == 0 ? kPoison & 0xFF : kPoison >> 8);
-}
-
-bool is_poison(const unsigned char* p, const unsigned char* end) {
-  constexpr uint64_t kPoison8 = 0x0001000100010001ull * kPoison;
-  for (; p < end && reinterpret_cast<uintptr_t>(p) % 8 != 0; ++p)
-    if (*p != poison_at(p)) return false;
-  for (; p + 8 <= end; p += 8)
-    if (*reinterpret_cast<const uint64_t*>(p) != kPoison8) return false;
-  return true;
-}
-
 // ---- The launch that is running; one at a time.
+
+constexpr const char* kHostCode = "host code";
 
 struct Runner {
   std::mutex one_launch;
@@ -101,7 +58,7 @@ struct Runner {
   int multiprocessors = 4, resident_blocks = 2;
   Statistics statistics;
 
-  const char* kernel;
+  const char* kernel = kHostCode;
   void (*body)(const void*);
   const void* data;
   int threads, warps;
@@ -138,10 +95,6 @@ const char* operation_name(Operation operation) {
   return names[static_cast<int>(operation)];
 }
 
-const char* wait_name(const Thread& thread) {
-  return thread.wait == Wait::barrier ? "__syncthreads" : operation_name(thread.operation);
-}
-
 void write_message(const Thread* thread, Place place, const char* format, va_list arguments) {
   int used = 0;
   const auto add = [&used](int length) { used = std::min<int>(used + length, sizeof(runner.message) - 1); };
@@ -160,6 +113,10 @@ void write_message(const Thread* thread, Place place, const char* format, va_lis
   va_start(arguments, format);
   write_message(&thread, place, format, arguments);
   va_end(arguments);
+}
+
+bool is_same(Place a, Place b) {
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 void describe(Place place, char* text, size_t size) {
@@ -300,7 +257,7 @@ bool pass_barrier() {
     if (thread.wait != Wait::barrier) continue;
     ++waiting;
     if (first == nullptr) first = &thread;
-    if (thread.at.line != first->at.line || thread.at.file != first->at.file) {
+    if (!is_same(thread.at, first->at)) {
       report(*first, first->at, "barrier divergence: waits at __syncthreads here, thread (%u, %u, %u) at %s:%d",
              thread.index.x, thread.index.y, thread.index.z, thread.at.file, thread.at.line);
       return false;
@@ -330,20 +287,20 @@ void report_stuck_lane(const Thread& thread) {
     if (!(members >> lane & 1)) continue;
     const Thread& other = runner.all[warp * kWarpSize + lane];
     if (other.wait == Wait::left) {
-      report(thread, thread.at, "%s with mask %#010x names lane %d, which has left the kernel", wait_name(thread),
-             thread.mask, lane);
+      report(thread, thread.at, "%s with mask %#010x names lane %d, which has left the kernel",
+             operation_name(thread.operation), thread.mask, lane);
       return;
     }
     if (other.wait == Wait::barrier) {
       report(thread, thread.at, "deadlock: %s with mask %#010x names lane %d, which waits at __syncthreads, %s:%d",
-             wait_name(thread), thread.mask, lane, other.at.file, other.at.line);
+             operation_name(thread.operation), thread.mask, lane, other.at.file, other.at.line);
       return;
     }
     if (other.mask != thread.mask || other.operation != thread.operation) {
       report(thread, thread.at,
              "lanes disagree: lane %d waits at %s with mask %#010x, lane %d at %s with mask %#010x, %s:%d",
-             thread.number % kWarpSize, wait_name(thread), thread.mask, lane, wait_name(other), other.mask,
-             other.at.file, other.at.line);
+             thread.number % kWarpSize, operation_name(thread.operation), thread.mask, lane,
+             operation_name(other.operation), other.mask, other.at.file, other.at.line);
       return;
     }
   }
@@ -382,7 +339,7 @@ void prepare_threads() {
     thread.at = kStart;
     thread.copy_first = thread.copy_end = thread.groups = 0;
     prepare(thread.fiber, runner.stacks.at(i), thread_main);
-    sanitizer::create(thread.fiber);
+    sanitizer::create(runner.scheduler, thread.fiber);
     let_go(thread);
   }
 }
@@ -394,6 +351,8 @@ void check_shape(dim3 grid, dim3 block, size_t dynamic_shared) {
     wrong = "expected a block of 1 to 1024 threads, at most 1024 x 1024 x 64";
   else if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535)
     wrong = "expected a grid of at least one block, at most 2147483647 x 65535 x 65535";
+  else if (uint64_t{grid.x} * grid.y * grid.z > kMaxBlocks)
+    wrong = "the runner is for small grids, expected at most 1048576 blocks";
   else if (dynamic_shared > kMaxDynamicShared)
     wrong = "expected at most 227 KB of dynamic shared memory";
   if (wrong == nullptr) return;
@@ -401,74 +360,6 @@ void check_shape(dim3 grid, dim3 block, size_t dynamic_shared) {
   std::snprintf(found, sizeof(found), ", found grid %u x %u x %u, block %u x %u x %u, %zu bytes", grid.x, grid.y,
                 grid.z, block.x, block.y, block.z, dynamic_shared);
   throw Error(std::string(runner.kernel) + ": " + wrong + found);
-}
-
-// ---- Shared memory.
-
-void SharedMemory::open(size_t dynamic_size) {
-  constexpr size_t kGuard = 4096;
-  if (base_ == nullptr) {
-    void* memory = mmap(nullptr, kArena + 2 * kGuard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    base_ = static_cast<unsigned char*>(memory) + kGuard;
-  }
-  // Mapped afresh for every block, so that no sanitizer takes the shared memory of two blocks for the same.
-  mmap(base_, kArena, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-  sanitizer::hide(base_, kArena);
-  count_ = 0;
-  static_size_ = 0;
-  poisoned_ = base_;
-  dynamic_size_ = dynamic_size;
-  end_ = dynamic() + dynamic_size;
-  poison_up_to(end_ + kGap);
-  sanitizer::show(dynamic(), dynamic_size);
-}
-
-void SharedMemory::close() {
-  if (base_ != nullptr) sanitizer::show(base_, kArena);
-}
-
-void SharedMemory::poison_up_to(const unsigned char* end) {
-  constexpr uint64_t kPoison8 = 0x0001000100010001ull * kPoison;
-  for (; poisoned_ < end; poisoned_ += 8) *reinterpret_cast<uint64_t*>(poisoned_) = kPoison8;
-}
-
-void* SharedMemory::object(const SharedName& name, size_t size, size_t alignment) {
-  for (int i = 0; i < count_; ++i)
-    if (objects_[i].name == &name) return objects_[i].begin;
-  static_size_ = (static_size_ + alignment - 1) / alignment * alignment + size;
-  if (static_size_ > kMaxStaticShared)
-    fail(name.place,
-         "%s brings static shared memory to %zu bytes, a block has at most 48 KB; take dynamic shared memory",
-         name.name, static_size_);
-  if (static_size_ + dynamic_size_ > kMaxDynamicShared)
-    fail(name.place, "%s brings shared memory to %zu bytes, a block has at most 227 KB", name.name,
-         static_size_ + dynamic_size_);
-  if (count_ == kMaxObjects)
-    fail(name.place, "%s is one object of shared memory more than the runner allows", name.name);
-  // Aligned as its type needs and no further, so that wider accesses than the type promises are found.
-  const uintptr_t step = std::max<size_t>(alignment, 16);
-  uintptr_t at = (reinterpret_cast<uintptr_t>(end_) + kGap + step - 1) / step * step;
-  if (alignment < 16) at += alignment;
-  unsigned char* begin = reinterpret_cast<unsigned char*>(at);
-  end_ = begin + size;
-  poison_up_to(end_ + kGap);
-  sanitizer::show(begin, size);
-  objects_[count_++] = {&name, begin, end_};
-  return begin;
-}
-
-const char* SharedMemory::damaged() const {
-  const unsigned char* gap = base_;
-  const char* before = "dynamic shared memory";
-  if (!is_poison(gap, dynamic())) return before;
-  gap = dynamic() + dynamic_size_;
-  for (int i = 0; i < count_; ++i) {
-    if (!is_poison(gap, gap + kGap)) return before;
-    gap = objects_[i].end;
-    before = objects_[i].name->name;
-  }
-  return is_poison(gap, gap + kGap) ? nullptr : before;
 }
 
 }  // namespace
@@ -498,17 +389,18 @@ void run_grid(const char* name, dim3 grid, dim3 block, size_t dynamic_shared, vo
   ++runner.statistics.launches;
   for (unsigned i = 0; i < blocks && runner.message[0] == '\0'; ++i) {
     blockIdx = {order[i] % grid.x, order[i] / grid.x % grid.y, order[i] / (grid.x * grid.y)};
-    if (!sanitizer::has_room(runner.threads)) sanitizer::join(runner.scheduler);
+    if (!sanitizer::has_room(runner.threads)) sanitizer::join(runner.scheduler, false);
     runner.shared.open(dynamic_shared);
     prepare_threads();
     run_block();
-    for (int t = 0; t < runner.threads; ++t) sanitizer::retire(runner.all[t].fiber);
     ++runner.statistics.blocks;
     runner.statistics.threads += runner.threads;
   }
-  sanitizer::join(runner.scheduler);
+  const bool failed = runner.message[0] != '\0';
+  sanitizer::join(runner.scheduler, failed);
   runner.shared.close();
-  if (runner.message[0] != '\0') throw Error(runner.message);
+  runner.kernel = kHostCode;
+  if (failed) throw Error(runner.message);
 }
 
 void set_schedule(uint64_t seed) {

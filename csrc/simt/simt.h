@@ -129,13 +129,6 @@ inline int __all_sync(unsigned mask, int predicate, SELA_HERE) {
   return sela::simt::exchange(sela::simt::Operation::ballot, mask, predicate == 0, 0, {file, line}) == 0;
 }
 
-inline void __threadfence() {
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
-}
-inline void __threadfence_block() {
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
-}
-
 // ---- Atomic functions.
 
 template <class T>

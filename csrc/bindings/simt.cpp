@@ -2,8 +2,11 @@
 // own switches. Addresses that _core wants on a device are addresses of host memory here.
 #include <pybind11/stl.h>
 
+#include <array>
+
 #include "bindings/bindings.h"
 #include "simt/planted.h"
+#include "simt/probes.h"
 #include "simt/runner.h"
 
 namespace py = pybind11;
@@ -22,6 +25,19 @@ py::dict statistics() {
   return counts;
 }
 
+using Shape = std::array<unsigned, 3>;
+
+dim3 shape(const Shape& sizes) {
+  return dim3(sizes[0], sizes[1], sizes[2]);
+}
+
+void probe(const std::string& name, const std::string& type, uintptr_t in, uintptr_t out, const Shape& grid,
+           const Shape& block, size_t dynamic_shared, int a, int b, int c) {
+  const sela::simt::ProbeArguments arguments = {reinterpret_cast<const void*>(in), reinterpret_cast<void*>(out), a, b,
+                                                c};
+  sela::simt::run_probe(name, type, arguments, shape(grid), shape(block), dynamic_shared);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_simt, m) {
@@ -36,5 +52,8 @@ PYBIND11_MODULE(_simt, m) {
   m.def("planted_names", &sela::simt::planted_names, "The planted bugs.");
   m.def("planted", &sela::simt::run_planted, py::arg("name"), py::arg("with_bug") = true,
         "Runs the kernel of a planted bug, with it or without; returns what the kernel wrote.");
+  m.def("probe", &probe, py::arg("name"), py::arg("type"), py::arg("input"), py::arg("output"), py::arg("grid"),
+        py::arg("block"), py::arg("dynamic_shared") = 0, py::arg("a") = 0, py::arg("b") = 0, py::arg("c") = 0,
+        "Runs one of the kernels in csrc/simt/probes.cu on arrays at these addresses.");
   sela::bind_all(m);
 }

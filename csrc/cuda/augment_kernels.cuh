@@ -139,13 +139,6 @@ __device__ __forceinline__ float reciprocal(float x) {
 
 // ---- 16 bytes of output.
 
-struct alignas(16) Bytes16 {
-  uint32_t word[4];
-};
-struct alignas(16) Floats4 {
-  float value[4];
-};
-
 __device__ __forceinline__ uint32_t word_of(float x) {
   uint32_t word;
   memcpy(&word, &x, sizeof(word));
@@ -179,16 +172,20 @@ constexpr int kPixels = 16 / static_cast<int>(sizeof(T));  ///< values of 16 byt
 /// 16 bytes at `to` from element(0), element(1), ...
 template <class T, class Element>
 __device__ __forceinline__ void store_16(T* to, Element element) {
-  Bytes16 bytes;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(T) == 4) {
-      bytes.word[i] = word_of(element(i));
-    } else {
-      bytes.word[i] = words_of(T(), element(2 * i), element(2 * i + 1));
-    }
+  uint4 words;
+  if constexpr (sizeof(T) == 4) {
+    words = make_uint4(word_of(element(0)), word_of(element(1)), word_of(element(2)), word_of(element(3)));
+  } else {
+    words = make_uint4(words_of(T(), element(0), element(1)), words_of(T(), element(2), element(3)),
+                       words_of(T(), element(4), element(5)), words_of(T(), element(6), element(7)));
   }
-  *reinterpret_cast<Bytes16*>(to) = bytes;
+#if defined(__CUDA_ARCH__)  // written out: the compiler splits some of these stores into four
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(to) = words;
+#endif
 }
 
 // ---- Colour.
@@ -352,6 +349,7 @@ __device__ __forceinline__ void make_taps(const Arguments& a, const Plan& p, Tap
   const float middle = axis_middle(axis, output);
   const AxisSpan span = axis_span(axis, middle);
   float total = 0.0f;
+#pragma unroll 1
   for (int32_t k = 0; k < axis.taps; ++k) total += axis_weight(axis, middle, span, k);
   total = total > 0.0f ? (rows ? 1.0f : 1.0f / 255.0f) / total : 0.0f;
   Tap tap = {span.start, span.count, axis_weight(axis, middle, span, 0) * total,
@@ -359,28 +357,37 @@ __device__ __forceinline__ void make_taps(const Arguments& a, const Plan& p, Tap
   taps[(rows ? size : 0) + i] = tap;
   if ((p.flags & kEnlarges) == 0u) {
     float* own = weights + (rows ? a.layout.weight : 0) + i;
+#pragma unroll 1
     for (int32_t k = 0; k < span.count; ++k) own[k * size] = axis_weight(axis, middle, span, k) * total;
   }
 }
 
 // ---- Resampling: one column of the output.
 
-/// Two inputs of a row under the weights of a column.
+/// A column of the output while it passes down an enlarged box: two inputs of a row under the column's weights, and the
+/// two latest input rows resampled like that.
 template <int kChannels>
 struct Column {
   const uint8_t* first;  ///< in the first row of the box
   const uint8_t* second;
   float first_weight, second_weight;
-  int32_t row;   ///< bytes from one row to the next
-  int32_t last;  ///< the box's last row
+  int32_t row;     ///< bytes from one row to the next
+  int32_t last;    ///< bytes to the box's last row
+  int32_t offset;  ///< bytes to the row after the latest
+  int32_t latest;  ///< number of the row in `below`
+  float above[kChannels], below[kChannels];
 
-  /// value[c] of input row y; rows behind the last one repeat it, under a weight of zero.
-  __device__ __forceinline__ void at(int32_t y, float (&value)[kChannels]) const {
-    const int32_t offset = (y < last ? y : last) * row;
+  /// The next input row. Those behind the last one repeat it, under a weight of zero.
+  __device__ __forceinline__ void advance() {
+    const int32_t here = offset < last ? offset : last;
+    offset += row;
+    ++latest;
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c)
-      value[c] = fmaf(static_cast<float>(second[offset + c]), second_weight,
-                      static_cast<float>(first[offset + c]) * first_weight);
+    for (int c = 0; c < kChannels; ++c) {
+      above[c] = below[c];
+      below[c] =
+          fmaf(static_cast<float>(second[here + c]), second_weight, static_cast<float>(first[here + c]) * first_weight);
+    }
   }
 };
 
@@ -395,10 +402,12 @@ __device__ __forceinline__ void reduce_box(const uint8_t* box, int32_t row, cons
   const float* inner_weight = rows_first ? wy : wx;
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) value[c] = 0.0f;
+#pragma unroll 1
   for (int32_t o = 0; o < outer; ++o) {
     float part[kChannels];
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) part[c] = 0.0f;
+#pragma unroll 1
     for (int32_t i = 0; i < inner; ++i) {
       const uint8_t* pixel = corner + o * outer_step + i * inner_step;
 #pragma unroll
@@ -424,33 +433,30 @@ __device__ __forceinline__ float resample(const Arguments& a, const Plan& p, con
   const Tap* row_taps = taps + size;
   const Tap tap = taps[own];
   const int32_t second = tap.start + 1 < p.width ? tap.start + 1 : tap.start;
-  const Column<kChannels> column = {
-      box + tap.start * kChannels, box + second * kChannels, tap.first, tap.second, row, p.height - 1};
-
-  float above[kChannels], below[kChannels];  // horizontally resampled rows at - 1 and at
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) above[c] = below[c] = 0.0f;
-  int32_t at = from < until ? row_taps[from].start - 1 : 0;
+  Column<kChannels> column = {box + tap.start * kChannels, box + second * kChannels, tap.first, tap.second, row,
+                              (p.height - 1) * row};
+  column.latest = from < until ? row_taps[from].start - 1 : 0;
+  column.offset = (column.latest + 1) * row;
+  if (enlarges) column.advance();
   float sum = 0.0f;
   for (int32_t y = from; y < until; y += kRows) {
     float v[kChannels][kRows];
+    if (enlarges) {
 #pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      const int32_t line = y + j < until ? y + j : until - 1;
-      const Tap mix = row_taps[line];
-      if (enlarges) {
-        while (at <= mix.start) {
-          ++at;
+      for (int j = 0; j < kRows; ++j) {
+        const Tap mix = row_taps[y + j < until ? y + j : until - 1];
+#pragma unroll 1
+        while (column.latest <= mix.start) column.advance();
 #pragma unroll
-          for (int c = 0; c < kChannels; ++c) above[c] = below[c];
-          column.at(at, below);
-        }
+        for (int c = 0; c < kChannels; ++c) v[c][j] = fmaf(column.below[c], mix.second, column.above[c] * mix.first);
+      }
+    } else {
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) v[c][j] = fmaf(below[c], mix.second, above[c] * mix.first);
-      } else {
+      for (int j = 0; j < kRows; ++j) {
+        const int32_t line = y + j < until ? y + j : until - 1;
         float value[kChannels];
-        reduce_box<kChannels>(box, row, tap, mix, weights + own, weights + a.layout.weight + line, size, rows_first,
-                              value);
+        reduce_box<kChannels>(box, row, tap, row_taps[line], weights + own, weights + a.layout.weight + line, size,
+                              rows_first, value);
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) v[c][j] = value[c];
       }
@@ -490,9 +496,11 @@ __device__ __forceinline__ void finish(const Arguments& a, const Plan& p, const 
     for (int c = 0; c < kChannels; ++c)
 #pragma unroll
       for (int k = 0; k < kCount; k += 4) {
-        const Floats4 four = *reinterpret_cast<const Floats4*>(planes + c * a.layout.plane + at + k);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) v[c][k + j] = four.value[j];
+        const float4 four = *reinterpret_cast<const float4*>(planes + c * a.layout.plane + at + k);
+        v[c][k] = four.x;
+        v[c][k + 1] = four.y;
+        v[c][k + 2] = four.z;
+        v[c][k + 3] = four.w;
       }
     if ((p.flags & kColour) != 0u) {
 #pragma unroll

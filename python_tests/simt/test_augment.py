@@ -5,6 +5,8 @@ CUDA kernel do the same multiply-adds; only the contrast's mean is summed in ano
 by bit, and where a contrast is in play within some units in the last place of 1.
 """
 
+import subprocess
+import sys
 from itertools import permutations, product
 
 import numpy as np
@@ -23,9 +25,15 @@ SIDES = [(1, 1), (7, 7), (28, 28), (31, 31), (32, 32), (33, 33), (40, 27), (27, 
 @pytest.fixture(autouse=True)
 def device(simt):
     """Two multiprocessors of two blocks: grids of 1 to 4 blocks, so that most blocks take several images."""
-    simt.set_device(2, 2)
+    simt.set_device(1 if simt.variant == "thread" else 2, 2)
     yield
     simt.set_device(2, 2)
+
+
+def thin(simt, cases):
+    """All the cases; every fifth under ThreadSanitizer, which takes a millisecond per thread."""
+    cases = list(cases)
+    return cases[::5] if simt.variant == "thread" else cases
 
 
 def random_images(count, height, width, channels, seed=0):
@@ -142,7 +150,7 @@ IDS = np.concatenate([np.arange(1001), [2**32 - 1, 2**32, 2**33 + 5, 2**40 - 1]]
 @pytest.mark.parametrize("preset", ["none", "flip", "resized_crop", "sela", "cifar", "eval"])
 def test_drawn_parameters_are_the_cpus_bits(simt, preset, key):
     augment = getattr(Augment, preset)(31)
-    for size in [(32, 32), (1, 3000), (375, 500)]:
+    for size in thin(simt, [(32, 32), (1, 3000), (375, 500)]):
         drawn = np.zeros(len(IDS) + 2, PARAMETERS)
         seed, epoch, view = key
         simt.sample_parameters_cuda(
@@ -196,7 +204,7 @@ def test_a_grid_has_a_block_per_image_until_the_device_is_full(simt):
 @pytest.mark.parametrize("size", [1, 8, 17, 31, 32, 33, 64])
 def test_pixels_equal_the_cpu_kernels_for_every_size(simt, size, channels):
     augment = Augment.sela(size, jitter_probability=0.6, gray_probability=0.4, **PLAIN)
-    for number, (height, width) in enumerate(SIDES):
+    for number, (height, width) in thin(simt, enumerate(SIDES)):
         images = random_images(6, height, width, channels, seed=number)
         check_pixels(simt, images, np.arange(6), augment, key=(number, size, channels))
 
@@ -204,14 +212,14 @@ def test_pixels_equal_the_cpu_kernels_for_every_size(simt, size, channels):
 @pytest.mark.parametrize("preset", ["none", "flip", "resized_crop", "cifar", "eval"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_preset_gives_the_cpus_pixels(simt, preset, channels):
-    for size, (height, width) in product([9, 32], [(5, 9), (32, 32), (40, 27), (33, 64)]):
+    for size, (height, width) in thin(simt, product([9, 32], [(5, 9), (32, 32), (40, 27), (33, 64)])):
         images = random_images(6, height, width, channels, seed=size)
         check_pixels(simt, images, np.arange(6), getattr(Augment, preset)(size, **PLAIN), key=(1, 2, 3))
 
 
 def test_windows_of_enlarged_and_reduced_images_give_the_cpus_pixels(simt):
     """Short sides to 12, 40 and 100 pixels, then a window of 12."""
-    for resize, (height, width) in product([12, 40, 100], [(12, 12), (31, 64), (64, 20)]):
+    for resize, (height, width) in thin(simt, product([12, 40, 100], [(12, 12), (31, 64), (64, 20)])):
         images = random_images(4, height, width, 3)
         check_pixels(simt, images, np.arange(4), Augment.eval(12, resize=resize, flip_probability=0.5, **PLAIN))
 
@@ -227,6 +235,16 @@ def test_every_order_of_the_colour_operations_gives_the_cpus_pixels(simt, schedu
             if extreme:
                 record["brightness"], record["contrast"], record["saturation"], record["hue"] = 2.5, 0.0, 3.0, -0.5
         check_pixels(simt, images, np.arange(len(cases)), augment, given=given, close=2e-5)
+
+
+def test_factors_of_an_image_without_jitter_are_not_used(simt):
+    images = random_images(4, 9, 11, 3)
+    for gray_first in (True, False):
+        augment = Augment.sela(8, gray_first=gray_first, **PLAIN)
+        given = cpu_parameters(simt, augment, (9, 11), np.arange(4))
+        given["jitter"], given["gray"] = 0, [0, 1, 0, 1]
+        given["brightness"], given["contrast"], given["saturation"], given["hue"] = 9.0, 3.0, 5.0, 0.4
+        check_pixels(simt, images, np.arange(4), augment, given=given)
 
 
 @pytest.mark.parametrize("idle", ["brightness", "contrast", "saturation", "hue"])
@@ -293,10 +311,10 @@ def test_halves_and_memory_orders_hold_the_floats(simt, size, channels, channels
     floats, _ = on_device(simt, images, index, augment)
     planes = floats.reshape(7, channels, size * size)
     floats = planes.transpose(0, 2, 1).reshape(7, -1) if channels_last else floats
-    for shift in (0, 4, 8):
+    for shift in thin(simt, [0, 4, 8]):
         found, _ = on_device(simt, images, index, augment, channels_last=channels_last, shift=shift)
         np.testing.assert_array_equal(found, floats)
-    for dtype, shift in product(["float16", "bfloat16"], [0, 2, 8]):
+    for dtype, shift in thin(simt, product(["float16", "bfloat16"], [0, 2, 8])):
         found, _ = on_device(simt, images, index, augment, dtype=dtype, channels_last=channels_last, shift=shift)
         np.testing.assert_array_equal(found, round_to_half(np.ascontiguousarray(floats), dtype))
 
@@ -320,7 +338,7 @@ def test_images_may_start_at_any_address(simt, height, width, channels):
     images = random_images(6, height, width, channels)
     index = np.array([5, 0, 3, 3, 1, 2, 4])
     expected, _ = on_device(simt, images, index, augment)
-    for shift, filler in product([1, 2, 3, 7, 8, 15], [0, 255]):
+    for shift, filler in thin(simt, product([1, 2, 3, 7, 8, 15], [0, 255])):
         room = np.full(images.nbytes + 64, filler, np.uint8)
         moved = room[16 + shift : 16 + shift + images.nbytes].reshape(images.shape)
         moved[:] = images
@@ -335,11 +353,39 @@ def test_a_data_set_that_ends_with_its_memory_is_not_read_beyond(simt):
         check_pixels(simt, images, np.zeros(3, np.int64), Augment.sela(8, **PLAIN))
 
 
+@pytest.mark.plain_only
+def test_a_data_set_at_the_end_of_a_page_is_not_read_beyond_it(simt):
+    """In a process of its own, since a byte too far ends it: images up to the last byte before forbidden memory."""
+    code = f"""
+import ctypes, importlib.util, mmap, sys
+import numpy as np
+spec = importlib.util.spec_from_file_location("_simt", {simt.__file__!r})
+simt = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(simt)
+size, page = 8, mmap.PAGESIZE
+options = simt.AugmentOptions(**{option_fields(Augment.resized_crop(8), 3)!r})
+memory = mmap.mmap(-1, 3 * page)
+base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+for forbidden in (base, base + 2 * page):
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(forbidden), ctypes.c_size_t(page), 0) == 0
+index = np.zeros(5, np.int64)
+out = np.zeros((5, 3, size, size), np.float32)
+for height, width in [(7, 5), (1, 1), (31, 33), (3, 3)]:
+    for start in (base + page, base + 2 * page - height * width * 3):
+        simt.augment_resident_cuda(options, start, 1, height, width, 3, index.ctypes.data, 5, height, 0, 0, 0, 0,
+                                   out.ctypes.data, "float32", False, 0)
+print("done")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, f"status {run.returncode}: {run.stderr[-500:]}"
+    assert run.stdout == "done\n"
+
+
 def test_bits_do_not_depend_on_grid_or_schedule_or_batch(simt, schedule):
     images = random_images(40, 32, 32, 3)
     augment = Augment.sela(32)
     index = np.arange(40)
-    simt.set_device(40, 1)
+    simt.set_device(10 if simt.variant == "thread" else 40, 1)
     simt.set_schedule(0)
     expected, _ = on_device(simt, images, index, augment)
     simt.set_schedule(schedule)
@@ -404,3 +450,89 @@ def test_given_parameters_are_checked_before_they_are_uploaded(simt):
     given["left"][1], given["width"][1] = 8, 4
     with pytest.raises(ValueError, match=r"params\[1\]: expected a box inside the image.* for an image of 9 x 11"):
         simt.check_parameters(make_options(simt, augment, 3), given, 9, 11)
+
+
+# ---- sela_ext.kernels.augment_resident on a device that the runner stands in for.
+
+
+@pytest.fixture
+def resident(simt, monkeypatch):
+    """The module behind kernels.augment_resident, with host memory taken for a device's."""
+    pytest.importorskip("torch")
+    from contextlib import nullcontext
+
+    from sela_ext.kernels import augment_resident as module
+
+    module = sys.modules[module.__module__]
+    monkeypatch.setattr(module, "_core", simt)
+    monkeypatch.setattr(module, "augment_options", lambda augment, channels: make_options(simt, augment, channels))
+    monkeypatch.setattr(module, "current_device", lambda device: nullcontext())
+    monkeypatch.setattr(module, "current_stream", lambda device: 0)
+    return module
+
+
+@pytest.mark.plain_only
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_python_layer_gives_the_torch_twins_images(simt, resident, channels, channels_last, dtype):
+    import torch
+
+    from sela_ext.kernels import reference
+
+    images = torch.from_numpy(random_images(9, 21, 32, channels))
+    augment = Augment.sela(32)
+    index = torch.tensor([8, 0, 3, 3, 1])
+    kind = getattr(torch, dtype)
+    found, words = resident.run_cuda(images, index, augment, (5, 6, 7), None, None, kind, channels_last, True)
+    expected, drawn = reference.augment_resident(
+        images, index, augment, seed=5, epoch=6, view=7, dtype=kind, channels_last=channels_last, return_parameters=True
+    )
+    assert resident._records(words).tobytes() == drawn.tobytes()
+    assert found.dtype == kind
+    assert found.stride() == expected.stride()
+    grain = {"float32": LIMIT / 0.22, "float16": 4e-3, "bfloat16": 3e-2}[dtype]
+    assert (found.float() - expected.float()).abs().max() < grain
+    again, words = resident.run_cuda(images, index, augment, (0, 0, 0), drawn, None, kind, channels_last, False)
+    assert torch.equal(again, found)
+    assert len(words) == 0
+    out = torch.full_like(found, 3)
+    assert resident.run_cuda(images, [0] * 5, augment, (1, 2, 3), None, out, None, channels_last, False)[0] is out
+    assert not (out == 3).all()
+
+
+@pytest.mark.plain_only
+def test_the_python_layer_refuses_what_does_not_fit(simt, resident):
+    import torch
+
+    from sela_ext.errors import DataError, OptionError
+
+    images = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
+    augment = Augment.sela(8)
+    params = cpu_parameters(simt, augment, (8, 8), np.arange(4))
+
+    def run(images=images, index=(0, 1, 2, 3), augment=augment, params=None, out=None, dtype=None, last=False):
+        return resident.run_cuda(images, index, augment, (0, 0, 0), params, out, dtype, last, False)
+
+    for match, wrong in [
+        (r"uint8 \[N, H, W, C\] with C = 1 or 3, found torch.float32", {"images": images.float()}),
+        (r"found torch.uint8 \(4, 8, 8, 2\)", {"images": images[..., :2].contiguous()}),
+        ("contiguous memory", {"images": images[:, ::2]}),
+        ("at most 64 pixels on CUDA, found 8 x 8 to 65", {"augment": Augment.sela(65)}),
+        ("found 65 x 8 to 8", {"images": torch.zeros(1, 65, 8, 3, dtype=torch.uint8)}),
+        (r"image numbers in \[0, 4\), found 4", {"index": [0, 4]}),
+        (r"image numbers in \[0, 4\), found -1", {"index": torch.tensor([-1, 3])}),
+        ("expected integers, found float", {"index": [0.5]}),
+        ("expected 4 records, one per row, found 3", {"params": params[:3]}),
+        ("expected records", {"params": np.zeros(4)}),
+        ("out: expected", {"out": torch.empty(4, 3, 8, 7)}),
+        ("out: expected", {"out": torch.empty(4, 3, 8, 8), "dtype": torch.float16}),
+        ("strides", {"out": torch.empty(4, 3, 8, 8), "last": True}),
+    ]:
+        with pytest.raises(DataError, match=match):
+            run(**wrong)
+    with pytest.raises(OptionError, match="dtype"):
+        run(dtype=torch.float64)
+    params["left"][2], params["width"][2] = 5, 4
+    with pytest.raises(DataError, match=r"params\[2\]: expected a box inside the image"):
+        run(params=params)

@@ -80,8 +80,10 @@ class Verdict:
     seconds: float = 0.0
     reason: str = ""  # of equivalence
 
-    def record(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def place(self) -> str:
+        """Which mutant it is, as long as its source does not change."""
+        return json.dumps([self.unit, self.mutant.file, self.mutant.rule, self.mutant.start, self.mutant.replacement])
 
 
 # ---- Building: the commands of the ordinary test module, with one source replaced.
@@ -260,12 +262,11 @@ class Baseline:
 class Session:
     """Workers that take mutants from one queue."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(self, options: argparse.Namespace, results: Results) -> None:
+        self.options, self.results = options, results
         self.lock = threading.Lock()
         self.measuring = threading.Lock()
         self.baselines: dict[str, Baseline] = {}
-        self.verdicts: list[Verdict] = []
         self.began = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -336,11 +337,11 @@ class Session:
         verdict.seconds = round(time.monotonic() - began, 1)
         return verdict
 
-    def run(self, work: list[tuple[Unit, Mutant, str | None]]) -> list[Verdict]:
-        todo: queue.SimpleQueue[tuple[int, Unit, Mutant, str | None]] = queue.SimpleQueue()
-        for number, (unit, mutant, reason) in enumerate(work):
-            todo.put((number, unit, mutant, reason))
-        done: dict[int, Verdict] = {}
+    def run(self, work: list[tuple[Unit, Mutant, str | None]]) -> None:
+        todo: queue.SimpleQueue[tuple[Unit, Mutant, str | None]] = queue.SimpleQueue()
+        for piece in work:
+            todo.put(piece)
+        done: list[Verdict] = []
         failures: list[BaseException] = []
 
         def worker(number: int) -> None:
@@ -349,11 +350,12 @@ class Session:
             try:
                 while not failures:
                     try:
-                        index, unit, mutant, reason = todo.get_nowait()
+                        unit, mutant, reason = todo.get_nowait()
                     except queue.Empty:
                         break
                     verdict = self.judge(servers, place, unit, mutant, reason)
-                    done[index] = verdict
+                    done.append(verdict)
+                    self.results.add(verdict)
                     told = f"{verdict.outcome} {verdict.by} {verdict.how} {verdict.test.split('::')[-1]}".strip()
                     self.say(f"{len(done)}/{len(work)}  {mutant.name}\n          {told} ({verdict.seconds:.0f} s)")
             except BaseException as error:  # a worker's failure ends the session, not only the worker
@@ -369,22 +371,56 @@ class Session:
             thread.join()
         if failures:
             raise failures[0]
-        return [done[index] for index in sorted(done)]
+
+
+# ---- Keeping verdicts, so that a session can be continued.
+
+
+class Results:
+    """The verdicts on the sources as they are, in a file."""
+
+    def __init__(self, path: Path, again: bool) -> None:
+        self.path = path
+        self.state = hashlib.sha256(json.dumps(sources()).encode()).hexdigest()
+        self.verdicts: dict[str, Verdict] = {}
+        self.lock = threading.Lock()
+        if again and path.exists() and (kept := json.loads(path.read_text()))["state"] == self.state:
+            for record in kept["verdicts"]:
+                self.take(Verdict(**{**record, "mutant": Mutant(**record["mutant"])}))
+
+    def take(self, verdict: Verdict) -> None:
+        self.verdicts[verdict.place] = verdict
+
+    def known(self, unit: Unit, mutant: Mutant, reason: str | None) -> bool:
+        """Whether nothing is left to find out: it was caught, did not compile, or survived and is listed by now."""
+        verdict = self.verdicts.get(Verdict(unit.name, mutant).place)
+        if verdict is None or (verdict.outcome in ("survived", "equivalent") and reason is None):
+            return False
+        if verdict.outcome == "survived":
+            verdict.outcome, verdict.reason = "equivalent", reason or ""
+        return True
+
+    def add(self, verdict: Verdict) -> None:
+        with self.lock:
+            self.take(verdict)
+            record = {"state": self.state, "verdicts": [asdict(verdict) for verdict in self.verdicts.values()]}
+            self.path.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 # ---- Reporting.
 
 
-def table(verdicts: list[Verdict], seconds: float) -> str:
+def table(verdicts: list[Verdict]) -> str:
     """The markdown between the markers."""
     counted = [v for v in verdicts if v.outcome in ("caught", "survived")]
     caught = [v for v in counted if v.outcome == "caught"]
     equivalent = [v for v in verdicts if v.outcome == "equivalent"]
     share = 100.0 * len(caught) / max(1, len(counted))
+    minutes = sum(v.seconds for v in verdicts) / 2 / 60
     lines = [
         f"{len(counted) + len(equivalent)} mutants; {len(equivalent)} change nothing observable (listed below); of the "
         f"other {len(counted)}, **{len(caught)} are caught ({share:.1f}%)**, "
-        f"{len(counted) - len(caught)} survive. The session took {seconds / 60:.0f} minutes on two cores.",
+        f"{len(counted) - len(caught)} survive. On two cores they took {minutes:.0f} minutes.",
         "",
         "| rule | counted | plain run | ThreadSanitizer | AddressSanitizer | survived | equivalent |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -423,7 +459,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rule", action="append", help="only this rule; may be repeated")
     parser.add_argument("--function", action="append", help="only in this function; may be repeated")
     parser.add_argument("--sample", type=int, metavar="N", help="only N of them, evenly spread")
-    parser.add_argument("--again", action="store_true", help="only those that survived the last time")
+    parser.add_argument("--again", action="store_true", help="keep the verdicts on mutants caught before")
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="builds to try, in order (default: all three)")
     parser.add_argument("--jobs", type=int, default=min(2, len(os.sched_getaffinity(0))), help="workers")
@@ -454,10 +490,6 @@ def main(arguments: list[str]) -> int:
             wanted = (given.unit, unit.name), (given.rule, mutant.rule), (given.function, mutant.function)
             if all(choice is None or has == choice or has in choice for choice, has in wanted):
                 work.append((unit, mutant, listed.reason(mutant)))
-    results = WORK / "results.json"
-    if given.again:
-        last = {tuple(key) for key in json.loads(results.read_text())["survivors"]}
-        work = [w for w in work if w[1].key in last]
     if given.sample is not None:
         work = [w for w in work if w[2] is None]  # a sample asks whether faults are noticed
         take = min(given.sample, len(work))
@@ -469,24 +501,15 @@ def main(arguments: list[str]) -> int:
         return 0
 
     WORK.mkdir(parents=True, exist_ok=True)
-    build_modules(given.variants)
-    verdicts = Session(given).run(work)
-    seconds = time.monotonic() - began
-    survivors = [v.mutant.key for v in verdicts if v.outcome == "survived"]
-    results.write_text(
-        json.dumps(
-            {
-                "seconds": round(seconds),
-                "states": {unit.name: fingerprint(unit) for unit in UNITS},
-                "survivors": survivors,
-                "verdicts": [verdict.record() for verdict in verdicts],
-            },
-            indent=1,
-        )
-    )
-    text = table(verdicts, seconds)
-    print(f"\n{text}\n\n{results}")
-    whole = not (given.unit or given.rule or given.function or given.again or given.sample is not None)
+    results = Results(WORK / "results.json", given.again)
+    left = [w for w in work if not results.known(*w)]
+    if left:
+        build_modules(given.variants)
+        Session(given, results).run(left)
+    verdicts = [results.verdicts[Verdict(unit.name, mutant).place] for unit, mutant, _ in work]
+    text = table(verdicts)
+    print(f"\n{text}\n\n{results.path}, {time.monotonic() - began:.0f} s")
+    whole = not (given.unit or given.rule or given.function or given.sample is not None)
     if whole and given.variants == list(VARIANTS):
         write_table(text)
 

@@ -198,3 +198,15 @@ def mutants(session: nox.Session) -> None:
     """Faults planted into the CUDA kernels: how many the tests on the CPU runner notice; `-- --sample 5` tries five."""
     python = prepared_python(session, ".[test]")
     session.run(python, "python_tests/mutants/session.py", *session.posargs, external=True)
+
+
+@nox.session
+def gpu_static(session: nox.Session) -> None:
+    """The CUDA kernels' machine code held to its budgets, and docs/gpu.md's tables to the code; needs nvcc.
+
+    Compiles all of it (minutes), unless `-- --check --core FILE` names a built extension module (seconds).
+    """
+    if not shutil.which("nvcc"):
+        session.skip("no nvcc on the PATH")
+    session.install(*requirements("build"), *requirements("inspect"))
+    session.run("python", "bench/gpu_static.py", *(session.posargs or ["--check"]))

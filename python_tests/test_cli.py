@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from sela_ext.cli import main
+from sela_ext.errors import ResourceError
+from sela_ext.kernels import Verdict
 
 
 def sela(capsys, *arguments):
@@ -69,6 +71,25 @@ def test_info_names_versions_and_devices(capsys):
     assert code == 0
     assert "cpu_isa" in out
     assert "torch" in out
+
+
+def test_info_tells_the_verdict_on_every_device(capsys, monkeypatch):
+    def verdict(device):
+        if device == 2:
+            raise ResourceError("cuda:2: no memory left")
+        state, reason = [("passed", ""), ("failed", "column sum 3: expected 1, found 2")][device]
+        return Verdict(state, reason, f"cuda:{device}", "Some Card, architecture 9.0, driver 550", kept=device == 1)
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("sela_ext.kernels.device_verdict", verdict)
+    code, out, _ = sela(capsys, "info")
+    assert code == 0
+    assert [" ".join(line.split()[1:]) for line in out.splitlines() if line.startswith("device")] == [
+        "cuda:0: Some Card, architecture 9.0, driver 550: self-check passed",
+        "cuda:1: Some Card, architecture 9.0, driver 550: self-check FAILED before: column sum 3: expected 1, found 2; "
+        "torch and the CPU do the work",
+        "cuda:2: not checked: cuda:2: no memory left",
+    ]
 
 
 def test_the_report_can_be_written_again(capsys, tmp_path):

@@ -154,6 +154,11 @@ def test_the_default_wheel_reports_every_shipped_architecture_and_imports_withou
 
 
 @needs_nvcc
+def test_the_wheel_with_all_architectures_is_small(cuda_wheel):
+    assert cuda_wheel.stat().st_size < 25e6
+
+
+@needs_nvcc
 @needs_binutils
 def test_the_cuda_runtime_is_linked_into_the_core_and_no_driver_is_needed_to_load_it(cuda_wheel):
     assert needed_libraries(cuda_wheel) <= ORDINARY

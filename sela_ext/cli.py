@@ -121,7 +121,7 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     report.add_argument("run_folder", help="run folder")
     report.set_defaults(run=_report, parser=report)
 
-    info = commands.add_parser("info", help="versions, instruction set, devices")
+    info = commands.add_parser("info", help="versions, instruction set, devices and their self-check")
     info.set_defaults(run=_info, parser=info)
     return parser
 
@@ -235,11 +235,18 @@ def _info(given: argparse.Namespace) -> int:
     import torch
 
     from sela_ext import build_info
+    from sela_ext.kernels import device_verdict
 
     for name, value in build_info().items():
         print(f"{name:13} {' '.join(value) if isinstance(value, list) else value}")
     print(f"{'torch':13} {torch.__version__}")
     print(f"{'threads':13} {torch.get_num_threads()}")
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f"{'devices':13} {', '.join(devices) or 'no CUDA device'}")
+    for i in range(torch.cuda.device_count()):
+        try:
+            verdict = str(device_verdict(i))
+        except SelaError as error:
+            verdict = f"cuda:{i}: not checked: {error}"
+        print(f"{'device':13} {verdict}")
+    if torch.cuda.device_count() == 0:
+        print(f"{'device':13} no CUDA device")
     return 0

@@ -3,14 +3,16 @@
 //
 // Bytes, operations and floor, per image of 32 x 32 RGB resampled to 32 x 32, float16 out:
 //   bytes       3,072 in + 6,144 out + 8 of the index: 9.2 kB, 3.1 ns on an H100 at 3.0 TB/s
-//   operations  per output pixel, the paper's set in full (counted in the disassembly, docs/gpu.md): resampling 42
-//               (1.25 horizontal rows of 6 byte loads, 6 conversions, 6 multiply-adds; then 6 multiply-adds, 3 stores),
-//               colour 60 (hue 31, saturation 7, brightness 3, contrast 3, luma 4, normalisation 3), output 5; about
-//               110 in all. 1,024 pixels = 3,500 instructions of a warp, and 400 more per image for the weights, the
-//               plan, the copy and two barriers: 4.2 ns at 132 x 4 x 1.75e9 per second
-//   floor       4.2 ns: issue of instructions binds, by 1.35 over memory. Of an image that is only cropped and flipped
-//               (about 55 per pixel): 3.1 ns, memory. No exp; one reciprocal per pixel where the hue turns.
-//   sample_kernel: 8 bytes in, 60 out and about 1,000 operations per image; nothing to compare it with: 0.03 ns.
+//   operations  read off the disassembly for sm_90, float16, NCHW, the paper's set with every operation on: 130
+//               instructions per output pixel: an input row 30 (6 byte loads, 6 conversions, 6 multiply-adds, 12 around
+//               them), mixing two rows 18, the luma's sum and 3 stores 21, brightness 3, contrast 3, saturation 8,
+//               hue 34, loads, normalisation and output 13. Per image 1,500 instructions of a warp more: weights, copy,
+//               plan, reduction, two barriers. In all 5,700 of a warp: 6.1 ns at 132 x 4 x 1.75e9 per second
+//   floor       6.1 ns: issue of instructions binds, by 2.0 over memory; of images that are only cropped and mirrored
+//               (80 per pixel) 4.3 ns, by 1.4. No exp; per pixel one reciprocal and one floor where the hue turns.
+//   shared      17.4 kB per block of 32 x 32 RGB, 64.6 kB at the limit of 64 x 64 (Turing has 65.5); 64 registers: 8
+//               blocks, 32 warps
+//   sample_kernel: 8 bytes in, 60 out and about 1,000 instructions per image: 0.03 ns of memory, 0.03 ns of issue.
 //
 // Who does what. A block of 128 threads takes images blockIdx, blockIdx + gridDim, ...; what it needs of an image is
 // read once, all the rest is shared memory and registers, and the output is written once.
@@ -433,11 +435,15 @@ __device__ __forceinline__ float resample(const Arguments& a, const Plan& p, con
   const Tap* row_taps = taps + size;
   const Tap tap = taps[own];
   const int32_t second = tap.start + 1 < p.width ? tap.start + 1 : tap.start;
-  Column<kChannels> column = {box + tap.start * kChannels, box + second * kChannels, tap.first, tap.second, row,
-                              (p.height - 1) * row};
+  Column<kChannels> column{};
+  column.first = box + tap.start * kChannels;
+  column.second = box + second * kChannels;
+  column.first_weight = tap.first;
+  column.second_weight = tap.second;
+  column.row = row;
+  column.last = (p.height - 1) * row;
   column.latest = from < until ? row_taps[from].start - 1 : 0;
   column.offset = (column.latest + 1) * row;
-  if (enlarges) column.advance();
   float sum = 0.0f;
   for (int32_t y = from; y < until; y += kRows) {
     float v[kChannels][kRows];

@@ -421,14 +421,3 @@ def test_wrong_logits_are_refused():
     for wrong in ([[1.0, 2.0]], np.zeros(3, np.float32), np.zeros((2, 2), np.int32), np.zeros((0, 3), np.float32)):
         with pytest.raises(DataError, match="logits: expected"):
             sela_ext.assign(wrong)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_labels_equal_cpu_labels():
-    logits = torch.from_numpy(peaked_logits(3000, 130))
-    cpu = sela_ext.assign(logits, tol=1e-6)
-    gpu = sela_ext.assign(logits.cuda(), tol=1e-6)
-    assert gpu.backend == "cuda"
-    assert gpu.labels.is_cuda
-    assert torch.equal(gpu.labels.cpu(), cpu.labels)

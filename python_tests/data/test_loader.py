@@ -376,18 +376,6 @@ def test_an_absent_gpu_is_an_error():
         Loader(random_images(7, 4, 4), device="cuda")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_batches_on_the_gpu_equal_those_on_the_cpu(folder):
-    options = {"batch_size": 8, "augment": Augment.sela(16), "dtype": torch.float16, "channels_last": True}
-    batches = as_list(Loader(folder, device="cuda", **options))
-    assert all(batch.images.is_cuda for batch in batches)
-    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches)
-    for one, other in zip(batches, as_list(Loader(folder, **options)), strict=True):
-        assert torch.equal(one.images.cpu(), other.images)
-        assert torch.equal(one.index, other.index)
-
-
 @pytest.mark.skipif(not list(PHOTOS.glob("*.JPEG")), reason="no *.JPEG photographs in SELA_DATA_DIR")
 def test_photographs_load_and_resume():
     paths = sorted(PHOTOS.glob("*.JPEG"))[:40]

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from sela_ext import kernels
-from sela_ext.errors import DataError, OptionError, ResourceError
+from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels import PARAMETERS, Augment, reference
-from sela_ext.kernels import augment_resident as augment_resident_function
 
 
 def images_of(count=9, height=21, width=32, channels=3):
@@ -108,31 +107,3 @@ def test_refusals_name_what_was_expected_and_found():
         kernels.augment_resident(images, [0], augment, seed=0, epoch=0, out=torch.empty(1, 3, 8, 8, device="meta"))
     with pytest.raises(DataError, match="found meta"):
         kernels.augment(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device="meta"), np.zeros(1, PARAMETERS), augment)
-
-
-class OnCuda:
-    """Stands in for a tensor on a CUDA device, where there is none."""
-
-    device = torch.device("cuda", 0)
-
-
-OnCuda.__module__ = "torch"
-
-
-def test_a_build_without_kernels_says_so_for_images_on_a_device(monkeypatch):
-    import sys
-
-    module = sys.modules[augment_resident_function.__module__]
-
-    class NoKernels:
-        @staticmethod
-        def build_info():
-            return {"cuda": False}
-
-    monkeypatch.setattr(module, "_core", NoKernels)
-    with pytest.raises(
-        ResourceError, match=r"no CUDA kernels; install it again with nvcc on the PATH, or pass .*cpu\(\)"
-    ):
-        kernels.augment_resident(OnCuda(), [0], Augment.sela(8), seed=0, epoch=0)
-    with pytest.raises(ResourceError, match="no CUDA kernels"):
-        kernels.augment(OnCuda(), np.zeros(1, PARAMETERS), Augment.sela(8))

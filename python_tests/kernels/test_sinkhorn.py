@@ -11,9 +11,8 @@ import torch
 
 import sela_ext
 from sela_ext import kernels
-from sela_ext.errors import DataError, OptionError, ResourceError
+from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels import reference
-from sela_ext.kernels.sinkhorn import runs_on
 
 ISAS = ("generic", "avx2", "avx512")
 BEST = ISAS.index(sela_ext.build_info()["cpu_isa"])
@@ -262,79 +261,3 @@ def test_arguments_are_refused_in_one_line():
         kernels.sinkhorn_pass(good, np.zeros(3), threads=-1)
     with pytest.raises(OptionError, match="expected a tensor on cpu or cuda, found meta"):
         kernels.sinkhorn_pass(torch.zeros(4, 3, device="meta"), np.zeros(3))
-
-
-def test_a_device_is_told_from_the_architectures_built():
-    built = ["75-real", "80-real", "86-real", "90-real", "100-real", "120"]
-    assert runs_on(8, 0, built)
-    assert runs_on(8, 9, built)  # runs code of 8.6
-    assert runs_on(12, 1, built)
-    assert not runs_on(7, 0, built)
-    assert not runs_on(11, 0, built)  # 10.0 machine code is for 10.x, the PTX is for 12.0 and later
-    assert not runs_on(9, 0, [])
-
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-@pytest.mark.gpu
-@needs_cuda
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("spread", [0.1, 1.0, 20.0])
-def test_cuda_equals_twin_and_repeats_its_bits(dtype, spread):
-    for rows, cols in (*SIZES, (1000, 256), (999, 257), (500, 1024), (300, 3000), (200, 8193), (50, 20_001)):
-        logits, potential = case(rows, cols, dtype, spread)
-        weights = torch.rand(rows, generator=torch.Generator().manual_seed(1))
-        expected = reference.sinkhorn_pass(logits, potential, scale=25.0, row_weights=weights, want_labels=True)
-        before = None
-        for _ in range(2):
-            runs = [
-                kernels.sinkhorn_pass(
-                    logits.cuda(), potential, scale=25.0, row_weights=weights, reference=before, want_labels=True
-                )
-                for _ in range(2)
-            ]
-            assert torch.equal(runs[0].column_sums, runs[1].column_sums)
-            assert runs[0].objective == runs[1].objective
-            found = kernels.SinkhornSums(
-                runs[0].column_sums.cpu(),
-                runs[0].objective,
-                runs[0].weight,
-                runs[0].lse.cpu(),
-                runs[0].labels.cpu(),
-                runs[0].masked,
-            )
-            assert_equal_to_twin(found, expected, dtype)
-            before = runs[0].lse
-
-
-@pytest.mark.gpu
-@needs_cuda
-@pytest.mark.parametrize("cols", [31, 1001, 9000])
-def test_cuda_masks_bad_rows_and_survives_bad_references(cols):
-    logits, potential = case(300, cols, spread=3.0)
-    logits[0, 0] = float("nan")
-    logits[7, cols - 1] = float("inf")
-    logits[299] = -float("inf")
-    logits[5, 1] = -float("inf")
-    expected = reference.sinkhorn_pass(logits, potential, scale=25.0, want_labels=True)
-    for before in (None, torch.zeros(300), torch.full((300,), 1e6), torch.full((300,), float("nan"))):
-        found = kernels.sinkhorn_pass(logits.cuda(), potential, scale=25.0, reference=before, want_labels=True)
-        assert found.masked == 3
-        assert torch.equal(found.labels.cpu(), expected.labels)
-        torch.testing.assert_close(found.column_sums.cpu(), expected.column_sums, rtol=1e-5, atol=1e-4)
-
-
-def test_cuda_logits_without_cuda_kernels_name_the_remedy(monkeypatch):
-    monkeypatch.setattr("sela_ext.kernels.sinkhorn._core.build_info", lambda: {"cuda": False})
-
-    class OnCuda:
-        dtype = "torch.float32"
-        shape = (4, 3)
-
-        class device:  # noqa: N801
-            type = "cuda"
-
-    OnCuda.__module__ = "torch.fake"
-    with pytest.raises(ResourceError, match="no CUDA kernels; install it again with nvcc"):
-        kernels.sinkhorn_pass(OnCuda(), np.zeros(3))

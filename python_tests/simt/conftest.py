@@ -58,16 +58,24 @@ def build_plain_variant():
     return BUILD / "plain"
 
 
-@pytest.fixture(scope="session")
-def simt():
+def load():
     """The module of the variant in SELA_SIMT_BUILD, or the plain one, built first if it is not up to date."""
+    if "_simt" in sys.modules:  # a process can load it once, and tests of other folders use it too
+        return sys.modules["_simt"]
     folder = Path(os.environ.get("SELA_SIMT_BUILD") or build_plain_variant())
     found = sorted(folder.glob("_simt*.so"))
     assert len(found) == 1, f"expected one _simt*.so in {folder}, found {[path.name for path in found]}"
     spec = importlib.util.spec_from_file_location("_simt", found[0])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.modules["_simt"] = module
     return module
+
+
+@pytest.fixture(scope="session")
+def simt():
+    """The module `_simt`; see `load`."""
+    return load()
 
 
 @pytest.fixture(params=[0, 1, 2], ids=["in order", "shuffled 1", "shuffled 2"])

@@ -7,7 +7,9 @@ by bit, and where a contrast is in play within some units in the last place of 1
 
 import subprocess
 import sys
+from functools import partial
 from itertools import permutations, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -434,6 +436,7 @@ def test_an_empty_batch_launches_nothing(simt):
         (65, 8, 3, 8, "1 to 64 pixels a side on CUDA, found 65 x 8 to 8"),
         (8, 65, 3, 8, "found 8 x 65 to 8"),
         (8, 8, 3, 65, "found 8 x 8 to 65"),
+        (0, 8, 3, 8, "found 0 x 8 to 8"),
         (8, 8, 2, 8, "1 or 3 channels, found 2"),
     ],
 )
@@ -456,19 +459,15 @@ def test_given_parameters_are_checked_before_they_are_uploaded(simt):
 
 
 @pytest.fixture
-def resident(simt, monkeypatch):
-    """The module behind kernels.augment_resident, with host memory taken for a device's."""
+def resident(simt, request):
+    """What is behind kernels.augment_resident, on a device whose memory is the host's, with the runner's kernels."""
     pytest.importorskip("torch")
-    from contextlib import nullcontext
+    from sela_ext.kernels import augment_resident
 
-    from sela_ext.kernels import augment_resident as module
-
-    module = sys.modules[module.__module__]
-    monkeypatch.setattr(module, "_core", simt)
-    monkeypatch.setattr(module, "augment_options", lambda augment, channels: make_options(simt, augment, channels))
-    monkeypatch.setattr(module, "current_device", lambda device: nullcontext())
-    monkeypatch.setattr(module, "current_stream", lambda device: 0)
-    return module
+    module = sys.modules[augment_resident.__module__]
+    card = request.getfixturevalue("host_card")
+    card.core = simt
+    return SimpleNamespace(run_cuda=partial(module.run_cuda, card), as_records=module.as_records)
 
 
 @pytest.mark.plain_only
@@ -488,7 +487,7 @@ def test_the_python_layer_gives_the_torch_twins_images(simt, resident, channels,
     expected, drawn = reference.augment_resident(
         images, index, augment, seed=5, epoch=6, view=7, dtype=kind, channels_last=channels_last, return_parameters=True
     )
-    assert resident._records(words).tobytes() == drawn.tobytes()
+    assert resident.as_records(words).tobytes() == drawn.tobytes()
     assert found.dtype == kind
     assert found.stride() == expected.stride()
     grain = {"float32": LIMIT / 0.22, "float16": 4e-3, "bfloat16": 3e-2}[dtype]

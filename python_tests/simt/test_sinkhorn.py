@@ -392,6 +392,19 @@ def test_a_row_near_its_reference_is_read_once_and_without_care(simt, kind, cols
             assert count[name] == wanted, name
 
 
+@pytest.mark.parametrize("cols", FEW)
+def test_care_is_taken_of_sums_out_of_range_and_of_no_others(simt, cols):
+    # In range: 1e-20 (46.05 nats) to 1e30 (69.08 nats). What lies beyond would lose terms on a device.
+    p = problem(9, cols)
+    lse = p.twin().lse
+    for nats, careful in ((46.0, 0), (46.1, 9), (-69.0, 0), (-69.2, 9)):
+        found, count = counted(simt, lambda nats=nats: p.cuda(simt, lse + nats))
+        np.testing.assert_allclose(found.columns, p.twin().columns, rtol=2e-5)
+        for name, wanted in fast_operations(9, cols, "float32", "aligned", True).items():
+            each = 2 if name == "barriers" else 3 * 5  # its best column, then its sum
+            assert count[name] == wanted + careful * each, (name, nats)
+
+
 @pytest.mark.plain_only
 @pytest.mark.parametrize("cols", FEW)
 @pytest.mark.parametrize("kind", TYPES)

@@ -22,7 +22,8 @@ class Assignment:
         sizes: int64 [K], images per label.
         objective: sum_k b_k g_k - sum_i a_i lse_i, nats per image; the solution has the largest.
         seconds: wall-clock time of the solve.
-        backend: "cpu-avx512", "cpu-avx2", "cpu-generic" or "cuda".
+        backend: "cpu-avx512", "cpu-avx2", "cpu-generic", "cuda", or "torch" on a CUDA device whose kernels are not used
+            (see `sela_ext.kernels.device_verdict`).
         method: "sinkhorn" or "anderson": what "auto" became.
         history: per pass a dict of passes, error, objective, seconds (and row_error for the official rule).
         masked: number of masked rows.

@@ -15,8 +15,7 @@ from sela_ext.assign.result import Assignment
 from sela_ext.assign.sinkhorn import solve_sinkhorn
 from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
 from sela_ext.errors import DataError, OptionError
-from sela_ext.kernels.build import build_info
-from sela_ext.kernels.sinkhorn import check_logits, check_vector, check_weights
+from sela_ext.kernels.sinkhorn import backend_of, check_logits, check_vector, check_weights
 
 METHODS = ("auto", "anderson", "sinkhorn")
 MAX_PASSES = {"l1": 1000, "official": 10_000}
@@ -135,7 +134,6 @@ def assign(
         sizes = np.bincount(labels[labels >= 0], minlength=cols)
     warn_if_unbalanced(sizes, np.flatnonzero(final.log_shares == -np.inf), target, converged)
 
-    on_cuda = getattr(getattr(logits, "device", None), "type", "cpu") == "cuda" and stop != "official"
     return Assignment(
         labels=_like(logits, labels),
         potential=_like(logits, problem.centred(final.potential) if stop == "official" else final.potential),
@@ -145,7 +143,7 @@ def assign(
         sizes=_like(logits, sizes.astype(np.int64)),
         objective=final.objective,
         seconds=problem.seconds,
-        backend="cuda" if on_cuda else f"cpu-{build_info()['cpu_isa']}",
+        backend=backend_of(problem.logits),
         method=method,
         history=tuple(problem.history),
         masked=final.sums.masked,

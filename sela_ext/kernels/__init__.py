@@ -9,14 +9,18 @@ from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
 from sela_ext.kernels.augment_resident import augment_resident
+from sela_ext.kernels.self_check import RefusedDeviceWarning, Verdict, device_verdict
 from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
 
 __all__ = [
     "PARAMETERS",
     "Augment",
+    "RefusedDeviceWarning",
     "SinkhornSums",
+    "Verdict",
     "augment",
     "augment_resident",
+    "device_verdict",
     "permutation",
     "sample_parameters",
     "sinkhorn_pass",

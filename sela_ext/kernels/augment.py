@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from sela_ext import _core
 from sela_ext.errors import DataError, OptionError
+from sela_ext.kernels.device import cuda_place
 
 if TYPE_CHECKING:
     import torch
@@ -428,7 +429,7 @@ def augment(
     Raises:
         DataError: images, rows, params or out that do not fit together.
         OptionError: an unknown dtype.
-        ResourceError: images on a CUDA device, and this build or device has no CUDA kernel.
+        ResourceError: a launch on a CUDA device that failed.
 
     Example:
         >>> images = np.zeros((2, 8, 8, 3), np.uint8)
@@ -437,7 +438,7 @@ def augment(
         >>> augment(images, drawn, Augment.sela(32)).shape
         torch.Size([2, 3, 32, 32])
     """
-    if is_tensor(source) and source.device.type == "cuda":  # type: ignore[union-attr]
+    if cuda_place(source) is not None:
         from sela_ext.kernels.augment_resident import augment_given
 
         return augment_given(source, params, augment, rows, out, dtype, channels_last)

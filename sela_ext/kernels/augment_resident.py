@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -20,10 +19,12 @@ from sela_ext.kernels.augment import (
     sample_parameters,
 )
 from sela_ext.kernels.augment import augment as augment_on_cpu
-from sela_ext.kernels.sinkhorn import check_device
+from sela_ext.kernels.device import cuda_place, usable
 
 if TYPE_CHECKING:
     import torch
+
+    from sela_ext.kernels.device import CudaDevice
 
 _WORDS = PARAMETERS.itemsize // 4
 """One record as 32-bit words."""
@@ -81,7 +82,8 @@ def augment_resident(
 
     The same as ``params = sample_parameters(augment, H, W, index, seed=seed, epoch=epoch, view=view)`` and
     ``augment(images, params, augment, rows=index)``. On a CUDA device it is one launch on the current stream, which is
-    not waited for; parameters have the same bits there, and pixels are within 0.01 of 255.
+    not waited for; parameters have the same bits there, and pixels are within 0.01 of 255. On a device whose kernels
+    are not used (see `sela_ext.kernels.device_verdict`) the images of the batch visit the CPU.
 
     Args:
         images: uint8 [N, H, W, C] with C = 1 or 3, numpy or torch, contiguous; at most 64 pixels a side on CUDA.
@@ -103,7 +105,7 @@ def augment_resident(
     Raises:
         DataError: images, index or out that do not fit together or are too large for the kernel.
         OptionError: seed, epoch, view or dtype out of range.
-        ResourceError: images on a CUDA device, and this build or device has no CUDA kernel.
+        ResourceError: a launch on a CUDA device that failed.
 
     Example:
         >>> images = np.zeros((5, 32, 32, 3), np.uint8)
@@ -112,11 +114,15 @@ def augment_resident(
     """
     check_key(seed, epoch, view)
     source: Any = images
-    if is_tensor(source) and source.device.type == "cuda":
-        check_cuda(source.device)
+    place = cuda_place(source)
+    if place is not None:
         key = (seed, epoch, view)
-        result, words = run_cuda(source, index, augment, key, None, out, dtype, channels_last, return_parameters)
-        return (result, _records(words)) if return_parameters else result
+        card = usable(place)
+        if card is None:
+            result, params = run_refused(source, index, augment, key, None, out, dtype, channels_last)
+            return (result, params) if return_parameters else result
+        result, words = run_cuda(card, source, index, augment, key, None, out, dtype, channels_last, return_parameters)
+        return (result, as_records(words)) if return_parameters else result
     source = source.detach().numpy() if is_tensor(source) else source
     if not isinstance(source, np.ndarray) or source.ndim != 4:
         found = getattr(source, "shape", type(source).__name__)
@@ -139,9 +145,11 @@ def augment_given(
     channels_last: bool,
 ) -> torch.Tensor:
     """kernels.augment for images on a CUDA device: uploads the parameters, which are checked before."""
-    check_cuda(images.device)
     picked = np.arange(len(params)) if rows is None else rows
-    return run_cuda(images, picked, augment, (0, 0, 0), params, out, dtype, channels_last, False)[0]
+    card = usable(images.device)
+    if card is None:
+        return run_refused(images, picked, augment, (0, 0, 0), params, out, dtype, channels_last)[0]
+    return run_cuda(card, images, picked, augment, (0, 0, 0), params, out, dtype, channels_last, False)[0]
 
 
 def check_index(index: npt.ArrayLike | torch.Tensor, count: int) -> npt.NDArray[np.int64]:
@@ -158,20 +166,6 @@ def check_index(index: npt.ArrayLike | torch.Tensor, count: int) -> npt.NDArray[
         bad = rows.max() if rows.max() >= count else rows.min()
         raise DataError(f"index: expected image numbers in [0, {count}), found {bad}")
     return rows
-
-
-def check_cuda(device: torch.device) -> None:
-    """Refuse a CUDA device that this build has no kernels for.
-
-    Raises:
-        ResourceError: a build without CUDA, or without this device's architecture.
-    """
-    if not _core.build_info()["cuda"]:
-        raise ResourceError(
-            "images are on a CUDA device, but this build of sela_ext has no CUDA kernels; "
-            "install it again with nvcc on the PATH, or pass images.cpu()"
-        )
-    check_device(device)
 
 
 def check_resident(images: Any, augment: Augment) -> None:
@@ -195,7 +189,34 @@ def check_resident(images: Any, augment: Augment) -> None:
         )
 
 
+def run_refused(
+    images: Any,
+    index: Any,
+    augment: Augment,
+    key: tuple[int, int, int],
+    params: npt.NDArray[np.void] | None,
+    out: torch.Tensor | None,
+    dtype: torch.dtype | None,
+    channels_last: bool,
+) -> tuple[torch.Tensor, npt.NDArray[np.void]]:
+    """The same for images on a device whose kernels are not used: the images of the batch visit the CPU."""
+    import torch
+
+    device = images.device
+    check_resident(images, augment)
+    rows = check_index(index, len(images))
+    height, width, channels = (int(n) for n in images.shape[1:])
+    result = check_output(out, (len(rows), channels, augment.size, augment.size), dtype, channels_last, device)
+    if params is None:
+        seed, epoch, view = key
+        params = sample_parameters(augment, height, width, rows, seed=seed, epoch=epoch, view=view)
+    batch = images.detach()[torch.from_numpy(rows).to(device)].cpu().numpy()
+    result.copy_(augment_on_cpu(batch, params, augment, dtype=result.dtype, channels_last=channels_last))
+    return result, params
+
+
 def run_cuda(
+    card: CudaDevice,
     images: Any,
     index: Any,
     augment: Augment,
@@ -206,9 +227,10 @@ def run_cuda(
     channels_last: bool,
     want_parameters: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check, allocate and launch: the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for).
+    """Check, allocate and launch, whatever the device's self-check says.
 
-    params None: they are drawn with key = (seed, epoch, view).
+    Returns the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for). Without params they are
+    drawn with key = (seed, epoch, view).
     """
     import torch
 
@@ -228,9 +250,9 @@ def run_cuda(
     if params is not None:
         given = torch.from_numpy(_words(params, len(rows), options, height, width)).to(device)
     drawn = torch.empty(len(rows) if want_parameters else 0, _WORDS, dtype=torch.int32, device=device)
-    with current_device(device):
+    with card.current():
         try:
-            _core.augment_resident_cuda(
+            card.core.augment_resident_cuda(
                 options,
                 images.data_ptr(),
                 len(images),
@@ -245,25 +267,11 @@ def run_cuda(
                 result.data_ptr(),
                 str(result.dtype).removeprefix("torch."),
                 channels_last,
-                current_stream(device),
+                card.stream(),
             )
         except RuntimeError as error:
             raise ResourceError(str(error)) from error
     return result, drawn
-
-
-def current_device(device: torch.device) -> AbstractContextManager[Any]:
-    """`device` as the current CUDA device; the one before is restored."""
-    import torch
-
-    return torch.cuda.device(device)
-
-
-def current_stream(device: torch.device) -> int:
-    """The address of torch's current stream on `device`."""
-    import torch
-
-    return int(torch.cuda.current_stream(device).cuda_stream)
 
 
 def _words(
@@ -283,5 +291,6 @@ def _words(
     return records.view(np.int32).reshape(count, _WORDS)
 
 
-def _records(words: torch.Tensor) -> npt.NDArray[np.void]:
+def as_records(words: torch.Tensor) -> npt.NDArray[np.void]:
+    """What `run_cuda` drew, as records [B] of PARAMETERS."""
     return words.cpu().numpy().view(PARAMETERS).reshape(-1)

@@ -10,10 +10,18 @@ import numpy as np
 
 from sela_ext import _core
 from sela_ext.errors import DataError, OptionError, ResourceError
+from sela_ext.kernels.device import cuda_place, usable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
     import torch
+
+    from sela_ext.kernels.device import CudaDevice
+
+# Entries that the torch twin takes at once on a device: 128 MiB for each of its float64 intermediates.
+_TWIN_ENTRIES = 1 << 24
 
 _NUMPY_TYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 
@@ -114,7 +122,8 @@ def sinkhorn_pass(
     In torch: ``t = scale * logits + potential; lse = t.logsumexp(1); p = (t - lse[:, None]).exp()``, then
     ``(w[:, None] * p).sum(0)``, ``(w * lse).sum()`` and ``t.argmax(1)``. A row that holds NaN or +inf, or only -inf, is
     masked: label -1, in no sum, counted; the other rows' results keep their bits. The bits depend on neither threads
-    nor scheduling. Runs on the device of the logits.
+    nor scheduling. Runs on the device of the logits: on a CUDA device whose self-check failed, or that this build has
+    no code for, the torch twin does the work there (see `sela_ext.kernels.device_verdict`).
 
     Args:
         logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch. Rows may be strided, columns are copied
@@ -134,7 +143,7 @@ def sinkhorn_pass(
     Raises:
         DataError: logits of a wrong shape or type.
         OptionError: another argument of a wrong shape or value.
-        ResourceError: CUDA logits, and this build or device has no CUDA kernel.
+        ResourceError: a launch on a CUDA device that failed, or a call while a CUDA graph is captured.
 
     Example:
         >>> import numpy as np
@@ -144,16 +153,57 @@ def sinkhorn_pass(
 
     Source: SeLa, section 3.2, equations 5-6, in the log domain.
     """
-    name = check_logits(logits)
-    rows, cols = (int(n) for n in logits.shape)
-    scale = check_scale(scale, name)
+    scale = check_scale(scale, check_logits(logits))
     if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 4096:
         raise OptionError(f"threads: expected an integer in 0 .. 4096 (0 = all), found {threads!r}")
-    if _is_torch(logits) and logits.device.type == "cuda":
-        return _pass_cuda(logits, name, potential, scale, row_weights, reference, want_labels)
+    place = cuda_place(logits)
+    if place is not None:
+        card = usable(place)
+        if card is None:
+            return pass_in_torch(logits, potential, scale=scale, row_weights=row_weights, want_labels=want_labels)
+        return pass_on_device(
+            card,
+            logits,
+            potential,
+            scale=scale,
+            row_weights=row_weights,
+            reference=reference,
+            want_labels=want_labels,
+        )
     if _is_torch(logits) and logits.device.type != "cpu":
         raise OptionError(f"logits: expected a tensor on cpu or cuda, found {logits.device}; move it with .cpu()")
 
+    return pass_on_cpu(
+        logits,
+        potential,
+        scale=scale,
+        row_weights=row_weights,
+        reference=reference,
+        want_labels=want_labels,
+        threads=threads,
+        isa=isa,
+    )
+
+
+def pass_on_cpu(
+    logits: Any,
+    potential: Any,
+    *,
+    scale: float = 1.0,
+    row_weights: Any = None,
+    reference: Any = None,
+    want_labels: bool = False,
+    threads: int = 0,
+    isa: str = "",
+) -> SinkhornSums:
+    """`sinkhorn_pass` by the CPU kernels; the logits are on the host.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+    """
+    name = check_logits(logits)
+    rows, cols = (int(n) for n in logits.shape)
+    scale = check_scale(scale, name)
     g = check_vector("potential", potential, cols)
     weights = None if row_weights is None else check_weights(row_weights, rows)
     largest = 1.0 if weights is None or not rows else max(float(weights.max()), 1e-30)
@@ -198,6 +248,14 @@ def sinkhorn_pass(
     )
 
 
+def backend_of(logits: Any) -> str:
+    """Who does the passes over these logits: "cuda", "torch" (on a refused CUDA device), or "cpu-" and the ISA."""
+    place = cuda_place(logits)
+    if place is None:
+        return f"cpu-{_core.build_info()['cpu_isa']}"
+    return "torch" if usable(place) is None else "cuda"
+
+
 def _reference(value: Any, rows: int, lse_type: Any) -> npt.NDArray[Any]:
     if _is_torch(value):
         value = value.detach().cpu().numpy()
@@ -225,25 +283,92 @@ def _rows_of(logits: Any) -> tuple[Any, int, int]:
     return logits, logits.ctypes.data, max(int(step) // size, int(cols))
 
 
-def _pass_cuda(
-    logits: torch.Tensor,
-    name: str,
-    potential: Any,
-    scale: float,
-    row_weights: Any,
-    reference: Any,
-    want_labels: bool,
+def pass_in_torch(
+    logits: torch.Tensor, potential: Any, *, scale: float = 1.0, row_weights: Any = None, want_labels: bool = False
 ) -> SinkhornSums:
+    """`sinkhorn_pass` by the pure-torch twin where the logits are, a block of rows at a time: it needs float64 copies.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+    """
     import torch
 
-    if not _core.build_info()["cuda"]:
-        raise ResourceError(
-            "logits are on a CUDA device, but this build of sela_ext has no CUDA kernels; "
-            "install it again with nvcc on the PATH, or pass logits.cpu()"
-        )
-    check_device(logits.device)
-    device = logits.device
+    from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass as twin
+
     rows, cols = (int(n) for n in logits.shape)
+    weights = None if row_weights is None else check_weights(row_weights, rows)
+    step = max(1, _TWIN_ENTRIES // cols)
+    parts = [
+        twin(
+            logits[first : first + step],
+            potential,
+            scale=scale,
+            row_weights=None if weights is None else weights[first : first + step],
+            want_labels=want_labels,
+        )
+        for first in range(0, max(rows, 1), step)
+    ]
+    return SinkhornSums(
+        torch.stack([part.column_sums for part in parts]).sum(0),
+        math.fsum(part.objective for part in parts),
+        math.fsum(part.weight for part in parts),
+        torch.cat([part.lse for part in parts]),
+        torch.cat([part.labels for part in parts]) if want_labels else None,  # type: ignore[misc]
+        sum(part.masked for part in parts),
+    )
+
+
+def pass_on_device(
+    card: CudaDevice,
+    logits: torch.Tensor,
+    potential: Any,
+    *,
+    scale: float = 1.0,
+    row_weights: Any = None,
+    reference: Any = None,
+    want_labels: bool = False,
+) -> SinkhornSums:
+    """`sinkhorn_pass` by the CUDA kernels of a device, whatever its self-check says; the logits are there already.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+        ResourceError: a launch that failed, or a stream that is being captured.
+    """
+    launch, collect = prepared_pass(
+        card,
+        logits,
+        potential,
+        scale=scale,
+        row_weights=row_weights,
+        reference=reference,
+        want_labels=want_labels,
+    )
+    launch()
+    return collect()
+
+
+def prepared_pass(
+    card: CudaDevice,
+    logits: torch.Tensor,
+    potential: Any,
+    *,
+    scale: float = 1.0,
+    row_weights: Any = None,
+    reference: Any = None,
+    want_labels: bool = False,
+) -> tuple[Callable[[], None], Callable[[], SinkhornSums]]:
+    """Check and allocate: (launch, collect), the kernels alone and what reads their results back.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+        ResourceError: a stream that is being captured.
+    """
+    import torch
+
+    name = check_logits(logits)
+    device = card.place
+    rows, cols = (int(n) for n in logits.shape)
+    scale = check_scale(scale, name)
     logits = logits.detach()
     if logits.stride(1) != 1 or (rows > 1 and logits.stride(0) < cols):
         logits = logits.contiguous()
@@ -256,7 +381,8 @@ def _pass_cuda(
             raise OptionError(f"{label}: expected shape ({length},), found {tuple(tensor.shape)}")
         return tensor
 
-    with torch.cuda.device(device):
+    with card.current():
+        card.refuse_capture("sinkhorn_pass")
         g = on_device("potential", potential, cols, torch.float64)
         weights = None if row_weights is None else on_device("row_weights", row_weights, rows, torch.float32)
         largest = 1.0
@@ -268,62 +394,43 @@ def _pass_cuda(
                 raise OptionError(f"row_weights: expected numbers in 0 .. 1e30, found {low} .. {largest}")
             largest = max(largest, 1e-30)
         before = None if reference is None else on_device("reference", reference, rows, lse_type)
-        totals_count, scratch_bytes = _core.sinkhorn_workspace_cuda(rows, cols, name)
+        totals_count, scratch_bytes = card.core.sinkhorn_workspace_cuda(rows, cols, name)
         columns = torch.zeros(cols, dtype=torch.int64, device=device)
         lse = torch.empty(rows, dtype=lse_type, device=device)
         labels = torch.empty(rows, dtype=torch.int32, device=device) if want_labels else None
         totals = torch.zeros(2, totals_count // 2, dtype=torch.float64, device=device)
         scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
         masked = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def launch() -> None:
         try:
-            _core.sinkhorn_pass_cuda(
-                logits.data_ptr(),
-                name,
-                rows,
-                cols,
-                stride,
-                scale,
-                g.data_ptr(),
-                0 if weights is None else weights.data_ptr(),
-                largest,
-                0 if before is None else before.data_ptr(),
-                columns.data_ptr(),
-                lse.data_ptr(),
-                0 if labels is None else labels.data_ptr(),
-                totals.data_ptr(),
-                masked.data_ptr(),
-                scratch.data_ptr(),
-                torch.cuda.current_stream(device).cuda_stream,
-            )
+            with card.current():
+                card.core.sinkhorn_pass_cuda(
+                    logits.data_ptr(),
+                    name,
+                    rows,
+                    cols,
+                    stride,
+                    scale,
+                    g.data_ptr(),
+                    0 if weights is None else weights.data_ptr(),
+                    largest,
+                    0 if before is None else before.data_ptr(),
+                    columns.data_ptr(),
+                    lse.data_ptr(),
+                    0 if labels is None else labels.data_ptr(),
+                    totals.data_ptr(),
+                    masked.data_ptr(),
+                    scratch.data_ptr(),
+                    card.stream(),
+                )
         except RuntimeError as error:
             raise ResourceError(str(error)) from error
-        objective, weight = (math.fsum(part) for part in totals.tolist())
-        sums = columns.double() * _core.sinkhorn_resolution(rows, largest)
-    return SinkhornSums(sums, objective, weight, lse, labels, int(masked.item()))
 
+    def collect() -> SinkhornSums:
+        with card.current():
+            objective, weight = (math.fsum(part) for part in totals.tolist())
+            sums = columns.double() * _core.sinkhorn_resolution(rows, largest)
+            return SinkhornSums(sums, objective, weight, lse, labels, int(masked.item()))
 
-def check_device(device: torch.device) -> None:
-    """Refuse a CUDA device that this build has no code for, naming its architecture and the built ones."""
-    import torch
-
-    major, minor = torch.cuda.get_device_capability(device)
-    built = [str(a) for a in _core.build_info()["cuda_archs"]]
-    if not runs_on(major, minor, built):
-        raise ResourceError(
-            f"{device}: its architecture {major}.{minor} is not among those this build has code for "
-            f"({', '.join(built)}); install again with SELA_CUDA_ARCHS={major}{minor}, or use the CPU"
-        )
-
-
-def runs_on(major: int, minor: int, built: list[str]) -> bool:
-    """Whether code built for these CMake architectures runs on compute capability major.minor."""
-    for entry in built:
-        number = entry.split("-")[0].rstrip("af")
-        if not number.isdigit():
-            continue
-        have = divmod(int(number), 10)
-        if have[0] == major and have[1] <= minor:  # machine code runs on later minors of its major
-            return True
-        if not entry.endswith("-real") and have <= (major, minor):  # PTX runs on anything later
-            return True
-    return False
+    return launch, collect

@@ -147,6 +147,7 @@ def label_pass(
             "head": head,
             "clusters": k,
             "method": solved.method,
+            "backend": solved.backend,
             "error": float(solved.error),
             "converged": bool(solved.converged),
             "passes": float(solved.passes),

@@ -1,0 +1,420 @@
+"""The CUDA kernels on a card: agreement, time, and the share of the card's own copy bandwidth.
+
+    python bench/gpu.py [--quick]
+
+One command, for any card. It prints the card, its driver and the bandwidths that the card reaches (copying 1 GiB,
+reading 1 GiB). Then, kernel by kernel: first it compares results with the pure-torch twin or the CPU, and stops if they
+differ; then it times by CUDA events, medians of runs taken in turn, the second-level cache flushed before each. The
+share of the copy bandwidth is that of the bytes which have to move. Competitors do the same work with torch, and with
+torchvision for images, on the same card.
+
+`--dry-run` runs all of it with tiny sizes on the processor, to test this file; its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import common
+import numpy as np
+import torch
+
+import sela_ext
+from sela_ext import kernels
+from sela_ext.errors import ResourceError, SelaError
+from sela_ext.kernels import Augment
+from sela_ext.kernels.check_cases import augment_difference
+from sela_ext.kernels.device import CudaDevice, driver_version
+from sela_ext.kernels.self_check import open_device
+from sela_ext.kernels.sinkhorn import pass_in_torch, prepared_pass
+
+LAM = 25.0
+SEED = 7
+# Rows and columns: CIFAR's and the paper's ImageNet, and a case for every mapping of threads to columns.
+SOLVER_SIZES = ((50_000, 10), (50_000, 128), (200_000, 1000), (100_000, 3000), (40_000, 8192), (30_000, 10_000))
+QUICK_SIZES = ((50_000, 128), (100_000, 3000))
+IMAGENET = (1_281_167, 3000)
+
+
+@dataclass
+class Card:
+    """Where everything runs, and how it is timed.
+
+    Attributes:
+        place: the device.
+        device: the card as the kernels see it; None where the processor stands in for it.
+        tiny: divisor of all sizes.
+        flush: memory larger than the second-level cache; written before each timed run.
+    """
+
+    place: torch.device
+    device: CudaDevice | None
+    tiny: int
+    flush: torch.Tensor
+
+    @property
+    def dry(self) -> bool:
+        """Whether this is no card."""
+        return self.place.type != "cuda"
+
+    def seconds(self, function: Callable[[], Any]) -> float:
+        """Time of one run, cache flushed: from the events on the stream before and after it."""
+        self.flush.zero_()
+        if self.dry:
+            return common.timed(function)
+        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(200_000)  # the work is queued before the device reaches it: its launch is not timed
+        before.record()
+        function()
+        after.record()
+        after.synchronize()
+        return before.elapsed_time(after) / 1e3
+
+    def medians(self, competitors: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+        """Median seconds of each, taken in turn after two warm runs."""
+        times: dict[str, list[float]] = {name: [] for name in competitors}
+        for function in competitors.values():
+            function()
+            function()
+        self.wait()
+        for _ in range(rounds):
+            for name, function in competitors.items():
+                times[name].append(self.seconds(function))
+        return {name: statistics.median(values) for name, values in times.items()}
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if not self.dry:
+            torch.cuda.synchronize(self.place)
+
+    def free(self) -> float:
+        """Free memory, bytes."""
+        if self.dry:
+            return 4e9
+        torch.cuda.empty_cache()
+        return float(torch.cuda.mem_get_info(self.place)[0])
+
+
+def open_card(dry: bool) -> Card:
+    """The current CUDA device, or the processor.
+
+    Raises:
+        ResourceError: no card, or one whose kernels are not used.
+    """
+    if dry:
+        return Card(torch.device("cpu"), None, 500, torch.empty(1 << 10))
+    if not torch.cuda.is_available():
+        raise ResourceError(
+            "bench/gpu.py: expected a CUDA device, found none; `--dry-run` tests the script without one"
+        )
+    verdict = kernels.device_verdict()
+    print(verdict)
+    if not verdict.usable:
+        raise ResourceError(f"bench/gpu.py: expected kernels that may be used, found {verdict}; nothing is timed")
+    place = torch.device("cuda", torch.cuda.current_device())
+    cache = int(getattr(torch.cuda.get_device_properties(place), "L2_cache_size", 0)) or 64 << 20
+    return Card(place, open_device(place), 1, torch.empty(cache // 2, device=place))  # float32: twice the cache
+
+
+def card_facts(card: Card) -> dict[str, Any]:
+    """Name, architecture, driver, memory and clocks of the card; versions."""
+    facts = common.machine()
+    facts["cuda"] = sela_ext.build_info()["cuda_version"]
+    facts["torch_cuda"] = torch.version.cuda
+    if card.dry:
+        return {**facts, "card": "none (dry run)"}
+    properties = torch.cuda.get_device_properties(card.place)
+    return {
+        **facts,
+        "card": properties.name,
+        "architecture": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "card_memory_gib": round(properties.total_memory / 2**30, 1),
+        "l2_mib": round(card.flush.numel() * 2 / 2**20, 1),
+        "driver": driver_version(),
+    }
+
+
+def bandwidths(card: Card, rounds: int) -> dict[str, float]:
+    """GB/s of a copy within the device (read and written bytes) and of a sum (read bytes), 1 GiB each."""
+    count = (1 << 28) // (card.tiny * 20 if card.dry else 1)
+    source = torch.ones(count, device=card.place)
+    target = torch.empty_like(source)
+    size = source.numel() * 4 / 1e9
+    seconds = card.medians({"copy": lambda: target.copy_(source), "read": lambda: source.sum()}, rounds)
+    return {"copy": 2 * size / seconds["copy"], "read": size / seconds["read"]}
+
+
+# ---------------------------------------------------------------- the solver
+
+
+def steps(card: Card, logits: torch.Tensor, g: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """One pass as an iteration, with its row reference: the kernels alone, and as `assign` calls them.
+
+    The call also checks its arguments and reads the sums back, which waits for the device.
+    """
+    before = kernels.sinkhorn_pass(logits, g, scale=LAM).lse
+    found: dict[str, Callable[[], Any]] = {}
+    for words, labels in (("", False), (", labels", True)):
+        options: dict[str, Any] = {"scale": LAM, "reference": before, "want_labels": labels}
+        if card.device is not None:
+            found[f"sela_ext, kernel alone{words}"] = prepared_pass(card.device, logits, g, **options)[0]
+        found[f"sela_ext{words}"] = lambda options=options: kernels.sinkhorn_pass(logits, g, **options)
+    return found
+
+
+def alternating(logits: torch.Tensor, g: torch.Tensor) -> Callable[[], Any]:
+    """Sinkhorn by torch.logsumexp over rows and columns in turn, the scaled logits stored."""
+    kernel, shift, start = LAM * logits, float(np.log(logits.shape[0] / logits.shape[1])), g.to(logits.dtype)
+
+    def iterate() -> torch.Tensor:
+        f = -torch.logsumexp(kernel + start, dim=1, keepdim=True)
+        return shift - torch.logsumexp(kernel + f, dim=0)
+
+    return iterate
+
+
+def softmax_sum(logits: torch.Tensor, g: torch.Tensor) -> Callable[[], Any]:
+    """The same iterates by softmax over rows and a sum over columns."""
+    kernel, start = LAM * logits, g.to(logits.dtype)
+    return lambda: torch.softmax(kernel + start, dim=1).sum(0, dtype=torch.float32).log()
+
+
+def random_logits(card: Card, rows: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
+    """Logits of an untrained network: hundreds of live entries a row. Filled in parts, without a larger copy."""
+    logits = torch.empty(rows, cols, dtype=dtype, device=card.place)
+    generator = torch.Generator(card.place).manual_seed(SEED)
+    for part in logits.split(max(1, (1 << 26) // cols)):
+        part.normal_(0.0, 0.1, generator=generator)
+    return logits
+
+
+def check_pass(card: Card, logits: torch.Tensor, g: torch.Tensor) -> float:
+    """L1 distance of the columns from the float64 twin, per unit of weight, on up to 4,000 rows; stops if large."""
+    some = logits[: 4000 // (10 if card.dry else 1)]
+    expected = pass_in_torch(some, g, scale=LAM, want_labels=True)
+    found = kernels.sinkhorn_pass(some, g, scale=LAM, want_labels=True)
+    again = kernels.sinkhorn_pass(some, g, scale=LAM, reference=found.lse, want_labels=True)
+    worst = 0.0
+    for sums in (found, again):
+        distance = float((sums.column_sums - expected.column_sums).abs().sum()) / expected.weight
+        others = float((sums.labels != expected.labels).double().mean())
+        if not (distance < 1e-5 and others < 1e-2):
+            raise SystemExit(
+                f"no agreement: {logits.dtype}, K = {logits.shape[1]}: columns differ by {distance:.2g} in L1 from the "
+                f"float64 twin, {others:.2%} of the labels differ; nothing is timed"
+            )
+        worst = max(worst, distance)
+    return worst
+
+
+def solver_case(card: Card, rows: int, cols: int, dtype: torch.dtype, copy: float, rounds: int) -> list[dict[str, Any]]:
+    """One pass over [rows, cols]. The bytes counted are those of the pass, whoever does it."""
+    rows = max(600, rows // card.tiny)
+    name = str(dtype).removeprefix("torch.")
+    logits = random_logits(card, rows, cols, dtype)
+    g = torch.randn(cols, dtype=torch.float64, generator=torch.Generator().manual_seed(SEED)).to(card.place)
+    distance = check_pass(card, logits, g)
+    competitors = steps(card, logits, g)
+    if card.free() > 4 * logits.numel() * 4:
+        competitors["torch logsumexp, alternating"] = alternating(logits, g)
+        competitors["torch softmax + sum"] = softmax_sum(logits, g)
+    seconds = card.medians(competitors, rounds)
+    moved = logits.numel() * logits.element_size() * (1 if cols <= 8192 else 2) + rows * 12
+    table, recorded = [], []
+    for label, value in seconds.items():
+        share = moved / 1e9 / value / copy if label.startswith("sela_ext") else None
+        ratio = value / seconds["sela_ext"]
+        table.append((label, value * 1e3, share and f"{share:.0%}", ratio))
+        recorded.append(
+            {
+                "case": "pass",
+                "what": label,
+                "rows": rows,
+                "cols": cols,
+                "type": name,
+                "seconds": value,
+                "bytes": moved,
+                "share_of_copy": share,
+                "ratio": ratio,
+                "distance": distance,
+            }
+        )
+    common.table(
+        f"One pass, {rows} x {cols} {name}; columns agree with the float64 twin to {distance:.1g}",
+        ("", "ms", "of copy bandwidth", "x sela_ext"),
+        table,
+    )
+    return recorded
+
+
+def solve_case(card: Card, copy: float) -> list[dict[str, Any]]:
+    """A whole solve at ImageNet's size, or as many rows as fit."""
+    rows, cols = IMAGENET
+    room = int(0.7 * card.free() / (cols * 2 + 24))
+    rows, cols = (max(1500, rows // card.tiny // 2), 100) if card.dry else (min(rows, room), cols)
+    if rows < IMAGENET[0] and not card.dry:
+        print(f"\nImageNet's size does not fit: {rows} of {IMAGENET[0]} rows are taken")
+    logits = random_logits(card, rows, cols, torch.float16)
+    table, recorded = [], []
+    for tol in (1e-2, 1e-4):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # few rows cannot be balanced
+            sela_ext.assign(logits[:1000], tol=tol, max_passes=3)  # warm
+        card.wait()
+        begin = time.perf_counter()
+        a = sela_ext.assign(logits, tol=tol, max_passes=300)
+        seconds = time.perf_counter() - begin
+        floor = a.passes * logits.numel() * 2 / 1e9 / copy
+        table.append((f"tol {tol:g}", seconds, a.passes, a.error, str(a.converged), f"{floor / seconds:.0%}"))
+        recorded.append(
+            {
+                "case": "solve",
+                "rows": rows,
+                "cols": cols,
+                "type": "float16",
+                "tol": tol,
+                "seconds": seconds,
+                "passes": a.passes,
+                "error": a.error,
+                "converged": a.converged,
+                "backend": a.backend,
+                "share_of_copy": floor / seconds,
+            }
+        )
+    header = ("", "seconds", "passes", "true L1", "converged", "of copy bandwidth")
+    common.table(f"A solve, {rows} x {cols} float16", header, table)
+    return recorded
+
+
+# ---------------------------------------------------------------- images
+
+
+def torchvision_batch(images: torch.Tensor, augment: Augment) -> Callable[[], Any] | None:
+    """The same steps by torchvision v2 on a batch [B, 3, H, W] of the card: one draw for all of its images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        v2 = common.peer("torchvision.transforms.v2", "torchvision")
+    if v2 is None:
+        return None
+    pipeline = v2.Compose(
+        [
+            v2.RandomResizedCrop(augment.size, scale=augment.scale, antialias=True),
+            v2.RandomGrayscale(augment.gray_probability),
+            v2.ColorJitter(0.4, 0.4, 0.4, 0.4),
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(augment.mean), list(augment.std)),
+        ]
+    )
+    return lambda: pipeline(images)
+
+
+def images_case(card: Card, copy: float, rounds: int) -> list[dict[str, Any]]:
+    """50,000 x 32 x 32 x 3 resident on the device, augmented in batches as training takes them, and at once."""
+    count = max(256, 50_000 // card.tiny)
+    data = np.random.default_rng(SEED).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    resident = torch.from_numpy(data).to(card.place)
+    augment = Augment.cifar(32, gray_first=True)
+    order = kernels.permutation(count, seed=SEED, epoch=0)
+    some = order[:256]
+    expected, drawn = kernels.augment_resident(data, some, augment, seed=SEED, epoch=1, return_parameters=True)
+    found, params = kernels.augment_resident(resident, some, augment, seed=SEED, epoch=1, return_parameters=True)
+    difference = augment_difference(augment, found.cpu(), expected)
+    if params.tobytes() != drawn.tobytes() or difference is not None:
+        raise SystemExit(f"no agreement: {difference or 'parameters differ from those of the CPU'}; nothing is timed")
+    table, recorded = [], []
+    for batch in (256, 4096, count):
+        batch = min(batch, count)
+        index = torch.from_numpy(order[:batch].copy()).to(card.place)
+        competitors: dict[str, Callable[[], Any]] = {}
+        for dtype in (torch.float16, torch.float32):
+            out = torch.empty(batch, 3, 32, 32, dtype=dtype, device=card.place)
+            competitors[f"sela_ext, {str(dtype).removeprefix('torch.')}"] = lambda out=out, index=index: (
+                kernels.augment_resident(resident, index, augment, seed=SEED, epoch=2, out=out)
+            )
+        pixels = resident[index].permute(0, 3, 1, 2).contiguous()
+        theirs = torchvision_batch(pixels, augment) if batch < count or card.dry else None
+        if theirs is not None:
+            competitors["torchvision v2 (one draw per batch)"] = theirs
+        seconds = card.medians(competitors, rounds)
+        for label, value in seconds.items():
+            width = 2 if label.endswith("float16") else 4
+            moved = batch * (32 * 32 * 3 * (1 + width) + 8)
+            share = moved / 1e9 / value / copy if label.startswith("sela_ext") else None
+            table.append((f"{label}, batch {batch}", batch / value / 1e6, value * 1e3, share and f"{share:.0%}"))
+            recorded.append(
+                {
+                    "case": "augment 32 px",
+                    "what": label,
+                    "batch": batch,
+                    "images_per_second": batch / value,
+                    "seconds": value,
+                    "bytes": moved,
+                    "share_of_copy": share,
+                }
+            )
+    common.table(
+        "Augmentation of resident 32 x 32 x 3 images (random box, gray .2, jitter .4 x 4, flip, normalised); the "
+        "parameters are the CPU's bits, pixels within 0.01 of 255",
+        ("", "million images / s", "ms", "of copy bandwidth"),
+        table,
+    )
+    return recorded
+
+
+def run(quick: bool, dry: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Everything; the rows and the facts to record.
+
+    Raises:
+        ResourceError: no usable card.
+    """
+    card = open_card(dry)
+    facts = card_facts(card)
+    common.print_machine(facts, torch.get_num_threads())
+    rounds = 3 if dry else 7 if quick else 21
+    print(
+        f"card: {facts['card']}"
+        + (
+            ""
+            if dry
+            else f", architecture {facts['architecture']}, {facts['multiprocessors']} multiprocessors, "
+            f"{facts['card_memory_gib']} GiB, driver {facts['driver']}, kernels built by CUDA {facts['cuda']}"
+        )
+    )
+    measured = bandwidths(card, rounds)
+    print(f"bandwidth measured: copy {measured['copy']:.0f} GB/s, read {measured['read']:.0f} GB/s")
+    rows: list[dict[str, Any]] = []
+    types = (torch.float16,) if quick else (torch.float16, torch.bfloat16, torch.float32)
+    for size in QUICK_SIZES if quick else SOLVER_SIZES:
+        for dtype in types:
+            rows += solver_case(card, *size, dtype, measured["copy"], rounds)
+    if not quick:
+        rows += solver_case(card, 50_000, 1000, torch.float64, measured["copy"], rounds)
+    rows += images_case(card, measured["copy"], rounds)
+    rows += solve_case(card, measured["copy"])
+    return rows, {**facts, **{f"{name}_gb_s": round(value, 1) for name, value in measured.items()}}
+
+
+def main() -> None:
+    parser = common.arguments("The CUDA kernels on this machine's card.")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the processor: tests this file only")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        rows, facts = run(options.quick, options.dry_run)
+    except SelaError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    if not (options.no_record or options.dry_run):
+        print(f"\nrows appended to {common.record('gpu', rows, facts)}")
+
+
+if __name__ == "__main__":
+    main()

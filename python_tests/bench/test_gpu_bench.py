@@ -1,0 +1,122 @@
+"""bench/gpu.py without a card: the whole script at tiny sizes, and what it says where there is nothing to time."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sela_ext.errors import ResourceError
+from sela_ext.kernels import Verdict
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """bench/gpu.py as a module."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    spec = importlib.util.spec_from_file_location("bench_gpu", BENCH / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def results():
+    path = BENCH / "results" / "gpu.jsonl"
+    return path.read_bytes() if path.exists() else None
+
+
+def test_a_dry_run_goes_through_everything_and_records_nothing(tmp_path):
+    before = results()
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "gpu.py"), "--dry-run", "--quick", "--threads", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "card: none (dry run)",
+        "bandwidth measured: copy",
+        "One pass, 600 x 3000 float16; columns agree with the float64 twin to",
+        "torch logsumexp, alternating",
+        "torch softmax + sum",
+        "sela_ext, float16, batch 256",
+        "torchvision v2",
+        "A solve, ",
+    ):
+        assert words in done.stdout
+    assert results() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")
+def test_without_a_card_there_is_one_line_and_status_7(tmp_path):
+    before = results()
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "gpu.py")], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 7
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "expected a CUDA device, found none" in done.stderr
+    assert results() == before
+
+
+def test_rows_hold_what_a_later_reader_needs(script, as_cuda, host_card, host_core, monkeypatch):
+    monkeypatch.setenv("SELA_SELF_CHECK", "off")
+    card = script.Card(as_cuda(host_card).place, host_card, 500, torch.empty(8))
+    rows = script.solver_case(card, 300_000, 31, torch.float16, copy=10.0, rounds=2)
+    assert [row["what"] for row in rows] == [
+        "sela_ext, kernel alone",
+        "sela_ext",
+        "sela_ext, kernel alone, labels",
+        "sela_ext, labels",
+        "torch logsumexp, alternating",
+        "torch softmax + sum",
+    ]
+    assert host_core.calls > 8
+    for row in rows:
+        assert (row["rows"], row["cols"], row["type"]) == (600, 31, "float16")
+        assert row["bytes"] == 600 * 31 * 2 + 600 * 12
+        assert row["seconds"] > 0
+        if row["what"].startswith("sela_ext"):
+            assert row["share_of_copy"] == pytest.approx(row["bytes"] / 1e9 / row["seconds"] / 10.0)
+    images = script.images_case(card, copy=10.0, rounds=1)
+    assert {row["case"] for row in images} == {"augment 32 px"}
+    for row in images:
+        assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"])
+    (loose, tight) = script.solve_case(card, copy=10.0)
+    assert (loose["tol"], tight["tol"]) == (1e-2, 1e-4)
+    assert tight["passes"] >= loose["passes"]
+    assert loose["backend"] == "cuda"
+
+
+def test_nothing_is_timed_where_results_differ(script, as_cuda, host_card, host_core, monkeypatch):
+    monkeypatch.setenv("SELA_SELF_CHECK", "off")
+    card = script.Card(as_cuda(host_card).place, host_card, 500, torch.empty(8))
+
+    def spoil(outputs):
+        if "columns" in outputs:
+            outputs["columns"][0] += np.abs(outputs["columns"]).sum() // 100
+        else:
+            outputs["params"]["flip"][5] ^= 1
+
+    host_core.spoil = spoil
+    with pytest.raises(SystemExit, match=r"no agreement: .*columns differ by .*nothing is timed"):
+        script.solver_case(card, 300_000, 31, torch.float16, copy=10.0, rounds=2)
+    with pytest.raises(SystemExit, match="no agreement: parameters differ"):
+        script.images_case(card, copy=10.0, rounds=1)
+
+
+def test_a_refused_card_is_not_timed(script, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    refused = Verdict("failed", "column sum 3: expected 1, found 2", "cuda:0", "Some Card")
+    monkeypatch.setattr(script.kernels, "device_verdict", lambda: refused)
+    with pytest.raises(ResourceError, match=r"Some Card.*column sum 3.*nothing is timed"):
+        script.open_card(dry=False)

@@ -1,0 +1,96 @@
+"""`Loader(device="cuda")`: the CPU's batches, on the device, in time."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sela_ext import Augment, Loader
+from sela_ext.errors import ResourceError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """37 images of different sizes in two class folders, one of them damaged."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for i in range(37):
+        path = root / f"{'ab'[i % 2]}/{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (9 + i, 50 - i, 3), dtype=np.uint8)).save(path)
+    (root / "a" / "20.png").write_bytes(b"no image")
+    return root
+
+
+def assert_same_batches(found, expected, card):
+    found, expected = list(found), list(expected)
+    assert len(found) == len(expected) > 1
+    for one, other in zip(found, expected, strict=True):
+        assert one.images.device == card.place
+        assert one.images.stride() == other.images.stride()
+        assert torch.equal(one.images.cpu(), other.images)
+        assert one.index.device.type == "cpu"
+        assert torch.equal(one.index, other.index)
+        assert one.params.tobytes() == other.params.tobytes()
+        assert one.position == other.position
+        assert (one.labels is None) == (other.labels is None)
+        if other.labels is not None:
+            assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batches_equal_those_on_the_cpu(card, folder, dtype, channels_last):
+    images = np.random.default_rng(0).integers(0, 256, (333, 32, 32, 3), dtype=np.uint8)
+    for data, augment in ((images, Augment.cifar(32)), (folder, Augment.sela(24)), ("digits", None)):
+        options = {"batch_size": 64 if data is not folder else 8, "augment": augment, "dtype": dtype}
+        options |= {"channels_last": channels_last, "on_bad_image": "skip", "max_bad_fraction": 0.1, "threads": 2}
+        there, here = Loader(data, device=card.place, **options), Loader(data, **options)
+        for epoch in (0, 3):
+            assert_same_batches(there.epoch(epoch), here.epoch(epoch), card)
+        assert there.bad_images == here.bad_images
+        start = options["batch_size"]
+        assert_same_batches(there.epoch(1, start=start), here.epoch(1, start=start), card)
+
+
+def test_batches_stay_as_they_are_while_the_next_ones_arrive(card):
+    images = np.random.default_rng(0).integers(0, 256, (4000, 32, 32, 3), dtype=np.uint8)
+    options = {"batch_size": 100, "augment": Augment.cifar(32), "threads": 2}
+    kept = list(Loader(images, device=card.place, **options).epoch(0))  # none is looked at before all have come
+    assert_same_batches(kept, Loader(images, **options).epoch(0), card)
+
+
+def test_leaving_early_ends_the_threads(card):
+    loader = Loader("digits", batch_size=64, device=card.place, threads=2)
+    before = threading.active_count()
+    for _ in range(3):
+        for batch in loader.epoch(0):
+            assert len(batch.index) == 64
+            break
+    for thread in threading.enumerate():
+        if thread.name.startswith("sela-"):
+            thread.join(timeout=10)
+    assert threading.active_count() <= before
+
+
+@pytest.mark.gpu
+def test_the_name_of_a_device_is_enough_and_an_absent_one_an_error(cuda):
+    batch = next(iter(Loader("digits", batch_size=64, device="cuda", threads=1).epoch(0)))
+    assert batch.images.device == cuda.place
+    with pytest.raises(ResourceError, match="is not there"):
+        Loader("digits", device=f"cuda:{torch.cuda.device_count()}")
+
+
+@pytest.mark.gpu
+def test_a_batch_is_copied_while_the_consumer_computes_on_another_stream(cuda):
+    images = np.random.default_rng(0).integers(0, 256, (2000, 32, 32, 3), dtype=np.uint8)
+    options = {"batch_size": 100, "augment": Augment.cifar(32), "threads": 2}
+    expected = [float(batch.images.double().sum()) for batch in Loader(images, **options).epoch(0)]
+    stream, sums = torch.cuda.Stream(), []
+    with torch.cuda.stream(stream):
+        for batch in Loader(images, device=cuda.place, **options).epoch(0):
+            torch.cuda._sleep(5_000_000)
+            sums.append(batch.images.double().sum())
+    stream.synchronize()
+    assert [float(total) for total in sums] == pytest.approx(expected, rel=1e-9)

@@ -1,0 +1,100 @@
+"""A CUDA device played by the host: the CPU kernels behind the CUDA functions' signatures, at host addresses."""
+
+import contextlib
+import ctypes
+
+import numpy as np
+import torch
+
+from sela_ext import _core
+from sela_ext.kernels import PARAMETERS, device
+
+
+def array_at(address, dtype, *shape):
+    """A numpy view of memory that somebody else owns."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+class HostCore:
+    """What the compiled module offers for CUDA, done by the CPU kernels; `spoil(outputs)` may change what comes out."""
+
+    __file__ = _core.__file__
+
+    def __init__(self):
+        self.spoil = lambda outputs: None
+        self.calls = 0
+        self.AUGMENT_CUDA_SIDE = _core.AUGMENT_CUDA_SIDE
+
+    def sinkhorn_workspace_cuda(self, rows, cols, type):
+        return 2 * max(1, -(-rows // 64)), 0
+
+    def sinkhorn_pass_cuda(self, *arguments):
+        *shared, totals, masked, _scratch, _stream = arguments
+        _logits, name, rows, cols = shared[:4]
+        columns, lse, labels = shared[-3:]
+        self.calls += 1
+        tiles = max(1, -(-rows // 64))
+        objective, weight, count = _core.sinkhorn_pass_cpu(*shared, 1, "")
+        outputs = {
+            "totals": array_at(totals, np.float64, 2, tiles),
+            "masked": array_at(masked, np.int64, 1),
+            "columns": array_at(columns, np.int64, cols),
+            "lse": array_at(lse, np.float64 if name == "float64" else np.float32, rows),
+            "labels": array_at(labels, np.int32, rows) if labels else None,
+            "type": name,
+        }
+        outputs["totals"][:, 0] = objective, weight
+        outputs["masked"][0] = count
+        self.spoil(outputs)
+
+    def sample_parameters_cuda(self, options, height, width, index, count, seed, epoch, view, drawn, stream):
+        self.calls += 1
+        rows, out = array_at(index, np.int64, count), array_at(drawn, PARAMETERS, count)
+        sides = (np.full(count, side, np.int32) for side in (height, width))
+        _core.sample_parameters(options, *sides, rows, seed, epoch, view, out)
+        self.spoil({"sampled": out})
+
+    def augment_resident_cuda(self, options, images, total, height, width, channels, *arguments):
+        index, count, seed, epoch, view, given, drawn, out, dtype, channels_last, _stream = arguments
+        self.calls += 1
+        source = array_at(images, np.uint8, total, height, width, channels)
+        rows = array_at(index, np.int64, count)
+        if given:
+            params = array_at(given, PARAMETERS, count)
+        else:
+            params = array_at(drawn, PARAMETERS, count) if drawn else np.empty(count, PARAMETERS)
+            sides = (np.full(count, side, np.int32) for side in (height, width))
+            _core.sample_parameters(options, *sides, rows, seed, epoch, view, params)
+        _core.augment_array(options, source, rows, params, out, dtype, channels_last, 1)
+        self.spoil({"params": params, "out": out, "dtype": dtype, "given": bool(given)})
+
+
+class HostCard(device.CudaDevice):
+    """A device whose memory is the host's."""
+
+    def __init__(self, core, place="cpu"):
+        self.core = core
+        self.place = torch.device(place)
+        self.name = "Played Card"
+        self.capability = (9, 0)
+        self.uuid = "GPU-0"
+        self.driver = "550.54, CUDA 12.4"
+        self.is_alive = True
+        self.capturing = False
+
+    def current(self):
+        return contextlib.nullcontext()
+
+    def stream(self):
+        return 0
+
+    def synchronize(self):
+        pass
+
+    def alive(self):
+        return self.is_alive
+
+    def refuse_capture(self, what):
+        assert not self.capturing

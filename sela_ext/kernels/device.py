@@ -1,0 +1,184 @@
+"""CUDA devices as the kernels meet them: who they are, how work reaches them, and which of them may be used."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sela_ext import _core
+from sela_ext.errors import OptionError, ResourceError
+
+if TYPE_CHECKING:
+    import torch
+
+_DRIVER_VERSION_FILE = Path("/sys/module/nvidia/version")
+
+
+class CudaDevice:
+    """One CUDA device: what tells it from others, and its current stream.
+
+    Attributes:
+        place: where its tensors live, with an index.
+        core: the compiled module whose `..._cuda` functions run on it.
+        name: the card's name.
+        capability: compute capability (major, minor).
+        uuid: of the card, or of the part of a card that this process sees.
+        driver: version of the driver.
+    """
+
+    core: Any = _core
+
+    def __init__(self, place: torch.device) -> None:
+        import torch
+
+        properties = torch.cuda.get_device_properties(place)
+        self.place = place
+        self.name: str = properties.name
+        self.capability: tuple[int, int] = (properties.major, properties.minor)
+        self.uuid = str(getattr(properties, "uuid", "unknown"))
+        self.driver = driver_version()
+
+    def current(self) -> AbstractContextManager[Any]:
+        """A context in which this is the current device."""
+        import torch
+
+        return torch.cuda.device(self.place)
+
+    def stream(self) -> int:
+        """The current stream, as the launchers take it."""
+        import torch
+
+        return int(torch.cuda.current_stream(self.place).cuda_stream)
+
+    def synchronize(self) -> None:
+        """Wait for the device; errors of what ran on it come out here."""
+        import torch
+
+        torch.cuda.synchronize(self.place)
+
+    def alive(self) -> bool:
+        """Whether torch can still work on it: some errors of a kernel break the device for the whole process."""
+        import torch
+
+        try:
+            return float(torch.ones(2, device=self.place).sum()) == 2.0
+        except RuntimeError:
+            return False
+
+    def refuse_capture(self, what: str) -> None:
+        """Kernels whose results are read back on the host cannot be part of a CUDA graph: say so before any harm.
+
+        Raises:
+            ResourceError: the current stream is being captured.
+        """
+        import torch
+
+        if torch.cuda.is_current_stream_capturing():
+            raise ResourceError(
+                f"{what}: expected a stream that is not being captured, found a CUDA graph in the making; "
+                "call it outside of the graph, it reads results back on the host"
+            )
+
+
+_usable: dict[Any, CudaDevice | None] = {}
+
+
+def cuda_place(value: Any) -> torch.device | None:
+    """Where a CUDA tensor lives; None for a tensor elsewhere, and for what is no tensor."""
+    if type(value).__module__.partition(".")[0] != "torch" or value.device.type != "cuda":
+        return None
+    place: torch.device = value.device
+    return place
+
+
+def usable(place: torch.device) -> CudaDevice | None:
+    """The device, when its kernels may be used; None, and one warning per process, when torch is to do their work.
+
+    A device is judged at its first use; after that this is a look into a dict.
+
+    Raises:
+        ResourceError: the check broke the device for this process.
+    """
+    try:
+        return _usable[place]
+    except KeyError:
+        pass
+    from sela_ext.kernels import self_check  # it uses the kernels, which use this module
+
+    card = self_check.first_use(place)
+    _usable[place] = card
+    return card
+
+
+@functools.cache
+def driver_version() -> str:
+    """Version of the NVIDIA driver: its own number where the system tells it, and the CUDA version it is made for."""
+    words = []
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or a container that hides it
+        words.append(_DRIVER_VERSION_FILE.read_text(encoding="ascii").strip())
+    with contextlib.suppress(OSError, AttributeError):
+        number = ctypes.c_int(0)
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        if library.cuDriverGetVersion(ctypes.byref(number)) == 0:
+            words.append(f"CUDA {number.value // 1000}.{number.value % 1000 // 10}")
+    return ", ".join(words) or "unknown"
+
+
+def place_of(device: Any) -> torch.device:
+    """A CUDA device with its index, from "cuda", "cuda:1", 1 or a torch.device.
+
+    Raises:
+        OptionError: not a CUDA device.
+        ResourceError: no such device here.
+    """
+    import torch
+
+    try:
+        place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(f'device: expected "cuda" or "cuda:N", found {device!r}') from error
+    if place.type != "cuda":
+        raise OptionError(f'device: expected "cuda" or "cuda:N", found {device!r}')
+    count = torch.cuda.device_count()
+    if count == 0 or (place.index or 0) >= count:
+        raise ResourceError(f"device: {place} is not there, {count} CUDA devices are; use the CPU")
+    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
+
+
+def built_architectures() -> list[str]:
+    """What this build has code for, in CMake's words: "90-real" is machine code, "120-virtual" is PTX."""
+    info = _core.build_info()
+    return [f"{name}-real" for name in info["cuda_archs"]] + [f"{name}-virtual" for name in info["cuda_ptx"]]
+
+
+def runs_on(major: int, minor: int, built: list[str]) -> bool:
+    """Whether code built for these CMake architectures runs on compute capability major.minor."""
+    for entry in built:
+        name, _, kind = entry.partition("-")
+        number = name.rstrip("af")
+        if not number.isdigit():
+            continue
+        have = divmod(int(number), 10)
+        if name != number:  # 90a, 100f: for that architecture (or its family) and no other
+            exact = have == (major, minor)
+            family = name.endswith("f") and have[0] == major and have[1] <= minor
+            if exact or family:
+                return True
+            continue
+        if kind != "virtual" and have[0] == major and have[1] <= minor:  # machine code: later minors of its major
+            return True
+        if kind != "real" and have <= (major, minor):  # PTX: anything later
+            return True
+    return False
+
+
+def describe_built() -> str:
+    """The built architectures in words, for a message."""
+    info = _core.build_info()
+    words = [str(name) for name in info["cuda_archs"]] + [f"PTX {name}" for name in info["cuda_ptx"]]
+    return ", ".join(words) or "none"

@@ -1,0 +1,449 @@
+"""The self-check: at a CUDA device's first use, its kernels against the CPU's on a few dozen rows and images.
+
+A device that fails is refused: one warning says what was compared, and the pure-torch twin of the Sinkhorn pass and the
+CPU's augmentation do the work. Verdicts are kept on disk, per device, driver and build.
+
+A kernel that never returns cannot be stopped from inside its process. After a minute this is said; and a process that
+ends in the middle of a check leaves a mark, by which the next one refuses the device instead of hanging again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sela_ext import _core
+from sela_ext.errors import OptionError, ResourceError, SelaError
+from sela_ext.kernels import check_cases, device
+from sela_ext.kernels.device import CudaDevice
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from sela_ext.kernels.augment import Augment
+    from sela_ext.kernels.sinkhorn import SinkhornSums
+
+State = Literal["passed", "failed", "unsupported", "absent", "off"]
+# Said when a check takes longer: code for a newer architecture may be compiled by the driver first, in seconds.
+PATIENCE = 60.0
+# A mark by a process on another machine, whose life cannot be seen from here, counts when it is older.
+OTHER_MACHINES = 3600.0
+
+
+class RefusedDeviceWarning(UserWarning):
+    """The CUDA kernels of this package are not used on a device; torch and the CPU do their work."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether this build's kernels are used on a device, and why.
+
+    Attributes:
+        state: "passed"; "failed": a result differed from the CPU's, or a launch failed; "unsupported": the build has
+            no code for this architecture; "absent": it has no CUDA kernels at all; "off": SELA_SELF_CHECK=off.
+        reason: what was compared, expected and found; empty when passed.
+        place: "cuda:0".
+        card: its name, architecture and driver, in words.
+        kept: whether the verdict was on disk already.
+        lost: the check broke the device for this process.
+    """
+
+    state: State
+    reason: str
+    place: str
+    card: str
+    kept: bool = False
+    lost: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether the kernels are used."""
+        return self.state in ("passed", "off")
+
+    def __str__(self) -> str:
+        what = {
+            "passed": "self-check passed" + (" before" if self.kept else ""),
+            "failed": "self-check FAILED"
+            + (" before" if self.kept else "")
+            + f": {self.reason}; torch and the CPU do the work",
+            "off": "not checked (SELA_SELF_CHECK=off)",
+        }.get(self.state, f"{self.reason}; torch and the CPU do the work")
+        return f"{self.place}: {self.card}: {what}"
+
+
+class OnCard:
+    """A CUDA device as the cases see it: host arrays in, host arrays out."""
+
+    def __init__(self, card: CudaDevice) -> None:
+        self.card = card
+
+    def sinkhorn_pass(
+        self,
+        logits: torch.Tensor,
+        potential: Any,
+        *,
+        scale: float,
+        row_weights: Any,
+        reference: Any,
+        want_labels: bool,
+    ) -> SinkhornSums:
+        """The CUDA kernels on a copy of the logits that has the same strides and offset."""
+        import torch
+
+        from sela_ext.kernels.sinkhorn import SinkhornSums, pass_on_device
+
+        rows = logits.shape[0]
+        offset, stride = logits.storage_offset(), logits.stride(0)
+        room = torch.full((offset + rows * stride,), float("nan"), dtype=logits.dtype, device=self.card.place)
+        copy = room.as_strided(logits.shape, logits.stride(), offset)
+        copy.copy_(logits)
+        sums = pass_on_device(
+            self.card,
+            copy,
+            potential,
+            scale=scale,
+            row_weights=row_weights,
+            reference=reference,
+            want_labels=want_labels,
+        )
+        self.card.synchronize()
+        labels = None if sums.labels is None else sums.labels.cpu()
+        return SinkhornSums(sums.column_sums.cpu(), sums.objective, sums.weight, sums.lse.cpu(), labels, sums.masked)
+
+    def sample_parameters(
+        self, augment: Augment, height: int, width: int, index: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.void]:
+        """What the CUDA kernel draws with a fixed key."""
+        import torch
+
+        from sela_ext.kernels.augment import PARAMETERS, augment_options
+        from sela_ext.kernels.augment_resident import as_records
+
+        card, rows = self.card, torch.from_numpy(index).to(self.card.place)
+        drawn = torch.empty(len(index), PARAMETERS.itemsize // 4, dtype=torch.int32, device=card.place)
+        with card.current():
+            card.core.sample_parameters_cuda(
+                augment_options(augment, 3),
+                height,
+                width,
+                rows.data_ptr(),
+                len(rows),
+                *check_cases.KEY,
+                drawn.data_ptr(),
+                card.stream(),
+            )
+        card.synchronize()
+        return as_records(drawn)
+
+    def augment(
+        self,
+        images: npt.NDArray[np.uint8],
+        index: npt.NDArray[np.int64],
+        augment: Augment,
+        params: npt.NDArray[np.void] | None,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> tuple[torch.Tensor, npt.NDArray[np.void]]:
+        """The CUDA kernel on a copy of the images, with a fixed key or the given parameters."""
+        import torch
+
+        from sela_ext.kernels.augment_resident import as_records, run_cuda
+
+        resident = torch.from_numpy(images).to(self.card.place)
+        key, want = check_cases.KEY, params is None
+        result, drawn = run_cuda(
+            self.card, resident, index, augment, key, params, None, dtype, channels_last, want_parameters=want
+        )
+        self.card.synchronize()
+        return result.cpu(), as_records(drawn)
+
+
+_lock = threading.RLock()
+_verdicts: dict[Any, tuple[CudaDevice, Verdict]] = {}
+
+
+def device_verdict(where: Any = "cuda") -> Verdict:
+    """Tell whether this build's kernels are used on a CUDA device; at its first use this runs the self-check.
+
+    Args:
+        where: "cuda" (the current device), "cuda:1", 1 or a torch.device.
+
+    Returns:
+        Verdict.
+
+    Raises:
+        OptionError: not a CUDA device, or SELA_SELF_CHECK holds another word than on, off and again.
+        ResourceError: there is no such device, or it has no memory left for the check.
+    """
+    return _judged(device.place_of(where))[1]
+
+
+def first_use(place: torch.device) -> CudaDevice | None:
+    """The device if its kernels may be used; else None, after a warning.
+
+    Raises:
+        ResourceError: the check broke the device for this process, or it has no memory left for it.
+    """
+    card, verdict = _judged(place)
+    if verdict.usable:
+        return card
+    if verdict.lost:
+        raise ResourceError(
+            f"{verdict.place}: {verdict.card}: {verdict.reason}; the device cannot be used any more in this process. "
+            "Start again: the verdict is kept, and torch and the CPU will do the work"
+        )
+    warnings.warn(_advice(verdict), RefusedDeviceWarning, stacklevel=4)
+    return None
+
+
+def _advice(verdict: Verdict) -> str:
+    where = f"{verdict.place}: {verdict.card}"
+    if verdict.state != "failed":
+        return f"{where}: {verdict.reason}. Torch and the CPU do their work: correct, but slower"
+    return (
+        f"{where} failed the self-check of sela_ext {_core.build_info()['version']}: {verdict.reason}. Its kernels are "
+        "not used, torch and the CPU do their work: correct, but slower. Please report this line. "
+        "SELA_SELF_CHECK=again checks once more, SELA_SELF_CHECK=off uses the kernels unchecked"
+    )
+
+
+def _judged(place: torch.device) -> tuple[CudaDevice, Verdict]:
+    with _lock:  # two threads at once: the second one waits for the verdict of the first
+        if place not in _verdicts:
+            card = open_device(place)
+            card.refuse_capture("self-check of the device")
+            _verdicts[place] = card, judge(card)
+        return _verdicts[place]
+
+
+def open_device(place: torch.device) -> CudaDevice:
+    """The device at a place."""
+    return CudaDevice(place)
+
+
+def judge(card: CudaDevice) -> Verdict:
+    """The verdict on a device: from what the build holds, from the environment, from the cache, or by the check.
+
+    Raises:
+        OptionError: SELA_SELF_CHECK holds an unknown word.
+        ResourceError: no memory left on the device.
+    """
+    wish = os.environ.get("SELA_SELF_CHECK", "on").strip().lower() or "on"
+    if wish not in ("on", "off", "again"):
+        raise OptionError(f"SELA_SELF_CHECK: expected on, off or again, found {wish!r}")
+    major, minor = card.capability
+    place, words = str(card.place), f"{card.name}, architecture {major}.{minor}, driver {card.driver}"
+    if not _core.build_info()["cuda"]:
+        reason = "this build of sela_ext has no CUDA kernels; install it again with nvcc on the PATH"
+        return Verdict("absent", reason, place, words)
+    if not device.runs_on(major, minor, device.built_architectures()):
+        reason = (
+            f"its architecture {major}.{minor} is not among those this build has code for "
+            f"({device.describe_built()}); install again with SELA_CUDA_ARCHS={major}{minor}"
+        )
+        return Verdict("unsupported", reason, place, words)
+    if wish == "off":
+        return Verdict("off", "", place, words)
+
+    kept = _Kept(card)
+    saved = None if wish == "again" else kept.read()
+    if saved is not None:
+        return Verdict(*saved, place, words, kept=True)
+    unfinished = None if wish == "again" else kept.unfinished()
+    if unfinished is not None:
+        kept.write("failed", unfinished)
+        return Verdict("failed", unfinished, place, words)
+    with kept.marked():
+        reason, lost = _check(card)
+    state: State = "failed" if reason else "passed"
+    kept.write(state, reason)
+    return Verdict(state, reason, place, words, lost=lost)
+
+
+def _check(card: CudaDevice) -> tuple[str, bool]:
+    """(what went wrong, or nothing; whether the device is lost for this process)."""
+    now = {"case": "the first case"}
+    log = logging.getLogger("sela_ext")
+    words = "self-check of %s: %s has not returned after %g s. A kernel that hangs cannot be stopped from inside: end "
+    words += "this process; the next one will leave the device's kernels alone"
+    watch = threading.Timer(PATIENCE, lambda: log.warning(words, card.place, now["case"], PATIENCE))
+    watch.daemon = True
+    watch.start()
+    try:
+        for what, differs in check_cases.cases(OnCard(card)):
+            now["case"] = what
+            try:
+                difference = differs()
+            except (SelaError, RuntimeError) as error:
+                message = (str(error).strip() or type(error).__name__).splitlines()[0]
+                if "out of memory" in message.lower():
+                    raise ResourceError(
+                        f"{card.place}: no memory left on the device for its self-check; free some, or use the CPU"
+                    ) from error
+                return f"{what}: expected a result, found an error: {message}", not card.alive()
+            if difference is not None:
+                return f"{what}: {difference}", False
+    finally:
+        watch.cancel()
+    return "", False
+
+
+class _Kept:
+    """Verdicts on disk: one small file per device, driver and build, which replaces itself in one step."""
+
+    def __init__(self, card: CudaDevice) -> None:
+        self.key = {
+            "name": card.name,
+            "capability": list(card.capability),
+            "uuid": card.uuid,
+            "driver": card.driver,
+            "build": build_identity(card.core),
+        }
+        name = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:32]
+        folder = cache_folder()
+        self.path = None if folder is None else folder / "self_check" / f"{name}.json"
+
+    def read(self) -> tuple[State, str] | None:
+        """The verdict, or None when there is none, or none that can be read."""
+        if self.path is None:
+            return None
+        try:
+            saved = json.loads(self.path.read_text(encoding="utf-8"))
+            state, reason = saved["state"], saved["reason"]
+            intact = saved["key"] == self.key and isinstance(reason, str)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not intact or state not in ("passed", "failed"):
+            return None
+        return state, reason
+
+    def write(self, state: State, reason: str) -> None:
+        """Keep a verdict; without a folder to write to it holds for this process only."""
+        if self.path is None:
+            return
+        saved = {"key": self.key, "state": state, "reason": reason, "time": time.time()}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, draft = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.stem, suffix=".draft")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(saved, file, indent=1)
+                os.replace(draft, self.path)
+            except BaseException:
+                os.unlink(draft)
+                raise
+        except OSError:
+            return
+
+    def marked(self) -> _Mark:
+        """A mark on disk while a check runs."""
+        if self.path is None:
+            return _Mark(None)
+        return _Mark(self.path.with_name(f"{self.path.stem}.{os.getpid()}.running"))
+
+    def unfinished(self) -> str | None:
+        """What is to be said when an earlier process ended in the middle of its check; its mark is removed."""
+        if self.path is None:
+            return None
+        found = None
+        try:
+            marks = sorted(self.path.parent.glob(f"{self.path.stem}.*.running"))
+        except OSError:
+            return None
+        for mark in marks:
+            try:
+                saved = json.loads(mark.read_text(encoding="utf-8"))
+                host, pid, began = str(saved["host"]), int(saved["pid"]), float(saved["time"])
+            except FileNotFoundError:
+                continue  # its process has just finished
+            except (OSError, ValueError, KeyError, TypeError):
+                host, pid, began = "", 0, _written(mark)  # damaged, or just being written
+            if _runs(pid) if host == socket.gethostname() else time.time() - began < OTHER_MACHINES:
+                continue
+            found = (
+                f"an earlier check of this device did not come to its end (process {pid}): a kernel may have hung or "
+                "crashed there"
+            )
+            mark.unlink(missing_ok=True)
+        return found
+
+
+class _Mark:
+    """A file that exists while a check runs; a process that is killed leaves it behind."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        if self.path is not None:
+            mark = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.write_text(json.dumps(mark), encoding="utf-8")
+            except OSError:
+                self.path = None
+
+    def __exit__(self, *error: object) -> None:
+        if self.path is not None:
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError:
+                return
+
+
+def _written(path: Path) -> float:
+    """When a file was written; now, if that cannot be told."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()
+
+
+def _runs(pid: int) -> bool:
+    """Whether another process of this machine with that number is alive."""
+    if pid == os.getpid():
+        return False  # this process has made no mark yet: it is of an earlier one with the same number
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return pid > 0
+
+
+def cache_folder() -> Path | None:
+    """Where verdicts are kept: SELA_CACHE_DIR, or sela_ext in XDG_CACHE_HOME or ~/.cache; None without a home."""
+    given = os.environ.get("SELA_CACHE_DIR")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):
+        return Path(base) / "sela_ext"
+    try:
+        return Path.home() / ".cache" / "sela_ext"
+    except RuntimeError:
+        return None
+
+
+def build_identity(core: Any) -> str:
+    """The version, and a hash of the compiled module and of what is checked."""
+    digest = hashlib.sha256()
+    for path in (core.__file__, check_cases.__file__):
+        digest.update(Path(path).read_bytes())
+    return f"{_core.build_info()['version']}+{digest.hexdigest()[:16]}"

@@ -162,7 +162,8 @@ def test_labels_are_unchanged_by_a_row_shift(rows, cols, seed, shift, lam):
     best = np.sort(lam * logits + a.potential, axis=1)
     clear = best[:, -1] - best[:, -2] > 1e-6 if cols > 1 else np.ones(rows, bool)
     assert np.array_equal(a.labels[clear], b.labels[clear])
-    assert clear.any() or rows == 1
+    # A plan is a forest of rows and clusters: with fewer rows than clusters every row may be divided.
+    assert clear.any() or rows < cols
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

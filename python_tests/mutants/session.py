@@ -287,7 +287,7 @@ class Session:
                 lay_out(place, None)
                 known = Path(f"{place}.json")
                 state = fingerprint(unit) + self.options.optimise
-                if known.exists() and (kept := json.loads(known.read_text()))["state"] == state:
+                if known.exists() and (kept := json.loads(known.read_text())).get("state") == state:
                     return self.baselines.setdefault(unit.name, Baseline(kept["seconds"], Counter(kept["caught"])))
                 error = build_mutant(commands("plain", unit.files[0]), place, unit, self.options.optimise)
                 if error:

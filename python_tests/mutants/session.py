@@ -464,7 +464,7 @@ def write_table(text: str) -> None:
 def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unit", choices=[unit.name for unit in UNITS], help="only the mutants of this kernel file")
-    parser.add_argument("--places", type=int, default=3, help="mutants per rule and file; 0: all (default 3)")
+    parser.add_argument("--places", type=int, default=1, help="mutants per rule and file; 0: all (default 1)")
     parser.add_argument("--rule", action="append", help="only this rule; may be repeated")
     parser.add_argument("--function", action="append", help="only in this function; may be repeated")
     parser.add_argument("--sample", type=int, metavar="N", help="only N of them, evenly spread")

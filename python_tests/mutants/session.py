@@ -288,7 +288,7 @@ class Session:
                 known = Path(f"{place}.json")
                 state = fingerprint(unit) + self.options.optimise
                 if known.exists() and (kept := json.loads(known.read_text())).get("state") == state:
-                    return self.baselines.setdefault(unit.name, Baseline(kept["seconds"], Counter(kept["caught"])))
+                    return self.baselines.setdefault(unit.name, Baseline(kept["seconds"]))
                 error = build_mutant(commands("plain", unit.files[0]), place, unit, self.options.optimise)
                 if error:
                     raise SystemExit(f"the unmutated {unit.name} does not compile: {error}")
@@ -299,7 +299,7 @@ class Session:
                 if answer["ended"] != "passed" or not answer["seconds"]:
                     raise SystemExit(f"the unmutated {unit.name} fails: {answer['test']} {answer['why']}, see {log}")
                 found = self.baselines[unit.name] = Baseline(answer["seconds"])
-                known.write_text(json.dumps({"state": state, "seconds": found.seconds, "caught": {}}))
+                known.write_text(json.dumps({"state": state, "seconds": found.seconds}))
                 self.say(f"{unit.name}: {len(found.seconds)} tests in {found.total():.1f} s unmutated")
             return self.baselines[unit.name]
 
@@ -510,7 +510,7 @@ def main(arguments: list[str]) -> int:
         return 0
 
     WORK.mkdir(parents=True, exist_ok=True)
-    results = Results(WORK / "results.json", given.again)
+    results = Results(WORK / ("results.json" if given.sample is None else "sample.json"), given.again)
     left = [w for w in work if not results.known(*w)]
     if left:
         build_modules(given.variants)

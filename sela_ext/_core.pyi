@@ -30,6 +30,75 @@ class AugmentOptions:
         std: Sequence[float],
     ) -> None: ...
 
+class Candidates:
+    """The entries of a plan that count, row by row, as one pass found them."""
+
+    def __init__(self, *, level: float, limit: int) -> None: ...
+    def columns(self) -> npt.NDArray[Any]:
+        """uint16 or uint32 [entries]."""
+
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [rows + 1]."""
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """float32 [entries]: log p."""
+
+    def weights(self) -> npt.NDArray[np.float32]:
+        """float32 [rows], or empty: all 1."""
+
+    @property
+    def entries(self) -> int: ...
+    @property
+    def overflow(self) -> bool: ...
+    @property
+    def rows(self) -> int: ...
+
+class NewtonRows:
+    """Candidates in the form that Newton's method works on."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        """Takes the arrays out of the candidates, which are empty afterwards."""
+
+    def counts(self) -> npt.NDArray[np.float64]:
+        """float64 [K]: weight of single rows."""
+
+    def product(
+        self, plan: npt.NDArray[np.float32], x: npt.NDArray[np.float64], threads: int, isa: str
+    ) -> npt.NDArray[np.float64]:
+        """The Hessian at a plan times x."""
+
+    def prune(self, plan: npt.NDArray[np.float32], level: float) -> None:
+        """Drops the entries of at most exp(-level) in a plan."""
+
+    def solve(
+        self,
+        target: npt.NDArray[np.float64],
+        defect: npt.NDArray[np.float64],
+        d: npt.NDArray[np.float64],
+        ratio: float,
+        tolerance: float,
+        steps: int,
+        products: int,
+        clip: float,
+        reach: float,
+        prune: float,
+        threads: int,
+        isa: str,
+    ) -> tuple[npt.NDArray[np.float64], float, int, int, int, bool]:
+        """Newton's method from d: d, error, steps, products, sums, stalled."""
+
+    def sums(
+        self, ratio: float, d: npt.NDArray[np.float64], threads: int, isa: str
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float, npt.NDArray[np.float32]]:
+        """Column sums, diagonal of the Hessian, objective and plan at d."""
+
+    @property
+    def entries(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+
 def augment_array(
     options: AugmentOptions,
     source: npt.NDArray[np.uint8],
@@ -138,6 +207,8 @@ def sinkhorn_pass_cpu(
     labels: int,
     threads: int,
     isa: str,
+    every: int = 1,
+    candidates: Candidates | None = None,
 ) -> tuple[float, float, int]:
     """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
 
@@ -164,3 +235,86 @@ def sinkhorn_pass_cuda(
     stream: int,
 ) -> None:
     """One fused pass on the current CUDA device, by device addresses."""
+
+def find_candidates_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    prices: int,
+    label_prices: int,
+    labels: int,
+    selected: int,
+    selected_count: int,
+    count: int,
+    slack: float,
+    floor: float,
+    columns: int,
+    values: int,
+    found: int,
+    regret: int,
+    threads: int,
+    isa: str,
+) -> None:
+    """The best columns of rows, by addresses (selected: 0 = all rows)."""
+
+def smooth_prices(
+    columns: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float32],
+    found: npt.NDArray[np.int32],
+    wanted: npt.NDArray[np.float64],
+    prices: npt.NDArray[np.float64],
+    labels: npt.NDArray[np.int32],
+    sharpness: float,
+    iterations: int,
+    threads: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """Sharp Sinkhorn iterations on lists; returns new prices, and the labels at them."""
+
+class Rounding:
+    """Labels of admissible cluster sizes from candidate lists."""
+
+    def __init__(
+        self,
+        rows: int,
+        total: int,
+        prices: npt.NDArray[np.float64],
+        low: npt.NDArray[np.int64],
+        high: npt.NDArray[np.int64],
+        threads: int,
+    ) -> None: ...
+    def add(
+        self,
+        rows: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.int32],
+        columns: npt.NDArray[np.int32],
+        values: npt.NDArray[np.float32],
+        found: npt.NDArray[np.int32],
+    ) -> int:
+        """Adds lists; returns how many columns are new to their row."""
+
+    def solve(self) -> int:
+        """Moves rows to admissible sizes; returns how many are left over."""
+
+    def force(self) -> int:
+        """Places what is left over regardless of the logits; returns how many rows."""
+
+    def labels(self) -> npt.NDArray[np.int32]:
+        """Labels [rows], -1 for rows that take no part."""
+
+    def prices(self) -> npt.NDArray[np.float64]:
+        """Prices [clusters], nats."""
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Rows per cluster."""
+
+    def wanted(self) -> npt.NDArray[np.int64]:
+        """Sizes that are aimed at."""
+
+    def closed(self) -> npt.NDArray[np.uint8]:
+        """Clusters from which no list leads to one that lacks images."""
+
+    def paths(self) -> int:
+        """Paths taken so far."""

@@ -1,4 +1,4 @@
-"""The command line: `sela train`, `sela assign`, `sela report`, `sela info`."""
+"""The command line: `sela train`, `sela assign`, `sela verify`, `sela report`, `sela info`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status.
 
-    Exit status: 0 done, 2 options, 3 data, 4 checkpoint, 5 numerics, 6 distributed, 7 resources, 130 / 143 signals.
+    Exit status: 0 done, 1 a certificate that does not hold, 2 options, 3 data, 4 checkpoint, 5 numerics,
+    6 distributed, 7 resources, 130 / 143 signals.
     """
     try:
         status = run(sys.argv[1:] if arguments is None else list(arguments))
@@ -112,10 +113,31 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     assign.add_argument("--out", required=True, help=".npy file for the labels, int32 [N]")
     assign.add_argument("--lam", type=float, default=25.0, help="lambda: sharpness (default 25)")
     assign.add_argument("--tol", type=float, default=1e-4, help="L1 tolerance of the cluster sizes (default 1e-4)")
-    assign.add_argument("--method", default="auto", help="auto, anderson or sinkhorn")
+    assign.add_argument("--method", default="auto", help="auto, newton, anderson or sinkhorn")
     assign.add_argument("--stop", default="l1", help="l1 or official")
+    assign.add_argument("--balance", default="argmax", help="argmax, or exact: equal cluster sizes (default argmax)")
+    assign.add_argument("--potential", help=".npy file for the potential, float64 [K]")
     assign.add_argument("--max-passes", type=int, default=1000, help="most passes over the logits (default 1000)")
     assign.set_defaults(run=_assign, parser=assign)
+
+    verify = commands.add_parser(
+        "verify",
+        help="judge labels and a potential by the logits alone",
+        description="Independent certificate in float64: true L1 error, objective, duality gap, margins, balance. "
+        "Exit status: 0 when it holds, 1 when it does not.",
+        epilog="example: sela verify logits.npy --labels labels.npy --potential potential.npy --json",
+    )
+    verify.add_argument("logits", help=".npy file, float [N, K]")
+    verify.add_argument("--labels", help=".npy file, int [N] or [heads, N]; labels.npz; or a run folder")
+    verify.add_argument("--head", type=int, default=0, help="which labels of several heads (default 0)")
+    verify.add_argument("--potential", help=".npy file, float [K], nats")
+    verify.add_argument("--prices", help=".npy file, float [K], nats, for the label gap (default: the potential)")
+    verify.add_argument("--marginals", help=".npy file, float [K], wanted sizes or shares (default: equal)")
+    verify.add_argument("--lam", type=float, default=25.0, help="lambda: sharpness (default 25)")
+    verify.add_argument("--tol", type=float, default=1e-4, help="largest L1 error that holds (default 1e-4)")
+    verify.add_argument("--balance", default="argmax", help="what labels must be: argmax of the plan, or exact sizes")
+    verify.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    verify.set_defaults(run=_verify, parser=verify)
 
     report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("run_folder", help="run folder")
@@ -183,23 +205,92 @@ def _assign(given: argparse.Namespace) -> int:
     import numpy as np
 
     from sela_ext import assign
-    from sela_ext.errors import DataError
 
-    try:
-        logits = np.load(given.logits, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{given.logits}: expected a .npy file of logits [N, K]: {error}") from error
+    logits = _read_array(given.logits, "logits [N, K]")
     result = assign(
-        logits, lam=given.lam, tol=given.tol, method=given.method, stop=given.stop, max_passes=given.max_passes
+        logits,
+        lam=given.lam,
+        tol=given.tol,
+        method=given.method,
+        stop=given.stop,
+        max_passes=given.max_passes,
+        balance=given.balance,
     )
     with open(given.out, "wb") as file:  # the name as given, with or without .npy
         np.save(file, np.asarray(result.labels))
+    if given.potential:
+        with open(given.potential, "wb") as file:
+            np.save(file, np.asarray(result.potential))
     state = "converged" if result.converged else "NOT converged"
     print(
         f"{logits.shape[0]:,} x {logits.shape[1]:,}: {state}, error {result.error:.2e} after {result.passes:g} passes, "
         f"{result.seconds:.2f} s; sizes {int(min(result.sizes))} to {int(max(result.sizes))}; labels in {given.out}"
     )
     return 0
+
+
+def _read_array(path: str, what: str) -> Any:
+    import numpy as np
+
+    from sela_ext.errors import DataError
+
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: expected a .npy file of {what}: {error}") from error
+
+
+def _read_labels(path: str, head: int) -> Any:
+    """Labels [N] from a .npy file, or one head's from labels.npz or a run folder."""
+    from pathlib import Path
+
+    import numpy as np
+
+    from sela_ext.errors import DataError
+
+    file = Path(path) / "labels.npz" if Path(path).is_dir() else Path(path)
+    if file.suffix != ".npz":
+        labels = _read_array(path, "labels [N] or [heads, N]")
+    else:
+        try:
+            with np.load(file, allow_pickle=False) as saved:
+                labels = saved["labels"]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise DataError(f"{file}: expected labels [heads, N]: {error}") from error
+    if labels.ndim == 2:
+        if not 0 <= head < len(labels):
+            raise OptionError(f"--head: expected a number in 0 .. {len(labels) - 1}, found {head}")
+        labels = labels[head]
+    return labels
+
+
+def _verify(given: argparse.Namespace) -> int:
+    import numpy as np
+
+    from sela_ext.assign import verify
+
+    if given.balance not in ("argmax", "exact"):
+        raise OptionError(f"--balance: expected argmax or exact, found {given.balance}")
+    certificate = verify(
+        _read_array(given.logits, "logits [N, K]"),
+        labels=None if given.labels is None else _read_labels(given.labels, given.head),
+        potential=None if given.potential is None else np.asarray(_read_array(given.potential, "a potential [K]")),
+        prices=None if given.prices is None else np.asarray(_read_array(given.prices, "prices [K]")),
+        marginals=None if given.marginals is None else np.asarray(_read_array(given.marginals, "marginals [K]")),
+        lam=given.lam,
+    )
+    faults = certificate.faults(given.tol, balance=given.balance)
+    found = certificate.as_dict()
+    if given.json:
+        print(json.dumps({**found, "faults": faults}))
+    else:
+        for name, value in found.items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{key}: {number:.4g}" for key, number in value.items())
+            if value is not None:
+                print(f"{name:18} {value:.10g}" if isinstance(value, float) else f"{name:18} {value}")
+        print("\n".join(f"fault: {fault}" for fault in faults) or "the certificate holds")
+    return 1 if faults else 0
 
 
 def _report(given: argparse.Namespace) -> int:

@@ -5,12 +5,16 @@ namespace sela {
 
 void bind_augment(pybind11::module_& m);
 void bind_build(pybind11::module_& m);
+void bind_newton(pybind11::module_& m);
+void bind_rounding(pybind11::module_& m);
 void bind_sinkhorn(pybind11::module_& m);
 
 /// All of them: the contents of sela_ext._core.
 inline void bind_all(pybind11::module_& m) {
   bind_build(m);
   bind_augment(m);
+  bind_newton(m);
+  bind_rounding(m);
   bind_sinkhorn(m);
 }
 

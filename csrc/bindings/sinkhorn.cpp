@@ -1,19 +1,25 @@
 // The fused Sinkhorn pass, by addresses: sela_ext.kernels has checked shapes, types and devices before.
 #include "sela/sinkhorn.h"
 
+#include <pybind11/stl.h>
+
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "bindings/bindings.h"
+#include "bindings/names.h"
 
 namespace py = pybind11;
 
 namespace sela {
-namespace {
 
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+Isa isa_of(const std::string& name) {
+  if (name.empty()) return cpu_isa();
+  for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512})
+    if (name == isa_name(isa) && isa <= cpu_isa()) return isa;
+  throw std::invalid_argument("instruction set: expected one up to " + std::string(isa_name(cpu_isa())) + ", found " +
+                              name);
 }
 
 LogitsType logits_type(const std::string& name) {
@@ -24,12 +30,11 @@ LogitsType logits_type(const std::string& name) {
   throw std::invalid_argument("logits type: expected float32, float16, bfloat16 or float64, found " + name);
 }
 
-Isa isa_of(const std::string& name) {
-  if (name.empty()) return cpu_isa();
-  for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512})
-    if (name == isa_name(isa) && isa <= cpu_isa()) return isa;
-  throw std::invalid_argument("instruction set: expected one up to " + std::string(isa_name(cpu_isa())) + ", found " +
-                              name);
+namespace {
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
 }
 
 SinkhornPass make_pass(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
@@ -52,7 +57,7 @@ SinkhornPass make_pass(std::uintptr_t logits, const std::string& type, int64_t r
 py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
                    double scale, std::uintptr_t potential, std::uintptr_t row_weights, double largest_weight,
                    std::uintptr_t reference, std::uintptr_t column_sums, std::uintptr_t lse, std::uintptr_t labels,
-                   int threads, const std::string& isa) {
+                   int threads, const std::string& isa, int64_t every, std::optional<Candidates*> candidates) {
   const SinkhornPass pass =
       make_pass(logits, type, rows, cols, stride, scale, potential, row_weights, largest_weight, reference);
   const Isa chosen = isa_of(isa);
@@ -62,7 +67,7 @@ py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows,
   sums.labels = pointer<int32_t>(labels);
   {
     const py::gil_scoped_release release;
-    sinkhorn_pass_cpu(pass, sums, threads, chosen);
+    sinkhorn_pass_cpu(pass, sums, threads, chosen, SinkhornSample{every}, candidates.value_or(nullptr));
   }
   return py::make_tuple(sums.objective, sums.weight, sums.masked);
 }
@@ -90,7 +95,8 @@ void bind_sinkhorn(py::module_& m) {
   m.def("sinkhorn_pass_cpu", &pass_cpu, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("row_weights"), py::arg("largest_weight"),
         py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("threads"),
-        py::arg("isa"), "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked).");
+        py::arg("isa"), py::arg("every") = 1, py::arg("candidates") = py::none(),
+        "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked).");
   m.def(
       "sinkhorn_workspace_cuda",
       [](int64_t rows, int64_t cols, const std::string& type) {

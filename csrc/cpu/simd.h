@@ -13,6 +13,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 takes the undefined values that its own headers use on purpose for mistakes (GCC bug 105593).
 #pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
@@ -86,6 +87,10 @@ inline vmask operator|(vmask a, vmask b) {
 inline bool any(vmask a) {
   return a.m != 0;
 }
+/// One bit per lane, the first lane lowest.
+inline uint32_t bits(vmask a) {
+  return a.m;
+}
 /// !(a[i] <= b[i]): true for NaN.
 inline vmask not_below(vfloat a, vfloat b) {
   return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLE_UQ)};
@@ -149,6 +154,9 @@ inline vmask operator|(vmask a, vmask b) {
 }
 inline bool any(vmask a) {
   return _mm256_movemask_ps(a.m) != 0;
+}
+inline uint32_t bits(vmask a) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(a.m));
 }
 inline vmask not_below(vfloat a, vfloat b) {
   return {_mm256_cmp_ps(a.v, b.v, _CMP_NLE_UQ)};
@@ -241,6 +249,9 @@ inline vmask operator|(vmask a, vmask b) {
 inline bool any(vmask a) {
   return (a.m[0] | a.m[1] | a.m[2] | a.m[3]) != 0;
 }
+inline uint32_t bits(vmask a) {
+  return static_cast<uint32_t>((a.m[0] & 1) | (a.m[1] & 2) | (a.m[2] & 4) | (a.m[3] & 8));
+}
 inline vmask not_below(vfloat a, vfloat b) {
   return {~(a.v <= b.v)};
 }
@@ -272,6 +283,30 @@ inline vfloat load_tail(const float* p, int64_t count) {
   float padded[vfloat::kLanes] = {};
   std::memcpy(padded, p, static_cast<size_t>(count) * sizeof(float));
   return load(padded);
+#endif
+}
+
+/// Writes the lanes of a that are larger than `level`, packed, to `values` and their numbers first, first + 1, .. to
+/// `columns`; both have room for kLanes more.  Returns how many.
+inline int pack_greater(vfloat a, float level, int32_t first, float* values, int32_t* columns) {
+#if defined(SELA_ISA_avx512)
+  const __mmask16 mask = _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(level), _CMP_GT_OQ);
+  if (mask == 0) return 0;
+  const __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  _mm512_storeu_ps(values, _mm512_maskz_compress_ps(mask, a.v));
+  _mm512_storeu_si512(columns, _mm512_maskz_compress_epi32(mask, _mm512_add_epi32(number, _mm512_set1_epi32(first))));
+  return __builtin_popcount(mask);
+#else
+  if (!any(not_below(a, set1(level)))) return 0;
+  float lanes[vfloat::kLanes];
+  store(lanes, a);
+  int count = 0;
+  for (int l = 0; l < vfloat::kLanes; ++l) {  // no branch: the next entry overwrites one that does not count
+    values[count] = lanes[l];
+    columns[count] = first + l;
+    count += lanes[l] > level;
+  }
+  return count;
 #endif
 }
 

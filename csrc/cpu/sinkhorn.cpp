@@ -2,6 +2,7 @@
 #include "sela/sinkhorn.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <new>
@@ -33,6 +34,50 @@ class Aligned {
  private:
   T* data_;
 };
+
+/// The candidates of one block of rows, until they are put together.
+struct KeptBlock {
+  std::vector<int32_t> lengths;  // entries per row
+  std::vector<int32_t> columns;
+  std::vector<float> values;
+};
+
+/// What a worker's `keep` writes to, for one block.
+struct Keeper {
+  KeptBlock block;
+  int64_t count = 0;
+  int64_t room = 0;  // entries that may come before there are too many
+
+  static bool row(void* self, const float* values, const int32_t* columns, int64_t count) {
+    Keeper& keeper = *static_cast<Keeper*>(self);
+    keeper.count += count;
+    if (keeper.count > keeper.room) return false;
+    keeper.block.lengths.push_back(static_cast<int32_t>(count));
+    keeper.block.columns.insert(keeper.block.columns.end(), columns, columns + count);
+    keeper.block.values.insert(keeper.block.values.end(), values, values + count);
+    return true;
+  }
+};
+
+/// Puts the blocks together in their order; each is freed as soon as it is copied.
+template <class Index>
+void join(std::vector<KeptBlock>& blocks, Candidates& out, std::vector<Index>& columns) {
+  size_t entries = 0, rows = 0;
+  for (const KeptBlock& block : blocks) {
+    entries += block.values.size();
+    rows += block.lengths.size();
+  }
+  out.offsets.reserve(rows + 1);
+  out.offsets.push_back(0);
+  columns.reserve(entries);
+  out.values.reserve(entries);
+  for (KeptBlock& block : blocks) {
+    for (const int32_t length : block.lengths) out.offsets.push_back(out.offsets.back() + length);
+    for (const int32_t column : block.columns) columns.push_back(static_cast<Index>(column));
+    out.values.insert(out.values.end(), block.values.begin(), block.values.end());
+    block = KeptBlock();
+  }
+}
 
 void check(const SinkhornPass& pass, const SinkhornSums& sums) {
   const auto refuse = [](const std::string& what) { throw std::invalid_argument("sinkhorn_pass: " + what); };
@@ -68,9 +113,17 @@ double sinkhorn_resolution(int64_t rows, double largest_weight) {
   return std::ldexp(1.0, static_cast<int>(std::ceil(std::log2(bound))) - 61);
 }
 
-void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa) {
+void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa, SinkhornSample sample,
+                       Candidates* candidates) {
   check(pass, sums);
-  const int64_t blocks = (pass.rows + kSinkhornRows - 1) / kSinkhornRows;
+  if (sample.every < 1)
+    throw std::invalid_argument("sinkhorn_pass: expected every >= 1, found " + std::to_string(sample.every));
+  const double largest_level = pass.type == LogitsType::float64 ? kLargestLevel64 : kLargestLevel;
+  if (candidates != nullptr && !(candidates->level > 0.0 && candidates->level <= largest_level))
+    throw std::invalid_argument("sinkhorn_pass: expected a level of candidates in 0 .. " +
+                                std::to_string(largest_level) + " nats, found " + std::to_string(candidates->level));
+  const int64_t all_blocks = (pass.rows + kSinkhornRows - 1) / kSinkhornRows;
+  const int64_t blocks = (all_blocks + sample.every - 1) / sample.every;
   const bool is_double = pass.type == LogitsType::float64;
 
   SinkhornTask task;
@@ -103,9 +156,24 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   Aligned<int32_t> live(workers * (task.padded / kSinkhornChunk));
   std::vector<SinkhornBlockTotals> totals(static_cast<size_t>(blocks));
 
+  std::atomic<int64_t> kept{0};
+  const int64_t room = candidates != nullptr ? task.padded + 16 : 0;
+  Aligned<float> kept_values(workers * room);
+  Aligned<int32_t> kept_columns(workers * room);
+  std::vector<KeptBlock> kept_blocks(candidates != nullptr ? static_cast<size_t>(blocks) : 0);
+  if (candidates != nullptr) task.keep_above = std::exp(-candidates->level);
+
   const BlockFunction body = block_function(isa);
-  parallel_blocks(blocks, workers, [&](int64_t block, int worker) {
+  parallel_blocks(blocks, workers, [&](int64_t number, int worker) {
     SinkhornScratch scratch;
+    Keeper keeper;
+    if (candidates != nullptr) keeper.room = candidates->limit - kept.load(std::memory_order_relaxed);
+    if (candidates != nullptr && keeper.room >= 0) {
+      scratch.keep = &Keeper::row;
+      scratch.sink = &keeper;
+      scratch.kept_values = kept_values.get() + worker * room;
+      scratch.kept_columns = kept_columns.get() + worker * room;
+    }
     scratch.columns = columns.get() + worker * task.padded;
     scratch.terms_stride = terms_stride;
     scratch.live = live.get() + worker * (task.padded / kSinkhornChunk);
@@ -116,8 +184,40 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
       scratch.terms = terms_float.get() + worker * terms;
       scratch.partial = partial_float.get() + worker * task.padded;
     }
-    totals[static_cast<size_t>(block)] = body(task, block, scratch);
+    totals[static_cast<size_t>(number)] = body(task, number * sample.every, scratch);
+    if (scratch.keep != nullptr) {
+      kept.fetch_add(keeper.count, std::memory_order_relaxed);
+      keeper.block.columns.shrink_to_fit();
+      keeper.block.values.shrink_to_fit();
+      kept_blocks[static_cast<size_t>(number)] = std::move(keeper.block);
+    }
   });
+
+  if (candidates != nullptr) {
+    Candidates& out = *candidates;
+    out.overflow = kept.load() > out.limit;
+    out.cols = pass.cols;
+    out.rows = 0;
+    for (int64_t b = 0; b < blocks; ++b)
+      out.rows += std::min(kSinkhornRows, pass.rows - b * sample.every * kSinkhornRows);
+    out.offsets.clear();
+    out.narrow.clear();
+    out.wide.clear();
+    out.values.clear();
+    out.weights.clear();
+    if (!out.overflow) {
+      if (pass.cols <= kNarrowColumns)
+        join(kept_blocks, out, out.narrow);
+      else
+        join(kept_blocks, out, out.wide);
+      if (pass.row_weights != nullptr)
+        for (int64_t b = 0; b < blocks; ++b) {
+          const int64_t first = b * sample.every * kSinkhornRows;
+          const int64_t last = std::min(first + kSinkhornRows, pass.rows);
+          out.weights.insert(out.weights.end(), pass.row_weights + first, pass.row_weights + last);
+        }
+    }
+  }
 
   std::fill_n(sums.column_sums, pass.cols, int64_t{0});
   for (int worker = 0; worker < workers; ++worker)

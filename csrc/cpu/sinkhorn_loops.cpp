@@ -18,6 +18,7 @@
 #include <limits>
 
 #include "cpu/simd.h"
+#include "cpu/simd_double.h"
 
 namespace sela {
 namespace SELA_ISA {
@@ -260,6 +261,44 @@ inline void flush(A* partial, int64_t cols, double units, int64_t* columns) {
   std::memset(partial, 0, static_cast<size_t>(cols) * sizeof(A));
 }
 
+/// values[k] = log(values[k] / sum), to about 1e-7, for values between 1e-30 and 1e30; compilers make vectors of it.
+inline void log_shares(float* values, int64_t count, float sum) {
+  const float factor = 1.0f / sum;
+  for (int64_t k = 0; k < count; ++k) {
+    const float x = values[k] * factor;
+    int32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    const int32_t exponent = (bits - 0x3f3504f3) >> 23;  // x = m 2^exponent, m in [sqrt(1/2), sqrt(2))
+    bits -= exponent * (1 << 23);
+    float m;
+    std::memcpy(&m, &bits, sizeof(m));
+    const float s = (m - 1.0f) / (m + 1.0f), s2 = s * s;  // log m = 2 atanh s
+    const float series = s2 * (1.0f / 3 + s2 * (1.0f / 5 + s2 * (1.0f / 7 + s2 * (1.0f / 9))));
+    values[k] = static_cast<float>(exponent) * 0.693147181f + 2.0f * (s + s * series);
+  }
+}
+
+/// Hands the candidates of one row to the sink: terms above keep_above * sum.  Without `live` the terms lie column by
+/// column, else chunk by chunk.  Returns whether the next row's are wanted.
+inline bool keep_row(const SinkhornTask& task, const SinkhornScratch& scratch, const float* terms, float sum,
+                     const int32_t* live, int64_t live_count) {
+  const float level = static_cast<float>(task.keep_above) * sum;
+  int64_t n = 0;
+  if (live == nullptr) {
+    for (int64_t j = 0; j < task.pass.cols; j += W)
+      n += pack_greater(load(terms + j), level, static_cast<int32_t>(j), scratch.kept_values + n,
+                        scratch.kept_columns + n);
+  } else {
+    for (int64_t k = 0; k < live_count; ++k)
+      for (int64_t v = 0; v < kSinkhornChunk; v += W)
+        n += pack_greater(load(terms + k * kSinkhornChunk + v), level,
+                          static_cast<int32_t>(live[k] * kSinkhornChunk + v), scratch.kept_values + n,
+                          scratch.kept_columns + n);
+  }
+  log_shares(scratch.kept_values, n, sum);
+  return scratch.keep(scratch.sink, scratch.kept_values, scratch.kept_columns, n);
+}
+
 /// One row after its first sweep: writes its results, counts it, and returns the factor of its terms.
 struct RowWriter {
   const SinkhornTask& task;
@@ -283,7 +322,8 @@ struct RowWriter {
   }
 };
 
-template <bool kLabels, class T>
+/// kKeep: hands the candidates of the rows on as well.
+template <bool kLabels, bool kKeep, class T>
 SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const SinkhornScratch& scratch) {
   const SinkhornPass& pass = task.pass;
   const int64_t cols = pass.cols, stride = scratch.terms_stride;
@@ -297,9 +337,10 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
   float* partial = static_cast<float*>(scratch.partial);
   SinkhornBlockTotals totals;
   const RowWriter writer{task, totals};
+  bool keeping = kKeep;
 
   // The sums of a dense row are in; redo it carefully if they are out of range.  Adds nothing to the column sums.
-  const auto finish_dense = [&](int64_t row, const T* x, float ref, float sum, int32_t label, float* own) {
+  const auto finish_dense = [&](int64_t row, const T* x, float ref, float& sum, int32_t label, float* own) {
     double exact = ref;
     if (!(sum > kDenseLow && sum < kHigh)) {
       sum = careful_terms(x, cols, g, scale, own, &exact, &label);
@@ -320,7 +361,8 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
     bool together = n == 4;
     for (int64_t q = 0; q < n; ++q) {
       x[q] = static_cast<const T*>(pass.logits) + (i + q) * pass.stride;
-      ref[q] = reference != nullptr ? reference[i + q] : row_maximum(x[q], cols, g, scale);
+      const bool known = reference != nullptr && reference[i + q] == reference[i + q];
+      ref[q] = known ? reference[i + q] : row_maximum(x[q], cols, g, scale);
       dense[q] = cols < kProbeColumns || looks_dense(x[q], ref[q], cols, g, scale, level);
       together = together && dense[q];
     }
@@ -330,6 +372,10 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
       dense_terms<4, kLabels>(x, ref, cols, g, scale, terms, stride, ahead, sum, label);
       for (int q = 0; q < 4; ++q) factor[q] = finish_dense(i + q, x[q], ref[q], sum[q], label[q], terms + q * stride);
       dense_add<4>(terms, stride, factor, cols, partial);
+      if (kKeep)
+        for (int q = 0; q < 4 && keeping; ++q)
+          keeping = factor[q] > 0.0f ? keep_row(task, scratch, terms + q * stride, sum[q], nullptr, 0)
+                                     : scratch.keep(scratch.sink, nullptr, nullptr, 0);
       continue;
     }
     for (int64_t q = 0; q < n; ++q) {
@@ -343,13 +389,20 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
           s = 0.0f;
         }
         if (s > 0.0f) {
-          peaked_add(terms, scratch.live, live, writer.finish(i + q, ref[q], s, label[0]), partial);
+          const float f = writer.finish(i + q, ref[q], s, label[0]);
+          peaked_add(terms, scratch.live, live, f, partial);
+          if (kKeep && keeping)
+            keeping = f > 0.0f ? keep_row(task, scratch, terms, s, scratch.live, live)
+                               : scratch.keep(scratch.sink, nullptr, nullptr, 0);
           continue;
         }
       }
       dense_terms<1, kLabels>(x + q, ref + q, cols, g, scale, terms, stride, ahead, sum, label);
       const float f = finish_dense(i + q, x[q], ref[q], sum[0], label[0], terms);
       dense_add<1>(terms, stride, &f, cols, partial);
+      if (kKeep && keeping)
+        keeping = f > 0.0f ? keep_row(task, scratch, terms, sum[0], nullptr, 0)
+                           : scratch.keep(scratch.sink, nullptr, nullptr, 0);
     }
   }
   flush(partial, cols, task.units, scratch.columns);
@@ -357,39 +410,6 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
 }
 
 // ---- float64: the same in plain form, one row at a time.
-
-#if defined(SELA_ISA_avx512)
-constexpr int64_t D = 8;
-#elif defined(SELA_ISA_avx2)
-constexpr int64_t D = 4;
-#else
-constexpr int64_t D = 2;
-#endif
-typedef double vdouble __attribute__((vector_size(D * sizeof(double))));
-typedef int64_t vlong __attribute__((vector_size(D * sizeof(double))));
-
-inline vdouble load64(const double* p) {
-  vdouble a;
-  std::memcpy(&a, p, sizeof(a));
-  return a;
-}
-
-/// e^x to about 1 unit in the last place for |x| <= 700; clamped there; NaN for NaN.
-inline vdouble exp64(vdouble x) {
-  const vdouble zero = {};
-  const vdouble low = zero - 700.0, high = zero + 700.0;
-  x = x < low ? low : x;
-  x = x > high ? high : x;
-  const double magic = 6755399441055744.0;  // 1.5 * 2^52
-  const vdouble shifted = x * 1.4426950408889634 + magic;
-  const vdouble n = shifted - magic;
-  const vdouble r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;  // ln 2 in two parts
-  vdouble p = zero + 1.0 / 6227020800.0;  // Taylor: r^14 / 14! < 5e-18 for |r| <= ln(2) / 2
-  const double c[13] = {1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,      1.0 / 720,
-                        1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600};
-  for (int i = 12; i >= 0; --i) p = p * r + c[i];
-  return reinterpret_cast<vdouble>(reinterpret_cast<vlong>(p) + (reinterpret_cast<vlong>(shifted) << 52));
-}
 
 SinkhornBlockTotals block_double(const SinkhornTask& task, int64_t block, const SinkhornScratch& scratch) {
   const SinkhornPass& pass = task.pass;
@@ -402,12 +422,13 @@ SinkhornBlockTotals block_double(const SinkhornTask& task, int64_t block, const 
   double* terms = static_cast<double*>(scratch.terms);
   double* partial = static_cast<double*>(scratch.partial);
   SinkhornBlockTotals totals;
+  bool keeping = scratch.keep != nullptr;
 
   for (int64_t i = first; i < last; ++i) {
     const double* x = static_cast<const double*>(pass.logits) + i * pass.stride;
     double ref = reference != nullptr ? reference[i] : std::numeric_limits<double>::quiet_NaN(), sum = 0.0;
     int64_t label = -1;
-    for (int attempt = reference != nullptr ? 0 : 1; attempt < 2; ++attempt) {
+    for (int attempt = ref == ref ? 0 : 1; attempt < 2; ++attempt) {
       if (attempt == 1 || task.labels) {
         double best = -inf;
         label = -1;
@@ -441,16 +462,24 @@ SinkhornBlockTotals block_double(const SinkhornTask& task, int64_t block, const 
     const double lse = bad ? std::numeric_limits<double>::quiet_NaN() : ref + std::log(sum);
     if (task.out.lse != nullptr) static_cast<double*>(task.out.lse)[i] = lse;
     if (task.labels) task.out.labels[i] = bad ? -1 : static_cast<int32_t>(label);
-    if (bad) {
-      ++totals.masked;
+    totals.masked += bad;
+    const double weight = pass.row_weights != nullptr ? static_cast<double>(pass.row_weights[i]) : 1.0;
+    if (bad || !(weight > 0.0)) {
+      if (keeping) keeping = scratch.keep(scratch.sink, nullptr, nullptr, 0);
       continue;
     }
-    const double weight = pass.row_weights != nullptr ? static_cast<double>(pass.row_weights[i]) : 1.0;
-    if (!(weight > 0.0)) continue;
     totals.objective += weight * lse;
     totals.weight += weight;
     const double factor = weight / sum;
     for (int64_t j = 0; j < cols; ++j) partial[j] += terms[j] * factor;
+    if (!keeping) continue;
+    int64_t n = 0;
+    for (int64_t j = 0; j < cols; ++j) {
+      if (!(terms[j] > task.keep_above * sum)) continue;
+      scratch.kept_values[n] = static_cast<float>(std::log(terms[j] / sum));
+      scratch.kept_columns[n++] = static_cast<int32_t>(j);
+    }
+    keeping = scratch.keep(scratch.sink, scratch.kept_values, scratch.kept_columns, n);
   }
   flush(partial, cols, task.units, scratch.columns);
   return totals;
@@ -458,7 +487,11 @@ SinkhornBlockTotals block_double(const SinkhornTask& task, int64_t block, const 
 
 template <class T>
 SinkhornBlockTotals block_of(const SinkhornTask& task, int64_t block, const SinkhornScratch& scratch) {
-  return task.labels ? block_float<true, T>(task, block, scratch) : block_float<false, T>(task, block, scratch);
+  if (scratch.keep != nullptr)
+    return task.labels ? block_float<true, true, T>(task, block, scratch)
+                       : block_float<false, true, T>(task, block, scratch);
+  return task.labels ? block_float<true, false, T>(task, block, scratch)
+                     : block_float<false, false, T>(task, block, scratch);
 }
 
 }  // namespace

@@ -17,6 +17,13 @@ struct SinkhornScratch {
   int64_t terms_stride = 0;
   void* partial = nullptr;  ///< [padded] float or double: column sums of the block at work
   int32_t* live = nullptr;  ///< [padded / kSinkhornChunk] chunks that were not skipped
+
+  /// Where the candidates of each row go, in the order of the rows; null: they are not wanted.  Returns whether it
+  /// wants those of the next row.  A plain function, so that no container's code is compiled into the loop bodies.
+  bool (*keep)(void* sink, const float* values, const int32_t* columns, int64_t count) = nullptr;
+  void* sink = nullptr;
+  float* kept_values = nullptr;     ///< [padded + 16] candidates of one row
+  int32_t* kept_columns = nullptr;  ///< [padded + 16]
 };
 
 /// Read-only data that all workers share.
@@ -26,7 +33,8 @@ struct SinkhornTask {
   int64_t padded = 0;                ///< columns rounded up to kSinkhornChunk
   const float* potential = nullptr;  ///< [padded], -inf behind the last column
   const double* potential64 = nullptr;
-  double units = 0.0;  ///< 1 / resolution
+  double units = 0.0;       ///< 1 / resolution
+  double keep_above = 0.0;  ///< p of a candidate is larger
   bool labels = false;
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "sela/candidates.h"
 #include "sela/dispatch.h"
 
 namespace sela {
@@ -33,7 +34,8 @@ struct SinkhornPass {
   const float* row_weights = nullptr;  ///< [rows], finite, >= 0, or null: all 1.  0 takes the row out of all sums
   double largest_weight = 1.0;         ///< >= every row weight; fixes the resolution of the integer sums
   /// [rows] log-sum-exp of an earlier pass (float, or double for float64), or null.  It saves the sweep for the row
-  /// maximum; it need not be near: a row whose sum leaves the safe range is done again from its maximum.
+  /// maximum; it need not be near: a row whose sum leaves the safe range is done again from its maximum.  NaN on the
+  /// CPU: not known, this row's maximum is found first.
   const void* reference = nullptr;
 };
 
@@ -51,10 +53,19 @@ struct SinkhornSums {
 /// Value of one unit of the integer column sums: a power of two, such that no sum over `rows` rows overflows.
 double sinkhorn_resolution(int64_t rows, double largest_weight);
 
+/// The rows that a pass reads: every `every`-th block of kSinkhornRows rows, from the first one on.  Single blocks and
+/// not longer stretches, because images mostly come sorted by class.
+struct SinkhornSample {
+  int64_t every = 1;  ///< >= 1; 1 = all rows
+};
+
 /// One read of the logits on the CPU.  threads <= 0: all processors of this process.
 /// The result is the same, bit by bit, for any number of threads; it differs in rounding between instruction sets.
+/// lse and labels of rows outside `sample` are left as they are.  `candidates`, where not null, receives the entries
+/// that count, and changes no bit of the other results.
 /// Throws std::invalid_argument for sizes, strides, scales or weights out of range.
-void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa);
+void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa, SinkhornSample sample = {},
+                       Candidates* candidates = nullptr);
 
 /// Device memory that a pass on CUDA needs beside its arrays: totals in doubles, scratch in bytes.
 struct SinkhornWorkspace {

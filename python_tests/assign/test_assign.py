@@ -113,7 +113,7 @@ def test_error_is_the_true_one():
 @pytest.mark.parametrize("sharpness", [0.3, 3.0, 12.0])
 def test_anderson_reaches_1e_6_in_float32(sharpness):
     logits = peaked_logits(4000, 100, sharpness=sharpness)
-    a = sela_ext.assign(logits, tol=1e-6)
+    a = sela_ext.assign(logits, tol=1e-6, method="anderson")
     assert a.converged
     assert a.method == "anderson"
     t = LAM * logits.astype(np.float64) + a.potential
@@ -158,7 +158,7 @@ def test_labels_are_unchanged_by_a_row_shift(rows, cols, seed, shift, lam):
     a = sela_ext.assign(logits, lam=lam, tol=1e-2, method="sinkhorn", max_passes=200)
     b = sela_ext.assign(logits + shifts, lam=lam, tol=1e-2, method="sinkhorn", max_passes=200)
     np.testing.assert_allclose(a.potential, b.potential, atol=1e-8)
-    # A single row is spread exactly as the marginals ask, all clusters tie, and rounding decides.
+    # With fewer rows than clusters all may tie (a single row is spread as the marginals ask): rounding decides.
     best = np.sort(lam * logits + a.potential, axis=1)
     clear = best[:, -1] - best[:, -2] > 1e-6 if cols > 1 else np.ones(rows, bool)
     assert np.array_equal(a.labels[clear], b.labels[clear])
@@ -226,12 +226,31 @@ def test_predict_labels_new_images_and_repeats_the_old_ones():
         a.predict(logits[:, :19])
 
 
+def test_soft_predictions_are_the_rows_of_the_plan(tmp_path):
+    logits = peaked_logits(5001, 20)
+    a = sela_ext.assign(logits)
+    t = LAM * logits.astype(np.float64) + a.potential
+    plan = np.exp(t - t.max(axis=1, keepdims=True))
+    plan /= plan.sum(axis=1, keepdims=True)
+    np.save(tmp_path / "logits.npy", logits)
+    for given_logits in (logits, torch.from_numpy(logits), np.load(tmp_path / "logits.npy", mmap_mode="r")):
+        soft = a.predict(given_logits, soft=True)
+        assert isinstance(soft, torch.Tensor) == isinstance(given_logits, torch.Tensor)
+        np.testing.assert_allclose(soft, plan, atol=1e-5)
+    assert a.predict(logits.astype(np.float64), soft=True).dtype == np.float64
+    assert a.predict(logits[:0], soft=True).shape == (0, 20)
+    bad = logits[:3].copy()
+    bad[0, 0], bad[1, 1], bad[2] = np.nan, np.inf, -np.inf
+    assert (a.predict(bad, soft=True) == 0).all()
+    assert np.array_equal(a.predict(np.load(tmp_path / "logits.npy", mmap_mode="r")), a.labels)
+
+
 def test_every_field_is_there_and_of_the_kind_of_the_input():
     logits = gaussian_logits(300, 7)
     a = sela_ext.assign(logits)
     names = {field.name for field in dataclasses.fields(a)}
     assert names >= {"labels", "potential", "error", "converged", "passes", "sizes", "objective", "seconds"}
-    assert names >= {"backend", "method", "history", "masked"}
+    assert names >= {"backend", "method", "reason", "history", "masked", "ties", "lam"}
     assert (a.labels.dtype, a.potential.dtype, a.sizes.dtype) == (np.int32, np.float64, np.int64)
     assert a.backend == "cpu-" + sela_ext.build_info()["cpu_isa"]
     assert a.sizes.sum() == 300
@@ -259,7 +278,7 @@ def test_the_function_is_not_hidden_by_its_package():
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (1, 31), (31, 1), (3, 10), (33, 1001), (129, 33)])
 def test_awkward_sizes_work(rows, cols):
-    for method in ("sinkhorn", "anderson"):
+    for method in ("sinkhorn", "anderson", "newton"):
         a = sela_ext.assign(gaussian_logits(rows, cols), method=method, max_passes=300)
         assert a.labels.shape == (rows,)
         assert a.sizes.shape == (cols,)
@@ -333,7 +352,7 @@ def test_d19_a_cluster_far_below_all_others_gets_its_share():
     for depth in (3.0, 20.0, 60.0):
         low = logits.copy()
         low[:, 7] -= depth
-        for method in ("sinkhorn", "anderson"):
+        for method in ("sinkhorn", "anderson", "newton"):
             a = sela_ext.assign(low, method=method)
             assert a.converged
             assert a.sizes[7] > 25
@@ -364,7 +383,7 @@ def test_d19_labels_in_one_cluster_are_never_silent():
 # ---- D20: no convergence.
 
 
-@pytest.mark.parametrize("method", ["sinkhorn", "anderson"])
+@pytest.mark.parametrize("method", ["sinkhorn", "anderson", "newton"])
 def test_d20_not_converged_is_said_and_the_limit_is_kept(method):
     logits = peaked_logits(1000, 50)
     a = sela_ext.assign(logits, tol=1e-9, max_passes=6, method=method)
@@ -383,20 +402,24 @@ def test_d20_the_official_rule_has_a_limit_too():
 
 
 def test_anderson_returns_its_best_point():
-    a = sela_ext.assign(peaked_logits(2000, 64, sharpness=8.0), tol=0, max_passes=25)
+    a = sela_ext.assign(peaked_logits(2000, 64, sharpness=8.0), tol=0, max_passes=25, method="anderson")
     assert a.error == min(h["error"] for h in a.history)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "newton"}, 'method: "newton" is not available in this version; available: "auto"'),
-        ({"method": "best"}, 'method: expected one of "auto", "anderson", "sinkhorn", found \'best\''),
+        ({"method": "best"}, 'method: expected one of "auto", "newton", "anderson", "sinkhorn", found \'best\''),
         ({"stop": "never"}, 'stop: expected one of "l1", "official"'),
-        ({"balance": "exact"}, 'balance: "exact" is not available in this version'),
+        ({"balance": "even"}, 'balance: expected one of "argmax", "exact", found \'even\''),
         ({"storage": "fixed16"}, 'storage: "fixed16" is not available in this version'),
-        ({"relax": 1.0}, "relax: not available in this version; leave it at None"),
-        ({"size_bounds": (1, 2)}, "size_bounds: not available in this version"),
+        ({"relax": 0.0}, "relax: expected a number in 1e-06 .. 1e.06, found 0.0"),
+        ({"relax": 1.0, "size_bounds": (1, 2)}, "relax, size_bounds: expected one of them, found both"),
+        ({"relax": 1.0, "balance": "exact"}, 'expected stop "l1" and balance "argmax" with them'),
+        ({"size_bounds": (1, 2), "stop": "official"}, 'expected stop "l1" and balance "argmax" with them'),
+        ({"size_bounds": 3}, r"size_bounds: expected \(low, high\), found 3"),
+        ({"size_bounds": (2, 1)}, "size_bounds: expected 0 <= low <= high"),
+        ({"size_bounds": (2, 3)}, "expected bounds whose sums lie around the 4 images, found 6 and 9"),
         ({"group": object()}, "group: not available in this version"),
         ({"lam": 0}, "lam: expected a number in 1e-06 .. 1e.06, found 0"),
         ({"lam": float("nan")}, "lam: expected a number"),
@@ -409,6 +432,7 @@ def test_anderson_returns_its_best_point():
         ({"row_weights": [1, -1, 1, 1]}, "row_weights: expected numbers >= 0"),
         ({"start": [0.0]}, r"start: expected shape \(3,\), found \(1,\)"),
         ({"stop": "official", "start": [0.0] * 3}, "and no start"),
+        ({"stop": "official", "method": "newton"}, 'stop="official": expected method "auto" or "sinkhorn"'),
     ],
 )
 def test_options_are_refused_in_one_line(options, message):

@@ -51,6 +51,19 @@ def test_a_label_pass_balances_and_describes_every_head():
     assert result.heads[0]["nmi"] > 0.9  # prototypes placed by k-means find well-separated clusters at once
 
 
+def test_exact_balance_gives_every_cluster_its_share_of_the_valid_images():
+    torch.manual_seed(0)
+    embeddings, _ = points_in_clusters(302, 5)
+    heads = Heads(16, [7], "cosine")
+    valid = torch.ones(302, dtype=torch.bool)
+    valid[5] = False
+    result = label_pass(
+        heads, embeddings, valid, np.zeros((1, 302), np.int32), lam=25.0, tol=1e-3, balance="exact", threads=1
+    )
+    assert result.labels[0, 5] == -1
+    assert (result.heads[0]["size_min"], result.heads[0]["size_max"]) == (43, 43)
+
+
 def test_images_that_are_not_valid_get_no_label_and_change_no_other():
     torch.manual_seed(0)
     embeddings, _ = points_in_clusters(100, 4)

@@ -315,7 +315,7 @@ def _held_rows(count, number, seed):
     [
         ({"clusters": 300}, OptionError, "at most the number of images, 192, found 300"),
         ({"method": "deepcluster"}, OptionError, "method: 'deepcluster' is not available"),
-        ({"balance": "exact"}, OptionError, "balance"),
+        ({"balance": "even"}, OptionError, "balance"),
         ({"rotnet": True}, OptionError, "rotnet"),
         ({"devices": 2}, OptionError, "devices: expected 1"),
         ({"device": "tpu"}, OptionError, "device: expected cpu, cuda"),

@@ -40,13 +40,13 @@ def accelerated_step(residual: Vector, steps: list[Vector], changes: list[Vector
     return step
 
 
-def solve_anderson(problem: Problem, start: Vector) -> Evaluation:
+def solve_anderson(problem: Problem, start: Vector, first: Evaluation | None = None) -> Evaluation:
     """Anderson(10) on g, with a cap on the step, and a restart from the best point when the error explodes.
 
     After a restart the plain step is taken from the best point, so the iteration falls back to plain Sinkhorn where
-    the acceleration does not help.
+    the acceleration does not help. `first` is the evaluation at the start, where there is one already.
     """
-    at = best = problem.evaluate(start)
+    at = best = problem.evaluate(start) if first is None else first
     residual = problem.centred(at.sinkhorn_step(problem.target))
     steps: deque[Vector] = deque(maxlen=MEMORY)
     changes: deque[Vector] = deque(maxlen=MEMORY)
@@ -54,7 +54,7 @@ def solve_anderson(problem: Problem, start: Vector) -> Evaluation:
     while best.excess(problem.target) > problem.tol or problem.tol == 0:
         if problem.exhausted:
             break
-        if problem.full_passes + 1 >= problem.max_passes and best.sums.labels is None:
+        if problem.last and best.sums.labels is None:
             return problem.evaluate(best.potential, labels=True)  # the last pass: labels of the best point
         if at.error > RESTART * best.error and not plain:
             steps.clear()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.errors import DataError
-from sela_ext.kernels.sinkhorn import SinkhornSums, check_logits, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import SinkhornSums, check_logits, on_cuda, sinkhorn_pass
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # leaves out terms 26 nats below the row's sum.
 FAINT = 1e-9
 ROWS_AT_ONCE = 65_536
+BLOCK = 128  # rows that a pass over a part of the rows reads together, as the kernel has it
 # Below this many entries labels are computed in every pass: they cost next to nothing.
 SMALL = 10_000_000
 
@@ -44,6 +45,11 @@ class Evaluation:
     objective: float
     sums: SinkhornSums
 
+    @property
+    def candidates(self) -> Any:
+        """The entries that count, of a pass that kept them."""
+        return self.sums.candidates
+
     def excess(self, target: Vector) -> float:
         """The part of the error that a potential can remove: impossible columns cost twice their share for ever."""
         return self.error - 2 * float(target[self.log_shares == -np.inf].sum())
@@ -58,7 +64,8 @@ class Evaluation:
 class Problem:
     """Logits [N, K] with lambda, column shares b and row weights; counts its passes and keeps their history.
 
-    `passes` also counts the parts of a pass that read single columns; `full_passes` is what max_passes limits.
+    `passes` also counts the parts of a pass that read single columns; `full_passes` is what max_passes limits. A pass
+    over a part of the rows counts as that part.
     The row log-sum-exp of the latest pass is kept as the reference of the next one.
     """
 
@@ -69,10 +76,11 @@ class Problem:
     threads: int
     max_passes: int
     tol: float
-    full_passes: int = 0
+    full_passes: float = 0.0
     passes: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     _reference: Any | None = None
+    _reference_factor: float = 1.0
     _start: float = field(default_factory=time.perf_counter)
 
     @property
@@ -82,8 +90,23 @@ class Problem:
 
     @property
     def exhausted(self) -> bool:
-        """Whether no pass is left."""
-        return self.full_passes >= self.max_passes
+        """Whether no whole pass is left."""
+        return self.full_passes + 1 > self.max_passes
+
+    @property
+    def last(self) -> bool:
+        """Whether only one whole pass is left."""
+        return self.full_passes + 2 > self.max_passes
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the logits are on a CUDA device (those of the official rule are on the CPU)."""
+        return on_cuda(self.logits)
+
+    @property
+    def dtype(self) -> str:
+        """The type of the logits by name."""
+        return check_logits(self.logits)
 
     def rounded(self, potential: Vector) -> Vector:
         """The potential as the kernel will see it: float32 numbers unless the logits are float64."""
@@ -91,32 +114,76 @@ class Problem:
             return potential.astype(np.float64)
         return potential.astype(np.float32).astype(np.float64)
 
-    def evaluate(self, potential: Vector, *, previous: Evaluation | None = None, labels: bool = False) -> Evaluation:
+    def rows_read(self, every: int) -> int:
+        """Rows in every so many blocks, beginning with the first."""
+        rows = int(self.logits.shape[0])
+        blocks = -(-rows // BLOCK)
+        read = -(-blocks // every)
+        last_is_read = (read - 1) * every == blocks - 1
+        return read * BLOCK - (blocks * BLOCK - rows if last_is_read else 0)
+
+    def evaluate(
+        self,
+        potential: Vector,
+        *,
+        previous: Evaluation | None = None,
+        labels: bool = False,
+        keep: float | None = None,
+        keep_per_row: float = 0.0,
+        factor: float = 1.0,
+        every: int = 1,
+        look: bool = False,
+    ) -> Evaluation:
         """Run one pass at a potential; labels come along when this pass may well be the last.
+
+        Args:
+            potential: [K], for factor * lambda.
+            previous: the evaluation before, which tells how near the end is.
+            labels: compute labels in any case.
+            keep: also return the entries with p > exp(-keep), see `sinkhorn_pass`.
+            keep_per_row: unless there are more than so many per row.
+            factor: of lambda; the history then names the lambda of the pass.
+            every: read every so many blocks of rows; the history then names the number of rows.
+            look: log_shares need not be exact for faint columns: no step is taken from here.
 
         Raises:
             DataError: no row is left that counts.
         """
         rows, cols = self.logits.shape
-        labels = (
-            labels
-            or rows * cols <= SMALL
-            or self.full_passes + 1 >= self.max_passes
-            or (previous is not None and previous.error <= 100 * self.tol)
+        whole = every == 1 and factor == 1.0
+        labels = whole and (
+            labels or rows * cols <= SMALL or self.last or (previous is not None and previous.error <= 100 * self.tol)
         )
         potential = self.rounded(potential)
+        read = self.rows_read(every)
+        reference = self._reference
+        if reference is not None and factor != self._reference_factor:
+            reference = reference * (factor / self._reference_factor)  # exact where one entry has all of a row
         sums = sinkhorn_pass(
             self.logits,
             potential,
-            scale=self.lam,
+            scale=self.lam * factor,
             row_weights=self.row_weights,
-            reference=self._reference,
+            reference=reference,
             want_labels=labels,
             threads=self.threads,
+            every=every,
+            keep=keep,
+            keep_at_most=int(keep_per_row * read),
         )
-        self._reference = sums.lse
-        self.full_passes += 1
-        self.passes += 1
+        self._reference, self._reference_factor = sums.lse, factor
+        self.full_passes += read / rows
+        self.passes += read / rows
+        if not sums.weight > 0 and every > 1:  # an unlucky part
+            return self.evaluate(
+                potential,
+                previous=previous,
+                labels=labels,
+                keep=keep,
+                keep_per_row=keep_per_row,
+                factor=factor,
+                look=look,
+            )
         if not sums.weight > 0:
             raise DataError(
                 f"logits: {sums.masked} of {rows} rows hold NaN, +inf or nothing but -inf, the others have weight 0: "
@@ -126,15 +193,21 @@ class Problem:
         shares = np.asarray(columns.cpu().numpy() if hasattr(columns, "cpu") else columns) / sums.weight
         error = float(np.abs(shares - self.target).sum())
         objective = float(self.target @ potential) - sums.objective / sums.weight
-        self.history.append({"passes": self.passes, "error": error, "objective": objective, "seconds": self.seconds})
-        log_shares = self._log_shares(shares, potential, sums)
-        return Evaluation(potential, shares, log_shares, error, objective, sums)
-
-    def _log_shares(self, shares: Vector, potential: Vector, sums: SinkhornSums) -> Vector:
-        """Log of the shares, with faint columns taken from the logits themselves (counted as their part of a pass)."""
-        faint = np.flatnonzero(shares < FAINT * self.target)
+        entry = {"passes": self.passes, "error": error, "objective": objective, "seconds": self.seconds}
+        if not whole:
+            entry |= {"lam": self.lam * factor, "rows": read}
+        self.history.append(entry)
         with np.errstate(divide="ignore"):
             log_shares: Vector = np.log(shares)
+        if not look:
+            log_shares = self._exact_log_shares(log_shares, shares, potential, sums, factor, every)
+        return Evaluation(potential, shares, log_shares, error, objective, sums)
+
+    def _exact_log_shares(
+        self, log_shares: Vector, shares: Vector, potential: Vector, sums: SinkhornSums, factor: float, every: int
+    ) -> Vector:
+        """Log of the shares, with faint columns taken from the logits themselves (counted as their part of a pass)."""
+        faint = np.flatnonzero(shares < FAINT * self.target)
         if not len(faint):
             return log_shares
         rows, cols = self.logits.shape
@@ -146,10 +219,11 @@ class Problem:
             part = slice(first, first + ROWS_AT_ONCE)
             block = self.logits[part][:, faint]
             block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
-            good = ~np.isnan(lse[part])
-            t = self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
+            numbers = np.arange(first, first + len(block))
+            good = ~np.isnan(lse[part]) & ((numbers // BLOCK) % every == 0)
+            t = factor * self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
             total = np.logaddexp(total, np.logaddexp.reduce(t, axis=0, initial=-np.inf))
-        self.passes += len(faint) / cols
+        self.passes += len(faint) / cols / every
         log_shares[faint] = total - np.log(sums.weight)
         return log_shares
 

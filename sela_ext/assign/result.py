@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sela_ext.errors import DataError
-from sela_ext.kernels.sinkhorn import sinkhorn_pass
+from sela_ext.kernels.sinkhorn import check_logits, sinkhorn_pass
+
+SOFT_ROWS = 4096  # rows at once in float64
 
 
 @dataclass(frozen=True)
@@ -18,17 +20,24 @@ class Assignment:
         potential: float64 [K], log beta for lambda * logits, nats, with sum_k b_k potential_k = 0.
         error: sum_k |column share_k - b_k| at this potential, measured on the whole matrix; 0 .. 2.
         converged: whether the stopping rule was met.
-        passes: full reads of the N x K data.
+        passes: full reads of the N x K data; a read of a part counts as that part.
         sizes: int64 [K], images per label.
         objective: sum_k b_k g_k - sum_i a_i lse_i, nats per image; the solution has the largest.
         seconds: wall-clock time of the solve.
         backend: "cpu-avx512", "cpu-avx2", "cpu-generic", "cuda", or "torch" on a CUDA device whose kernels are not used
             (see `sela_ext.kernels.device_verdict`).
-        method: "sinkhorn" or "anderson": what "auto" became.
-        history: per pass a dict of passes, error, objective, seconds (and row_error for the official rule).
+        method: "sinkhorn", "anderson" or "newton": what "auto" became.
+        reason: why that method, in words; where Newton gave up and Anderson went on, that too.
+        history: per pass a dict of passes, error, objective, seconds (and row_error for the official rule). Newton's
+            passes at a smaller lambda, or over a part of the rows, name their lam and rows; their error is the one
+            there.
         masked: number of masked rows.
         ties: rows whose label was chosen among equal scores to balance the clusters (0 on ordinary data).
         lam: lambda.
+        gap: balance="exact" only: the labels lose at most so much to the best ones of admissible sizes, nats per image
+            (of logits, not lambda * logits), by the dual bound [sum_i max_j (lambda L_ij + p_j) - min over admissible
+            sizes n of sum_j n_j p_j] / lambda at p = `prices`. inf when images had to be given impossible clusters.
+        prices: balance="exact" only: float64 [K], nats, the dual solution behind `gap`.
     """
 
     labels: Any
@@ -41,19 +50,24 @@ class Assignment:
     seconds: float
     backend: str
     method: str
+    reason: str
     history: tuple[dict[str, float], ...]
     masked: int
     ties: int
     lam: float
+    gap: float | None = None
+    prices: Any | None = None
 
-    def predict(self, new_logits: Any) -> Any:
+    def predict(self, new_logits: Any, *, soft: bool = False) -> Any:
         """Labels for images that were not in the solve: argmax_k (lambda * logit_k + potential_k).
 
         Args:
-            new_logits: [M, K] from the same network and head.
+            new_logits: [M, K] from the same network and head, numpy (memory-mapped, too) or torch, CPU or CUDA.
+            soft: return the softmax instead of its argmax.
 
         Returns:
-            int32 [M], of the kind of new_logits; -1 for rows with NaN, +inf or only -inf.
+            int32 [M], of the kind of new_logits; -1 for rows with NaN, +inf or only -inf. With soft, [M, K] float32
+            (float64 for float64), rows of sum 1; zeros for those rows.
 
         Raises:
             DataError: another number of clusters.
@@ -67,4 +81,23 @@ class Assignment:
         shape: Any = getattr(new_logits, "shape", ())
         if len(shape) == 2 and shape[1] != len(self.potential):
             raise DataError(f"new_logits: expected {len(self.potential)} columns, as in the solve, found {shape[1]}")
+        if soft:
+            return self._soft(new_logits)
         return sinkhorn_pass(new_logits, self.potential, scale=self.lam, want_labels=True).labels
+
+    def _soft(self, new_logits: Any) -> Any:
+        import torch
+
+        name = check_logits(new_logits)
+        is_torch = hasattr(new_logits, "detach")
+        potential = torch.as_tensor(self.potential).detach()
+        parts = []
+        for first in range(0, max(1, len(new_logits)), SOFT_ROWS):
+            part = new_logits[first : first + SOFT_ROWS]
+            x = part.detach() if is_torch else torch.from_numpy(part.copy())
+            score = self.lam * x.double() + potential.to(x.device, torch.float64)
+            top = score.amax(1, keepdim=True)
+            plan = torch.where(torch.isfinite(top), (score - top).softmax(1), 0.0)
+            parts.append(plan if name == "float64" else plan.float())
+        plan = torch.cat(parts)
+        return plan if is_torch else plan.numpy()

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 
 from sela_ext.assign.anderson import solve_anderson
+from sela_ext.assign.balance import balance_exactly
 from sela_ext.assign.marginals import cluster_shares
+from sela_ext.assign.newton import choose_method, solve_newton
 from sela_ext.assign.official import solve_official
 from sela_ext.assign.problem import Problem
+from sela_ext.assign.relaxed import RelaxedProblem, relaxed_problem, solve_bounded
 from sela_ext.assign.result import Assignment
 from sela_ext.assign.sinkhorn import solve_sinkhorn
 from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels.sinkhorn import backend_of, check_logits, check_vector, check_weights
 
-METHODS = ("auto", "anderson", "sinkhorn")
+METHODS = ("auto", "newton", "anderson", "sinkhorn")
 MAX_PASSES = {"l1": 1000, "official": 10_000}
 
 
@@ -58,14 +61,23 @@ def assign(
         tol: stop="l1" ends at sum_k |column share_k - b_k| <= tol, 0 .. 2, measured on the logits themselves.
             0 runs max_passes. float32 arithmetic reaches about 1e-6.
         max_passes: at most so many reads of the logits; default 1000, for stop="official" 10,000.
-        method: "sinkhorn" (plain), "anderson" (accelerated) or "auto" (anderson).
+        method: "newton" (few reads: Newton's method on the entries that count, for peaked logits on the CPU),
+            "anderson" (accelerated Sinkhorn, for smooth ones), "sinkhorn" (plain), or "auto": newton or anderson, as
+            the number of entries per row says; `reason` in the result says why.
         storage: "auto" or "float32": the logits are read as they are.
         marginals: [K] positive sizes or shares of the clusters; None: equal.
-        relax: not available in this version.
-        size_bounds: not available in this version.
+        relax: rho > 0: the clusters' shares need not be met, but their divergence costs lambda rho KL(shares | b): a
+            large rho is strict, a small one lets the images choose. Then `error` is the distance to the shares that
+            the optimum has at this potential, and the potential has no free constant.
+        size_bounds: (low, high), numbers or [K], in images (units of row weight): sizes of the plan's columns are only
+            kept within these; b is what they tend to where no bound is met. Not together with relax.
         row_weights: [N] >= 0; 0 takes an image out of the balance, it is labelled all the same. None: ones.
         start: a potential [K] (nats, for lam * logits) or an Assignment to start from.
-        balance: "argmax", the label of an image is its largest entry in the plan.
+        balance: "argmax", the label of an image is its largest entry in the plan; or "exact": every cluster gets the
+            floor or the ceiling of its share of the images, at the least loss (see `gap`). Counted are the images that
+            are neither masked nor of weight 0, each as one; images of weight 0 keep their argmax label. Clusters at
+            -inf in every row get nothing, and the others their share. An image gets a cluster at -inf only when no
+            other labels have these sizes, with an UnbalancedLabelsWarning.
         stop: "l1", or "official": the rule of the authors' code, in float64 from the log-softmax (N x K float64
             numbers in memory; plain Sinkhorn, no start, tol unused).
         group: not available in this version.
@@ -91,13 +103,17 @@ def assign(
     rows, cols = (int(n) for n in logits.shape)
     if rows == 0:
         raise DataError(f"logits: expected at least one row, found shape (0, {cols})")
-    _check_choice("method", method, METHODS, later=("newton",))
+    _check_choice("method", method, METHODS)
     _check_choice("stop", stop, ("l1", "official"))
-    _check_choice("balance", balance, ("argmax",), later=("exact",))
+    _check_choice("balance", balance, ("argmax", "exact"))
     _check_choice("storage", storage, ("auto", "float32"), later=("float16", "bfloat16", "fixed16"))
-    for option, value in (("relax", relax), ("size_bounds", size_bounds), ("group", group)):
-        if value is not None:
-            raise OptionError(f"{option}: not available in this version; leave it at None")
+    if group is not None:
+        raise OptionError("group: not available in this version; leave it at None")
+    relaxed = relax is not None or size_bounds is not None
+    if relaxed and (stop == "official" or balance == "exact"):
+        raise OptionError('relax, size_bounds: expected stop "l1" and balance "argmax" with them')
+    if relaxed and method == "newton":
+        raise OptionError('relax, size_bounds: expected method "auto", "anderson" or "sinkhorn" with them')
     lam = _number("lam", lam, 1e-6, 1e6)
     tol = _number("tol", tol, 0.0, 2.0)
     if max_passes is None:
@@ -110,25 +126,52 @@ def assign(
         raise OptionError("row_weights: expected at least one number > 0, found only zeros")
 
     problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol)
+    reason = f'method="{method}" was asked for'
+    if relaxed:
+        problem = relaxed_problem(problem, relax, size_bounds)
+        start = np.log(target) if start is None else start
     if stop == "official":
-        if method == "anderson" or start is not None:
+        if method not in ("auto", "sinkhorn") or start is not None:
             raise OptionError('stop="official": expected method "auto" or "sinkhorn" and no start; use stop="l1"')
         if max_passes < 2:
             raise OptionError('stop="official": expected max_passes >= 2 (one read makes the log-softmax), found 1')
-        method = "sinkhorn"
+        method, reason = "sinkhorn", 'stop="official" is a rule for plain Sinkhorn iterations'
         final, converged = solve_official(problem)
     else:
-        method = "anderson" if method == "auto" else method
-        solve = solve_anderson if method == "anderson" else solve_sinkhorn
-        final = solve(problem, _start_potential(start, cols))
+        if method == "newton" and problem.on_cuda:
+            raise OptionError(
+                'method: "newton" needs logits on the CPU, found CUDA; use "anderson" or "auto", or pass logits.cpu()'
+            )
+        potential, first = _start_potential(start, cols), None
+        if method == "auto" and relaxed:
+            method, reason = "anderson", "newton does not take relax or size_bounds"
+        elif method == "auto":
+            method, reason, first = choose_method(problem, potential, warm=start is not None)
+        if method == "newton":
+            final, given_up = solve_newton(problem, potential, warm=start is not None, first=first)
+            reason += given_up
+        elif method == "anderson" and isinstance(problem, RelaxedProblem) and problem.bounds is not None:
+            final = solve_bounded(problem, potential)
+        elif method == "anderson":
+            final = solve_anderson(problem, potential, first)
+        else:
+            final = solve_sinkhorn(problem, potential)
         converged = final.error <= tol
     if final.sums.labels is None:
         final = problem.evaluate(final.potential, labels=True)
+    if relaxed:  # the clusters' shares are what came out
+        target = np.maximum(final.shares, 1e-300)
 
     labels = _numpy(final.sums.labels)
     sizes = np.bincount(labels[labels >= 0], minlength=cols)
     ties = 0
-    if misplaced(sizes, target) > UNBALANCED:
+    balanced = None
+    if balance == "exact":
+        part = labels if weights is None else np.where(weights > 0, labels, -1).astype(np.int32)
+        balanced = balance_exactly(problem, part, final.potential, final.log_shares == -np.inf)
+        labels = np.where(part >= 0, balanced.labels, labels).astype(np.int32)
+        sizes = np.bincount(labels[labels >= 0], minlength=cols)
+    elif misplaced(sizes, target) > UNBALANCED:
         labels = labels.copy()
         ties = break_ties(problem.logits, labels, final.potential, lam, target)
         sizes = np.bincount(labels[labels >= 0], minlength=cols)
@@ -145,10 +188,13 @@ def assign(
         seconds=problem.seconds,
         backend=backend_of(problem.logits),
         method=method,
+        reason=reason,
         history=tuple(problem.history),
         masked=final.sums.masked,
         ties=ties,
         lam=float(np.float32(lam)) if name != "float64" and stop != "official" else lam,
+        gap=None if balanced is None else balanced.gap,
+        prices=None if balanced is None else _like(logits, balanced.prices),
     )
 
 

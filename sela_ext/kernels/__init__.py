@@ -9,21 +9,42 @@ from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
 from sela_ext.kernels.augment_resident import augment_resident
+from sela_ext.kernels.newton import (
+    NewtonSolution,
+    NewtonSums,
+    newton_product,
+    newton_prune,
+    newton_rows,
+    newton_solve,
+    newton_sums,
+)
+from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
 from sela_ext.kernels.self_check import RefusedDeviceWarning, Verdict, device_verdict
 from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
 
 __all__ = [
     "PARAMETERS",
     "Augment",
+    "Candidates",
+    "NewtonSolution",
+    "NewtonSums",
     "RefusedDeviceWarning",
+    "Rounding",
     "SinkhornSums",
     "Verdict",
     "augment",
     "augment_resident",
     "device_verdict",
+    "find_candidates",
+    "newton_product",
+    "newton_prune",
+    "newton_rows",
+    "newton_solve",
+    "newton_sums",
     "permutation",
     "sample_parameters",
     "sinkhorn_pass",
+    "smooth_prices",
 ]
 
 

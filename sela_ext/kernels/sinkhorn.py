@@ -37,6 +37,7 @@ class SinkhornSums:
         lse: log-sum-exp of each row [N], float32 (float64 for float64 logits); NaN for masked rows.
         labels: int32 [N], argmax of each row, -1 for masked rows; None when not asked for.
         masked: number of masked rows.
+        candidates: the entries with p > exp(-keep), for Newton's method; None when not asked for.
     """
 
     column_sums: Any
@@ -45,6 +46,7 @@ class SinkhornSums:
     lse: Any
     labels: Any | None
     masked: int
+    candidates: Any | None = None
 
 
 def _is_torch(value: object) -> bool:
@@ -116,6 +118,9 @@ def sinkhorn_pass(
     want_labels: bool = False,
     threads: int = 0,
     isa: str = "",
+    every: int = 1,
+    keep: float | None = None,
+    keep_at_most: int = 2**62,
 ) -> SinkhornSums:
     """Read logits once and return row log-sum-exp, column sums, objective and, if asked, argmax labels.
 
@@ -136,6 +141,10 @@ def sinkhorn_pass(
         want_labels: also return labels.
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use ("generic", "avx2", "avx512"; for tests).
+        every: read only every so many blocks of 128 rows, beginning with the first; the sums are over the rows read,
+            the lse of others is that of `reference` (NaN without), their label -1. CPU only.
+        keep: also return the entries with p > exp(-keep), 0 < keep <= 24 nats (float64: 40). CPU only.
+        keep_at_most: with more such entries than this none are returned (`candidates.overflow`).
 
     Returns:
         SinkhornSums.
@@ -153,11 +162,19 @@ def sinkhorn_pass(
 
     Source: SeLa, section 3.2, equations 5-6, in the log domain.
     """
-    scale = check_scale(scale, check_logits(logits))
+    name = check_logits(logits)
+    scale = check_scale(scale, name)
     if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 4096:
         raise OptionError(f"threads: expected an integer in 0 .. 4096 (0 = all), found {threads!r}")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise OptionError(f"every: expected an integer >= 1, found {every!r}")
+    deepest = 40 if name == "float64" else 24
+    if keep is not None and not 0 < keep <= deepest:
+        raise OptionError(f"keep: expected a number of nats in 0 .. {deepest} for {name} logits, found {keep}")
     place = cuda_place(logits)
     if place is not None:
+        if every > 1 or keep is not None:
+            raise OptionError("every, keep: only for logits on the CPU; leave them out, or pass logits.cpu()")
         card = usable(place)
         if card is None:
             return pass_in_torch(logits, potential, scale=scale, row_weights=row_weights, want_labels=want_labels)
@@ -182,6 +199,9 @@ def sinkhorn_pass(
         want_labels=want_labels,
         threads=threads,
         isa=isa,
+        every=every,
+        keep=keep,
+        keep_at_most=keep_at_most,
     )
 
 
@@ -195,6 +215,9 @@ def pass_on_cpu(
     want_labels: bool = False,
     threads: int = 0,
     isa: str = "",
+    every: int = 1,
+    keep: float | None = None,
+    keep_at_most: int = 2**62,
 ) -> SinkhornSums:
     """`sinkhorn_pass` by the CPU kernels; the logits are on the host.
 
@@ -210,11 +233,15 @@ def pass_on_cpu(
     lse_type = np.float64 if name == "float64" else np.float32
     before = None if reference is None else _reference(reference, rows, lse_type)
 
-    # `keep` holds whatever memory the addresses point into until the call is over.
-    keep, address, stride = _rows_of(logits)
+    # `memory` holds whatever the addresses point into until the call is over.
+    memory, address, stride = _rows_of(logits)
     columns = np.empty(cols, np.int64)
-    lse = np.empty(rows, lse_type)
-    labels = np.empty(rows, np.int32) if want_labels else None
+    if every == 1:
+        lse = np.empty(rows, lse_type)
+    else:  # rows that are not read keep what was known
+        lse = np.full(rows, np.nan, lse_type) if before is None else before.copy()
+    labels = np.full(rows, -1, np.int32) if want_labels else None
+    kept = None if keep is None else _core.Candidates(level=float(keep), limit=keep_at_most)
     objective, weight, masked = _core.sinkhorn_pass_cpu(
         address,
         name,
@@ -231,11 +258,13 @@ def pass_on_cpu(
         0 if labels is None else labels.ctypes.data,
         threads,
         isa,
+        every,
+        kept,
     )
-    del keep
+    del memory
     sums = columns.astype(np.float64) * _core.sinkhorn_resolution(rows, largest)
     if not _is_torch(logits):
-        return SinkhornSums(sums, objective, weight, lse, labels, masked)
+        return SinkhornSums(sums, objective, weight, lse, labels, masked, kept)
     import torch
 
     return SinkhornSums(
@@ -245,7 +274,13 @@ def pass_on_cpu(
         torch.from_numpy(lse),
         None if labels is None else torch.from_numpy(labels),
         masked,
+        kept,
     )
+
+
+def on_cuda(logits: Any) -> bool:
+    """Whether passes over these logits run on a CUDA device, by its kernels or by torch."""
+    return cuda_place(logits) is not None
 
 
 def backend_of(logits: Any) -> str:

@@ -101,6 +101,7 @@ def evaluate_network(
         method=options.label_method,
         max_passes=options.label_max_passes,
         marginals=options.marginals,
+        balance=options.balance,
         threads=options.threads,
     )
     truth = images.train.labels if has_labels(images.train) else None

@@ -86,6 +86,7 @@ def label_pass(
     method: str = "auto",
     max_passes: int = 1000,
     marginals: Any = None,
+    balance: str = "argmax",
     threads: int = 0,
     truth: NDArray[np.int64] | None = None,
 ) -> LabelPass:
@@ -102,6 +103,7 @@ def label_pass(
         method: see `sela_ext.assign`.
         max_passes: see `sela_ext.assign`.
         marginals: shares of the clusters; None = equal.
+        balance: see `sela_ext.assign`.
         threads: of the solver.
         truth: true labels int64 [N], only for the records.
 
@@ -124,7 +126,14 @@ def label_pass(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UnbalancedLabelsWarning)
             solved = assign(
-                logits, lam=lam, tol=tol, method=method, max_passes=max_passes, marginals=marginals, threads=threads
+                logits,
+                lam=lam,
+                tol=tol,
+                method=method,
+                max_passes=max_passes,
+                marginals=marginals,
+                balance=balance,
+                threads=threads,
             )
         complaints += [f"head {head}: {warning.message}" for warning in caught]
         found = torch.as_tensor(solved.labels).to(logits.device, torch.int64)

@@ -274,6 +274,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
             method=opt.label_method,
             max_passes=opt.label_max_passes,
             marginals=opt.marginals,
+            balance=opt.balance,
             threads=opt.threads,
             truth=truth,
         )

@@ -218,7 +218,6 @@ def _refuse_unavailable(options: Options) -> None:
     later = {
         "method": options.method != "sela",
         "label_method": options.label_method == "newton",
-        "balance": options.balance != "argmax",
         "fixed_labels": options.fixed_labels is not None,
         "rotnet": options.rotnet,
     }

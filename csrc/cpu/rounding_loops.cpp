@@ -1,0 +1,311 @@
+// The candidate search over one block of rows: the best few columns of each row in one read.
+//
+// Note [Bound of the list]
+// A row's scores go to a buffer in the first-level cache while the maxima of 64 groups of columns (column % 64) are
+// kept.  Any number that `count` of these maxima reach is reached by at least `count` columns, so the largest such
+// number, found by halving an interval, bounds the list from below, and tightly when good columns are spread over the
+// groups.  The columns above the bound are the list; only if there are more than 2 * count of them, the `count` best
+// are chosen exactly.
+//   Scores are relative to the label's, t = fma(x, scale, -scale * x[label]) + (price - label_price[label]): the large
+// common part of a row cancels in an exact product.
+#include "cpu/rounding_loops.h"
+
+#include <cmath>
+#include <limits>
+
+#include "cpu/simd.h"
+
+namespace sela {
+namespace SELA_ISA {
+namespace {
+
+constexpr int64_t W = vfloat::kLanes;
+constexpr int64_t G = kCandidateGroups;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int kHalvings = 10;
+constexpr int32_t kFewGroups = 8;
+constexpr int32_t kShort = 6;
+
+inline double number(const float* x) {
+  return static_cast<double>(*x);
+}
+inline double number(const double* x) {
+  return *x;
+}
+template <class T>
+inline double number(const T* x) {
+  float lane[W];
+  store(lane, load_tail(x, 1));
+  return static_cast<double>(lane[0]);
+}
+
+/// Scores of one row into `scores` when kStore; maxima of the groups into `top`.
+template <bool kStore, class T>
+inline void sweep(const T* x, int64_t cols, const float* prices, float scale, double centre, float label_price,
+                  int64_t ahead, float* scores, float* top) {
+  const vfloat s = set1(scale), minus = set1(static_cast<float>(-centre)), own = set1(label_price);
+  vfloat best[G / W];
+  for (int64_t v = 0; v < G / W; ++v) best[v] = set1(-kInfinity);
+  const int64_t full = cols / G * G;
+  for (int64_t j = 0; j < full; j += G) {
+#pragma GCC unroll 16
+    for (int64_t v = 0; v < G / W; ++v) {
+      if (v * W * static_cast<int64_t>(sizeof(T)) % 64 == 0) prefetch(x + j + v * W, ahead);
+      const vfloat t = fma(load(x + j + v * W), s, minus) + (load(prices + j + v * W) - own);
+      if (kStore) store(scores + j + v * W, t);
+      best[v] = max(t, best[v]);
+    }
+  }
+  if (full < cols) {
+    for (int64_t v = 0; v < G / W; ++v) {
+      const int64_t j = full + v * W;
+      const vfloat raw = j + W <= cols ? load(x + j) : j < cols ? load_tail(x + j, cols - j) : set1(0.0f);
+      const vfloat t = fma(raw, s, minus) + (load(prices + j) - own);
+      if (kStore) store(scores + j, t);
+      best[v] = max(t, best[v]);
+    }
+  }
+  for (int64_t v = 0; v < G / W; ++v) store(top + v * W, best[v]);
+}
+
+/// The same for double: scores are taken in double and rounded at last.
+template <bool kStore>
+inline void sweep(const double* x, int64_t cols, const double* prices, double scale, double centre, double label_price,
+                  int64_t, float* scores, float* top) {
+  for (int64_t v = 0; v < G; ++v) top[v] = -kInfinity;
+  const int64_t full = cols / G * G;
+  for (int64_t j = 0; j < full; j += G)
+    for (int64_t v = 0; v < G; ++v) {
+      const float t = static_cast<float>((x[j + v] * scale - centre) + (prices[j + v] - label_price));
+      if (kStore) scores[j + v] = t;
+      top[v] = t > top[v] ? t : top[v];
+    }
+  for (int64_t j = full; j < cols; ++j) {
+    const float t = static_cast<float>((x[j] * scale - centre) + (prices[j] - label_price));
+    if (kStore) scores[j] = t;
+    top[j - full] = t > top[j - full] ? t : top[j - full];
+  }
+  if (kStore)
+    for (int64_t j = cols; j < full + G && full < cols; ++j) scores[j] = -kInfinity;
+}
+
+/// Largest of n numbers.
+template <int64_t n>
+inline float largest(const float* x) {
+  vfloat top = load(x);
+  for (int64_t v = W; v < n; v += W) top = max(top, load(x + v));
+  return reduce_max(top);
+}
+
+/// How many of n numbers are above `bound`.
+template <int64_t n>
+inline int32_t count_above(const float* x, float bound) {
+  const vfloat b = set1(bound);
+  int32_t count = 0;
+  for (int64_t v = 0; v < n; v += W) count += __builtin_popcount(bits(not_below(load(x + v), b)));
+  return count;
+}
+
+/// A hair below x, for strict comparisons; not the next float, which may count as zero.
+inline float below(float x) {
+  return x - (1e-30f + 1e-6f * std::fabs(x));
+}
+
+/// A number that at least `count` of n maxima are above, found by halving; below(floor) when no more are above that.
+template <int64_t n>
+inline float halved(const float* top, int32_t count, float floor) {
+  if (count_above<n>(top, below(floor)) <= count) return below(floor);
+  const vfloat nothing = set1(-kInfinity), everything = set1(kInfinity);
+  vfloat least = everything;
+  for (int64_t v = 0; v < n; v += W) {
+    const vfloat t = load(top + v);
+    least = min(select_greater(t, nothing, t, everything), least);
+  }
+  float low = -reduce_max(set1(0.0f) - least), high = largest<n>(top);
+  low = below(low > floor ? low : floor);
+  for (int step = 0; step < kHalvings; ++step) {
+    const float middle = 0.5f * low + 0.5f * high;
+    const int32_t above = count_above<n>(top, middle);
+    if (above == count) return middle;
+    if (above > count)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+/// The bound that the columns of a row's list are above.  Short lists need no more than the maxima of 16 larger groups.
+inline float bound_of(const float* top, int32_t count, float floor) {
+  if (count >= G) return below(floor);
+  if (count > kShort) return halved<G>(top, count, floor);
+  float larger[G / 4];
+  for (int64_t v = 0; v < G / 4; v += W)
+    store(larger + v,
+          max(max(load(top + v), load(top + v + G / 4)), max(load(top + v + G / 2), load(top + v + 3 * G / 4))));
+  return halved<G / 4>(larger, count, floor);
+}
+
+/// Columns above `bound` (and not -inf) in ascending order; returns their number.
+inline int64_t collect(const float* scores, const float* top, int64_t padded, float bound, float* hits,
+                       int32_t* columns) {
+  int64_t n = 0;
+  // Few groups reach the bound: only their columns are looked at.
+  int32_t groups[kFewGroups], count = 0;
+  const vfloat least = set1(bound);
+  for (int32_t v = 0; v < G && count <= kFewGroups; v += W)
+    for (uint32_t left = bits(not_below(load(top + v), least)); left != 0; left &= left - 1) {
+      if (count < kFewGroups) groups[count] = v + __builtin_ctz(left);
+      ++count;
+    }
+  if (count <= kFewGroups) {
+    for (int64_t j = 0; j < padded; j += G)
+      for (int32_t k = 0; k < count; ++k)
+        if (scores[j + groups[k]] > bound) {
+          hits[n] = scores[j + groups[k]];
+          columns[n++] = static_cast<int32_t>(j) + groups[k];
+        }
+    return n;
+  }
+  for (int64_t j = 0; j < padded; j += W) {
+    const vmask above = not_below(load(scores + j), least);
+    for (uint32_t left = bits(above); left != 0; left &= left - 1) {
+      const int64_t l = j + __builtin_ctz(left);
+      hits[n] = scores[l];
+      columns[n++] = static_cast<int32_t>(l);
+    }
+  }
+  return n;
+}
+
+/// Keeps the `count` best of n hits: of equal ones those whose column follows `start` first, cyclically.
+inline int64_t keep_best(float* hits, int32_t* columns, float* order, int64_t n, int32_t count, int64_t start) {
+  if (n <= 2 * count) return n;
+  // The count-th largest: quickselect on a copy.
+  for (int64_t k = 0; k < n; ++k) order[k] = hits[k];
+  int64_t low = 0, high = n - 1;
+  const int64_t place = count - 1;
+  while (low < high) {
+    const float pivot = order[(low + high) / 2];
+    int64_t a = low, b = high;
+    while (a <= b) {
+      while (order[a] > pivot) ++a;
+      while (order[b] < pivot) --b;
+      if (a <= b) {
+        const float swapped = order[a];
+        order[a++] = order[b];
+        order[b--] = swapped;
+      }
+    }
+    if (place <= b)
+      high = b;
+    else if (place >= a)
+      low = a;
+    else
+      break;
+  }
+  const float last = order[place];
+  int64_t above = 0, after = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    above += hits[k] > last;
+    after += hits[k] == last && columns[k] >= start;
+  }
+  int64_t free = count - above;
+  int64_t from_start = free < after ? free : after, from_zero = free - from_start, kept = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    bool take = hits[k] > last;
+    if (hits[k] == last) {
+      int64_t& left = columns[k] >= start ? from_start : from_zero;
+      take = left > 0;
+      left -= take;
+    }
+    if (!take) continue;
+    hits[kept] = hits[k];
+    columns[kept++] = columns[k];
+  }
+  return kept;
+}
+
+template <class T, class P>
+void block_of(const CandidateTask& task, const P* prices, const P* label_prices, int64_t block,
+              const CandidateScratch& scratch) {
+  const CandidateSearch& in = task.search;
+  const int64_t width = 2 * in.count + 2;
+  const int64_t last =
+      (block + 1) * kCandidateRows < in.selected_count ? (block + 1) * kCandidateRows : in.selected_count;
+  const P scale = static_cast<P>(in.scale);
+  float top[G];
+  // The processor's own prefetcher stops at the end of a page, which is about a row.
+  const int64_t ahead = 2 * in.stride * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = block * kCandidateRows; i < last; ++i) {
+    const int64_t row = in.selected != nullptr ? in.selected[i] : i;
+    const int32_t label = in.labels[row];
+    task.out.found[i] = 0;
+    task.out.regret[i] = 0.0f;
+    if (label < 0) continue;
+    const T* x = static_cast<const T*>(in.logits) + row * in.stride;
+    const double own = number(x + label);
+    // A label at -inf is no place to measure from.
+    const bool possible = !std::isinf(own);
+    const double base = possible ? own * static_cast<double>(scale) : 0.0;
+    const P label_price = label_prices[label];
+    const bool listed = in.slack < 0.0f;
+    if (listed)
+      sweep<true>(x, in.cols, prices, scale, base, label_price, ahead, scratch.scores, top);
+    else
+      sweep<false>(x, in.cols, prices, scale, base, label_price, ahead, scratch.scores, top);
+    const float best = largest<G>(top);
+    // The label's own score, in the same arithmetic: what rounding left of base.
+    const float mine = possible ? static_cast<float>(base - static_cast<double>(static_cast<P>(base))) : -kInfinity;
+    const float regret = best > -kInfinity ? best - mine : -kInfinity;
+    task.out.regret[i] = regret;
+    if (!(regret > in.slack)) continue;
+    if (!listed) sweep<true>(x, in.cols, prices, scale, base, label_price, ahead, scratch.scores, top);
+
+    int64_t n =
+        collect(scratch.scores, top, task.padded, bound_of(top, in.count, possible ? mine + in.floor : -kInfinity),
+                scratch.hits, scratch.columns);
+    int32_t first = label;
+    for (int64_t k = 0; k < n; ++k)
+      if (scratch.hits[k] == best) {
+        first = scratch.columns[k];
+        break;
+      }
+    n = keep_best(scratch.hits, scratch.columns, scratch.order, n, in.count, row * in.count % in.cols);
+    int32_t* columns = task.out.columns + i * width;
+    float* values = task.out.values + i * width;
+    int32_t length = 0;
+    const auto add = [&](int32_t column) {
+      columns[length] = column;
+      values[length++] = static_cast<float>(number(x + column) * static_cast<double>(scale) - base);
+    };
+    add(first);
+    bool has_label = first == label;
+    for (int64_t k = 0; k < n; ++k) {
+      if (scratch.columns[k] == first) continue;
+      has_label = has_label || scratch.columns[k] == label;
+      add(scratch.columns[k]);
+    }
+    if (!has_label) add(label);
+    task.out.found[i] = length;
+  }
+}
+
+}  // namespace
+
+void candidates_block(const CandidateTask& task, int64_t block, const CandidateScratch& scratch) {
+  const FlushToZero flush_to_zero;
+  switch (task.search.type) {
+    case LogitsType::float64:
+      return block_of<double>(task, task.search.prices, task.search.label_prices, block, scratch);
+    case LogitsType::float16:
+      return block_of<half_bits>(task, task.prices, task.label_prices, block, scratch);
+    case LogitsType::bfloat16:
+      return block_of<bfloat_bits>(task, task.prices, task.label_prices, block, scratch);
+    default:
+      return block_of<float>(task, task.prices, task.label_prices, block, scratch);
+  }
+}
+
+}  // namespace SELA_ISA
+}  // namespace sela

@@ -1,0 +1,256 @@
+"""Newton's method on the entries of the plan that count, with continuation in lambda.
+
+Note [Continuation on candidates]
+One pass at a small lambda gives, beside the exact column sums, the entries p > exp(-16): the candidates. On them alone
+the problem is solved there, and then at lambdas larger by sqrt(2) each, up to the one asked for: the entries that a
+larger lambda needs are among those of a smaller one, for an entry at exp(-16) is at exp(-16 r) when lambda grows by r.
+So one read of the matrix carries the continuation over the whole range, and the reads that follow find an error of a
+thousandth instead of one. Every step of the potential is limited to what the candidates can know (`reach`): beyond it,
+the matrix is read again. What ends the solve is always the true error of a pass over the whole matrix at the lambda
+asked for.
+  Where the plan is smooth - many entries per row - candidates are as many as the matrix has entries. The first lambda
+is then chosen larger, and where even the one asked for is smooth, Anderson's method takes over: it is fast there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sela_ext.assign.anderson import solve_anderson
+from sela_ext.assign.problem import Evaluation, Problem
+from sela_ext.kernels.newton import newton_rows, newton_solve, newton_sums
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Vector = npt.NDArray[np.float64]
+
+LEVEL = 16.0  # nats below its row's sum at which an entry stops being a candidate, and that the potential may move
+# At lambda itself more entries are kept, which are few there: to a small error, columns that hardly any row ties to the
+# others move far, and what was left out must stay below that error (with 16 nats: 12 reads where 5 do).
+LAST_LEVEL, LAST_LEVEL_64, LAST_MORE = 24.0, 36.0, 2.0  # and so many times the entries per row
+# A plan is smooth when its rows have more candidates than this part of the columns, or than MANY (which bounds the
+# memory to 400 bytes a row). Up to FEW are never too many.
+DENSITY, MANY, FEW = 0.12, 64, 16
+FIRST = 1 / 16  # of lambda: where the continuation begins
+STEP = math.sqrt(2.0)  # of lambda, from one solve on the candidates to the next
+# The first stages read a part of the rows, at least SAMPLE and so many per column; each stage MORE_ROWS times as many
+# as the one before: its potential is nearer to that of all rows, and less is left to do on them (1,281,167 x 1000: half
+# the time).
+SAMPLE, SAMPLE_PER_COLUMN, MORE_ROWS = 2048, 4, 8
+# A part of the rows is followed up to the lambda with so many entries per row, the next one further by FURTHER: beyond,
+# few rows mislead.
+SAMPLED_TO, FURTHER = 8.0, 2.0
+PROBE = 4096  # rows that "auto" looks at
+# Errors to which the stages are solved, first on a part of the rows, then on all: what is left moves single columns
+# further than candidates reach when lambda grows (3e-3 for both: up to 11 reads where 4 do).
+SAMPLE_ERROR, STAGE_ERROR = 3e-3, 3e-4
+FAINT, FAINTEST = 1e-6, -280.0  # a share beside the wanted one, and the logarithm of the smallest that is told apart
+SMALLEST, THIN = 2.0**-12, 6.0  # the continuation begins at a smaller lambda when rows have fewer entries
+PROGRESS = 0.8  # a stage that another pass does not improve so much is left
+NEAR = 0.02  # a start with at most this error is improved at once; from others the continuation begins
+PATIENCE = 4  # passes at lambda that may fail to halve the best error, before Anderson's method takes over
+
+
+def entries_per_row(problem: Problem) -> float:
+    """So many candidates a plan may have per row, on the average, to count as sparse."""
+    return max(FEW, min(MANY, DENSITY * int(problem.logits.shape[1])))
+
+
+def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, str, Evaluation | None]:
+    """Newton for sparse plans, Anderson for smooth ones, as a first pass at the start measures it.
+
+    A small problem, or one with a start, is read as a whole: that pass is the first of the solve, whichever the method.
+    Otherwise about 4,096 rows are looked at.
+
+    Returns:
+        "newton" or "anderson"; the reason; the evaluation at the start, when the whole matrix was read.
+    """
+    if problem.on_cuda:
+        return "anderson", "logits on a CUDA device: Newton's method needs them on the CPU", None
+    rows, cols = (int(n) for n in problem.logits.shape)
+    every = 1 if warm or problem.last else max(1, rows // PROBE)
+    limit = entries_per_row(problem)
+    at = problem.evaluate(start, keep=LEVEL, keep_per_row=limit, every=every, look=every > 1)
+    candidates = at.candidates
+    first = at if every == 1 else None
+    if candidates.overflow:
+        reason = f"a smooth plan: more than {limit:.3g} of {cols} entries per row above exp(-{LEVEL:g})"
+        return "anderson", reason, first
+    found = candidates.entries / max(candidates.rows, 1)
+    return "newton", f"a sparse plan: {found:.3g} of {cols} entries per row above exp(-{LEVEL:g})", first
+
+
+def climb(problem: Problem, at: Evaluation, factor: float, tolerance: float, fewest: float) -> tuple[Vector, float]:
+    """Solve on the candidates of a pass at factor * lambda, then at larger lambdas; see the note above.
+
+    Args:
+        problem: whose columns are wanted.
+        at: the pass, with candidates; they are used up.
+        factor: the part of lambda that it was at.
+        tolerance: error to which each lambda is solved.
+        fewest: goes on to the next lambda while rows have more entries than this, on the average.
+
+    Returns:
+        Potential, and the part of lambda that it is for.
+    """
+    step = at.sinkhorn_step(problem.target)
+    hopeless = step > -FAINTEST
+    if hopeless.any():  # so far away that no number of the candidates can tell how far
+        return problem.centred(at.potential + np.where(hopeless, step, 0.0)), factor
+    number = at.candidates.rows
+    rows = newton_rows(at.candidates)
+    weight = at.sums.weight
+    possible = at.log_shares > -np.inf
+    target = np.where(possible, problem.target, 0.0)
+    target *= weight / target.sum()
+    columns = newton_sums(rows, np.zeros(len(target)), threads=problem.threads).columns
+    # What the candidates miss; faint columns know it from the logits themselves.
+    shares = np.where(possible, np.exp(np.maximum(at.log_shares, FAINTEST)), 0.0)
+    defect = weight * shares - columns
+    # A column of which the candidates know nothing takes a Sinkhorn step; how it grows on is left to the next pass.
+    faint = possible & (at.shares < FAINT * problem.target)
+    d = np.zeros(len(target))
+    d[faint] = np.log(problem.target[faint] / shares[faint])
+    missing, current, before = defect, factor, factor
+    while True:
+        ratio = current / factor
+        d = d * (current / before)
+        reach = LEVEL * current / before
+        per_row = (rows.entries + number - rows.rows) / number
+        found = newton_solve(
+            rows,
+            target,
+            missing,
+            d,
+            ratio=ratio,
+            tolerance=tolerance,
+            reach=reach,
+            prune=LEVEL,
+            threads=problem.threads,
+        )
+        d = found.d
+        if found.stalled or current >= 1.0 or faint.any() or per_row <= fewest:
+            return problem.centred(at.potential * ratio + d), current
+        before, current = current, raised(current, STEP)
+        # An entry that was left out was below exp(-16), so it shrinks by at least so much.
+        missing = np.maximum(defect, 0.0) * math.exp(-LEVEL * (current / factor - 1.0))
+
+
+def samples(rows: int, cols: int) -> list[int]:
+    """Blocks of rows from one that is read to the next, for the stages: smaller from one to the next, at last 1."""
+    steps, wanted = [], max(SAMPLE, SAMPLE_PER_COLUMN * cols)
+    while rows // wanted > 1:
+        steps.append(rows // wanted)
+        wanted *= MORE_ROWS
+    return [*steps, 1]
+
+
+def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) -> Vector:
+    """Go from about factor * lambda up to lambda; returns a potential for lambda.
+
+    Reads the matrix where the candidates are exhausted, and never so often that no pass is left for the end.
+
+    Args:
+        problem: whose columns are wanted.
+        start: potential at lambda, which is scaled.
+        factor: where to begin. A lambda is then looked for where a row has several entries, and not too many.
+        steps: see `samples`.
+    """
+    potential, limit = start * factor, entries_per_row(problem)
+    rows, cols = (int(n) for n in problem.logits.shape)
+    thin = min(THIN, cols / 4)
+    level, every = 0, steps[0]
+    looking = max(every, rows // SAMPLE)  # few rows tell how many entries a row has
+    found = looking == every
+    rising = False  # lambda was too small before
+    last_factor, last_error = 0.0, math.inf
+    while factor < 1.0 and problem.full_passes + problem.rows_read(every) / rows + 1 <= problem.max_passes:
+        reading = every if found else looking
+        at = problem.evaluate(
+            potential, keep=LEVEL, keep_per_row=limit, factor=factor, every=reading, look=reading > every
+        )
+        wish = factor
+        if at.candidates.overflow:  # smooth here: the start is as good at the next lambda
+            rising, wish = True, raised(factor, 2.0)
+        elif not rising and factor > SMALLEST and at.candidates.entries < thin * at.candidates.rows:
+            wish = factor / 4
+        elif factor == last_factor and at.error > PROGRESS * last_error:  # the way on may be easier than the rest here
+            wish = raised(factor, STEP)
+        if wish != factor:
+            potential, factor = potential * (wish / factor), wish
+            continue
+        rising = True
+        if not found:
+            found = True
+            continue
+        last_factor, last_error = factor, at.error
+        if every == 1:
+            potential, factor = climb(problem, at, factor, STAGE_ERROR, 0.0)
+        else:
+            potential, factor = climb(problem, at, factor, SAMPLE_ERROR, SAMPLED_TO / FURTHER**level)
+            level, every = level + 1, steps[level + 1]
+            last_factor = 0.0  # other rows: the error is another
+    return potential / factor
+
+
+def solve_newton(
+    problem: Problem, start: Vector, *, warm: bool, first: Evaluation | None = None
+) -> tuple[Evaluation, str]:
+    """Few passes to a small error: continuation in lambda on candidates, and the true error after every step.
+
+    Args:
+        problem: with logits on the CPU.
+        start: potential [K].
+        warm: the start is worth something: it is tried first, and improved at once when it is near.
+        first: the evaluation at the start with its candidates, where there is one already.
+
+    Returns:
+        The best evaluation at lambda, and what to add to the reason where Anderson's method had to go on.
+    """
+    rows, cols = (int(n) for n in problem.logits.shape)
+    limit = entries_per_row(problem)
+    double = problem.dtype == "float64"
+    tolerance = max(0.1 * problem.tol, 1e-14 if double else 1e-9)
+    level = LAST_LEVEL_64 if double else LAST_LEVEL
+
+    def evaluate(potential: Vector) -> Evaluation:
+        return problem.evaluate(potential, labels=True, keep=level, keep_per_row=LAST_MORE * limit)
+
+    attempts = [(FIRST / 4, [1]), (FIRST, samples(rows, cols))]  # where to begin, and on which rows; the last one first
+    at = evaluate(start) if warm and first is None else first
+    best = at
+    failures = PATIENCE  # no pass yet, or one that is not worth improving
+    if at is not None and warm and at.error <= NEAR:
+        failures = 0
+    while best is None or not (done(problem, best) or problem.exhausted):
+        if failures == PATIENCE:
+            if not attempts:
+                return solve_anderson(problem, start, best), "; stalled, Anderson's method went on"
+            factor, steps = attempts.pop()
+            at = evaluate(continued(problem, start if best is None else best.potential, factor, steps))
+            failures = 0
+        else:
+            assert at is not None
+            assert best is not None
+            if at.candidates.overflow:
+                final = solve_anderson(problem, start, best)
+                return final, "; smooth at the end, where Anderson's method went on"
+            at = evaluate(climb(problem, at, 1.0, tolerance, math.inf)[0])
+            failures = 0 if at.error < 0.5 * best.error else failures + 1
+        if best is None or at.error < best.error:
+            best = at
+    return best, ""
+
+
+def raised(factor: float, step: float) -> float:
+    """The next part of lambda, exactly 1 at the end."""
+    return factor * step if factor * step < 1 - 1e-9 else 1.0
+
+
+def done(problem: Problem, at: Evaluation) -> bool:
+    """Whether the error that a potential can remove is at most tol; never with tol 0, which uses all passes."""
+    return problem.tol > 0 and at.excess(problem.target) <= problem.tol

@@ -1,0 +1,209 @@
+"""Newton's method on the candidates of a pass: sums, Hessian products and the whole inner solve."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sela_ext import _core
+from sela_ext.errors import OptionError
+from sela_ext.kernels.sinkhorn import check_vector
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Vector = npt.NDArray[np.float64]
+
+MAX_RATIO = 65536.0
+
+
+@dataclass(frozen=True)
+class NewtonSums:
+    """What the candidates give at one d.
+
+    Attributes:
+        columns: float64 [K], sum over rows of weight times q[i, k].
+        diagonal: float64 [K], sum of weight q (1 - q): the Hessian's diagonal.
+        objective: sum of weight times log-sum-exp.
+        plan: float32 [entries], q of the rows with two candidates or more.
+    """
+
+    columns: Vector
+    diagonal: Vector
+    objective: float
+    plan: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NewtonSolution:
+    """Where an inner solve ended.
+
+    Attributes:
+        d: float64 [K], the change of the potential, free of an arbitrary constant.
+        error: sum_k |gradient_k| / weight there: an estimate, for the candidates are not the whole plan.
+        steps: Newton steps.
+        products: Hessian products, in all steps together.
+        sums: evaluations of the sums.
+        stalled: the tolerance was not reached.
+    """
+
+    d: Vector
+    error: float
+    steps: int
+    products: int
+    sums: int
+    stalled: bool
+
+
+def newton_rows(candidates: Any) -> _core.NewtonRows:
+    """Rows with two candidates or more, and the count per column of those with one; takes the arrays over.
+
+    Args:
+        candidates: of a `sinkhorn_pass` with `keep`; they are empty afterwards.
+
+    Raises:
+        OptionError: there were too many candidates to keep.
+    """
+    if candidates.overflow:
+        raise OptionError("candidates: there were more than keep_at_most, none are there; raise it, or solve otherwise")
+    return _core.NewtonRows(candidates)
+
+
+def newton_sums(rows: Any, d: Any, *, ratio: float = 1.0, threads: int = 0, isa: str = "") -> NewtonSums:
+    """Column sums, Hessian diagonal, objective and plan on the candidates.
+
+    In torch, with u = log p on the candidates and -inf elsewhere: ``t = ratio * u + d; q = softmax(t, 1)``, then
+    ``(w[:, None] * q).sum(0)``, ``(w[:, None] * q * (1 - q)).sum(0)`` and ``(w * t.logsumexp(1)).sum()``; the
+    objective leaves out the constant ratio * u of rows with a single candidate.
+
+    Args:
+        rows: from `newton_rows`.
+        d: [K], nats: the new potential minus ratio times that of the pass.
+        ratio: the new lambda divided by that of the pass, 1 .. 65536.
+        threads: CPU threads, 0 for all; the bits do not depend on it.
+        isa: CPU instruction set, "" for the one in use.
+
+    Returns:
+        NewtonSums.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+    """
+    point = check_vector("d", d, len(rows.counts()))
+    columns, diagonal, objective, plan = rows.sums(check_ratio(ratio), point, threads, isa)
+    return NewtonSums(columns, diagonal, objective, plan)
+
+
+def newton_prune(rows: Any, plan: Any, level: float) -> None:
+    """Drop the entries of at most exp(-level) in a plan from the rows, in place: fewer remain at larger lambda.
+
+    Args:
+        rows: from `newton_rows`.
+        plan: [entries], from `newton_sums`.
+        level: nats, > 0.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+    """
+    if not level > 0:
+        raise OptionError(f"level: expected a number of nats > 0, found {level}")
+    rows.prune(_plan(rows, plan), level)
+
+
+def newton_product(rows: Any, plan: Any, x: Any, *, threads: int = 0, isa: str = "") -> Vector:
+    """The Hessian of the objective at a plan, times x.
+
+    In torch: ``(w[:, None] * q).sum(0) * x - (w[:, None] * q * (q @ x)[:, None]).sum(0)``.
+
+    Args:
+        rows: from `newton_rows`.
+        plan: [entries], from `newton_sums`.
+        x: [K].
+        threads: CPU threads, 0 for all; the bits do not depend on it.
+        isa: CPU instruction set, "" for the one in use.
+
+    Returns:
+        float64 [K].
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+    """
+    product: Vector = rows.product(_plan(rows, plan), check_vector("x", x, len(rows.counts())), threads, isa)
+    return product
+
+
+def newton_solve(
+    rows: Any,
+    target: Any,
+    defect: Any,
+    d: Any,
+    *,
+    ratio: float = 1.0,
+    tolerance: float = 1e-6,
+    steps: int = 40,
+    products: int = 400,
+    clip: float = 4.0,
+    reach: float = math.inf,
+    prune: float = 0.0,
+    threads: int = 0,
+    isa: str = "",
+) -> NewtonSolution:
+    """Find d such that the column sums are the wanted ones, by truncated Newton-CG, all in one call.
+
+    Minimises objective(d) + defect(d) - sum_k target_k d_k. With r = `defect`, the column sums that the candidates
+    miss, defect(d) is r d where r < 0 and r exp(d) where r > 0: left-out entries grow with their column. Jacobi
+    preconditioner, line search on the objective in float64; without convergence the last point is returned, the best in
+    that objective.
+
+    Args:
+        rows: from `newton_rows`.
+        target: [K] wanted column sums, >= 0, in all the weight of the rows; a column of target 0 stays as it is.
+        defect: [K] column sums of the whole pass minus those of the candidates, at d = 0.
+        d: [K] to start from.
+        ratio: the new lambda divided by that of the pass, 1 .. 65536.
+        tolerance: ends at sum_k |gradient_k| <= tolerance times the weight.
+        steps: Newton steps, at most.
+        products: Hessian products per step, at most.
+        clip: nats that one step moves a column about at most, > 0.
+        reach: nats that a column may move from its start, > 0. Beyond the level at which the candidates were kept,
+            entries that were left out begin to count.
+        prune: nats; > 0 drops the entries of at most exp(-prune) at the solution from the rows, as `newton_prune`.
+        threads: CPU threads, 0 for all; the bits do not depend on it.
+        isa: CPU instruction set, "" for the one in use.
+
+    Returns:
+        NewtonSolution.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+    """
+    clusters = len(rows.counts())
+    wanted = check_vector("target", target, clusters)
+    if not (float(wanted.min()) >= 0 and float(wanted.sum()) > 0):
+        raise OptionError(f"target: expected numbers >= 0 and one above, found {wanted.min()} .. {wanted.max()}")
+    if not clip > 0:
+        raise OptionError(f"clip: expected a number > 0, found {clip}")
+    point = check_vector("d", d, clusters)
+    missing = check_vector("defect", defect, clusters)
+    return NewtonSolution(
+        *rows.solve(
+            wanted, missing, point, check_ratio(ratio), tolerance, steps, products, clip, reach, prune, threads, isa
+        )
+    )
+
+
+def check_ratio(ratio: float) -> float:
+    """A ratio of lambdas in 1 .. 65536."""
+    if not 1 <= ratio <= MAX_RATIO:
+        raise OptionError(f"ratio: expected a number in 1 .. {MAX_RATIO:.0f}, found {ratio}")
+    return float(ratio)
+
+
+def _plan(rows: Any, plan: Any) -> npt.NDArray[np.float32]:
+    entries = np.ascontiguousarray(plan, np.float32)
+    if entries.shape != (rows.entries,):
+        raise OptionError(f"plan: expected shape ({rows.entries},), found {entries.shape}")
+    return entries

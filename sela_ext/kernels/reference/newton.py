@@ -1,0 +1,200 @@
+"""Numpy twin of the candidates and of Newton's method on them: dense matrices, exact linear solves."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sela_ext.errors import OptionError
+from sela_ext.kernels.newton import NewtonSolution, NewtonSums, check_ratio
+from sela_ext.kernels.sinkhorn import check_vector
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Vector = npt.NDArray[np.float64]
+
+
+class Candidates:
+    """What `sinkhorn_pass` keeps of the rows read; the same methods as the compiled one."""
+
+    def __init__(self, log_p: Vector, weights: npt.NDArray[np.float32] | None, level: float, limit: int) -> None:
+        """Keep the entries of log_p [rows, K] above -level; rows of nothing but -inf have none."""
+        self.rows, self.cols = log_p.shape
+        mask = log_p > -level
+        self.overflow = int(mask.sum()) > limit
+        self._mask = np.zeros_like(mask) if self.overflow else mask
+        self._log_p = log_p
+        self._weights = np.empty(0, np.float32) if weights is None or self.overflow else weights
+        self.entries = int(self._mask.sum())
+
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [rows + 1]; empty when there were too many."""
+        if self.overflow:
+            return np.empty(0, np.int64)
+        return np.concatenate([[0], np.cumsum(self._mask.sum(1))]).astype(np.int64)
+
+    def columns(self) -> npt.NDArray[Any]:
+        """uint16 or uint32 [entries]."""
+        return np.nonzero(self._mask)[1].astype(np.uint16 if self.cols <= 65536 else np.uint32)
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """float32 [entries]: log p."""
+        return self._log_p[self._mask].astype(np.float32)
+
+    def weights(self) -> npt.NDArray[np.float32]:
+        """float32 [rows], or empty: all 1."""
+        return self._weights
+
+
+class NewtonRows:
+    """Rows with two candidates or more as a dense matrix, -inf where there is none."""
+
+    def __init__(self, candidates: Any, cols: int) -> None:
+        """Take the arrays of candidates, compiled or not, of a matrix with so many columns."""
+        offsets, columns, values = candidates.offsets(), candidates.columns(), candidates.values()
+        n = len(offsets) - 1
+        self.values = np.full((n, cols), -np.inf)
+        self.values[np.repeat(np.arange(n), np.diff(offsets)), columns] = values
+        self.row_weights = np.ones(n) if not len(candidates.weights()) else candidates.weights().astype(np.float64)
+        self.weight = float(self.row_weights[np.diff(offsets) > 0].sum())
+        self._counts = np.zeros(cols)
+        self._settle()
+
+    def _settle(self) -> None:
+        kept = np.isfinite(self.values)
+        single = kept.sum(1) == 1
+        np.add.at(self._counts, kept[single].argmax(1), self.row_weights[single])
+        several = kept.sum(1) > 1
+        self.values, self.row_weights = self.values[several], self.row_weights[several]
+
+    def counts(self) -> Vector:
+        """float64 [K]: weight of single rows."""
+        return self._counts
+
+    @property
+    def rows(self) -> int:
+        """Rows with several candidates."""
+        return len(self.values)
+
+    @property
+    def entries(self) -> int:
+        """Their entries."""
+        return int(np.isfinite(self.values).sum())
+
+    def plan_matrix(self, plan: npt.NDArray[np.float32]) -> Vector:
+        """Entries of a plan as a dense matrix."""
+        dense = np.zeros_like(self.values)
+        dense[np.isfinite(self.values)] = plan
+        return dense
+
+    def prune(self, plan: npt.NDArray[np.float32], level: float) -> None:
+        """Drop the entries of at most exp(-level)."""
+        self.values[self.plan_matrix(plan) <= np.float32(math.exp(-level))] = -np.inf
+        self._settle()
+
+
+def newton_rows(candidates: Any, cols: int | None = None) -> NewtonRows:
+    """The same as `sela_ext.kernels.newton_rows`; compiled candidates need the number of columns."""
+    if candidates.overflow:
+        raise OptionError("candidates: there were more than keep_at_most, none are there; raise it, or solve otherwise")
+    return NewtonRows(candidates, candidates.cols if cols is None else cols)
+
+
+def newton_sums(rows: Any, d: Any, *, ratio: float = 1.0, threads: int = 0, isa: str = "") -> NewtonSums:
+    """The same as `sela_ext.kernels.newton_sums`; `threads` and `isa` change nothing."""
+    point = check_vector("d", d, len(rows.counts()))
+    t = check_ratio(ratio) * rows.values + point
+    top = t.max(axis=1, keepdims=True)
+    e = np.exp(t - top)
+    q = e / e.sum(axis=1, keepdims=True)
+    w = rows.row_weights[:, None]
+    objective = float((w * (np.log(e.sum(axis=1, keepdims=True)) + top)).sum() + rows.counts() @ point)
+    columns = rows.counts() + (w * q).sum(axis=0)
+    return NewtonSums(columns, (w * q * (1 - q)).sum(axis=0), objective, q[np.isfinite(t)].astype(np.float32))
+
+
+def newton_prune(rows: Any, plan: Any, level: float) -> None:
+    """The same as `sela_ext.kernels.newton_prune`."""
+    rows.prune(np.asarray(plan, np.float32), level)
+
+
+def newton_product(rows: Any, plan: Any, x: Any, *, threads: int = 0, isa: str = "") -> Vector:
+    """The same as `sela_ext.kernels.newton_product`; `threads` and `isa` change nothing."""
+    q, w = rows.plan_matrix(np.asarray(plan, np.float32)), rows.row_weights[:, None]
+    point = check_vector("x", x, len(rows.counts()))
+    product: Vector = (w * q).sum(axis=0) * point - (w * q * (q @ point)[:, None]).sum(axis=0)
+    return product
+
+
+def newton_solve(
+    rows: Any,
+    target: Any,
+    defect: Any,
+    d: Any,
+    *,
+    ratio: float = 1.0,
+    tolerance: float = 1e-6,
+    steps: int = 40,
+    products: int = 400,
+    clip: float = 4.0,
+    reach: float = math.inf,
+    prune: float = 0.0,
+    threads: int = 0,
+    isa: str = "",
+) -> NewtonSolution:
+    """The same as `sela_ext.kernels.newton_solve`, with the Hessian as a matrix and its exact solution.
+
+    `products`, `threads` and `isa` change nothing.
+    """
+    t, r = np.asarray(target, np.float64), np.asarray(defect, np.float64)
+    moving = t > 0
+    sums = 0
+    gauge = np.where(moving, newton_sums(rows, d, ratio=ratio).columns, 0.0)
+
+    def evaluate(point: Vector) -> tuple[float, Vector, Vector, NewtonSums]:
+        nonlocal sums
+        sums += 1
+        found = newton_sums(rows, point, ratio=ratio)
+        grown = np.where(r > 0, r * np.exp(point), r)
+        value = found.objective + float(np.where(r > 0, grown, r * point)[moving].sum() - t @ point)
+        gradient = np.where(moving, found.columns + grown - t, 0.0)
+        gradient = gradient - gauge * gradient.sum() / gauge.sum()
+        return value, gradient, np.where(r > 0, grown, 0.0), found
+
+    at = np.array(d, np.float64)
+    at[moving] -= gauge @ at / gauge.sum()
+    start = at.copy()
+    value, gradient, curvature, found = evaluate(at)
+    now = float(np.abs(gradient).sum()) / rows.weight
+    taken = 0
+    while now > tolerance and taken < steps:
+        extra = curvature + np.abs(gradient) / clip + 1e-9 * t + 1e-14 * t.sum()
+        q, w = rows.plan_matrix(found.plan), rows.row_weights[:, None]
+        hessian = np.diag((w * q).sum(axis=0) + extra) - (w * q).T @ q
+        edge = gauge[moving, None]
+        system = np.block([[hessian[np.ix_(moving, moving)], edge], [edge.T, np.zeros((1, 1))]])
+        x = np.zeros_like(at)
+        x[moving] = np.linalg.solve(system, np.append(-gradient[moving], 0.0))[:-1]
+        taken += 1
+        length = min(1.0, 2 * clip / max(float(np.abs(x).max()), 1e-300))
+        if math.isfinite(reach):
+            used = x != 0
+            room = (reach - np.sign(x[used]) * (at - start)[used]) / np.abs(x[used])
+            length = min(length, float(room.min(initial=np.inf)))
+        slope = float(gradient @ x)
+        while length > 1e-6:
+            new = evaluate(at + length * x)
+            error = float(np.abs(new[1]).sum()) / rows.weight
+            if new[0] <= value + 1e-4 * length * slope or error < 0.9 * now:
+                break
+            length *= 0.5
+        else:
+            break
+        at = at + length * x
+        (value, gradient, curvature, found), now = new, error
+    if prune > 0:
+        newton_prune(rows, found.plan, prune)
+    return NewtonSolution(at, now, taken, 0, sums, now > tolerance)

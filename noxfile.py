@@ -1,7 +1,8 @@
 """How this project is checked, one session per question: `nox -s lint types tests`, or `nox -l` for the list.
 
 Environments are kept between runs (torch is large); `nox -R` also skips the installation. With SELA_PYTHON set to an
-interpreter that has the packages already, `types`, `sanitize` and `simt` use that one and install only their tools.
+interpreter that has the packages already, `types`, `sanitize`, `simt` and `mutants` use that one and install only their
+tools.
 """
 
 from __future__ import annotations
@@ -190,6 +191,13 @@ def simt(session: nox.Session) -> None:
             command = ["setarch", "-R", *command]
         session.log(f"variant {variant}")
         session.run(*command, *options, env=env, external=True)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Faults planted into the CUDA kernels: how many the tests on the CPU runner notice; `-- --sample 5` tries five."""
+    python = prepared_python(session, ".[test]")
+    session.run(python, "python_tests/mutants/session.py", *session.posargs, external=True)
 
 
 @nox.session

@@ -22,6 +22,7 @@ py::dict statistics() {
   counts["switches"] = s.switches;
   counts["barriers"] = s.barriers;
   counts["warp_operations"] = s.warp_operations;
+  counts["dynamic_shared"] = s.dynamic_shared;
   return counts;
 }
 

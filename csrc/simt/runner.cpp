@@ -387,6 +387,7 @@ void run_grid(const char* name, dim3 grid, dim3 block, size_t dynamic_shared, vo
   if (runner.seed != 0) shuffle(order.get(), blocks);
 
   ++runner.statistics.launches;
+  runner.statistics.dynamic_shared = static_cast<int64_t>(dynamic_shared);
   for (unsigned i = 0; i < blocks && runner.message[0] == '\0'; ++i) {
     blockIdx = {order[i] % grid.x, order[i] / grid.x % grid.y, order[i] / (grid.x * grid.y)};
     if (!sanitizer::has_room(runner.threads)) sanitizer::join(runner.scheduler, false);

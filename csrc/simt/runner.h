@@ -59,6 +59,7 @@ struct Statistics {
   int64_t switches = 0;         ///< times a thread went on
   int64_t barriers = 0;         ///< __syncthreads() of whole blocks
   int64_t warp_operations = 0;  ///< __syncwarp, shuffles and votes of whole groups of lanes
+  int64_t dynamic_shared = 0;   ///< not a count: bytes of it that a block of the latest launch had
 };
 Statistics statistics();
 

@@ -78,7 +78,8 @@ def test_statistics_count_what_ran(simt, probe):
     before = simt.statistics()
     probe("reverse", "float32", np.zeros(3 * 64, np.float32), np.zeros(3 * 64, np.float32), 3, 64, dynamic_shared=256)
     after = simt.statistics()
-    counts = {name: after[name] - before[name] for name in before}
+    assert after.pop("dynamic_shared") == 256
+    counts = {name: after[name] - before[name] for name in after}
     assert counts == {
         "launches": 1, "blocks": 3, "threads": 192, "switches": 384, "barriers": 3, "warp_operations": 0
     }  # fmt: skip

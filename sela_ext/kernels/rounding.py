@@ -10,7 +10,8 @@ import numpy as np
 
 from sela_ext import _core
 from sela_ext.errors import OptionError
-from sela_ext.kernels.sinkhorn import _is_torch, _rows_of, check_logits, check_scale
+from sela_ext.kernels.device import is_tensor
+from sela_ext.kernels.sinkhorn import _rows_of, check_logits, check_scale
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -110,7 +111,7 @@ def find_candidates(
     name, scale, price, own, label, chosen, count = check_search(
         logits, prices, label_prices, labels, scale, count, selected
     )
-    if _is_torch(logits) and logits.device.type != "cpu":
+    if is_tensor(logits) and logits.device.type != "cpu":
         from sela_ext.kernels.reference.rounding import find_candidates as on_device
 
         return on_device(

@@ -119,7 +119,7 @@ void bind_rounding(py::module_& m) {
         py::arg("prices"), py::arg("labels"), py::arg("sharpness"), py::arg("iterations"), py::arg("threads"),
         "Sharp Sinkhorn iterations on lists; returns new prices, and the labels at them.");
 
-  py::class_<Rounding>(m, "Rounding", "Labels of admissible cluster sizes from candidate lists.")
+  py::class_<Rounding>(m, "Rounding", py::module_local(), "Labels of admissible cluster sizes from candidate lists.")
       .def(py::init(&make_rounding), py::arg("rows"), py::arg("total"), py::arg("prices"), py::arg("low"),
            py::arg("high"), py::arg("threads"))
       .def("add", &add, py::arg("rows"), py::arg("labels"), py::arg("columns"), py::arg("values"), py::arg("found"),

@@ -166,74 +166,13 @@ T atomicAnd(T* address, typename sela::simt::Plain<T>::type value, SELA_HERE) {
   return sela::simt::update(address, [value](T old) { return old & value; }, {file, line});
 }
 
-// ---- Loads and arithmetic that CUDA has a name for. The accuracy of the fast forms cannot be shown here.
+// ---- Arithmetic that CUDA has a name for, as far as kernels use it.
 
 using std::max;
 using std::min;
 
-template <class T>
-T __ldg(const T* address) {
-  return *address;
-}
-template <class T>
-T __ldcs(const T* address) {
-  return *address;
-}
-template <class T>
-void __stcs(T* address, typename sela::simt::Plain<T>::type value) {
-  *address = value;
-}
-
-inline float __expf(float x) {
-  return std::exp(x);
-}
-inline float __logf(float x) {
-  return std::log(x);
-}
-inline float __log2f(float x) {
-  return std::log2(x);
-}
-inline float __powf(float x, float y) {
-  return std::pow(x, y);
-}
-inline float __fdividef(float x, float y) {
-  return x / y;
-}
 inline float __saturatef(float x) {
   return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f;
-}
-inline float rsqrtf(float x) {
-  return 1.0f / std::sqrt(x);
-}
-inline float __fmaf_rn(float x, float y, float z) {
-  return std::fma(x, y, z);
-}
-inline int __float2int_rn(float x) {
-  return static_cast<int>(std::nearbyint(x));
-}
-inline int __float_as_int(float x) {
-  return sela::simt::from_bits<int>(sela::simt::to_bits(x));
-}
-inline unsigned __float_as_uint(float x) {
-  return sela::simt::from_bits<unsigned>(sela::simt::to_bits(x));
-}
-inline float __int_as_float(int x) {
-  return sela::simt::from_bits<float>(sela::simt::to_bits(x));
-}
-inline float __uint_as_float(unsigned x) {
-  return sela::simt::from_bits<float>(sela::simt::to_bits(x));
-}
-inline unsigned __umulhi(unsigned x, unsigned y) {
-  return static_cast<unsigned>(uint64_t{x} * y >> 32);
-}
-inline int __popc(unsigned x) {
-  return __builtin_popcount(x);
-}
-inline int __clz(int x) {
-  return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x));
-}
-inline int __ffs(int x) {
-  return __builtin_ffs(x);
 }
 
 // ---- Shared memory and asynchronous copies, the host form of what cuda/gpu.cuh says.

@@ -31,7 +31,7 @@ def assert_found(found, expected):
     assert float((found.labels.cpu() != expected.labels).double().mean()) < 1e-3  # near ties
 
 
-def test_the_pass_waits_for_its_stream_and_for_no_other(cuda, logits, expected):
+def test_the_pass_waits_for_its_stream(cuda, logits, expected):
     ready = logits.to(cuda.place)
     late = torch.full_like(ready, float("nan"))
     torch.cuda.synchronize()

@@ -35,12 +35,12 @@ class HostCore:
         return 2 * max(1, -(-rows // 64)), 0
 
     def sinkhorn_pass_cuda(self, *arguments):
-        *shared, totals, masked, _scratch, _stream = arguments
+        *shared, totals, masked, _scratch, _stream, rows_in_all = arguments
         _logits, name, rows, cols = shared[:4]
         columns, lse, labels = shared[-3:]
         self.calls += 1
         tiles = max(1, -(-rows // 64))
-        objective, weight, count = _core.sinkhorn_pass_cpu(*shared, 1, "")
+        objective, weight, count = _core.sinkhorn_pass_cpu(*shared, 1, "", rows_in_all=rows_in_all)
         outputs = {
             "totals": array_at(totals, np.float64, 2, tiles),
             "masked": array_at(masked, np.int64, 1),

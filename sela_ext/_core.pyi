@@ -34,6 +34,22 @@ class Candidates:
     """The entries of a plan that count, row by row, as one pass found them."""
 
     def __init__(self, *, level: float, limit: int) -> None: ...
+    @staticmethod
+    def of(
+        *,
+        offsets: npt.NDArray[np.int64],
+        columns: npt.NDArray[np.uint32],
+        values: npt.NDArray[np.float32],
+        weights: npt.NDArray[np.float32],
+        cols: int,
+        level: float,
+        limit: int,
+    ) -> Candidates:
+        """Candidates from arrays as the methods below return them; checks them."""
+
+    def append(self, other: Candidates) -> None:
+        """Adds the rows of another part behind these, and empties it."""
+
     def columns(self) -> npt.NDArray[Any]:
         """uint16 or uint32 [entries]."""
 
@@ -47,7 +63,13 @@ class Candidates:
         """float32 [rows], or empty: all 1."""
 
     @property
+    def cols(self) -> int: ...
+    @property
     def entries(self) -> int: ...
+    @property
+    def level(self) -> float: ...
+    @property
+    def limit(self) -> int: ...
     @property
     def overflow(self) -> bool: ...
     @property
@@ -209,6 +231,9 @@ def sinkhorn_pass_cpu(
     isa: str,
     every: int = 1,
     candidates: Candidates | None = None,
+    first_row: int = 0,
+    rows_in_all: int = 0,
+    totals: int = 0,
 ) -> tuple[float, float, int]:
     """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
 
@@ -233,6 +258,7 @@ def sinkhorn_pass_cuda(
     masked: int,
     scratch: int,
     stream: int,
+    rows_in_all: int = 0,
 ) -> None:
     """One fused pass on the current CUDA device, by device addresses."""
 

@@ -29,6 +29,38 @@ const double* vector_of(const char* name, const Vector& value, int64_t length) {
   return value.data();
 }
 
+template <class T>
+std::vector<T> vector_copy(const py::array_t<T, py::array::c_style | py::array::forcecast>& values) {
+  return std::vector<T>(values.data(), values.data() + values.size());
+}
+
+std::unique_ptr<Candidates> candidates_of(
+    const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& offsets,
+    const py::array_t<uint32_t, py::array::c_style | py::array::forcecast>& columns,
+    const py::array_t<float, py::array::c_style | py::array::forcecast>& values,
+    const py::array_t<float, py::array::c_style | py::array::forcecast>& weights, int64_t cols, double level,
+    int64_t limit) {
+  auto made = std::make_unique<Candidates>();
+  made->level = level;
+  made->limit = limit;
+  made->cols = cols;
+  made->offsets = vector_copy(offsets);
+  const std::vector<int64_t>& o = made->offsets;
+  bool fits = !o.empty() && o.front() == 0 && o.back() == columns.size() && columns.size() == values.size();
+  for (size_t r = 1; fits && r < o.size(); ++r) fits = o[r] >= o[r - 1];
+  for (py::ssize_t e = 0; fits && e < columns.size(); ++e) fits = columns.data()[e] < cols;
+  made->rows = static_cast<int64_t>(o.size()) - 1;
+  fits = fits && (weights.size() == 0 || weights.size() == made->rows);
+  if (!fits) throw std::invalid_argument("Candidates: offsets, columns, values and weights do not fit together");
+  if (cols <= kNarrowColumns)
+    made->narrow.assign(columns.data(), columns.data() + columns.size());
+  else
+    made->wide = vector_copy(columns);
+  made->values = vector_copy(values);
+  made->weights = vector_copy(weights);
+  return made;
+}
+
 py::tuple sums(const NewtonRows& rows, double ratio, const Vector& d, int threads, const std::string& isa) {
   const Isa chosen = isa_of(isa);
   const double* point = vector_of("d", d, rows.cols());
@@ -100,6 +132,15 @@ void bind_newton(py::module_& m) {
              return made;
            }),
            py::kw_only(), py::arg("level"), py::arg("limit"))
+      .def_static("of", &candidates_of, py::kw_only(), py::arg("offsets"), py::arg("columns"), py::arg("values"),
+                  py::arg("weights"), py::arg("cols"), py::arg("level"), py::arg("limit"),
+                  "Candidates from arrays as the methods below return them; checks them.")
+      .def(
+          "append", [](Candidates& c, Candidates& other) { c.append(std::move(other)); }, py::arg("other"),
+          "Adds the rows of another part behind these, and empties it.")
+      .def_readonly("cols", &Candidates::cols)
+      .def_readonly("level", &Candidates::level)
+      .def_readonly("limit", &Candidates::limit)
       .def_readonly("overflow", &Candidates::overflow)
       .def_readonly("rows", &Candidates::rows)
       .def_property_readonly("entries", [](const Candidates& c) { return c.values.size(); })

@@ -113,22 +113,27 @@ double sinkhorn_resolution(int64_t rows, double largest_weight) {
   return std::ldexp(1.0, static_cast<int>(std::ceil(std::log2(bound))) - 61);
 }
 
+double sinkhorn_resolution(const SinkhornPass& pass) {
+  return sinkhorn_resolution(std::max(pass.rows, pass.rows_in_all), pass.largest_weight);
+}
+
 const void* sinkhorn_reference(const SinkhornPass& pass) {
   const bool fits = pass.largest_weight > 2e-8 && pass.largest_weight < 1e17;  // quotients from 2e-38 to 1e37
   return fits || pass.type == LogitsType::float64 ? pass.reference : nullptr;
 }
 
 void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa, SinkhornSample sample,
-                       Candidates* candidates) {
+                       Candidates* candidates, double* block_totals) {
   check(pass, sums);
-  if (sample.every < 1)
-    throw std::invalid_argument("sinkhorn_pass: expected every >= 1, found " + std::to_string(sample.every));
+  if (sample.every < 1 || sample.first_block < 0)
+    throw std::invalid_argument("sinkhorn_pass: expected every >= 1 and a first block >= 0, found " +
+                                std::to_string(sample.every) + " and " + std::to_string(sample.first_block));
   const double largest_level = pass.type == LogitsType::float64 ? kLargestLevel64 : kLargestLevel;
   if (candidates != nullptr && !(candidates->level > 0.0 && candidates->level <= largest_level))
     throw std::invalid_argument("sinkhorn_pass: expected a level of candidates in 0 .. " +
                                 std::to_string(largest_level) + " nats, found " + std::to_string(candidates->level));
   const int64_t all_blocks = (pass.rows + kSinkhornRows - 1) / kSinkhornRows;
-  const int64_t blocks = (all_blocks + sample.every - 1) / sample.every;
+  const int64_t start = sample.start(), blocks = sample.count(all_blocks);
   const bool is_double = pass.type == LogitsType::float64;
 
   SinkhornTask task;
@@ -136,7 +141,7 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   task.pass.reference = sinkhorn_reference(pass);
   task.out = sums;
   task.padded = (pass.cols + kSinkhornChunk - 1) / kSinkhornChunk * kSinkhornChunk;
-  task.units = 1.0 / sinkhorn_resolution(pass.rows, pass.largest_weight);
+  task.units = 1.0 / sinkhorn_resolution(pass);
   task.labels = sums.labels != nullptr;
   const double inf = std::numeric_limits<double>::infinity();
   Aligned<float> potential(is_double ? 0 : task.padded);
@@ -190,7 +195,7 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
       scratch.terms = terms_float.get() + worker * terms;
       scratch.partial = partial_float.get() + worker * task.padded;
     }
-    totals[static_cast<size_t>(number)] = body(task, number * sample.every, scratch);
+    totals[static_cast<size_t>(number)] = body(task, start + number * sample.every, scratch);
     if (scratch.keep != nullptr) {
       kept.fetch_add(keeper.count, std::memory_order_relaxed);
       keeper.block.columns.shrink_to_fit();
@@ -205,7 +210,7 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
     out.cols = pass.cols;
     out.rows = 0;
     for (int64_t b = 0; b < blocks; ++b)
-      out.rows += std::min(kSinkhornRows, pass.rows - b * sample.every * kSinkhornRows);
+      out.rows += std::min(kSinkhornRows, pass.rows - (start + b * sample.every) * kSinkhornRows);
     out.offsets.clear();
     out.narrow.clear();
     out.wide.clear();
@@ -218,7 +223,7 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
         join(kept_blocks, out, out.wide);
       if (pass.row_weights != nullptr)
         for (int64_t b = 0; b < blocks; ++b) {
-          const int64_t first = b * sample.every * kSinkhornRows;
+          const int64_t first = (start + b * sample.every) * kSinkhornRows;
           const int64_t last = std::min(first + kSinkhornRows, pass.rows);
           out.weights.insert(out.weights.end(), pass.row_weights + first, pass.row_weights + last);
         }
@@ -235,6 +240,9 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
     sums.weight += t.weight;
     sums.masked += t.masked;
   }
+  if (block_totals == nullptr) return;
+  for (const SinkhornBlockTotals& t : totals) *block_totals++ = t.objective;
+  for (const SinkhornBlockTotals& t : totals) *block_totals++ = t.weight;
 }
 
 }  // namespace sela

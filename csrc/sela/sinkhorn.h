@@ -33,6 +33,9 @@ struct SinkhornPass {
   const double* potential = nullptr;   ///< [cols], finite; rounded to float unless type is float64
   const float* row_weights = nullptr;  ///< [rows], finite, >= 0, or null: all 1.  0 takes the row out of all sums
   double largest_weight = 1.0;         ///< >= every row weight; fixes the resolution of the integer sums
+  /// Rows of the matrix that these are a part of, which also fixes it: the integer sums of parts can then be added.
+  /// 0: these are all.
+  int64_t rows_in_all = 0;
   /// [rows] log-sum-exp of an earlier pass (float, or double for float64), or null.  It saves the sweep for the row
   /// maximum; it need not be near: a row whose sum leaves the safe range is done again from its maximum.  NaN on the
   /// CPU: not known, this row's maximum is found first.
@@ -52,6 +55,7 @@ struct SinkhornSums {
 
 /// Value of one unit of the integer column sums: a power of two, such that no sum over `rows` rows overflows.
 double sinkhorn_resolution(int64_t rows, double largest_weight);
+double sinkhorn_resolution(const SinkhornPass& pass);  ///< of all the rows
 
 /// The reference that a pass goes by: none where the largest weight is so far from 1 (below 2e-8, above 1e17) that
 /// weight / sum can leave float's range for a sum that is in the safe range, 1e-20 to 1e30.
@@ -60,16 +64,22 @@ const void* sinkhorn_reference(const SinkhornPass& pass);
 /// The rows that a pass reads: every `every`-th block of kSinkhornRows rows, from the first one on.  Single blocks and
 /// not longer stretches, because images mostly come sorted by class.
 struct SinkhornSample {
-  int64_t every = 1;  ///< >= 1; 1 = all rows
+  int64_t every = 1;        ///< >= 1; 1 = all rows
+  int64_t first_block = 0;  ///< number of the first block of this part: blocks are counted over all parts
+
+  /// The first block of this part that is read, and how many of `blocks` are.
+  int64_t start() const { return (every - first_block % every) % every; }
+  int64_t count(int64_t blocks) const { return blocks > start() ? (blocks - start() + every - 1) / every : 0; }
 };
 
 /// One read of the logits on the CPU.  threads <= 0: all processors of this process.
 /// The result is the same, bit by bit, for any number of threads; it differs in rounding between instruction sets.
 /// lse and labels of rows outside `sample` are left as they are.  `candidates`, where not null, receives the entries
 /// that count, and changes no bit of the other results.
+/// `block_totals`, where not null: double [2, blocks read], objective, then weight, of each block that is read.
 /// Throws std::invalid_argument for sizes, strides, scales or weights out of range.
 void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa, SinkhornSample sample = {},
-                       Candidates* candidates = nullptr);
+                       Candidates* candidates = nullptr, double* block_totals = nullptr);
 
 /// Device memory that a pass on CUDA needs beside its arrays: totals in doubles, scratch in bytes.
 struct SinkhornWorkspace {

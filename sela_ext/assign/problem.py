@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.errors import DataError
-from sela_ext.kernels.sinkhorn import SinkhornSums, check_logits, on_cuda, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import check_logits, on_cuda, sinkhorn_pass
+from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -20,7 +20,8 @@ from sela_ext.kernels.newton import (
 )
 from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
 from sela_ext.kernels.self_check import RefusedDeviceWarning, Verdict, device_verdict
-from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import sinkhorn_pass
+from sela_ext.kernels.sinkhorn_sums import SinkhornSums, add_sums
 
 __all__ = [
     "PARAMETERS",
@@ -32,6 +33,7 @@ __all__ = [
     "Rounding",
     "SinkhornSums",
     "Verdict",
+    "add_sums",
     "augment",
     "augment_resident",
     "device_verdict",

@@ -23,11 +23,22 @@ class Candidates:
     def __init__(self, log_p: Vector, weights: npt.NDArray[np.float32] | None, level: float, limit: int) -> None:
         """Keep the entries of log_p [rows, K] above -level; rows of nothing but -inf have none."""
         self.rows, self.cols = log_p.shape
+        self.level, self.limit = level, limit
         mask = log_p > -level
         self.overflow = int(mask.sum()) > limit
         self._mask = np.zeros_like(mask) if self.overflow else mask
         self._log_p = log_p
         self._weights = np.empty(0, np.float32) if weights is None or self.overflow else weights
+        self.entries = int(self._mask.sum())
+
+    def append(self, other: Candidates) -> None:
+        """Add the rows of another part behind these."""
+        entries = self.entries + other.entries
+        self.overflow = self.overflow or other.overflow or entries > self.limit
+        self.rows += other.rows
+        self._mask = np.concatenate([self._mask, other._mask]) & (not self.overflow)
+        self._log_p = np.concatenate([self._log_p, other._log_p])
+        self._weights = np.concatenate([self._weights, other._weights])[: 0 if self.overflow else None]
         self.entries = int(self._mask.sum())
 
     def offsets(self) -> npt.NDArray[np.int64]:

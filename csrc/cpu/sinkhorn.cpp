@@ -79,6 +79,13 @@ void join(std::vector<KeptBlock>& blocks, Candidates& out, std::vector<Index>& c
   }
 }
 
+/// f(first row, number of rows) for every group of rows that is read, in order.
+template <class F>
+void for_groups(const SinkhornPass& pass, const SinkhornSample& sample, const F& f) {
+  const int64_t step = kSinkhornGroup * sample.every;
+  for (int64_t row = sample.start(0); row < pass.rows; row += step) f(row, std::min(kSinkhornGroup, pass.rows - row));
+}
+
 void check(const SinkhornPass& pass, const SinkhornSums& sums) {
   const auto refuse = [](const std::string& what) { throw std::invalid_argument("sinkhorn_pass: " + what); };
   if (pass.rows < 0 || pass.cols < 1 || pass.cols > std::numeric_limits<int32_t>::max() - kSinkhornChunk)
@@ -132,8 +139,7 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   if (candidates != nullptr && !(candidates->level > 0.0 && candidates->level <= largest_level))
     throw std::invalid_argument("sinkhorn_pass: expected a level of candidates in 0 .. " +
                                 std::to_string(largest_level) + " nats, found " + std::to_string(candidates->level));
-  const int64_t all_blocks = (pass.rows + kSinkhornRows - 1) / kSinkhornRows;
-  const int64_t start = sample.start(), blocks = sample.count(all_blocks);
+  const int64_t blocks = (pass.rows + kSinkhornRows - 1) / kSinkhornRows;
   const bool is_double = pass.type == LogitsType::float64;
 
   SinkhornTask task;
@@ -143,6 +149,7 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   task.padded = (pass.cols + kSinkhornChunk - 1) / kSinkhornChunk * kSinkhornChunk;
   task.units = 1.0 / sinkhorn_resolution(pass);
   task.labels = sums.labels != nullptr;
+  task.group_step = kSinkhornGroup * sample.every;
   const double inf = std::numeric_limits<double>::infinity();
   Aligned<float> potential(is_double ? 0 : task.padded);
   Aligned<double> potential64(is_double ? task.padded : 0);
@@ -178,6 +185,8 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   parallel_blocks(blocks, workers, [&](int64_t number, int worker) {
     SinkhornScratch scratch;
     Keeper keeper;
+    scratch.start = sample.start(number);
+    if (scratch.start >= kSinkhornRows) return;
     if (candidates != nullptr) keeper.room = candidates->limit - kept.load(std::memory_order_relaxed);
     if (candidates != nullptr && keeper.room >= 0) {
       scratch.keep = &Keeper::row;
@@ -195,7 +204,7 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
       scratch.terms = terms_float.get() + worker * terms;
       scratch.partial = partial_float.get() + worker * task.padded;
     }
-    totals[static_cast<size_t>(number)] = body(task, start + number * sample.every, scratch);
+    totals[static_cast<size_t>(number)] = body(task, number, scratch);
     if (scratch.keep != nullptr) {
       kept.fetch_add(keeper.count, std::memory_order_relaxed);
       keeper.block.columns.shrink_to_fit();
@@ -209,8 +218,8 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
     out.overflow = kept.load() > out.limit;
     out.cols = pass.cols;
     out.rows = 0;
-    for (int64_t b = 0; b < blocks; ++b)
-      out.rows += std::min(kSinkhornRows, pass.rows - (start + b * sample.every) * kSinkhornRows);
+    const auto count = [&](int64_t, int64_t rows) { out.rows += rows; };
+    for_groups(pass, sample, count);
     out.offsets.clear();
     out.narrow.clear();
     out.wide.clear();
@@ -221,12 +230,10 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
         join(kept_blocks, out, out.narrow);
       else
         join(kept_blocks, out, out.wide);
-      if (pass.row_weights != nullptr)
-        for (int64_t b = 0; b < blocks; ++b) {
-          const int64_t first = (start + b * sample.every) * kSinkhornRows;
-          const int64_t last = std::min(first + kSinkhornRows, pass.rows);
-          out.weights.insert(out.weights.end(), pass.row_weights + first, pass.row_weights + last);
-        }
+      const auto add_weights = [&](int64_t first, int64_t rows) {
+        out.weights.insert(out.weights.end(), pass.row_weights + first, pass.row_weights + first + rows);
+      };
+      if (pass.row_weights != nullptr) for_groups(pass, sample, add_weights);
     }
   }
 

@@ -330,7 +330,7 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
   const int64_t first = block * kSinkhornRows;
   const int64_t last = first + kSinkhornRows < pass.rows ? first + kSinkhornRows : pass.rows;
   const float scale = static_cast<float>(pass.scale), level = dead_level(cols);
-  const int64_t ahead = 4 * pass.stride * static_cast<int64_t>(sizeof(T));
+  const int64_t ahead = task.group_step * pass.stride * static_cast<int64_t>(sizeof(T));
   const float* g = task.potential;
   const float* reference = static_cast<const float*>(pass.reference);
   float* terms = static_cast<float*>(scratch.terms);
@@ -353,7 +353,7 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
     return writer.finish(row, exact, sum, label);
   };
 
-  for (int64_t i = first; i < last; i += 4) {
+  for (int64_t i = first + scratch.start; i < last; i += task.group_step) {
     const int64_t n = last - i < 4 ? last - i : 4;
     const T* x[4];
     float ref[4];
@@ -424,7 +424,8 @@ SinkhornBlockTotals block_double(const SinkhornTask& task, int64_t block, const 
   SinkhornBlockTotals totals;
   bool keeping = scratch.keep != nullptr;
 
-  for (int64_t i = first; i < last; ++i) {
+  for (int64_t i = first + scratch.start; i < last; ++i) {
+    if ((i - first - scratch.start) % task.group_step >= kSinkhornGroup) continue;
     const double* x = static_cast<const double*>(pass.logits) + i * pass.stride;
     double ref = reference != nullptr ? reference[i] : std::numeric_limits<double>::quiet_NaN(), sum = 0.0;
     int64_t label = -1;

@@ -12,6 +12,7 @@ constexpr int64_t kSinkhornChunk = 32;
 
 /// What a worker needs for one block of rows.  All arrays hold padded columns.
 struct SinkhornScratch {
+  int64_t start = 0;           ///< row of the block where reading begins, see SinkhornSample
   int64_t* columns = nullptr;  ///< integer column sums of this worker
   void* terms = nullptr;       ///< 4 rows of `terms_stride` float, or one row of double
   int64_t terms_stride = 0;
@@ -36,6 +37,7 @@ struct SinkhornTask {
   double units = 0.0;       ///< 1 / resolution
   double keep_above = 0.0;  ///< p of a candidate is larger
   bool labels = false;
+  int64_t group_step = 0;  ///< rows from one group that is read to the next
 };
 
 struct SinkhornBlockTotals {

@@ -61,22 +61,27 @@ double sinkhorn_resolution(const SinkhornPass& pass);  ///< of all the rows
 /// weight / sum can leave float's range for a sum that is in the safe range, 1e-20 to 1e30.
 const void* sinkhorn_reference(const SinkhornPass& pass);
 
-/// The rows that a pass reads: every `every`-th block of kSinkhornRows rows, from the first one on.  Single blocks and
-/// not longer stretches, because images mostly come sorted by class.
+/// Rows that a pass over a part of the rows reads together: as many as the dense form takes at once.
+constexpr int64_t kSinkhornGroup = 4;
+
+/// The rows that a pass reads: every `every`-th group of kSinkhornGroup rows, from the first one on.  Small groups,
+/// because images mostly come sorted by class, and all classes should be seen.
 struct SinkhornSample {
   int64_t every = 1;        ///< >= 1; 1 = all rows
-  int64_t first_block = 0;  ///< number of the first block of this part: blocks are counted over all parts
+  int64_t first_block = 0;  ///< number of the first block of this part: rows are counted over all parts
 
-  /// The first block of this part that is read, and how many of `blocks` are.
-  int64_t start() const { return (every - first_block % every) % every; }
-  int64_t count(int64_t blocks) const { return blocks > start() ? (blocks - start() + every - 1) / every : 0; }
+  /// Rows of a block of this part before the first one that is read; kSinkhornRows or more when there is none.
+  int64_t start(int64_t block) const {
+    const int64_t groups = (first_block + block) * (kSinkhornRows / kSinkhornGroup);
+    return (every - groups % every) % every * kSinkhornGroup;
+  }
 };
 
 /// One read of the logits on the CPU.  threads <= 0: all processors of this process.
 /// The result is the same, bit by bit, for any number of threads; it differs in rounding between instruction sets.
 /// lse and labels of rows outside `sample` are left as they are.  `candidates`, where not null, receives the entries
 /// that count, and changes no bit of the other results.
-/// `block_totals`, where not null: double [2, blocks read], objective, then weight, of each block that is read.
+/// `block_totals`, where not null: double [2, blocks], objective, then weight, of each block; 0 where none is read.
 /// Throws std::invalid_argument for sizes, strides, scales or weights out of range.
 void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa, SinkhornSample sample = {},
                        Candidates* candidates = nullptr, double* block_totals = nullptr);

@@ -120,10 +120,10 @@ def test_bad_rows_and_rows_of_weight_zero_have_no_candidates(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_nth_block_is_read_and_the_rest_keeps_its_reference(dtype):
+def test_every_nth_group_of_rows_is_read_and_the_rest_keeps_its_reference(dtype):
     logits, potential = case(1100, 65, dtype, 20.0)
-    for every in (2, 3, 8, 20):
-        read = (np.arange(1100) // 128) % every == 0
+    for every in (2, 3, 8, 45, 100):
+        read = (np.arange(1100) // 4) % every == 0
         expected = reference.sinkhorn_pass(logits, potential, scale=LAM, every=every, keep=16.0, want_labels=True)
         found = kernels.sinkhorn_pass(logits, potential, scale=LAM, every=every, keep=16.0, want_labels=True)
         alone = kernels.sinkhorn_pass(logits[read], potential, scale=LAM, keep=16.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.errors import DataError
-from sela_ext.kernels.sinkhorn import check_logits, on_cuda, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import SAMPLE_ROWS, check_logits, on_cuda, sinkhorn_pass
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # leaves out terms 26 nats below the row's sum.
 FAINT = 1e-9
 ROWS_AT_ONCE = 65_536
-BLOCK = 128  # rows that a pass over a part of the rows reads together, as the kernel has it
 # Below this many entries labels are computed in every pass: they cost next to nothing.
 SMALL = 10_000_000
 
@@ -116,12 +115,10 @@ class Problem:
         return potential.astype(np.float32).astype(np.float64)
 
     def rows_read(self, every: int) -> int:
-        """Rows in every so many blocks, beginning with the first."""
+        """Rows in every so many groups of rows, beginning with the first."""
         rows = int(self.logits.shape[0])
-        blocks = -(-rows // BLOCK)
-        read = -(-blocks // every)
-        last_is_read = (read - 1) * every == blocks - 1
-        return read * BLOCK - (blocks * BLOCK - rows if last_is_read else 0)
+        step = SAMPLE_ROWS * every
+        return rows // step * SAMPLE_ROWS + min(rows % step, SAMPLE_ROWS)
 
     def evaluate(
         self,
@@ -144,7 +141,7 @@ class Problem:
             keep: also return the entries with p > exp(-keep), see `sinkhorn_pass`.
             keep_per_row: unless there are more than so many per row.
             factor: of lambda; the history then names the lambda of the pass.
-            every: read every so many blocks of rows; the history then names the number of rows.
+            every: read every so many groups of rows; the history then names the number of rows.
             look: log_shares need not be exact for faint columns: no step is taken from here.
 
         Raises:
@@ -221,7 +218,7 @@ class Problem:
             block = self.logits[part][:, faint]
             block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
             numbers = np.arange(first, first + len(block))
-            good = ~np.isnan(lse[part]) & ((numbers // BLOCK) % every == 0)
+            good = ~np.isnan(lse[part]) & ((numbers // SAMPLE_ROWS) % every == 0)
             t = factor * self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
             total = np.logaddexp(total, np.logaddexp.reduce(t, axis=0, initial=-np.inf))
         self.passes += len(faint) / cols / every

@@ -32,6 +32,7 @@ _TWIN_ENTRIES = 1 << 24
 
 # Rows that are summed in floating point, from a multiple of this number on; from there on sums are integers.
 ROWS_TOGETHER = 128
+SAMPLE_ROWS = 4  # rows that a pass over a part of the rows (`every`) reads together
 
 _NUMPY_TYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 
@@ -127,12 +128,12 @@ def sinkhorn_pass(
         want_labels: also return labels.
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use ("generic", "avx2", "avx512"; for tests).
-        every: read only every so many blocks of 128 rows, beginning with the first; the sums are over the rows read,
-            the lse of others is that of `reference` (NaN without), their label -1. CPU only.
+        every: read only every so many groups of 4 rows, beginning with the first; the sums are over the rows read, the
+            lse of others is that of `reference` (NaN without), their label -1. CPU only.
         keep: also return the entries with p > exp(-keep), 0 < keep <= 24 nats (float64: 40). CPU only.
         keep_at_most: with more such entries than this none are returned (`candidates.overflow`).
         first_row: a multiple of 128: the logits are rows first_row, first_row + 1, ... of a larger matrix, whose other
-            parts begin at multiples of 128, too (see `add_sums`). `every` then counts the blocks of the matrix.
+            parts begin at multiples of 128, too (see `add_sums`). `every` then counts the groups of the matrix.
         rows_in_all: rows of that matrix. None: first_row + N.
         largest_weight: >= every row weight of that matrix. None: the largest one here.
 
@@ -255,8 +256,7 @@ def pass_on_cpu(
         lse = np.full(rows, np.nan, lse_type) if before is None else before.copy()
     labels = np.full(rows, -1, np.int32) if want_labels else None
     kept = None if keep is None else _core.Candidates(level=float(keep), limit=keep_at_most)
-    blocks = range(first_row // ROWS_TOGETHER, -(-(first_row + rows) // ROWS_TOGETHER))
-    totals = np.empty((2, sum(number % every == 0 for number in blocks)))
+    totals = np.empty((2, -(-rows // ROWS_TOGETHER)))
     *_, masked = _core.sinkhorn_pass_cpu(
         address,
         name,

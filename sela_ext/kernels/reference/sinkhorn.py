@@ -9,6 +9,7 @@ import torch
 from sela_ext.kernels.reference.newton import Candidates
 from sela_ext.kernels.sinkhorn import (
     ROWS_TOGETHER,
+    SAMPLE_ROWS,
     check_largest,
     check_logits,
     check_scale,
@@ -49,7 +50,7 @@ def sinkhorn_pass(
         want_labels: also return labels.
         threads: unused.
         isa: unused.
-        every: read every so many blocks of 128 rows.
+        every: read every so many groups of 4 rows.
         keep: nats, or None.
         keep_at_most: entries.
         first_row: a multiple of 128.
@@ -73,8 +74,8 @@ def sinkhorn_pass(
     limit = float(torch.finfo(torch.float64 if name == "float64" else torch.float32).max)
     bad = torch.isnan(t).any(1) | (t > limit).any(1) | (t < -limit).all(1)
     t = torch.where(bad[:, None], 0.0, t)
-    block = torch.arange(first_row, first_row + rows, device=x.device) // ROWS_TOGETHER
-    unread = block % every != 0
+    row = torch.arange(first_row, first_row + rows, device=x.device)
+    block, unread = row // ROWS_TOGETHER, row // SAMPLE_ROWS % every != 0
     w = torch.where(bad | unread, 0.0, w.double().to(x.device))
     lse = t.logsumexp(1)
     column_sums = (w[:, None] * (t - lse[:, None]).exp()).sum(0)

@@ -26,8 +26,7 @@ class Evaluator {
       : rows_(rows), ratio_(ratio), cols_(rows.cols()), pieces_(static_cast<int64_t>(rows.pieces().size()) - 1) {
     threads_ = rows.entries() < kSerialEntries ? 1 : (threads > 0 ? threads : available_threads());
     threads_ = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads_, pieces_)));
-    columns_.resize(static_cast<size_t>(pieces_ * cols_));
-    diagonal_.resize(static_cast<size_t>(pieces_ * cols_));
+    pairs_.resize(static_cast<size_t>(2 * pieces_ * cols_));
     objective_.resize(static_cast<size_t>(pieces_));
     terms_.resize(static_cast<size_t>(threads_ * (kNewtonBatch + cols_ + 16)));
     sums_body_ = &generic::newton_rows_sums;
@@ -48,18 +47,21 @@ class Evaluator {
     NewtonTask task = make_task(plan);
     task.d = d;
     parallel_blocks(pieces_, threads_, [&](int64_t piece, int worker) {
-      double* columns = &columns_[static_cast<size_t>(piece * cols_)];
-      double* diagonal = &diagonal_[static_cast<size_t>(piece * cols_)];
-      std::fill_n(columns, cols_, 0.0);
-      std::fill_n(diagonal, cols_, 0.0);
+      double* pairs = &pairs_[static_cast<size_t>(2 * piece * cols_)];
+      std::fill_n(pairs, 2 * cols_, 0.0);
       objective_[static_cast<size_t>(piece)] =
           sums_body_(task, rows_.pieces()[static_cast<size_t>(piece)], rows_.pieces()[static_cast<size_t>(piece) + 1],
-                     &terms_[static_cast<size_t>(worker * (kNewtonBatch + cols_ + 16))], columns, diagonal);
+                     &terms_[static_cast<size_t>(worker * (kNewtonBatch + cols_ + 16))], pairs);
     });
     out.columns = rows_.counts();
     out.diagonal.assign(static_cast<size_t>(cols_), 0.0);
-    add_pieces(columns_, out.columns.data());
-    add_pieces(diagonal_, out.diagonal.data());
+    for (int64_t piece = 0; piece < pieces_; ++piece) {
+      const double* pairs = &pairs_[static_cast<size_t>(2 * piece * cols_)];
+      for (int64_t j = 0; j < cols_; ++j) {
+        out.columns[static_cast<size_t>(j)] += pairs[2 * j];
+        out.diagonal[static_cast<size_t>(j)] += pairs[2 * j + 1];
+      }
+    }
     out.objective = 0.0;
     for (const double part : objective_) out.objective += part;
     for (int64_t j = 0; j < cols_; ++j) out.objective += rows_.counts()[static_cast<size_t>(j)] * d[j];
@@ -68,13 +70,16 @@ class Evaluator {
   void product(const float* plan, const double* x, double* out) {
     const NewtonTask task = make_task(const_cast<float*>(plan));
     parallel_blocks(pieces_, threads_, [&](int64_t piece, int) {
-      double* columns = &columns_[static_cast<size_t>(piece * cols_)];
+      double* columns = &pairs_[static_cast<size_t>(piece * cols_)];
       std::fill_n(columns, cols_, 0.0);
       product_body_(task, rows_.pieces()[static_cast<size_t>(piece)], rows_.pieces()[static_cast<size_t>(piece) + 1], x,
                     columns);
     });
     std::fill_n(out, cols_, 0.0);
-    add_pieces(columns_, out);
+    for (int64_t piece = 0; piece < pieces_; ++piece) {
+      const double* part = &pairs_[static_cast<size_t>(piece * cols_)];
+      for (int64_t j = 0; j < cols_; ++j) out[j] += part[j];
+    }
   }
 
  private:
@@ -90,19 +95,13 @@ class Evaluator {
     return task;
   }
 
-  void add_pieces(const std::vector<double>& parts, double* out) const {
-    for (int64_t piece = 0; piece < pieces_; ++piece) {
-      const double* part = &parts[static_cast<size_t>(piece * cols_)];
-      for (int64_t j = 0; j < cols_; ++j) out[j] += part[j];
-    }
-  }
-
   const NewtonRows& rows_;
   double ratio_;
   int64_t cols_, pieces_;
   int threads_ = 1;
-  std::vector<double> columns_, diagonal_, objective_, terms_;
-  double (*sums_body_)(const NewtonTask&, int64_t, int64_t, double*, double*, double*);
+  std::vector<double> pairs_;  // [pieces, cols, 2] for sums; its first half, [pieces, cols], for products
+  std::vector<double> objective_, terms_;
+  double (*sums_body_)(const NewtonTask&, int64_t, int64_t, double*, double*);
   void (*product_body_)(const NewtonTask&, int64_t, int64_t, const double*, double*);
 };
 

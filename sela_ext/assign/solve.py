@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sela_ext.assign.anderson import solve_anderson
+from sela_ext.assign.anderson import parts_of, solve_anderson
 from sela_ext.assign.balance import balance_exactly
 from sela_ext.assign.marginals import cluster_shares
 from sela_ext.assign.newton import choose_method, solve_newton
@@ -153,7 +153,7 @@ def assign(
         elif method == "anderson" and isinstance(problem, RelaxedProblem) and problem.bounds is not None:
             final = solve_bounded(problem, potential)
         elif method == "anderson":
-            final = solve_anderson(problem, potential, first)
+            final = solve_anderson(problem, potential, first, parts_of(problem) if start is None else ())
         else:
             final = solve_sinkhorn(problem, potential)
         converged = final.error <= tol

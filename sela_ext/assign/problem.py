@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.marginals import EMPTY
 from sela_ext.errors import DataError
 from sela_ext.kernels.sinkhorn import SAMPLE_ROWS, check_logits, on_cuda, sinkhorn_pass
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
@@ -56,8 +57,9 @@ class Evaluation:
 
     def sinkhorn_step(self, target: Vector) -> Vector:
         """Return log b - log col: what one Sinkhorn iteration adds to the potential; 0 for impossible columns."""
-        possible = self.log_shares > -np.inf
-        return np.subtract(np.log(target), self.log_shares, out=np.zeros(len(target)), where=possible)
+        moving = (self.log_shares > -np.inf) & (target > 0)
+        log_target = np.log(target, out=np.zeros(len(target)), where=moving)
+        return np.subtract(log_target, self.log_shares, out=np.zeros(len(target)), where=moving)
 
 
 @dataclass
@@ -109,7 +111,11 @@ class Problem:
         return check_logits(self.logits)
 
     def rounded(self, potential: Vector) -> Vector:
-        """The potential as the kernel will see it: float32 numbers unless the logits are float64."""
+        """The potential as the kernel will see it: float32 numbers unless the logits are float64.
+
+        That of clusters which are to get nothing is pinned far below all others.
+        """
+        potential = np.where(self.target > 0, potential, EMPTY)
         if check_logits(self.logits) == "float64":
             return potential.astype(np.float64)
         return potential.astype(np.float32).astype(np.float64)
@@ -156,7 +162,8 @@ class Problem:
         read = self.rows_read(every)
         reference = self._reference
         if reference is not None and factor != self._reference_factor:
-            reference = reference * (factor / self._reference_factor)  # exact where one entry has all of a row
+            with np.errstate(over="ignore"):  # exact where one entry has all of a row
+                reference = reference * (factor / self._reference_factor)
         sums = sinkhorn_pass(
             self.logits,
             potential,

@@ -65,7 +65,8 @@ def assign(
             "anderson" (accelerated Sinkhorn, for smooth ones), "sinkhorn" (plain), or "auto": newton or anderson, as
             the number of entries per row says; `reason` in the result says why.
         storage: "auto" or "float32": the logits are read as they are.
-        marginals: [K] positive sizes or shares of the clusters; None: equal.
+        marginals: [K] sizes or shares of the clusters; None: equal. A cluster of share 0 stays empty, at a potential of
+            -1e37; not with relax, size_bounds or stop="official", where all must be positive.
         relax: rho > 0: the clusters' shares need not be met, but their divergence costs lambda rho KL(shares | b): a
             large rho is strict, a small one lets the images choose. Then `error` is the distance to the shares that
             the optimum has at this potential, and the potential has no free constant.
@@ -120,7 +121,7 @@ def assign(
         max_passes = MAX_PASSES[stop]
     if isinstance(max_passes, bool) or not isinstance(max_passes, (int, np.integer)) or not 1 <= max_passes <= 10**9:
         raise OptionError(f"max_passes: expected an integer in 1 .. 1e9, found {max_passes!r}")
-    target = cluster_shares(marginals, cols)
+    target = cluster_shares(marginals, cols, empty=not relaxed and stop == "l1")
     weights = None if row_weights is None else check_weights(row_weights, rows)
     if weights is not None and not float(weights.sum()) > 0:
         raise OptionError("row_weights: expected at least one number > 0, found only zeros")
@@ -163,6 +164,7 @@ def assign(
         target = np.maximum(final.shares, 1e-300)
 
     labels = _numpy(final.sums.labels)
+    labels = np.where((labels >= 0) & (target[labels] == 0), -1, labels)  # nothing else is possible for these
     sizes = np.bincount(labels[labels >= 0], minlength=cols)
     ties = 0
     balanced = None
@@ -175,7 +177,7 @@ def assign(
         labels = labels.copy()
         ties = break_ties(problem.logits, labels, final.potential, lam, target)
         sizes = np.bincount(labels[labels >= 0], minlength=cols)
-    warn_if_unbalanced(sizes, np.flatnonzero(final.log_shares == -np.inf), target, converged)
+    warn_if_unbalanced(sizes, np.flatnonzero((final.log_shares == -np.inf) & (target > 0)), target, converged)
 
     return Assignment(
         labels=_like(logits, labels),

@@ -16,6 +16,8 @@ from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from sela_ext.kernels.newton import ColumnLaw
+
     Vector = npt.NDArray[np.float64]
 
 # Columns that receive less than this part of their share are summed again, exactly and in the log domain: the pass
@@ -231,6 +233,14 @@ class Problem:
         self.passes += len(faint) / cols / every
         log_shares[faint] = total - np.log(sums.weight)
         return log_shares
+
+    def scaled(self, potential: Vector, ratio: float) -> Vector:
+        """The potential that stands for the same prices at another lambda, `ratio` times as large."""
+        return potential * ratio
+
+    def column_law(self, potential: Vector, factor: float, weight: float) -> ColumnLaw | None:
+        """What a potential at factor * lambda asks of the columns of rows of this weight; None: their target."""
+        return None
 
     def centred(self, potential: Vector) -> Vector:
         """The potential shifted so that sum_k b_k g_k = 0: it is defined up to a constant."""

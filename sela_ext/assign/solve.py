@@ -22,6 +22,7 @@ from sela_ext.kernels.sinkhorn import backend_of, check_logits, check_vector, ch
 
 METHODS = ("auto", "newton", "anderson", "sinkhorn")
 MAX_PASSES = {"l1": 1000, "official": 10_000}
+WEAK = 1.0  # lambda rho below which iterations on relaxed columns shrink the error to a half or less each
 
 
 def assign(
@@ -113,8 +114,6 @@ def assign(
     relaxed = relax is not None or size_bounds is not None
     if relaxed and (stop == "official" or balance == "exact"):
         raise OptionError('relax, size_bounds: expected stop "l1" and balance "argmax" with them')
-    if relaxed and method == "newton":
-        raise OptionError('relax, size_bounds: expected method "auto", "anderson" or "sinkhorn" with them')
     lam = _number("lam", lam, 1e-6, 1e6)
     tol = _number("tol", tol, 0.0, 2.0)
     if max_passes is None:
@@ -128,9 +127,10 @@ def assign(
 
     problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol)
     reason = f'method="{method}" was asked for'
+    warm = start is not None
     if relaxed:
         problem = relaxed_problem(problem, relax, size_bounds)
-        start = np.log(target) if start is None else start
+        start = start if warm else np.log(target)
     if stop == "official":
         if method not in ("auto", "sinkhorn") or start is not None:
             raise OptionError('stop="official": expected method "auto" or "sinkhorn" and no start; use stop="l1"')
@@ -144,17 +144,17 @@ def assign(
                 'method: "newton" needs logits on the CPU, found CUDA; use "anderson" or "auto", or pass logits.cpu()'
             )
         potential, first = _start_potential(start, cols), None
-        if method == "auto" and relaxed:
-            method, reason = "anderson", "newton does not take relax or size_bounds"
+        if method == "auto" and relax is not None and lam * relax < WEAK:
+            method, reason = "anderson", f"a weak pull: lam * relax is below {WEAK:g}"
         elif method == "auto":
-            method, reason, first = choose_method(problem, potential, warm=start is not None)
+            method, reason, first = choose_method(problem, potential, warm=warm)
         if method == "newton":
-            final, given_up = solve_newton(problem, potential, warm=start is not None, first=first)
+            final, given_up = solve_newton(problem, potential, warm=warm, first=first)
             reason += given_up
         elif method == "anderson" and isinstance(problem, RelaxedProblem) and problem.bounds is not None:
             final = solve_bounded(problem, potential)
         elif method == "anderson":
-            final = solve_anderson(problem, potential, first, parts_of(problem) if start is None else ())
+            final = solve_anderson(problem, potential, first, () if warm else parts_of(problem))
         else:
             final = solve_sinkhorn(problem, potential)
         converged = final.error <= tol

@@ -10,6 +10,7 @@ from typing import Any
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
 from sela_ext.kernels.augment_resident import augment_resident
 from sela_ext.kernels.newton import (
+    ColumnLaw,
     NewtonSolution,
     NewtonSums,
     newton_product,
@@ -27,6 +28,7 @@ __all__ = [
     "PARAMETERS",
     "Augment",
     "Candidates",
+    "ColumnLaw",
     "NewtonSolution",
     "NewtonSums",
     "RefusedDeviceWarning",

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.sources import logits_pass, on_cuda, rows_of
 from sela_ext.errors import DataError
-from sela_ext.kernels.sinkhorn import check_logits, on_cuda, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import check_logits
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 # Columns that receive less than this part of their share are summed again, exactly and in the log domain: the pass
 # leaves out terms 26 nats below the row's sum.
 FAINT = 1e-9
-ROWS_AT_ONCE = 65_536
 BLOCK = 128  # rows that a pass over a part of the rows reads together, as the kernel has it
 # Below this many entries labels are computed in every pass: they cost next to nothing.
 SMALL = 10_000_000
@@ -160,7 +160,7 @@ class Problem:
         reference = self._reference
         if reference is not None and factor != self._reference_factor:
             reference = reference * (factor / self._reference_factor)  # exact where one entry has all of a row
-        sums = sinkhorn_pass(
+        sums = logits_pass(
             self.logits,
             potential,
             scale=self.lam * factor,
@@ -216,12 +216,8 @@ class Problem:
         lse = np.asarray(sums.lse.cpu().numpy() if hasattr(sums.lse, "cpu") else sums.lse, np.float64)
         with np.errstate(divide="ignore"):
             log_weights = np.zeros(rows) if self.row_weights is None else np.log(np.float64(self.row_weights))
-        for first in range(0, rows, ROWS_AT_ONCE):
-            part = slice(first, first + ROWS_AT_ONCE)
-            block = self.logits[part][:, faint]
-            block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
-            numbers = np.arange(first, first + len(block))
-            good = ~np.isnan(lse[part]) & ((numbers // BLOCK) % every == 0)
+        for part, block in rows_of(self.logits, columns=faint, every=every):
+            good = ~np.isnan(lse[part])
             t = factor * self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
             total = np.logaddexp(total, np.logaddexp.reduce(t, axis=0, initial=-np.inf))
         self.passes += len(faint) / cols / every

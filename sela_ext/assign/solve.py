@@ -16,9 +16,10 @@ from sela_ext.assign.problem import Problem
 from sela_ext.assign.relaxed import RelaxedProblem, relaxed_problem, solve_bounded
 from sela_ext.assign.result import Assignment
 from sela_ext.assign.sinkhorn import solve_sinkhorn
+from sela_ext.assign.sources import backend_of, model_of
 from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
 from sela_ext.errors import DataError, OptionError
-from sela_ext.kernels.sinkhorn import backend_of, check_logits, check_vector, check_weights
+from sela_ext.kernels.sinkhorn import check_logits, check_vector, check_weights
 
 METHODS = ("auto", "newton", "anderson", "sinkhorn")
 MAX_PASSES = {"l1": 1000, "official": 10_000}
@@ -162,6 +163,7 @@ def assign(
     if relaxed:  # the clusters' shares are what came out
         target = np.maximum(final.shares, 1e-300)
 
+    model = model_of(logits)
     labels = _numpy(final.sums.labels)
     sizes = np.bincount(labels[labels >= 0], minlength=cols)
     ties = 0
@@ -178,12 +180,12 @@ def assign(
     warn_if_unbalanced(sizes, np.flatnonzero(final.log_shares == -np.inf), target, converged)
 
     return Assignment(
-        labels=_like(logits, labels),
-        potential=_like(logits, problem.centred(final.potential) if stop == "official" else final.potential),
+        labels=_like(model, labels),
+        potential=_like(model, problem.centred(final.potential) if stop == "official" else final.potential),
         error=final.error,
         converged=converged,
         passes=problem.passes,
-        sizes=_like(logits, sizes.astype(np.int64)),
+        sizes=_like(model, sizes.astype(np.int64)),
         objective=final.objective,
         seconds=problem.seconds,
         backend=backend_of(problem.logits),
@@ -194,7 +196,7 @@ def assign(
         ties=ties,
         lam=float(np.float32(lam)) if name != "float64" and stop != "official" else lam,
         gap=None if balanced is None else balanced.gap,
-        prices=None if balanced is None else _like(logits, balanced.prices),
+        prices=None if balanced is None else _like(model, balanced.prices),
     )
 
 
@@ -224,10 +226,10 @@ def _numpy(value: Any) -> Any:
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
-def _like(logits: Any, value: Any) -> Any:
+def _like(model: Any, value: Any) -> Any:
     """A numpy result in the kind, and on the device, of the logits."""
-    if not hasattr(logits, "detach"):
+    if not hasattr(model, "detach"):
         return value
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(value)).to(logits.device)
+    return torch.from_numpy(np.ascontiguousarray(value)).to(model.device)

@@ -69,9 +69,9 @@ class FeatureLogits:
     def __init__(self, features: Any, weight: Any, bias: Any = None, *, normalize: bool = False) -> None:
         import torch
 
-        shape = getattr(features, "shape", ())
+        shape: tuple[int, ...] = tuple(getattr(features, "shape", ()))
         if len(shape) != 2 or shape[1] < 1:
-            found = f"shape {tuple(shape)}" if shape else type(features).__name__
+            found = f"shape {shape}" if shape else type(features).__name__
             raise DataError(f"features: expected a numpy or torch array [N, D], found {found}")
         name = str(getattr(features.dtype, "name", features.dtype)).removeprefix("torch.")
         if name not in ("float32", "float16", "bfloat16"):

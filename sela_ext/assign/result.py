@@ -28,10 +28,11 @@ class Assignment:
         backend: "cpu-avx512", "cpu-avx2", "cpu-generic", "cuda", or "torch" on a CUDA device whose kernels are not used
             (see `sela_ext.kernels.device_verdict`).
         method: "sinkhorn", "anderson" or "newton": what "auto" became.
-        reason: why that method, in words; where Newton gave up and Anderson went on, that too.
+        reason: why that method, in words; where Newton gave up and Anderson went on, that too; and why that storage.
         history: per pass a dict of passes, error, objective, seconds (and row_error for the official rule). Newton's
             passes at a smaller lambda, or over a part of the rows, name their lam and rows; their error is the one
-            there.
+            there. Passes over a 16-bit copy name their bits; their error is that of the copy.
+        storage: "fixed16", "float16" or "bfloat16" where the solve worked on such a copy; else the type of the logits.
         masked: number of masked rows.
         ties: rows whose label was chosen among equal scores to balance the clusters (0 on ordinary data).
         lam: lambda.
@@ -53,6 +54,7 @@ class Assignment:
     method: str
     reason: str
     history: tuple[dict[str, float], ...]
+    storage: str
     masked: int
     ties: int
     lam: float

@@ -12,6 +12,7 @@ import numpy as np
 
 from sela_ext.assign.features import FeatureLogits
 from sela_ext.assign.mapped import MappedRows
+from sela_ext.kernels.logits import StoredLogits
 from sela_ext.kernels.rounding import Candidates, check_search, find_candidates
 from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, check_largest, sinkhorn_pass
 from sela_ext.kernels.sinkhorn import backend_of as backend_of_array
@@ -40,7 +41,7 @@ def model_of(logits: Any) -> Any:
     """The array whose kind and device results take."""
     if isinstance(logits, FeatureLogits):
         return logits.weight if logits.on_cuda else logits.features
-    return logits
+    return logits.values if isinstance(logits, StoredLogits) else logits
 
 
 def logits_pass(
@@ -72,7 +73,7 @@ def logits_pass(
         "rows_in_all": first_row + int(logits.shape[0]) if rows_in_all is None else rows_in_all,
     }
     computed = logits if isinstance(logits, FeatureLogits) else None
-    mapped = None if computed is not None or on_cuda(logits) else _mapped(logits)
+    mapped = None if computed is not None else _mapped(logits)
     if computed is None and mapped is None:
         return sinkhorn_pass(
             logits,
@@ -103,8 +104,7 @@ def logits_pass(
         )
 
     if computed is None:
-        assert mapped is not None
-        for first, block in _parts(logits, mapped):
+        for first, block in array_parts(logits):
             joined.add(first, len(block), part_of(first, block, threads))
     elif computed.on_cuda:
         return add_sums(list(computed.tiles(lambda first, block: part_of(first, block, 1))))
@@ -147,9 +147,9 @@ class _Joined:
     def add(self, first: int, count: int, sums: SinkhornSums) -> None:
         """Add a part that begins at a row."""
         part = slice(first, first + count)
-        self.lse[part] = sums.lse
+        self.lse[part] = np.asarray(sums.lse)
         if self.labels is not None:
-            self.labels[part] = sums.labels
+            self.labels[part] = np.asarray(sums.labels)
         self.exact = sums.exact if self.exact is None else self.exact + sums.exact
         if self.candidates is None:
             self.candidates = sums.candidates
@@ -176,12 +176,21 @@ class _Joined:
 
 def _mapped(logits: Any) -> MappedRows | None:
     """The map behind an array of more than one part."""
+    if isinstance(logits, StoredLogits) or on_cuda(logits):
+        return None
     mapped = MappedRows.find(logits, "logits")
     return mapped if mapped is not None and len(logits) > mapped.part_rows else None
 
 
-def _parts(logits: Any, mapped: MappedRows) -> Iterator[tuple[int, Any]]:
-    """Parts of a mapped array, from the first to the last; each is asked for while the one before is worked on."""
+def array_parts(logits: Any) -> Iterator[tuple[int, Any]]:
+    """An array, or the parts of a mapped one: first row and rows, from the first to the last.
+
+    Each part is asked for while the one before is worked on, and need not stay resident when that is done.
+    """
+    mapped = _mapped(logits)
+    if mapped is None:
+        yield 0, logits
+        return
     step = mapped.part_rows
     for first in range(0, len(logits), step):
         mapped.ahead(first + step, first + 2 * step)
@@ -203,6 +212,7 @@ def rows_of(logits: Any, *, columns: Any, every: int = 1) -> Iterator[tuple[Any,
     rows = int(logits.shape[0])
     mapped = None if isinstance(logits, FeatureLogits) or on_cuda(logits) else _mapped(logits)
     step = ROWS_TOGETHER * max(1, ENTRIES_AT_ONCE // (ROWS_TOGETHER * max(1, len(columns))))
+    mapped = None if isinstance(logits, FeatureLogits) else _mapped(logits)
     if mapped is not None:
         step = min(step, mapped.part_rows)
     for first in range(0, rows, step * every):
@@ -213,6 +223,9 @@ def rows_of(logits: Any, *, columns: Any, every: int = 1) -> Iterator[tuple[Any,
             where = where[(where // ROWS_TOGETHER) % every == 0]
         if isinstance(logits, FeatureLogits):
             block = logits[where, columns]
+        elif isinstance(logits, StoredLogits):
+            block = logits.decoded(first, last, columns)
+            block = block if every == 1 else block[where - first]
         elif every > 1 and not hasattr(logits, "detach"):
             block = logits[where[:, None], columns]
         else:

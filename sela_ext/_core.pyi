@@ -234,8 +234,25 @@ def sinkhorn_pass_cpu(
     first_row: int = 0,
     rows_in_all: int = 0,
     totals: int = 0,
+    maxima: int = 0,
+    maxima_scale: float = 0.0,
 ) -> tuple[float, float, int]:
     """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
+
+def store_logits_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    kind: str,
+    lam: float,
+    values: int,
+    maxima: int,
+    threads: int,
+    isa: str,
+) -> int:
+    """Logits to 16 bits, by addresses; returns how many finite entries were stored as -inf."""
 
 def sinkhorn_workspace_cuda(rows: int, cols: int, type: str) -> tuple[int, int]:
     """Device memory of a pass on CUDA beside its arrays: doubles of totals, bytes of scratch."""

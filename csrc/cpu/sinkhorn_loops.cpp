@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/simd.h"
 #include "cpu/simd_double.h"
@@ -304,8 +305,12 @@ struct RowWriter {
   const SinkhornTask& task;
   SinkhornBlockTotals& totals;
 
+  /// What lse has more than the log-sum-exp of the row as it is stored.
+  double shift(int64_t row) const {
+    return task.pass.maxima != nullptr ? task.pass.maxima_scale * static_cast<double>(task.pass.maxima[row]) : 0.0;
+  }
   float finish(int64_t row, double ref, float sum, int32_t label) const {
-    const double lse = ref + std::log(static_cast<double>(sum));
+    const double lse = shift(row) + (ref + std::log(static_cast<double>(sum)));
     if (task.out.lse != nullptr) static_cast<float*>(task.out.lse)[row] = static_cast<float>(lse);
     if (task.labels) task.out.labels[row] = label;
     const float weight = task.pass.row_weights != nullptr ? task.pass.row_weights[row] : 1.0f;
@@ -329,7 +334,8 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
   const int64_t cols = pass.cols, stride = scratch.terms_stride;
   const int64_t first = block * kSinkhornRows;
   const int64_t last = first + kSinkhornRows < pass.rows ? first + kSinkhornRows : pass.rows;
-  const float scale = static_cast<float>(pass.scale), level = dead_level(cols);
+  constexpr bool kFixed = std::is_same_v<T, fixed_bits>;  // holds the distance from the row maximum
+  const float scale = static_cast<float>(kFixed ? -pass.scale : pass.scale), level = dead_level(cols);
   const int64_t ahead = task.group_step * pass.stride * static_cast<int64_t>(sizeof(T));
   const float* g = task.potential;
   const float* reference = static_cast<const float*>(pass.reference);
@@ -361,8 +367,10 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
     bool together = n == 4;
     for (int64_t q = 0; q < n; ++q) {
       x[q] = static_cast<const T*>(pass.logits) + (i + q) * pass.stride;
-      const bool known = reference != nullptr && reference[i + q] == reference[i + q];
-      ref[q] = known ? reference[i + q] : row_maximum(x[q], cols, g, scale);
+      ref[q] = std::numeric_limits<float>::quiet_NaN();
+      if (reference != nullptr)
+        ref[q] = static_cast<float>(static_cast<double>(reference[i + q]) - writer.shift(i + q));
+      if (!(ref[q] == ref[q])) ref[q] = row_maximum(x[q], cols, g, scale);
       dense[q] = cols < kProbeColumns || looks_dense(x[q], ref[q], cols, g, scale, level);
       together = together && dense[q];
     }
@@ -506,6 +514,8 @@ SinkhornBlockTotals sinkhorn_block(const SinkhornTask& task, int64_t block, cons
       return block_of<half_bits>(task, block, scratch);
     case LogitsType::bfloat16:
       return block_of<bfloat_bits>(task, block, scratch);
+    case LogitsType::fixed16:
+      return block_of<fixed_bits>(task, block, scratch);
     default:
       return block_of<float>(task, block, scratch);
   }

@@ -7,7 +7,8 @@
 namespace sela {
 
 /// Storage type of the logits.  Arithmetic is in double for float64 and in float for the others.
-enum class LogitsType { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 };
+/// fixed16 (sela/logits.h; CPU only): uint16 q stands for the logit -q, kFixedImpossible for -inf.
+enum class LogitsType { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3, fixed16 = 4 };
 
 /// Rows per block: sums over rows are in floating point inside a block, and blocks start at multiples of this, so the
 /// bits of all results depend on neither threads nor scheduling.
@@ -29,6 +30,10 @@ struct SinkhornPass {
   int64_t cols = 0;
   int64_t stride = 0;  ///< elements from one row to the next, >= cols
   double scale = 1.0;  ///< > 0, finite; rounded to float unless type is float64
+  /// [rows] what was subtracted from the rows before they were stored (sela/logits.h), or null.  lse, also that of
+  /// `reference`, is that of the rows before: maxima_scale * maxima[i] larger.  Not for float64.
+  const float* maxima = nullptr;
+  double maxima_scale = 0.0;
 
   const double* potential = nullptr;   ///< [cols], finite; rounded to float unless type is float64
   const float* row_weights = nullptr;  ///< [rows], finite, >= 0, or null: all 1.  0 takes the row out of all sums

@@ -9,6 +9,7 @@ from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
 from sela_ext.kernels.augment_resident import augment_resident
+from sela_ext.kernels.logits import StoredLogits, empty_stored, store_logits
 from sela_ext.kernels.newton import (
     NewtonSolution,
     NewtonSums,
@@ -32,11 +33,13 @@ __all__ = [
     "RefusedDeviceWarning",
     "Rounding",
     "SinkhornSums",
+    "StoredLogits",
     "Verdict",
     "add_sums",
     "augment",
     "augment_resident",
     "device_verdict",
+    "empty_stored",
     "find_candidates",
     "newton_product",
     "newton_prune",
@@ -47,6 +50,7 @@ __all__ = [
     "sample_parameters",
     "sinkhorn_pass",
     "smooth_prices",
+    "store_logits",
 ]
 
 

@@ -15,9 +15,10 @@ from sela_ext.assign.official import solve_official
 from sela_ext.assign.problem import Problem
 from sela_ext.assign.relaxed import RelaxedProblem, relaxed_problem, solve_bounded
 from sela_ext.assign.result import Assignment
+from sela_ext.assign.shards import RankShard, Shard
 from sela_ext.assign.sinkhorn import solve_sinkhorn
 from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
-from sela_ext.errors import DataError, OptionError
+from sela_ext.errors import OptionError
 from sela_ext.kernels.sinkhorn import backend_of, check_logits, check_vector, check_weights
 
 METHODS = ("auto", "newton", "anderson", "sinkhorn")
@@ -80,7 +81,11 @@ def assign(
             other labels have these sizes, with an UnbalancedLabelsWarning.
         stop: "l1", or "official": the rule of the authors' code, in float64 from the log-softmax (N x K float64
             numbers in memory; plain Sinkhorn, no start, tol unused).
-        group: not available in this version.
+        group: a torch.distributed process group, or True for the default one: the logits and row_weights are the rows
+            of this rank, consecutive parts of the matrix in the order of the ranks, cut by `shard_rows` (unevenly, too,
+            but at multiples of 128 rows; a shard may be empty). All ranks call with the same options. Labels are those
+            of this rank's rows; everything else is that of the whole matrix, with the bits that one process would get.
+            An error on one rank raises on all of them. See docs/scaling.md. Not with stop="official".
         threads: CPU threads, 0 for all. The labels do not depend on it.
 
     Returns:
@@ -89,6 +94,7 @@ def assign(
     Raises:
         OptionError: an unknown or unavailable option, or a value out of range.
         DataError: logits of a wrong shape or type, or without any usable row.
+        DistributedError: another rank of the group failed, died, or got out of step.
 
     Example:
         >>> import numpy as np, sela_ext
@@ -99,16 +105,51 @@ def assign(
 
     Source: SeLa, section 3.2, equations 3-7.
     """
+    with Shard() if group is None else RankShard(group) as shard:
+        return _assign(
+            logits,
+            lam,
+            tol,
+            max_passes,
+            method,
+            storage,
+            marginals,
+            relax,
+            size_bounds,
+            row_weights,
+            start,
+            balance,
+            stop,
+            threads,
+            shard,
+        )
+
+
+def _assign(
+    logits: Any,
+    lam: float,
+    tol: float,
+    max_passes: int | None,
+    method: str,
+    storage: str,
+    marginals: Any,
+    relax: Any,
+    size_bounds: Any,
+    row_weights: Any,
+    start: Any,
+    balance: str,
+    stop: str,
+    threads: int,
+    shard: Shard,
+) -> Assignment:
     name = check_logits(logits)
     rows, cols = (int(n) for n in logits.shape)
-    if rows == 0:
-        raise DataError(f"logits: expected at least one row, found shape (0, {cols})")
     _check_choice("method", method, METHODS)
     _check_choice("stop", stop, ("l1", "official"))
     _check_choice("balance", balance, ("argmax", "exact"))
     _check_choice("storage", storage, ("auto", "float32"), later=("float16", "bfloat16", "fixed16"))
-    if group is not None:
-        raise OptionError("group: not available in this version; leave it at None")
+    if stop == "official" and isinstance(shard, RankShard):
+        raise OptionError('group: expected stop "l1" with it, found "official", a rule for one process')
     relaxed = relax is not None or size_bounds is not None
     if relaxed and (stop == "official" or balance == "exact"):
         raise OptionError('relax, size_bounds: expected stop "l1" and balance "argmax" with them')
@@ -122,10 +163,25 @@ def assign(
         raise OptionError(f"max_passes: expected an integer in 1 .. 1e9, found {max_passes!r}")
     target = cluster_shares(marginals, cols)
     weights = None if row_weights is None else check_weights(row_weights, rows)
-    if weights is not None and not float(weights.sum()) > 0:
-        raise OptionError("row_weights: expected at least one number > 0, found only zeros")
+    shard.begin(
+        logits,
+        weights,
+        {
+            "lam": lam,
+            "tol": tol,
+            "max_passes": int(max_passes),
+            "method": method,
+            "storage": storage,
+            "marginals": target,
+            "relax": relax,
+            "size_bounds": size_bounds,
+            "start": start,
+            "balance": balance,
+            "stop": stop,
+        },
+    )
 
-    problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol)
+    problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol, shard)
     reason = f'method="{method}" was asked for'
     if relaxed:
         problem = relaxed_problem(problem, relax, size_bounds)
@@ -163,18 +219,18 @@ def assign(
         target = np.maximum(final.shares, 1e-300)
 
     labels = _numpy(final.sums.labels)
-    sizes = np.bincount(labels[labels >= 0], minlength=cols)
+    sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
     ties = 0
     balanced = None
     if balance == "exact":
         part = labels if weights is None else np.where(weights > 0, labels, -1).astype(np.int32)
         balanced = balance_exactly(problem, part, final.potential, final.log_shares == -np.inf)
         labels = np.where(part >= 0, balanced.labels, labels).astype(np.int32)
-        sizes = np.bincount(labels[labels >= 0], minlength=cols)
+        sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
     elif misplaced(sizes, target) > UNBALANCED:
         labels = labels.copy()
-        ties = break_ties(problem.logits, labels, final.potential, lam, target)
-        sizes = np.bincount(labels[labels >= 0], minlength=cols)
+        ties = break_ties(problem.logits, labels, final.potential, lam, target, shard)
+        sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
     warn_if_unbalanced(sizes, np.flatnonzero(final.log_shares == -np.inf), target, converged)
 
     return Assignment(

@@ -136,6 +136,7 @@ def check_bits(answers, one):
     """All ranks' answers are, bit for bit, what one process found."""
     for answer in answers:
         assert "error" not in answer, answer["trace"]
+        assert {category for category, *_ in answer["warnings"]} <= {"UnbalancedLabelsWarning"}, answer["warnings"]
     found = [answer["result"] for answer in answers]
     labels = np.concatenate([fields["labels"] for fields in found])
     np.testing.assert_array_equal(labels, np.asarray(one.labels), strict=True)

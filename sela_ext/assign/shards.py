@@ -299,10 +299,12 @@ class RankShard(Shard):
         import torch
         import torch.distributed as dist
 
+        # Newer versions of torch have another name for it, and warn of this one.
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         arrays = [np.ascontiguousarray(array) for array in arrays]
         lengths = torch.tensor([len(array) for array in arrays], dtype=torch.int64, device=self._device)
         everybody = torch.empty(self.ranks * len(arrays), dtype=torch.int64, device=self._device)
-        self._exchange(dist.all_gather_into_tensor, everybody, lengths)
+        self._exchange(all_gather, everybody, lengths)
         counts = everybody.cpu().numpy().reshape(self.ranks, len(arrays))
         row_bytes = [int(np.prod(array.shape[1:], dtype=np.int64)) * array.itemsize for array in arrays]
         # Each array begins at a multiple of 8 bytes.
@@ -317,7 +319,7 @@ class RankShard(Shard):
         sent = torch.from_numpy(mine).to(self._device)
         received = torch.empty(self.ranks * longest, dtype=torch.uint8, device=self._device)
         self._meet(f"room for {about}")  # nothing that could fail is left on any rank
-        self._exchange(dist.all_gather_into_tensor, received, sent)
+        self._exchange(all_gather, received, sent)
         memory = received.cpu().numpy().reshape(self.ranks, longest)
         parts = []
         for rank in range(self.ranks):

@@ -1,12 +1,14 @@
 """One rank of the pool that test_group.py starts: reads pickled jobs from stdin, writes pickled answers to stdout."""
 
 import contextlib
+import importlib.util
 import os
 import pickle
 import sys
 import traceback
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -45,6 +47,26 @@ def planted(problem, fault):
     return patch.object(problem.Problem, "rounded", rounded)
 
 
+@contextlib.contextmanager
+def card_of(job):
+    """Makes tensors live on a CUDA device that the host plays."""
+    if not job.get("card"):
+        yield
+        return
+    from sela_ext.kernels import device, sinkhorn
+
+    path = Path(__file__).parents[1] / "played_card.py"
+    spec = importlib.util.spec_from_file_location("played_card", path)
+    played = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(played)
+    card = played.HostCard(played.HostCore())
+    with (
+        patch.object(device, "_usable", {card.place: card}),
+        patch.object(sinkhorn, "cuda_place", lambda _: card.place),
+    ):
+        yield
+
+
 def solve(job, group):
     import torch
 
@@ -54,7 +76,8 @@ def solve(job, group):
     logits = job["logits"]
     if job.get("torch"):
         logits = torch.from_numpy(logits).to(getattr(torch, job["torch"]))
-    with patch.object(problem, "AT_ONCE", job.get("at_once", problem.AT_ONCE)), planted(problem, job.get("fault")):
+    at_once = job.get("at_once", problem.AT_ONCE)
+    with patch.object(problem, "AT_ONCE", at_once), planted(problem, job.get("fault")), card_of(job):
         found = sela_ext.assign(logits, group=group, threads=1, **job["options"])
     fields = dict(vars(found))
     for name in ("labels", "potential", "sizes", "prices"):

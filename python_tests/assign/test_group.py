@@ -149,6 +149,7 @@ def check_bits(answers, one):
                 assert fields[name].tobytes() == np.asarray(value).tobytes(), name
         for name in ("error", "objective", "passes", "converged", "masked", "ties", "method", "reason", "lam", "gap"):
             assert fields[name] == getattr(one, name), name
+        assert fields["backend"] == one.backend
         assert without_seconds(fields["history"]) == without_seconds(one.history)
 
 
@@ -211,6 +212,16 @@ def test_any_number_of_ranks_gives_the_bits_of_one_process(pool, name):
         check_bits(pool.run(jobs(logits, even(len(logits), ranks), options)), one)
 
 
+def test_the_cases_take_the_ways_they_are_meant_for():
+    taken = {name: alone(*CASES[name]) for name in ("peaked, auto, sampled stages", "faint and impossible columns")}
+    assert any(entry.get("rows", 17_000) < 17_000 for entry in taken["peaked, auto, sampled stages"].history)
+    assert taken["peaked, auto, sampled stages"].method == "newton"
+    found = taken["faint and impossible columns"]
+    assert found.passes > len(found.history)  # columns were read once more
+    assert alone(*CASES["ties"]).ties > 800
+    assert alone(*CASES["masked rows"]).masked == 4
+
+
 @pytest.mark.parametrize(
     "shards",
     [
@@ -233,6 +244,16 @@ def test_uneven_and_empty_shards_give_the_bits_of_one_process(pool, shards, opti
 def test_tensors_give_the_bits_of_one_process(pool, kind):
     logits = smooth_logits(1001, 33, seed=15)
     check_bits(pool.run(jobs(logits, even(1001, 3), {}, torch=kind)), alone(logits, {}, kind))
+
+
+@pytest.mark.parametrize("shards", [even(1001, 3), cut(0, 896, 1001), cut(1001, 1001, 1001)])
+@pytest.mark.parametrize("options", [{"tol": 1e-5}, {"balance": "exact"}])
+def test_tensors_on_cards_give_the_bits_of_one_card(pool, as_cuda, host_card, shards, options):
+    logits = smooth_logits(1001, 33, seed=17)
+    as_cuda(host_card)
+    one = alone(logits, options, "float32")
+    assert one.backend == "cuda"
+    check_bits(pool.run(jobs(logits, shards, options, torch="float32", card=True)), one)
 
 
 def test_faint_columns_that_do_not_fit_into_memory_give_the_same_bits(pool):

@@ -26,6 +26,7 @@ from sela_ext.assign import (
     assign,
     assign_batch,
     memory_plan,
+    shard_rows,
     verify,
 )
 from sela_ext.kernels.build import build_info
@@ -49,6 +50,7 @@ __all__ = [
     "assign_batch",
     "build_info",
     "memory_plan",
+    "shard_rows",
     "verify",
     *sorted(_LAZY),
 ]

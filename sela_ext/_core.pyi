@@ -300,6 +300,7 @@ def find_candidates_cpu(
     regret: int,
     threads: int,
     isa: str,
+    first_row: int,
 ) -> None:
     """The best columns of rows, by addresses (selected: 0 = all rows)."""
 

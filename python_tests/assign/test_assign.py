@@ -420,7 +420,7 @@ def test_anderson_returns_its_best_point():
         ({"size_bounds": 3}, r"size_bounds: expected \(low, high\), found 3"),
         ({"size_bounds": (2, 1)}, "size_bounds: expected 0 <= low <= high"),
         ({"size_bounds": (2, 3)}, "expected bounds whose sums lie around the 4 images, found 6 and 9"),
-        ({"group": object()}, "group: not available in this version"),
+        ({"group": object()}, "group: expected torch.distributed to be started, found that it is not"),
         ({"lam": 0}, "lam: expected a number in 1e-06 .. 1e.06, found 0"),
         ({"lam": float("nan")}, "lam: expected a number"),
         ({"tol": -1}, "tol: expected a number in 0 .. 2, found -1"),

@@ -72,7 +72,7 @@ def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, 
     """
     if problem.on_cuda:
         return "anderson", "logits on a CUDA device: Newton's method needs them on the CPU", None
-    rows, cols = (int(n) for n in problem.logits.shape)
+    rows, cols = problem.rows, int(problem.logits.shape[1])
     every = 1 if warm or problem.last else max(1, rows // PROBE)
     limit = entries_per_row(problem)
     at = problem.evaluate(start, keep=LEVEL, keep_per_row=limit, every=every, look=every > 1)
@@ -173,7 +173,7 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
         steps: see `samples`.
     """
     potential, limit = start * factor, entries_per_row(problem)
-    rows, cols = (int(n) for n in problem.logits.shape)
+    rows, cols = problem.rows, int(problem.logits.shape[1])
     thin = min(THIN, cols / 4)
     level, every = 0, steps[0]
     looking = max(every, rows // SAMPLE)  # few rows tell how many entries a row has
@@ -235,7 +235,7 @@ def solve_newton(
     Returns:
         The best evaluation at lambda, and what to add to the reason where Anderson's method had to go on.
     """
-    rows, cols = (int(n) for n in problem.logits.shape)
+    rows, cols = problem.rows, int(problem.logits.shape[1])
     tolerance = max(0.1 * problem.tol, 1e-14 if problem.dtype == "float64" else 1e-9)
 
     def evaluate(potential: Vector) -> Evaluation:

@@ -177,6 +177,7 @@ def relaxed_problem(problem: Problem, relax: Any, size_bounds: Any) -> RelaxedPr
         problem.threads,
         problem.max_passes,
         problem.tol,
+        problem.shard,
         rho=None if relax is None else check_relax(relax),
         bounds=None if size_bounds is None else check_bounds(size_bounds, len(problem.target)),
     )

@@ -15,6 +15,7 @@ from sela_ext.assign.official import solve_official
 from sela_ext.assign.problem import Evaluation, Problem
 from sela_ext.assign.relaxed import RelaxedProblem, relaxed_problem, solve_bounded
 from sela_ext.assign.result import Assignment
+from sela_ext.assign.shards import RankShard, Shard
 from sela_ext.assign.sinkhorn import solve_sinkhorn
 from sela_ext.assign.sources import backend_of, model_of
 from sela_ext.assign.storage import STORAGES, choose_storage, copy_tolerance, source_of, stored_copy
@@ -94,7 +95,11 @@ def assign(
             other labels have these sizes, with an UnbalancedLabelsWarning.
         stop: "l1", or "official": the rule of the authors' code, in float64 from the log-softmax (N x K float64
             numbers in memory; plain Sinkhorn, no start, tol unused).
-        group: not available in this version.
+        group: a torch.distributed process group, or True for the default one: the logits and row_weights are the rows
+            of this rank, consecutive parts of the matrix in the order of the ranks, cut by `shard_rows` (unevenly, too,
+            but at multiples of 128 rows; a shard may be empty). All ranks call with the same options. Labels are those
+            of this rank's rows; everything else is that of the whole matrix, with the bits that one process would get.
+            An error on one rank raises on all of them. See docs/scaling.md. Not with stop="official".
         threads: CPU threads, 0 for all. The labels do not depend on it.
         progress: called after every pass with its entry of `history`.
 
@@ -105,6 +110,7 @@ def assign(
         OptionError: an unknown or unavailable option, or a value out of range.
         DataError: logits of a wrong shape or type, without any usable row, or in a file that is cut off.
         ResourceError: the solve does not fit into memory (see `sela_ext.memory_plan`).
+        DistributedError: another rank of the group failed, died, or got out of step.
 
     Example:
         >>> import numpy as np, sela_ext
@@ -115,18 +121,55 @@ def assign(
 
     Source: SeLa, section 3.2, equations 3-7.
     """
+    with Shard() if group is None else RankShard(group) as shard:
+        return _assign(
+            logits,
+            lam,
+            tol,
+            max_passes,
+            method,
+            storage,
+            marginals,
+            relax,
+            size_bounds,
+            row_weights,
+            start,
+            balance,
+            stop,
+            threads,
+            progress,
+            shard,
+        )
+
+
+def _assign(
+    logits: Any,
+    lam: float,
+    tol: float,
+    max_passes: int | None,
+    method: str,
+    storage: str,
+    marginals: Any,
+    relax: Any,
+    size_bounds: Any,
+    row_weights: Any,
+    start: Any,
+    balance: str,
+    stop: str,
+    threads: int,
+    progress: Callable[[dict[str, float]], None] | None,
+    shard: Shard,
+) -> Assignment:
     name = check_logits(logits)
     rows, cols = (int(n) for n in logits.shape)
     if isinstance(logits, StoredLogits):
         raise DataError("logits: expected the logits themselves, found StoredLogits; use storage= to solve on a copy")
-    if rows == 0:
-        raise DataError(f"logits: expected at least one row, found shape (0, {cols})")
     _check_choice("method", method, METHODS)
     _check_choice("stop", stop, ("l1", "official"))
     _check_choice("balance", balance, ("argmax", "exact"))
     _check_choice("storage", storage, STORAGES)
-    if group is not None:
-        raise OptionError("group: not available in this version; leave it at None")
+    if stop == "official" and isinstance(shard, RankShard):
+        raise OptionError('group: expected stop "l1" with it, found "official", a rule for one process')
     relaxed = relax is not None or size_bounds is not None
     if relaxed and (stop == "official" or balance == "exact"):
         raise OptionError('relax, size_bounds: expected stop "l1" and balance "argmax" with them')
@@ -140,8 +183,23 @@ def assign(
         raise OptionError(f"max_passes: expected an integer in 1 .. 1e9, found {max_passes!r}")
     target = cluster_shares(marginals, cols)
     weights = None if row_weights is None else check_weights(row_weights, rows)
-    if weights is not None and not float(weights.sum()) > 0:
-        raise OptionError("row_weights: expected at least one number > 0, found only zeros")
+    shard.begin(
+        logits,
+        weights,
+        {
+            "lam": lam,
+            "tol": tol,
+            "max_passes": int(max_passes),
+            "method": method,
+            "storage": storage,
+            "marginals": target,
+            "relax": relax,
+            "size_bounds": size_bounds,
+            "start": start,
+            "balance": balance,
+            "stop": stop,
+        },
+    )
 
     plan = {
         "dtype": name,
@@ -152,7 +210,10 @@ def assign(
         "weighted": weights is not None,
     }
     kind, why, room = choose_storage(logits, storage, tol=tol, stop=stop, max_passes=int(max_passes), plan=plan)
-    problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol)
+    room, same = shard.agreed_storage(room, STORAGES.index(kind or "float32"), rows)
+    if not same:
+        kind, why = "", "read as it is: not all ranks would take a copy"
+    problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol, shard)
     if relaxed:
         problem = relaxed_problem(problem, relax, size_bounds)
         start = np.log(target) if start is None else start
@@ -183,18 +244,18 @@ def assign(
 
     model = model_of(logits)
     labels = _numpy(final.sums.labels)
-    sizes = np.bincount(labels[labels >= 0], minlength=cols)
+    sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
     ties = 0
     balanced = None
     if balance == "exact":
         part = labels if weights is None else np.where(weights > 0, labels, -1).astype(np.int32)
         balanced = balance_exactly(problem, part, final.potential, final.log_shares == -np.inf)
         labels = np.where(part >= 0, balanced.labels, labels).astype(np.int32)
-        sizes = np.bincount(labels[labels >= 0], minlength=cols)
+        sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
     elif misplaced(sizes, target) > UNBALANCED:
         labels = labels.copy()
-        ties = break_ties(problem.logits, labels, final.potential, lam, target)
-        sizes = np.bincount(labels[labels >= 0], minlength=cols)
+        ties = break_ties(problem.logits, labels, final.potential, lam, target, shard)
+        sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
     warn_if_unbalanced(sizes, np.flatnonzero(final.log_shares == -np.inf), target, converged)
 
     return Assignment(
@@ -254,7 +315,7 @@ def _solve_on_copy(problem: Problem, kind: str, method: str, start: Any, *, warm
     tol, max_passes = problem.tol, problem.max_passes
     problem.stored = stored_copy(problem.logits, kind, problem.lam, problem.threads)
     problem.passes += 1
-    saturated = problem.stored.saturated
+    saturated = int(problem.shard.total("saturated entries", np.array([problem.stored.saturated]))[0])
     note = f"; {saturated} entries beyond the copy's range of 1,024 nats" if saturated else ""
     problem.tol, problem.max_passes = copy_tolerance(tol, kind), max_passes - 1  # the last pass reads the logits
     on_copy, method, reason = _solve(problem, method, start, warm=warm)

@@ -198,13 +198,16 @@ def array_parts(logits: Any) -> Iterator[tuple[int, Any]]:
         mapped.done(first, first + step)
 
 
-def rows_of(logits: Any, *, columns: Any, every: int = 1) -> Iterator[tuple[Any, npt.NDArray[np.float64]]]:
+def rows_of(
+    logits: Any, *, columns: Any, every: int = 1, first_row: int = 0
+) -> Iterator[tuple[Any, npt.NDArray[np.float64]]]:
     """Some columns of the logits in float64, numpy, in parts.
 
     Args:
         logits: anything that `assign` takes.
         columns: int [m].
         every: only every so many groups of rows, as a pass.
+        first_row: number of the first row, for `every`.
 
     Yields:
         Row numbers (a slice, or int64 [n]) and the block [n, m].
@@ -220,7 +223,7 @@ def rows_of(logits: Any, *, columns: Any, every: int = 1) -> Iterator[tuple[Any,
         where: Any = slice(first, last)
         if every > 1:
             where = np.arange(first, last)
-            where = where[(where // SAMPLE_ROWS) % every == 0]
+            where = where[(first_row + where) // SAMPLE_ROWS % every == 0]
         if isinstance(logits, FeatureLogits):
             block = logits[where, columns]
         elif isinstance(logits, StoredLogits):
@@ -236,11 +239,20 @@ def rows_of(logits: Any, *, columns: Any, every: int = 1) -> Iterator[tuple[Any,
 
 
 def best_columns(
-    logits: Any, prices: Any, labels: Any, *, selected: Any = None, threads: int = 0, **options: Any
+    logits: Any,
+    prices: Any,
+    labels: Any,
+    *,
+    selected: Any = None,
+    threads: int = 0,
+    first_row: int = 0,
+    **options: Any,
 ) -> Candidates:
     """`find_candidates` over anything that `assign` takes, with its arguments; selected rows must ascend."""
     if not isinstance(logits, FeatureLogits):
-        return find_candidates(logits, prices, labels, selected=selected, threads=threads, **options)
+        return find_candidates(
+            logits, prices, labels, selected=selected, threads=threads, first_row=first_row, **options
+        )
     check_search(logits, prices, options.get("label_prices"), labels, 1.0, options.get("count", 16), selected)
     chosen = np.arange(len(logits)) if selected is None else np.asarray(selected, np.int64)
 
@@ -252,7 +264,15 @@ def best_columns(
         begin, end = places(first, first + len(block))
         own = labels[first : first + len(block)]
         threads = 0 if logits.on_cuda else 1
-        return find_candidates(block, prices, own, selected=chosen[begin:end] - first, threads=threads, **options)
+        return find_candidates(
+            block,
+            prices,
+            own,
+            selected=chosen[begin:end] - first,
+            threads=threads,
+            first_row=first_row + first,
+            **options,
+        )
 
     def wanted(first: int, last: int) -> bool:
         begin, end = places(first, last)

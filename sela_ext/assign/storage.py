@@ -71,7 +71,7 @@ def choose_storage(
         return "", "", np.inf
 
     def fits(kind: str) -> float:
-        wanted: MemoryPlan = memory_plan(rows, cols, storage=kind or "float32", **plan)
+        wanted: MemoryPlan = memory_plan(max(rows, 1), cols, storage=kind or "float32", **plan)
         return check_memory(wanted)
 
     if storage == check_logits(logits):

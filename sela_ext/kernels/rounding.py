@@ -78,12 +78,13 @@ def find_candidates(
     selected: Any = None,
     threads: int = 0,
     isa: str = "",
+    first_row: int = 0,
 ) -> Candidates:
     """The best few columns of each row, by score = scale * logits + prices, and what each label loses to the best one.
 
     In torch: ``score.topk(count)``; up to 2 * count columns when that comes cheaper, but none is left out that scores
-    more than one that is in. Of equal scores those columns come first that follow (row * count) % K, cyclically.
-    Columns at -inf are not listed. Logits on CUDA are searched there, by torch.
+    more than one that is in. Of equal scores those columns come first that follow ((first_row + row) * count) % K,
+    cyclically. Columns at -inf are not listed. Logits on CUDA are searched there, by torch.
 
     Args:
         logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch.
@@ -97,6 +98,7 @@ def find_candidates(
         selected: int64 [n] row numbers, or None for all rows.
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use (for tests).
+        first_row: number of the first row in the matrix that the rows are a part of.
 
     Returns:
         Candidates, by place in `selected`.
@@ -118,7 +120,16 @@ def find_candidates(
         from sela_ext.kernels.reference.rounding import find_candidates as on_device
 
         return on_device(
-            logits, price, label, scale=scale, count=count, label_prices=own, slack=slack, floor=floor, selected=chosen
+            logits,
+            price,
+            label,
+            scale=scale,
+            count=count,
+            label_prices=own,
+            slack=slack,
+            floor=floor,
+            selected=chosen,
+            first_row=first_row,
         )
     rows, cols = (int(n) for n in logits.shape)
     n = rows if chosen is None else len(chosen)
@@ -151,6 +162,7 @@ def find_candidates(
         lists.regret.ctypes.data,
         threads,
         isa,
+        first_row,
     )
     del keep
     return lists

@@ -236,8 +236,10 @@ def sinkhorn_pass_cpu(
     totals: int = 0,
     maxima: int = 0,
     maxima_scale: float = 0.0,
-) -> tuple[float, float, int]:
-    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
+    bounds: int = 0,
+    bounds_known: bool = False,
+) -> tuple[float, float, int, int]:
+    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live)."""
 
 def store_logits_cpu(
     logits: int,
@@ -253,6 +255,9 @@ def store_logits_cpu(
     isa: str,
 ) -> int:
     """Logits to 16 bits, by addresses; returns how many finite entries were stored as -inf."""
+
+def sinkhorn_bounds_stride(cols: int) -> int:
+    """Entries of the chunk bounds of one row."""
 
 def sinkhorn_workspace_cuda(rows: int, cols: int, type: str) -> tuple[int, int]:
     """Device memory of a pass on CUDA beside its arrays: doubles of totals, bytes of scratch."""

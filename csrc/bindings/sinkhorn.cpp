@@ -60,7 +60,7 @@ py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows,
                    std::uintptr_t reference, std::uintptr_t column_sums, std::uintptr_t lse, std::uintptr_t labels,
                    int threads, const std::string& isa, int64_t every, std::optional<Candidates*> candidates,
                    int64_t first_row, int64_t rows_in_all, std::uintptr_t totals, std::uintptr_t maxima,
-                   double maxima_scale) {
+                   double maxima_scale, std::uintptr_t bounds, bool bounds_known) {
   if (first_row < 0 || first_row % kSinkhornRows != 0)
     throw std::invalid_argument("sinkhorn_pass: expected first_row at a multiple of 128, found " +
                                 std::to_string(first_row));
@@ -70,6 +70,8 @@ py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows,
   if (fixed) pass.type = LogitsType::fixed16;
   pass.maxima = pointer<const float>(maxima);
   pass.maxima_scale = maxima_scale;
+  pass.bounds = pointer<uint16_t>(bounds);
+  pass.bounds_known = bounds_known;
   pass.rows_in_all = rows_in_all;
   const Isa chosen = isa_of(isa);
   const SinkhornSample sample{every, first_row / kSinkhornRows};
@@ -81,7 +83,7 @@ py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows,
     const py::gil_scoped_release release;
     sinkhorn_pass_cpu(pass, sums, threads, chosen, sample, candidates.value_or(nullptr), pointer<double>(totals));
   }
-  return py::make_tuple(sums.objective, sums.weight, sums.masked);
+  return py::make_tuple(sums.objective, sums.weight, sums.masked, sums.live);
 }
 
 int64_t store_cpu(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
@@ -128,10 +130,13 @@ void bind_sinkhorn(py::module_& m) {
         py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("threads"),
         py::arg("isa"), py::arg("every") = 1, py::arg("candidates") = py::none(), py::arg("first_row") = 0,
         py::arg("rows_in_all") = 0, py::arg("totals") = 0, py::arg("maxima") = 0, py::arg("maxima_scale") = 0.0,
-        "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked).");
+        py::arg("bounds") = 0, py::arg("bounds_known") = false,
+        "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live).");
   m.def("store_logits_cpu", &store_cpu, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("kind"), py::arg("lam"), py::arg("values"), py::arg("maxima"), py::arg("threads"),
         py::arg("isa"), "Logits to 16 bits, by addresses; returns how many finite entries were stored as -inf.");
+  m.def("sinkhorn_bounds_stride", &SinkhornPass::bounds_stride, py::arg("cols"),
+        "Entries of the chunk bounds of one row.");
   m.def(
       "sinkhorn_workspace_cuda",
       [](int64_t rows, int64_t cols, const std::string& type) {

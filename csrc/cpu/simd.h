@@ -130,6 +130,14 @@ inline float reduce_add(vfloat a) {
 inline float reduce_max(vfloat a) {
   return _mm512_reduce_max_ps(a.v);
 }
+/// out[0 .. 4): largest lane of a, b, c and d.
+inline void reduce_max4(vfloat a, vfloat b, vfloat c, vfloat d, float* out) {
+  const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
+  const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
+  const __m512 all = _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
 
 #elif defined(SELA_ISA_avx2)
 
@@ -221,6 +229,12 @@ inline float reduce_max(vfloat a) {
   __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+inline void reduce_max4(vfloat a, vfloat b, vfloat c, vfloat d, float* out) {
+  const __m256 ab = _mm256_max_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v));
+  const __m256 cd = _mm256_max_ps(_mm256_unpacklo_ps(c.v, d.v), _mm256_unpackhi_ps(c.v, d.v));
+  const __m256 all = _mm256_max_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
 }
 
 #else
@@ -351,6 +365,12 @@ inline float reduce_max(vfloat a) {
   const float x = a.v[0] > a.v[2] ? a.v[0] : a.v[2];
   const float y = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
   return x > y ? x : y;
+}
+inline void reduce_max4(vfloat a, vfloat b, vfloat c, vfloat d, float* out) {
+  out[0] = reduce_max(a);
+  out[1] = reduce_max(b);
+  out[2] = reduce_max(c);
+  out[3] = reduce_max(d);
 }
 
 #endif

@@ -17,6 +17,9 @@ constexpr int64_t kSinkhornRows = 128;
 /// The same for the CUDA kernels: smaller, for there are more blocks at work.
 constexpr int64_t kSinkhornCudaRows = 64;
 
+/// Columns of which a pass knows one upper bound, see SinkhornPass::bounds.
+constexpr int64_t kSinkhornChunk = 32;
+
 /// Inputs of one fused pass over logits for potentials g = log beta (nats):
 ///   t[i, j] = scale * logits[i, j] + g[j];   lse[i] = log sum_j exp(t[i, j]);   p[i, j] = exp(t[i, j] - lse[i]).
 /// All pointers are borrowed for the call.  On the GPU path every pointer is device memory.
@@ -45,7 +48,19 @@ struct SinkhornPass {
   /// maximum; it need not be near: a row whose sum leaves the safe range is done again from its maximum.  NaN on the
   /// CPU: not known, this row's maximum is found first.
   const void* reference = nullptr;
+  /// [rows, bounds_stride(cols)] or null: upper bounds of the logits in each chunk of kSinkhornChunk columns, bits of
+  /// bfloat16, in the unit of the logits; CPU only.  They are written by a pass, and serve later ones over the same
+  /// logits, at any scale and potential: chunks that the pass would find dead are not even read.  No bit of any result
+  /// changes.  Neither written nor used for float64, and where cols is below kSinkhornBoundedColumns.
+  uint16_t* bounds = nullptr;
+  bool bounds_known = false;  ///< use them; else write them
+
+  /// Entries of `bounds` from one row to the next.
+  static int64_t bounds_stride(int64_t cols) { return (cols + kSinkhornChunk * 16 - 1) / (kSinkhornChunk * 16) * 16; }
 };
+
+/// Fewer columns than this are always read as a whole.
+constexpr int64_t kSinkhornBoundedColumns = 256;
 
 /// Outputs of one fused pass.  Arrays are allocated by the caller; null ones are not computed.
 struct SinkhornSums {
@@ -56,6 +71,7 @@ struct SinkhornSums {
   double objective = 0.0;     ///< sum_i w[i] lse[i] over unmasked rows
   double weight = 0.0;        ///< sum_i w[i] over unmasked rows
   int64_t masked = 0;         ///< masked rows, of any weight
+  int64_t live = 0;           ///< entries, counted by whole chunks, whose terms were computed (CPU)
 };
 
 /// Value of one unit of the integer column sums: a power of two, such that no sum over `rows` rows overflows.

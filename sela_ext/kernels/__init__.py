@@ -9,6 +9,7 @@ from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
 from sela_ext.kernels.augment_resident import augment_resident
+from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
 from sela_ext.kernels.logits import StoredLogits, empty_stored, store_logits
 from sela_ext.kernels.newton import (
     NewtonSolution,
@@ -28,6 +29,7 @@ __all__ = [
     "PARAMETERS",
     "Augment",
     "Candidates",
+    "ChunkBounds",
     "NewtonSolution",
     "NewtonSums",
     "RefusedDeviceWarning",
@@ -38,6 +40,8 @@ __all__ = [
     "add_sums",
     "augment",
     "augment_resident",
+    "bounds_nbytes",
+    "chunk_bounds",
     "device_verdict",
     "empty_stored",
     "find_candidates",

@@ -9,6 +9,7 @@ import numpy as np
 
 from sela_ext import _core
 from sela_ext.errors import OptionError, ResourceError
+from sela_ext.kernels.bounds import ChunkBounds, check_bounds
 from sela_ext.kernels.device import cuda_place, is_tensor, usable
 from sela_ext.kernels.logits import STEPS, StoredLogits, rows_of
 from sela_ext.kernels.logits import check_logits as check_logits
@@ -92,6 +93,7 @@ def sinkhorn_pass(
     first_row: int = 0,
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
+    bounds: ChunkBounds | None = None,
 ) -> SinkhornSums:
     """Read logits once and return row log-sum-exp, column sums, objective and, if asked, argmax labels.
 
@@ -121,6 +123,8 @@ def sinkhorn_pass(
             parts begin at multiples of 128, too (see `add_sums`). `every` then counts the groups of the matrix.
         rows_in_all: rows of that matrix. None: first_row + N.
         largest_weight: >= every row weight of that matrix. None: the largest one here.
+        bounds: of `chunk_bounds` for these logits: filled in by a pass over all rows, used by later ones, which then
+            read little of peaked logits. No bit of any result changes. CPU only.
 
     Returns:
         SinkhornSums.
@@ -153,8 +157,8 @@ def sinkhorn_pass(
         raise OptionError(f"keep: expected a number of nats in 0 .. {deepest} for {name} logits, found {keep}")
     place = cuda_place(logits)
     if place is not None:
-        if every > 1 or keep is not None:
-            raise OptionError("every, keep: only for logits on the CPU; leave them out, or pass logits.cpu()")
+        if every > 1 or keep is not None or bounds is not None:
+            raise OptionError("every, keep, bounds: only for logits on the CPU; leave them out, or pass logits.cpu()")
         card = usable(place)
         if card is None:
             return pass_in_torch(
@@ -197,6 +201,7 @@ def sinkhorn_pass(
         first_row=first_row,
         rows_in_all=rows_in_all,
         largest_weight=largest_weight,
+        bounds=bounds,
     )
 
 
@@ -216,6 +221,7 @@ def pass_on_cpu(
     first_row: int = 0,
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
+    bounds: ChunkBounds | None = None,
 ) -> SinkhornSums:
     """`sinkhorn_pass` by the CPU kernels; the logits are on the host.
 
@@ -234,6 +240,10 @@ def pass_on_cpu(
 
     # `memory` holds whatever the addresses point into until the call is over.
     memory, address, stride = rows_of(logits)
+    if bounds is not None:
+        check_bounds(bounds, logits)
+        if every > 1 and not bounds.complete:
+            bounds = None
     unit, stored = scale, (0, 0.0)
     if isinstance(logits, StoredLogits):
         unit, stored = unit_of(logits, scale), (logits.maxima.ctypes.data, scale)
@@ -245,7 +255,7 @@ def pass_on_cpu(
     labels = np.full(rows, -1, np.int32) if want_labels else None
     kept = None if keep is None else _core.Candidates(level=float(keep), limit=keep_at_most)
     totals = np.empty((2, -(-rows // ROWS_TOGETHER)))
-    *_, masked = _core.sinkhorn_pass_cpu(
+    _, _, masked, live = _core.sinkhorn_pass_cpu(
         address,
         name,
         rows,
@@ -267,8 +277,12 @@ def pass_on_cpu(
         rows_in_all,
         totals.ctypes.data,
         *stored,
+        0 if bounds is None else bounds.values.ctypes.data,
+        bounds is not None and bounds.complete,
     )
     del memory
+    if bounds is not None:
+        bounds.complete = True
     exact = exact_sums(columns, totals, masked, largest)
     sums, objective, weight, _ = from_exact(exact, rows_in_all, largest)
     return SinkhornSums(
@@ -282,6 +296,7 @@ def pass_on_cpu(
         exact,
         rows_in_all,
         largest,
+        live,
     )
 
 
@@ -497,6 +512,8 @@ def prepared_pass(
             exact = exact_sums(columns.cpu().numpy(), totals.cpu().numpy(), int(masked.item()), largest)
             _, objective, weight, count = from_exact(exact, all_rows, largest)
             sums = columns.double() * sinkhorn_resolution(all_rows, largest)
-            return SinkhornSums(sums, objective, weight, lse, labels, count, None, exact, all_rows, largest)
+            return SinkhornSums(
+                sums, objective, weight, lse, labels, count, None, exact, all_rows, largest, rows * cols
+            )
 
     return launch, collect

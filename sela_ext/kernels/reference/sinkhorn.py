@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sela_ext.kernels.bounds import ChunkBounds
 from sela_ext.kernels.logits import IMPOSSIBLE, StoredLogits
 from sela_ext.kernels.reference.newton import Candidates
 from sela_ext.kernels.sinkhorn import (
@@ -38,6 +39,7 @@ def sinkhorn_pass(
     first_row: int = 0,
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
+    bounds: ChunkBounds | None = None,
 ) -> SinkhornSums:
     """The same as `sela_ext.kernels.sinkhorn_pass`, in torch and in float64.
 
@@ -59,6 +61,7 @@ def sinkhorn_pass(
         first_row: a multiple of 128.
         rows_in_all: rows of the whole matrix, or None.
         largest_weight: of all its row weights, or None.
+        bounds: unused, and left as they are.
 
     Returns:
         SinkhornSums; lse in float32 unless the logits are float64.
@@ -113,7 +116,8 @@ def sinkhorn_pass(
     sums, lse_out, labels_out = (
         value if is_torch or value is None else value.numpy() for value in (column_sums, lse, labels)
     )
-    return SinkhornSums(sums, objective, weight, lse_out, labels_out, masked, kept, exact, rows_in_all, largest)
+    live = int((~unread).sum()) * cols
+    return SinkhornSums(sums, objective, weight, lse_out, labels_out, masked, kept, exact, rows_in_all, largest, live)
 
 
 def _stored_units(stored: StoredLogits) -> torch.Tensor:

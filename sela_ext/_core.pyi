@@ -234,8 +234,30 @@ def sinkhorn_pass_cpu(
     first_row: int = 0,
     rows_in_all: int = 0,
     totals: int = 0,
-) -> tuple[float, float, int]:
-    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
+    maxima: int = 0,
+    maxima_scale: float = 0.0,
+    bounds: int = 0,
+    bounds_known: bool = False,
+) -> tuple[float, float, int, int]:
+    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live)."""
+
+def store_logits_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    kind: str,
+    lam: float,
+    values: int,
+    maxima: int,
+    threads: int,
+    isa: str,
+) -> int:
+    """Logits to 16 bits, by addresses; returns how many finite entries were stored as -inf."""
+
+def sinkhorn_bounds_stride(cols: int) -> int:
+    """Entries of the chunk bounds of one row."""
 
 def sinkhorn_workspace_cuda(rows: int, cols: int, type: str) -> tuple[int, int]:
     """Device memory of a pass on CUDA beside its arrays: doubles of totals, bytes of scratch."""
@@ -283,6 +305,7 @@ def find_candidates_cpu(
     regret: int,
     threads: int,
     isa: str,
+    first_row: int,
 ) -> None:
     """The best columns of rows, by addresses (selected: 0 = all rows)."""
 

@@ -163,6 +163,18 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   task.potential = potential.get();
   task.potential64 = potential64.get();
 
+  if (is_double || pass.cols < kSinkhornBoundedColumns) task.pass.bounds = nullptr;
+  const int64_t chunks = task.padded / kSinkhornChunk;
+  Aligned<float> chunk_potential(SinkhornPass::bounds_stride(pass.cols));
+  if (task.pass.bounds != nullptr) {
+    std::fill_n(chunk_potential.get(), SinkhornPass::bounds_stride(pass.cols), -std::numeric_limits<float>::infinity());
+    for (int64_t c = 0; c < chunks; ++c)
+      chunk_potential.get()[c] =
+          *std::max_element(task.potential + c * kSinkhornChunk, task.potential + (c + 1) * kSinkhornChunk);
+    task.mark_words = (chunks + 63) / 64;
+  }
+  task.chunk_potential = chunk_potential.get();
+
   const int workers =
       static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads > 0 ? threads : available_threads(), blocks)));
   // The four rows of terms are kept apart by an odd number of cache lines, or they would share the sets of the cache.
@@ -171,7 +183,8 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   Aligned<int64_t> columns(workers * task.padded);
   Aligned<float> terms_float(is_double ? 0 : workers * terms), partial_float(is_double ? 0 : workers * task.padded);
   Aligned<double> terms_double(is_double ? workers * terms : 0), partial_double(is_double ? workers * task.padded : 0);
-  Aligned<int32_t> live(workers * (task.padded / kSinkhornChunk));
+  Aligned<int32_t> live(workers * chunks);
+  Aligned<uint64_t> marks(workers * kSinkhornAhead * task.mark_words);
   std::vector<SinkhornBlockTotals> totals(static_cast<size_t>(blocks));
 
   std::atomic<int64_t> kept{0};
@@ -196,7 +209,8 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
     }
     scratch.columns = columns.get() + worker * task.padded;
     scratch.terms_stride = terms_stride;
-    scratch.live = live.get() + worker * (task.padded / kSinkhornChunk);
+    scratch.live = live.get() + worker * chunks;
+    scratch.marks = marks.get() + worker * kSinkhornAhead * task.mark_words;
     if (is_double) {
       scratch.terms = terms_double.get() + worker * terms;
       scratch.partial = partial_double.get() + worker * task.padded;
@@ -241,11 +255,12 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   for (int worker = 0; worker < workers; ++worker)
     for (int64_t j = 0; j < pass.cols; ++j) sums.column_sums[j] += columns.get()[worker * task.padded + j];
   sums.objective = sums.weight = 0.0;
-  sums.masked = 0;
+  sums.masked = sums.live = 0;
   for (const SinkhornBlockTotals& t : totals) {
     sums.objective += t.objective;
     sums.weight += t.weight;
     sums.masked += t.masked;
+    sums.live += t.live;
   }
   if (block_totals == nullptr) return;
   for (const SinkhornBlockTotals& t : totals) *block_totals++ = t.objective;

@@ -77,7 +77,7 @@ class Memory:
 
 def parts_of(problem: Problem) -> list[int]:
     """Groups of rows from one that is read to the next, for the first stages; none where the rows are few."""
-    rows, cols = (int(n) for n in problem.logits.shape)
+    rows, cols = problem.rows, int(problem.logits.shape[1])
     every, parts = rows // max(PART_ROWS, PART_ROWS_PER_COLUMN * cols), []
     while every > 1 and not problem.on_cuda:
         parts.append(every)
@@ -87,7 +87,7 @@ def parts_of(problem: Problem) -> list[int]:
 
 def solve_part(problem: Problem, start: Vector, every: int, memory: Memory) -> Vector:
     """Iterate on a part of the rows until its potential is about as good for all rows as it can be."""
-    rows, cols = (int(n) for n in problem.logits.shape)
+    rows, cols = problem.rows, int(problem.logits.shape[1])
     read = problem.rows_read(every)
     enough = max(PART_ERROR * math.sqrt(cols / read), problem.tol)
     potential, before = start, None

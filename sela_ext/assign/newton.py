@@ -64,7 +64,7 @@ PATIENCE = 4  # passes at lambda that may fail to halve the best error, before A
 
 def entries_per_row(problem: Problem) -> float:
     """So many candidates a plan may have per row, on the average, to count as sparse."""
-    return max(FEW, min(MANY, DENSITY * int(problem.logits.shape[1])))
+    return min(max(FEW, min(MANY, DENSITY * int(problem.logits.shape[1]))), problem.most_candidates / LAST_MORE)
 
 
 def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, str, Evaluation | None]:
@@ -78,7 +78,7 @@ def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, 
     """
     if problem.on_cuda:
         return "anderson", "logits on a CUDA device: Newton's method needs them on the CPU", None
-    rows, cols = (int(n) for n in problem.logits.shape)
+    rows, cols = problem.rows, int(problem.logits.shape[1])
     every = 1 if warm or problem.last else max(1, rows // PROBE)
     limit = entries_per_row(problem)
     at = problem.evaluate(start, keep=LEVEL, keep_per_row=limit, every=every, look=every > 1)
@@ -186,7 +186,7 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
         steps: see `samples`.
     """
     potential, limit = problem.scaled(start, factor), entries_per_row(problem)
-    rows, cols = (int(n) for n in problem.logits.shape)
+    rows, cols = problem.rows, int(problem.logits.shape[1])
     thin = min(THIN, cols / 4)
     level, every = 0, steps[0]
     looking = max(every, rows // SAMPLE)  # few rows tell how many entries a row has
@@ -226,6 +226,14 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
     return problem.scaled(potential, 1.0 / factor)
 
 
+def evaluate_at_end(problem: Problem, potential: Vector, *, candidates: bool = True) -> Evaluation:
+    """A pass at lambda with labels, and with as many candidates as the last steps need."""
+    level = LAST_LEVEL_64 if problem.dtype == "float64" else LAST_LEVEL
+    if not candidates:
+        return problem.evaluate(potential, labels=True)
+    return problem.evaluate(potential, labels=True, keep=level, keep_per_row=LAST_MORE * entries_per_row(problem))
+
+
 def solve_newton(
     problem: Problem, start: Vector, *, warm: bool, first: Evaluation | None = None
 ) -> tuple[Evaluation, str]:
@@ -240,14 +248,11 @@ def solve_newton(
     Returns:
         The best evaluation at lambda, and what to add to the reason where Anderson's method had to go on.
     """
-    rows, cols = (int(n) for n in problem.logits.shape)
-    limit = entries_per_row(problem)
-    double = problem.dtype == "float64"
-    tolerance = max(0.1 * problem.tol, 1e-14 if double else 1e-9)
-    level = LAST_LEVEL_64 if double else LAST_LEVEL
+    rows, cols = problem.rows, int(problem.logits.shape[1])
+    tolerance = max(0.1 * problem.tol, 1e-14 if problem.dtype == "float64" else 1e-9)
 
     def evaluate(potential: Vector) -> Evaluation:
-        return problem.evaluate(potential, labels=True, keep=level, keep_per_row=LAST_MORE * limit)
+        return evaluate_at_end(problem, potential)
 
     attempts = [(FIRST / 4, [1]), (FIRST, samples(rows, cols))]  # where to begin, and on which rows; the last one first
     at = evaluate(start) if warm and first is None else first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.assign.marginals import EMPTY
+from sela_ext.assign.shards import Shard
+from sela_ext.assign.sources import logits_pass, on_cuda, rows_of
 from sela_ext.errors import DataError
-from sela_ext.kernels.sinkhorn import SAMPLE_ROWS, check_logits, on_cuda, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import SAMPLE_ROWS, check_logits
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import numpy.typing as npt
 
     from sela_ext.kernels.newton import ColumnLaw
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
 # Columns that receive less than this part of their share are summed again, exactly and in the log domain: the pass
 # leaves out terms 26 nats below the row's sum.
 FAINT = 1e-9
-ROWS_AT_ONCE = 65_536
+AT_ONCE = 1 << 22  # terms of faint columns that are kept in memory, instead of being computed twice
 # Below this many entries labels are computed in every pass: they cost next to nothing.
 SMALL = 10_000_000
 
@@ -69,8 +74,11 @@ class Problem:
     """Logits [N, K] with lambda, column shares b and row weights; counts its passes and keeps their history.
 
     `passes` also counts the parts of a pass that read single columns; `full_passes` is what max_passes limits. A pass
-    over a part of the rows counts as that part.
-    The row log-sum-exp of the latest pass is kept as the reference of the next one.
+    over a part of the rows counts as that part. With rows spread over ranks, the logits and row weights are those of
+    this rank; all that is counted or summed is of the whole matrix.
+    The row log-sum-exp of the latest pass is kept as the reference of the next one. `stored` is a copy of the logits
+    that passes read instead, as long as it is there; `most_candidates` per row is what memory allows. `progress` is
+    called with each entry of the history.
     """
 
     logits: Any
@@ -80,9 +88,13 @@ class Problem:
     threads: int
     max_passes: int
     tol: float
+    shard: Shard = field(default_factory=Shard)
     full_passes: float = 0.0
     passes: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    stored: Any | None = None
+    most_candidates: float = math.inf
+    progress: Callable[[dict[str, float]], None] | None = None
     _reference: Any | None = None
     _reference_factor: float = 1.0
     _start: float = field(default_factory=time.perf_counter)
@@ -108,9 +120,24 @@ class Problem:
         return on_cuda(self.logits)
 
     @property
+    def working(self) -> Any:
+        """What passes read: the logits, or a copy of them."""
+        return self.logits if self.stored is None else self.stored
+
+    @property
     def dtype(self) -> str:
-        """The type of the logits by name."""
-        return check_logits(self.logits)
+        """The type, or kind of storage, of what passes read, by name."""
+        return check_logits(self.working)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole matrix."""
+        return self.shard.rows_in_all(int(self.logits.shape[0]))
+
+    @property
+    def own(self) -> slice:
+        """Where the rows of this process lie in the whole matrix."""
+        return self.shard.own(int(self.logits.shape[0]))
 
     def rounded(self, potential: Vector) -> Vector:
         """The potential as the kernel will see it: float32 numbers unless the logits are float64.
@@ -118,15 +145,14 @@ class Problem:
         That of clusters which are to get nothing is pinned far below all others.
         """
         potential = np.where(self.target > 0, potential, EMPTY)
-        if check_logits(self.logits) == "float64":
+        if self.dtype == "float64":
             return potential.astype(np.float64)
         return potential.astype(np.float32).astype(np.float64)
 
     def rows_read(self, every: int) -> int:
         """Rows in every so many groups of rows, beginning with the first."""
-        rows = int(self.logits.shape[0])
         step = SAMPLE_ROWS * every
-        return rows // step * SAMPLE_ROWS + min(rows % step, SAMPLE_ROWS)
+        return self.rows // step * SAMPLE_ROWS + min(self.rows % step, SAMPLE_ROWS)
 
     def evaluate(
         self,
@@ -155,7 +181,7 @@ class Problem:
         Raises:
             DataError: no row is left that counts.
         """
-        rows, cols = self.logits.shape
+        rows, cols = self.rows, int(self.logits.shape[1])
         whole = every == 1 and factor == 1.0
         labels = whole and (
             labels or rows * cols <= SMALL or self.last or (previous is not None and previous.error <= 100 * self.tol)
@@ -166,8 +192,8 @@ class Problem:
         if reference is not None and factor != self._reference_factor:
             with np.errstate(over="ignore"):  # exact where one entry has all of a row
                 reference = reference * (factor / self._reference_factor)
-        sums = sinkhorn_pass(
-            self.logits,
+        sums = logits_pass(
+            self.working,
             potential,
             scale=self.lam * factor,
             row_weights=self.row_weights,
@@ -177,7 +203,11 @@ class Problem:
             every=every,
             keep=keep,
             keep_at_most=int(keep_per_row * read),
+            first_row=self.shard.first_row,
+            rows_in_all=rows,
+            largest_weight=self.shard.largest_weight,
         )
+        sums = self.shard.add(sums, potential, f"over 1/{every} of the rows at {factor} lambda, keeping {keep} nats")
         self._reference, self._reference_factor = sums.lse, factor
         self.full_passes += read / rows
         self.passes += read / rows
@@ -203,7 +233,11 @@ class Problem:
         entry = {"passes": self.passes, "error": error, "objective": objective, "seconds": self.seconds}
         if not whole:
             entry |= {"lam": self.lam * factor, "rows": read}
+        if self.stored is not None:
+            entry["bits"] = 16
         self.history.append(entry)
+        if self.progress is not None:
+            self.progress(entry)
         with np.errstate(divide="ignore"):
             log_shares: Vector = np.log(shares)
         if not look:
@@ -217,22 +251,43 @@ class Problem:
         faint = np.flatnonzero(shares < FAINT * self.target)
         if not len(faint):
             return log_shares
-        rows, cols = self.logits.shape
-        total = np.full(len(faint), -np.inf)
+
+        def terms() -> Iterator[Vector]:
+            return self._terms(faint, potential, sums, factor, every)
+
+        count = len(faint)
+        cache = list(terms()) if self.rows * count <= AT_ONCE else None
+        top = np.full(count, -np.inf)
+        for t in terms() if cache is None else cache:
+            top = np.maximum(top, t.max(axis=0, initial=-np.inf))
+        top = self.shard.largest("the largest terms of faint columns", top)
+        shift = np.where(top > -np.inf, top, 0.0)
+        # Terms of 0 .. 1 in two integers, of 26 and 27 binary places: their sum depends on no order.
+        high, low = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for t in terms() if cache is None else cache:
+            x = np.ldexp(np.exp(t - shift), 26)
+            whole = np.rint(x)
+            high += whole.astype(np.int64).sum(axis=0)
+            low += np.rint(np.ldexp(x - whole, 27)).astype(np.int64).sum(axis=0)
+        high = self.shard.total("sums of faint columns, high parts", high)
+        low = self.shard.total("sums of faint columns, low parts", low)
+        self.passes += count / int(self.logits.shape[1]) / every
+        with np.errstate(divide="ignore"):
+            log_shares[faint] = top + np.log(np.ldexp(high + np.ldexp(low.astype(np.float64), -27), -26))
+        log_shares[faint] -= np.log(sums.weight)
+        return log_shares
+
+    def _terms(
+        self, faint: npt.NDArray[np.int64], potential: Vector, sums: SinkhornSums, factor: float, every: int
+    ) -> Iterator[Vector]:
+        """Log of weight times p for the rows that were read, in these columns; a block of rows at a time."""
+        rows = int(self.logits.shape[0])
         lse = np.asarray(sums.lse.cpu().numpy() if hasattr(sums.lse, "cpu") else sums.lse, np.float64)
         with np.errstate(divide="ignore"):
             log_weights = np.zeros(rows) if self.row_weights is None else np.log(np.float64(self.row_weights))
-        for first in range(0, rows, ROWS_AT_ONCE):
-            part = slice(first, first + ROWS_AT_ONCE)
-            block = self.logits[part][:, faint]
-            block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
-            numbers = np.arange(first, first + len(block))
-            good = ~np.isnan(lse[part]) & ((numbers // SAMPLE_ROWS) % every == 0)
-            t = factor * self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
-            total = np.logaddexp(total, np.logaddexp.reduce(t, axis=0, initial=-np.inf))
-        self.passes += len(faint) / cols / every
-        log_shares[faint] = total - np.log(sums.weight)
-        return log_shares
+        for part, block in rows_of(self.working, columns=faint, every=every, first_row=self.shard.first_row):
+            good = ~np.isnan(lse[part])
+            yield factor * self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
 
     def scaled(self, potential: Vector, ratio: float) -> Vector:
         """The potential that stands for the same prices at another lambda, `ratio` times as large."""

@@ -228,9 +228,7 @@ def newton_solve(
     )
 
 
-def check_law(
-    law: ColumnLaw | None, clusters: int
-) -> tuple[Vector | None, float, Vector | None, Vector | None]:
+def check_law(law: ColumnLaw | None, clusters: int) -> tuple[Vector | None, float, Vector | None, Vector | None]:
     """Offset, strength, low and high of a law; None where there is none."""
     if law is None:
         return None, 0.0, None, None

@@ -426,7 +426,7 @@ def test_anderson_returns_its_best_point():
         ({"tol": -1}, "tol: expected a number in 0 .. 2, found -1"),
         ({"max_passes": 0}, "max_passes: expected an integer in 1 .. 1e9, found 0"),
         ({"marginals": [1, 2]}, r"marginals: expected shape \(3,\), found \(2,\)"),
-        ({"marginals": [1, 0, 2]}, "marginals: expected numbers > 0, found 0.0 at 1"),
+        ({"marginals": [1, -1, 2]}, "marginals: expected numbers >= 0, one of them above, found -1.0 at 1"),
         ({"marginals": [1, float("inf"), 2]}, "marginals: expected finite numbers, found inf at 1"),
         ({"row_weights": [0, 0, 0, 0]}, "row_weights: expected at least one number > 0"),
         ({"row_weights": [1, -1, 1, 1]}, "row_weights: expected numbers >= 0"),

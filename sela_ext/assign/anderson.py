@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MEMORY = 10  # pairs of differences kept; 12 passes where plain Sinkhorn needs 23, and 79 where it needs > 3000
 RESTART = 3.0  # an error this many times the best one means that the model is wrong: back to the best
 STEP_CAP = 10.0  # nats: the accelerated step may go this far, or twice as far as the plain one
-# With many rows the first passes read a part of them, at least so many, in all and per column, then MORE_ROWS times as
-# many: until the error there is PART_ERROR sqrt(columns / rows), a fifth or so of what the error on all rows is then.
+# With many rows the first passes read a part of them, at least so many, in all and per column, and then MORE_ROWS times
+# as many: until the error there is PART_ERROR sqrt(columns / rows), a fifth or so of the error that all rows have then.
 PART_ROWS, PART_ROWS_PER_COLUMN, MORE_ROWS = 4096, 4, 8
 PART_ERROR, PART_PASSES = 0.05, 15
 

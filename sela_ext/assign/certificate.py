@@ -171,7 +171,7 @@ def verify(
     g = None if potential is None else check_vector("potential", potential, cols)
     p = g if prices is None else check_vector("prices", prices, cols)
     weights = np.ones(rows) if row_weights is None else check_weights(row_weights, rows).astype(np.float64)
-    target = cluster_shares(marginals, cols)
+    target = cluster_shares(marginals, cols, empty=True)
 
     scores = np.zeros(cols) if g is None else g
     columns = np.zeros(cols)

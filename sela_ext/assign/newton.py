@@ -21,10 +21,13 @@ import numpy as np
 
 from sela_ext.assign.anderson import solve_anderson
 from sela_ext.assign.problem import Evaluation, Problem
+from sela_ext.assign.relaxed import RelaxedProblem, solve_bounded
 from sela_ext.kernels.newton import newton_rows, newton_solve, newton_sums
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from sela_ext.kernels.newton import ColumnLaw
 
     Vector = npt.NDArray[np.float64]
 
@@ -49,7 +52,10 @@ PROBE = 4096  # rows that "auto" looks at
 # Errors to which the stages are solved, first on a part of the rows, then on all: what is left moves single columns
 # further than candidates reach when lambda grows (3e-3 for both: up to 11 reads where 4 do).
 SAMPLE_ERROR, STAGE_ERROR = 3e-3, 3e-4
-FAINT, FAINTEST = 1e-6, -280.0  # a share beside the wanted one, and the logarithm of the smallest that is told apart
+# Nats from a column's share to the wanted one, beyond which it counts as faint, and the logarithm of the smallest share
+# that is told apart.
+FAINT, FAINTEST = 14.0, -280.0
+AT_REST = 1e-5  # nats: float32 potentials are not exactly log b
 SMALLEST, THIN = 2.0**-12, 6.0  # the continuation begins at a smaller lambda when rows have fewer entries
 PROGRESS = 0.8  # a stage that another pass does not improve so much is left
 NEAR = 0.02  # a start with at most this error is improved at once; from others the continuation begins
@@ -124,32 +130,39 @@ def climb(problem: Problem, at: Evaluation, factor: float, tolerance: float, few
     shares = np.where(possible, np.exp(np.maximum(at.log_shares, FAINTEST)), 0.0)
     defect = weight * shares - columns
     # A column of which the candidates know nothing takes a Sinkhorn step; how it grows on is left to the next pass.
-    faint = possible & (at.shares < FAINT * problem.target)
-    d = np.zeros(len(target))
-    d[faint] = np.log(problem.target[faint] / shares[faint])
+    faint = possible & (step > FAINT)
+    d = np.where(faint, step, 0.0)
     missing, current, before = defect, factor, factor
     while True:
         ratio = current / factor
-        d = d * (current / before)
-        reach = LEVEL * current / before
-        per_row = (rows.entries + number - rows.rows) / number
+        law = problem.column_law(at.potential * ratio, current, weight)
+        crowd = (rows.entries + number - rows.rows) / number  # entries per row; rows with one left are not in `rows`
         found = newton_solve(
             rows,
             target,
             missing,
-            d,
+            d if law is None else at_rest(d, law),
             ratio=ratio,
             tolerance=tolerance,
-            reach=reach,
+            reach=LEVEL * current / before,
             prune=LEVEL,
             threads=problem.threads,
+            law=law,
         )
-        d = found.d
-        if found.stalled or current >= 1.0 or faint.any() or per_row <= fewest:
-            return Climbed(problem.centred(at.potential * ratio + d), current, current > factor or not found.stalled)
+        potential = at.potential * ratio + found.d
+        if found.stalled or current >= 1.0 or faint.any() or crowd <= fewest:
+            return Climbed(problem.centred(potential), current, current > factor or not found.stalled)
         before, current = current, raised(current, STEP)
+        further = problem.scaled(potential, current / before) - at.potential * (current / factor)
+        d = np.where(possible & (target > 0), further, 0.0)
         # An entry that was left out was below exp(-16), so it shrinks by at least so much.
         missing = np.maximum(defect, 0.0) * math.exp(-LEVEL * (current / factor - 1.0))
+
+
+def at_rest(d: Vector, law: ColumnLaw) -> Vector:
+    """The same point, with bounded columns whose w is 0 up to rounding exactly at their kink."""
+    near = np.abs(law.offset + d) <= AT_REST
+    return np.where(near, -law.offset, d) if law.bounds is not None else d
 
 
 def samples(rows: int, cols: int) -> list[int]:
@@ -172,7 +185,7 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
         factor: where to begin. A lambda is then looked for where a row has several entries, and not too many.
         steps: see `samples`.
     """
-    potential, limit = start * factor, entries_per_row(problem)
+    potential, limit = problem.scaled(start, factor), entries_per_row(problem)
     rows, cols = problem.rows, int(problem.logits.shape[1])
     thin = min(THIN, cols / 4)
     level, every = 0, steps[0]
@@ -194,7 +207,7 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
         elif factor == last_factor and at.error > PROGRESS * last_error:  # the way on may be easier than the rest here
             wish = raised(factor, STEP)
         if wish != factor:
-            potential, factor = potential * (wish / factor), wish
+            potential, factor = problem.scaled(potential, wish / factor), wish
             continue
         rising = True
         if not found:
@@ -210,7 +223,7 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
         if settled or again > AGAIN:
             level, every, again = level + 1, steps[level + 1], 0
             last_factor = 0.0  # other rows: the error is another
-    return potential / factor
+    return problem.scaled(potential, 1.0 / factor)
 
 
 def evaluate_at_end(problem: Problem, potential: Vector, *, candidates: bool = True) -> Evaluation:
@@ -250,7 +263,7 @@ def solve_newton(
     while best is None or not (done(problem, best) or problem.exhausted):
         if failures == PATIENCE:
             if not attempts:
-                return solve_anderson(problem, start, best), "; stalled, Anderson's method went on"
+                return go_on(problem, start, best), "; stalled, Anderson's method went on"
             factor, steps = attempts.pop()
             at = evaluate(continued(problem, start if best is None else best.potential, factor, steps))
             failures = 0
@@ -258,13 +271,19 @@ def solve_newton(
             assert at is not None
             assert best is not None
             if at.candidates.overflow:
-                final = solve_anderson(problem, start, best)
-                return final, "; smooth at the end, where Anderson's method went on"
+                return go_on(problem, start, best), "; smooth at the end, where Anderson's method went on"
             at = evaluate(climb(problem, at, 1.0, tolerance, math.inf).potential)
             failures = 0 if at.error < 0.5 * best.error else failures + 1
         if best is None or at.error < best.error:
             best = at
     return best, ""
+
+
+def go_on(problem: Problem, start: Vector, best: Evaluation | None) -> Evaluation:
+    """Anderson's method from the best point, or from the start."""
+    if isinstance(problem, RelaxedProblem) and problem.bounds is not None:
+        return solve_bounded(problem, start if best is None else best.potential)
+    return solve_anderson(problem, start, best)
 
 
 def raised(factor: float, step: float) -> float:

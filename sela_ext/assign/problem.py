@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.marginals import EMPTY
 from sela_ext.assign.shards import Shard
 from sela_ext.assign.sources import logits_pass, on_cuda, rows_of
 from sela_ext.errors import DataError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
+
+    from sela_ext.kernels.newton import ColumnLaw
 
     Vector = npt.NDArray[np.float64]
 
@@ -61,8 +64,9 @@ class Evaluation:
 
     def sinkhorn_step(self, target: Vector) -> Vector:
         """Return log b - log col: what one Sinkhorn iteration adds to the potential; 0 for impossible columns."""
-        possible = self.log_shares > -np.inf
-        return np.subtract(np.log(target), self.log_shares, out=np.zeros(len(target)), where=possible)
+        moving = (self.log_shares > -np.inf) & (target > 0)
+        log_target = np.log(target, out=np.zeros(len(target)), where=moving)
+        return np.subtract(log_target, self.log_shares, out=np.zeros(len(target)), where=moving)
 
 
 @dataclass
@@ -136,7 +140,11 @@ class Problem:
         return self.shard.own(int(self.logits.shape[0]))
 
     def rounded(self, potential: Vector) -> Vector:
-        """The potential as the kernel will see it: float32 numbers unless the logits are float64."""
+        """The potential as the kernel will see it: float32 numbers unless the logits are float64.
+
+        That of clusters which are to get nothing is pinned far below all others.
+        """
+        potential = np.where(self.target > 0, potential, EMPTY)
         if self.dtype == "float64":
             return potential.astype(np.float64)
         return potential.astype(np.float32).astype(np.float64)
@@ -182,7 +190,8 @@ class Problem:
         read = self.rows_read(every)
         reference = self._reference
         if reference is not None and factor != self._reference_factor:
-            reference = reference * (factor / self._reference_factor)  # exact where one entry has all of a row
+            with np.errstate(over="ignore"):  # exact where one entry has all of a row
+                reference = reference * (factor / self._reference_factor)
         sums = logits_pass(
             self.working,
             potential,
@@ -279,6 +288,14 @@ class Problem:
         for part, block in rows_of(self.working, columns=faint, every=every, first_row=self.shard.first_row):
             good = ~np.isnan(lse[part])
             yield factor * self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
+
+    def scaled(self, potential: Vector, ratio: float) -> Vector:
+        """The potential that stands for the same prices at another lambda, `ratio` times as large."""
+        return potential * ratio
+
+    def column_law(self, potential: Vector, factor: float, weight: float) -> ColumnLaw | None:
+        """What a potential at factor * lambda asks of the columns of rows of this weight; None: their target."""
+        return None
 
     def centred(self, potential: Vector) -> Vector:
         """The potential shifted so that sum_k b_k g_k = 0: it is defined up to a constant."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 METHODS = ("auto", "newton", "anderson", "sinkhorn")
 MAX_PASSES = {"l1": 1000, "official": 10_000}
+WEAK = 1.0  # lambda rho below which iterations on relaxed columns shrink the error to a half or less each
 
 
 def assign(
@@ -80,7 +81,8 @@ def assign(
             solve goes on on them. "float32": the logits are read as they are, whatever their type. "auto": as they
             are, but for a mapped file that memory cannot hold when it can hold a fixed16 copy, and tol >= 1e-4.
             CPU only.
-        marginals: [K] positive sizes or shares of the clusters; None: equal.
+        marginals: [K] sizes or shares of the clusters; None: equal. A cluster of share 0 stays empty, at a potential of
+            -1e37; not with relax, size_bounds or stop="official", where all must be positive.
         relax: rho > 0: the clusters' shares need not be met, but their divergence costs lambda rho KL(shares | b): a
             large rho is strict, a small one lets the images choose. Then `error` is the distance to the shares that
             the optimum has at this potential, and the potential has no free constant.
@@ -173,15 +175,13 @@ def _assign(
     relaxed = relax is not None or size_bounds is not None
     if relaxed and (stop == "official" or balance == "exact"):
         raise OptionError('relax, size_bounds: expected stop "l1" and balance "argmax" with them')
-    if relaxed and method == "newton":
-        raise OptionError('relax, size_bounds: expected method "auto", "anderson" or "sinkhorn" with them')
     lam = _number("lam", lam, 1e-6, 1e6)
     tol = _number("tol", tol, 0.0, 2.0)
     if max_passes is None:
         max_passes = MAX_PASSES[stop]
     if isinstance(max_passes, bool) or not isinstance(max_passes, (int, np.integer)) or not 1 <= max_passes <= 10**9:
         raise OptionError(f"max_passes: expected an integer in 1 .. 1e9, found {max_passes!r}")
-    target = cluster_shares(marginals, cols)
+    target = cluster_shares(marginals, cols, empty=not relaxed and stop == "l1")
     weights = None if row_weights is None else check_weights(row_weights, rows)
     shard.begin(
         logits,
@@ -214,9 +214,10 @@ def _assign(
     if not same:
         kind, why = "", "read as it is: not all ranks would take a copy"
     problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol, shard)
+    warm = start is not None
     if relaxed:
         problem = relaxed_problem(problem, relax, size_bounds)
-        start = np.log(target) if start is None else start
+        start = start if warm else np.log(target)
     problem.most_candidates, problem.progress = room, progress
     if stop == "official":
         if method not in ("auto", "sinkhorn") or start is not None:
@@ -232,9 +233,9 @@ def _assign(
             )
         potential = _start_potential(start, cols)
         if kind:
-            final, method, reason = _solve_on_copy(problem, kind, method, potential, warm=start is not None)
+            final, method, reason = _solve_on_copy(problem, kind, method, potential, warm=warm)
         else:
-            final, method, reason = _solve(problem, method, potential, warm=start is not None)
+            final, method, reason = _solve(problem, method, potential, warm=warm)
         converged = final.error <= tol
     reason += f"; storage: {why}" if why else ""
     if final.sums.labels is None:
@@ -244,6 +245,7 @@ def _assign(
 
     model = model_of(logits)
     labels = _numpy(final.sums.labels)
+    labels = np.where((labels >= 0) & (target[labels] == 0), -1, labels)  # nothing else is possible for these
     sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
     ties = 0
     balanced = None
@@ -256,7 +258,7 @@ def _assign(
         labels = labels.copy()
         ties = break_ties(problem.logits, labels, final.potential, lam, target, shard)
         sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
-    warn_if_unbalanced(sizes, np.flatnonzero(final.log_shares == -np.inf), target, converged)
+    warn_if_unbalanced(sizes, np.flatnonzero((final.log_shares == -np.inf) & (target > 0)), target, converged)
 
     return Assignment(
         labels=_like(model, labels),
@@ -296,8 +298,8 @@ def _solve(
         The last evaluation, the method, and the reason for it.
     """
     reason = f'method="{method}" was asked for'
-    if method == "auto" and isinstance(problem, RelaxedProblem):
-        method, reason = "anderson", "newton does not take relax or size_bounds"
+    if method == "auto" and isinstance(problem, RelaxedProblem) and problem.pull < WEAK:
+        method, reason = "anderson", f"a weak pull: lam * relax is below {WEAK:g}"
     elif method == "auto":
         method, reason, first = choose_method(problem, start, warm=warm)
     if method == "newton":

@@ -12,6 +12,7 @@ from sela_ext.kernels.augment_resident import augment_resident
 from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
 from sela_ext.kernels.logits import StoredLogits, empty_stored, store_logits
 from sela_ext.kernels.newton import (
+    ColumnLaw,
     NewtonSolution,
     NewtonSums,
     newton_product,
@@ -30,6 +31,7 @@ __all__ = [
     "Augment",
     "Candidates",
     "ChunkBounds",
+    "ColumnLaw",
     "NewtonSolution",
     "NewtonSums",
     "RefusedDeviceWarning",

@@ -61,7 +61,7 @@ class RelaxedProblem(Problem):
 
     rho: float | None = None
     bounds: Vector | None = None
-    _weight: float | None = None
+    _weight: float = 1.0  # of all rows, as the latest pass knows it
 
     @property
     def pull(self) -> float:
@@ -71,6 +71,11 @@ class RelaxedProblem(Problem):
     def centred(self, potential: Vector) -> Vector:
         """The potential itself: a shift would change what it asks of the columns."""
         return potential
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether each iteration shrinks the error to a half or less, so that nothing more is needed."""
+        return self.rho is not None and self.lam * self.rho < 1
 
     def scaled(self, potential: Vector, ratio: float) -> Vector:
         """The same w at another lambda."""
@@ -85,7 +90,7 @@ class RelaxedProblem(Problem):
         if self.rho is not None:
             return ColumnLaw(w, strength=factor * self.lam * self.rho)
         assert self.bounds is not None
-        low, high = self.bounds / self._weight_of_all() * weight
+        low, high = self.bounds / self._weight * weight
         return ColumnLaw(w, bounds=(low, high))
 
     def evaluate(self, potential: Vector, **options: Any) -> Evaluation:
@@ -107,7 +112,7 @@ class RelaxedProblem(Problem):
             with np.errstate(over="ignore"):
                 dual -= strength * math.fsum(self.target * np.expm1(-w / strength))
         else:
-            low, high = self._shares_of_bounds(plain.sums.weight, possible, options.get("every", 1) > 1)
+            low, high = self._shares_of_bounds(plain.sums.weight, possible, options.get("every", 1))
             with np.errstate(divide="ignore"):
                 least, most = np.log(low) - log_shares, np.log(high) - log_shares
             step = np.minimum(np.maximum(-w, least), most)  # the median: least <= most
@@ -125,19 +130,12 @@ class RelaxedProblem(Problem):
         fields = {**vars(plain), "error": error, "objective": dual}
         return RelaxedEvaluation(**fields, step=step + shift)
 
-    def _weight_of_all(self) -> float:
-        """The weight of all rows, from a pass over all of them or else from the rows' own."""
-        if self._weight is not None:
-            return self._weight
-        given = self.row_weights
-        return float(self.logits.shape[0] if given is None else np.asarray(given, np.float64).sum())
-
-    def _shares_of_bounds(self, weight: float, possible: npt.NDArray[np.bool_], part: bool) -> tuple[Vector, Vector]:
+    def _shares_of_bounds(self, weight: float, possible: npt.NDArray[np.bool_], every: int) -> tuple[Vector, Vector]:
         assert self.bounds is not None
         low, high = self.bounds
-        if part:
-            weight = self._weight_of_all()
-            return low / weight, high / weight
+        if every > 1:  # a part of the rows
+            self._weight = weight * (self.rows / self.rows_read(every))
+            return low / self._weight, high / self._weight
         self._weight = weight
         if not (low[possible].sum() <= weight * (1 + 1e-9) and high[possible].sum() >= weight * (1 - 1e-9)):
             raise OptionError(

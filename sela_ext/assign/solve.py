@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 METHODS = ("auto", "newton", "anderson", "sinkhorn")
 MAX_PASSES = {"l1": 1000, "official": 10_000}
-WEAK = 1.0  # lambda rho below which iterations on relaxed columns shrink the error to a half or less each
 
 
 def assign(
@@ -298,8 +297,13 @@ def _solve(
         The last evaluation, the method, and the reason for it.
     """
     reason = f'method="{method}" was asked for'
+<<<<<<< HEAD
     if method == "auto" and isinstance(problem, RelaxedProblem) and problem.pull < WEAK:
         method, reason = "anderson", f"a weak pull: lam * relax is below {WEAK:g}"
+=======
+    if method == "auto" and isinstance(problem, RelaxedProblem) and problem.is_weak:
+        method, reason = "anderson", "a weak pull: lam * relax is below 1"
+>>>>>>> refs/heads/newton
     elif method == "auto":
         method, reason, first = choose_method(problem, start, warm=warm)
     if method == "newton":

@@ -25,6 +25,7 @@ from sela_ext.assign import (
     MemoryPlan,
     assign,
     assign_batch,
+    assign_heads,
     memory_plan,
     verify,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "assign",
     "assign_batch",
+    "assign_heads",
     "build_info",
     "memory_plan",
     "verify",

@@ -57,7 +57,7 @@ PATIENCE = 4  # passes at lambda that may fail to halve the best error, before A
 
 def entries_per_row(problem: Problem) -> float:
     """So many candidates a plan may have per row, on the average, to count as sparse."""
-    return max(FEW, min(MANY, DENSITY * int(problem.logits.shape[1])))
+    return min(max(FEW, min(MANY, DENSITY * int(problem.logits.shape[1]))), problem.most_candidates / LAST_MORE)
 
 
 def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, str, Evaluation | None]:
@@ -197,6 +197,14 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
     return potential / factor
 
 
+def evaluate_at_end(problem: Problem, potential: Vector, *, candidates: bool = True) -> Evaluation:
+    """A pass at lambda with labels, and with as many candidates as the last steps need."""
+    level = LAST_LEVEL_64 if problem.dtype == "float64" else LAST_LEVEL
+    if not candidates:
+        return problem.evaluate(potential, labels=True)
+    return problem.evaluate(potential, labels=True, keep=level, keep_per_row=LAST_MORE * entries_per_row(problem))
+
+
 def solve_newton(
     problem: Problem, start: Vector, *, warm: bool, first: Evaluation | None = None
 ) -> tuple[Evaluation, str]:
@@ -212,13 +220,10 @@ def solve_newton(
         The best evaluation at lambda, and what to add to the reason where Anderson's method had to go on.
     """
     rows, cols = (int(n) for n in problem.logits.shape)
-    limit = entries_per_row(problem)
-    double = problem.dtype == "float64"
-    tolerance = max(0.1 * problem.tol, 1e-14 if double else 1e-9)
-    level = LAST_LEVEL_64 if double else LAST_LEVEL
+    tolerance = max(0.1 * problem.tol, 1e-14 if problem.dtype == "float64" else 1e-9)
 
     def evaluate(potential: Vector) -> Evaluation:
-        return problem.evaluate(potential, labels=True, keep=level, keep_per_row=LAST_MORE * limit)
+        return evaluate_at_end(problem, potential)
 
     attempts = [(FIRST / 4, [1]), (FIRST, samples(rows, cols))]  # where to begin, and on which rows; the last one first
     at = evaluate(start) if warm and first is None else first

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.sources import logits_pass, on_cuda, rows_of
 from sela_ext.errors import DataError
-from sela_ext.kernels.sinkhorn import check_logits, on_cuda, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import check_logits
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     Vector = npt.NDArray[np.float64]
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
 # Columns that receive less than this part of their share are summed again, exactly and in the log domain: the pass
 # leaves out terms 26 nats below the row's sum.
 FAINT = 1e-9
-ROWS_AT_ONCE = 65_536
 BLOCK = 128  # rows that a pass over a part of the rows reads together, as the kernel has it
 # Below this many entries labels are computed in every pass: they cost next to nothing.
 SMALL = 10_000_000
@@ -67,7 +70,9 @@ class Problem:
 
     `passes` also counts the parts of a pass that read single columns; `full_passes` is what max_passes limits. A pass
     over a part of the rows counts as that part.
-    The row log-sum-exp of the latest pass is kept as the reference of the next one.
+    The row log-sum-exp of the latest pass is kept as the reference of the next one. `stored` is a copy of the logits
+    that passes read instead, as long as it is there; `most_candidates` per row is what memory allows. `progress` is
+    called with each entry of the history.
     """
 
     logits: Any
@@ -80,6 +85,9 @@ class Problem:
     full_passes: float = 0.0
     passes: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    stored: Any | None = None
+    most_candidates: float = math.inf
+    progress: Callable[[dict[str, float]], None] | None = None
     _reference: Any | None = None
     _reference_factor: float = 1.0
     _start: float = field(default_factory=time.perf_counter)
@@ -105,13 +113,18 @@ class Problem:
         return on_cuda(self.logits)
 
     @property
+    def working(self) -> Any:
+        """What passes read: the logits, or a copy of them."""
+        return self.logits if self.stored is None else self.stored
+
+    @property
     def dtype(self) -> str:
-        """The type of the logits by name."""
-        return check_logits(self.logits)
+        """The type, or kind of storage, of what passes read, by name."""
+        return check_logits(self.working)
 
     def rounded(self, potential: Vector) -> Vector:
         """The potential as the kernel will see it: float32 numbers unless the logits are float64."""
-        if check_logits(self.logits) == "float64":
+        if self.dtype == "float64":
             return potential.astype(np.float64)
         return potential.astype(np.float32).astype(np.float64)
 
@@ -160,8 +173,8 @@ class Problem:
         reference = self._reference
         if reference is not None and factor != self._reference_factor:
             reference = reference * (factor / self._reference_factor)  # exact where one entry has all of a row
-        sums = sinkhorn_pass(
-            self.logits,
+        sums = logits_pass(
+            self.working,
             potential,
             scale=self.lam * factor,
             row_weights=self.row_weights,
@@ -197,7 +210,11 @@ class Problem:
         entry = {"passes": self.passes, "error": error, "objective": objective, "seconds": self.seconds}
         if not whole:
             entry |= {"lam": self.lam * factor, "rows": read}
+        if self.stored is not None:
+            entry["bits"] = 16
         self.history.append(entry)
+        if self.progress is not None:
+            self.progress(entry)
         with np.errstate(divide="ignore"):
             log_shares: Vector = np.log(shares)
         if not look:
@@ -216,12 +233,8 @@ class Problem:
         lse = np.asarray(sums.lse.cpu().numpy() if hasattr(sums.lse, "cpu") else sums.lse, np.float64)
         with np.errstate(divide="ignore"):
             log_weights = np.zeros(rows) if self.row_weights is None else np.log(np.float64(self.row_weights))
-        for first in range(0, rows, ROWS_AT_ONCE):
-            part = slice(first, first + ROWS_AT_ONCE)
-            block = self.logits[part][:, faint]
-            block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
-            numbers = np.arange(first, first + len(block))
-            good = ~np.isnan(lse[part]) & ((numbers // BLOCK) % every == 0)
+        for part, block in rows_of(self.working, columns=faint, every=every):
+            good = ~np.isnan(lse[part])
             t = factor * self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
             total = np.logaddexp(total, np.logaddexp.reduce(t, axis=0, initial=-np.inf))
         self.passes += len(faint) / cols / every

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.sources import row_blocks
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -51,13 +53,11 @@ def break_ties(
     wanted = target * int((labels >= 0).sum())
     tied: list[tuple[int, npt.NDArray[np.int64]]] = []
     with np.errstate(invalid="ignore", over="ignore"):
-        for first in range(0, len(labels), ROWS_AT_ONCE):
-            block = logits[first : first + ROWS_AT_ONCE]
-            block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
+        for part, block in row_blocks(logits, ROWS_AT_ONCE):
             score = lam * block + potential
             near = score >= score.max(axis=1, keepdims=True) - TIE
-            for row in np.flatnonzero((near.sum(axis=1) > 1) & (labels[first : first + len(block)] >= 0)):
-                tied.append((first + int(row), np.flatnonzero(near[row])))
+            for row in np.flatnonzero((near.sum(axis=1) > 1) & (labels[part] >= 0)):
+                tied.append((part.start + int(row), np.flatnonzero(near[row])))
     count = int((labels >= 0).sum())
     if len(tied) < 0.5 * count * misplaced(np.bincount(labels[labels >= 0], minlength=len(target)), target):
         return 0

@@ -64,15 +64,6 @@ class RelaxedProblem(Problem):
     _weight: float = 1.0  # of all rows, as the latest pass knows it
 
     @property
-    def pull(self) -> float:
-        """Lambda rho; infinite for bounded columns."""
-        return math.inf if self.rho is None else self.lam * self.rho
-
-    def centred(self, potential: Vector) -> Vector:
-        """The potential itself: a shift would change what it asks of the columns."""
-        return potential
-
-    @property
     def is_weak(self) -> bool:
         """Whether each iteration shrinks the error to a half or less, so that nothing more is needed."""
         return self.rho is not None and self.lam * self.rho < 1

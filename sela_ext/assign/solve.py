@@ -297,13 +297,8 @@ def _solve(
         The last evaluation, the method, and the reason for it.
     """
     reason = f'method="{method}" was asked for'
-<<<<<<< HEAD
-    if method == "auto" and isinstance(problem, RelaxedProblem) and problem.pull < WEAK:
-        method, reason = "anderson", f"a weak pull: lam * relax is below {WEAK:g}"
-=======
     if method == "auto" and isinstance(problem, RelaxedProblem) and problem.is_weak:
         method, reason = "anderson", "a weak pull: lam * relax is below 1"
->>>>>>> refs/heads/newton
     elif method == "auto":
         method, reason, first = choose_method(problem, start, warm=warm)
     if method == "newton":

@@ -5,8 +5,8 @@
     python bench/scaling.py --check                    exit status 1 if the tables are out of date
 
 Ranks are processes of one thread each in a gloo group. Agreement comes first: both must end with the same potential,
-bit for bit. The model (bench/scaling_model.py) is then given what one rank measures alone and what a bare exchange of
-messages takes, and says what two ranks should take.
+bit for bit. One rank and two take turns. The model (bench/scaling_model.py) is then given what one rank measures alone
+and what a bare exchange of messages takes, and says what two ranks should take.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dense": {"method": "anderson", "tol": 0.0, "max_passes": 12},
     "peaked": {"method": "newton", "tol": 1e-6},
 }
+ROUNDS = 5
 LIMIT = 300  # seconds for all of a rank's work
 
 
@@ -113,68 +114,85 @@ def bare_exchange(ranks: int, cols: int) -> tuple[float, float]:
     return statistics.median(small), everybody.numel() / statistics.median(large)
 
 
-def rank_main(rank: int, ranks: int, meeting: str, sizes: dict[str, tuple[int, int]], answers: Any) -> None:
-    """Solve each case on this rank's shard; rank 0 answers."""
+def solved(case: str, logits: np.ndarray, group: Any) -> tuple[dict[str, Any], Any]:
+    """Times of one solve, and its result."""
+    import sela_ext
+
+    with Counted() as counted:
+        a = sela_ext.assign(logits, threads=1, group=group, **OPTIONS[case])
+    steps = np.diff([entry["seconds"] for entry in a.history])
+    times = {"seconds": a.seconds, "step": statistics.median(steps[1:]), "waiting": counted.seconds}
+    return {**times, "calls": counted.calls, "gathered": counted.gathered}, a
+
+
+def pass_seconds(logits: np.ndarray, potential: Any, first_row: int, rows: int) -> float:
+    """The fastest of a few passes."""
+    import sela_ext
+
+    one_pass = functools.partial(
+        sela_ext.kernels.sinkhorn_pass,
+        logits,
+        potential,
+        scale=25.0,
+        threads=1,
+        first_row=first_row,
+        rows_in_all=rows,
+    )
+    return min(common.timed(one_pass) for _ in range(7))
+
+
+def rank_main(rank: int, meeting: str, sizes: dict[str, tuple[int, int]], answers: Any) -> None:
+    """Solve each case alone (rank 0) and together, in turn; rank 0 answers."""
     import torch
     import torch.distributed as dist
 
     import sela_ext
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=timedelta(60))
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=timedelta(LIMIT))
     found = {}
     for case, (rows, cols) in sizes.items():
-        part = sela_ext.shard_rows(rows, ranks, rank)
-        logits = LOGITS[case](rows, cols)[part]
-        runs = []
-        for _ in range(4):  # the first one touches the memory
+        part = sela_ext.shard_rows(rows, 2, rank)
+        logits = LOGITS[case](rows, cols)
+        runs: dict[str, list[dict[str, Any]]] = {"one": [], "two": []}
+        for _ in range(ROUNDS):
             dist.barrier()
-            with Counted() as counted:
-                a = sela_ext.assign(logits, threads=1, group=True, **OPTIONS[case])
-            steps = np.diff([entry["seconds"] for entry in a.history])
-            runs.append((a.seconds, statistics.median(steps[1:]), counted.seconds))
-        dist.barrier()
-        one_pass = functools.partial(
-            sela_ext.kernels.sinkhorn_pass,
-            logits,
-            a.potential,
-            scale=25.0,
-            threads=1,
-            first_row=part.start,
-            rows_in_all=rows,
-        )
-        passes = [common.timed(one_pass) for _ in range(7)]
-        message, bandwidth = bare_exchange(ranks, cols)
-        found[case] = {
-            "seconds": min(run[0] for run in runs[1:]),
-            "step": min(run[1] for run in runs[1:]),
-            "waiting": min(run[2] for run in runs[1:]),
-            "pass": min(passes),
-            "passes": a.passes,
-            "calls": counted.calls,
-            "gathered": counted.gathered,
-            "message": message,
-            "bandwidth": bandwidth,
-            "potential": a.potential.tobytes().hex(),
-        }
+            if rank == 0:
+                times, alone = solved(case, logits, None)
+                times["pass"] = pass_seconds(logits, alone.potential, 0, rows)
+                runs["one"].append(times)
+            dist.barrier()
+            times, together = solved(case, logits[part], True)
+            dist.barrier()
+            times["pass"] = pass_seconds(logits[part], together.potential, part.start, rows)
+            runs["two"].append(times)
+        message, bandwidth = bare_exchange(2, cols)
+        if rank == 0:
+            best = {
+                name: {key: min(run[key] for run in several[1:]) for key in several[0]}  # the first touches the memory
+                for name, several in runs.items()
+            }
+            best["one"]["passes"] = best["two"]["passes"] = alone.passes
+            best["two"] |= {"message": message, "bandwidth": bandwidth}
+            same = alone.potential.tobytes() == together.potential.tobytes() and alone.passes == together.passes
+            found[case] = (same, best["one"], best["two"])
     if rank == 0:
         answers.put(found)
     dist.destroy_process_group()
 
 
-def measured(ranks: int, sizes: dict[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:
-    """What rank 0 of a new group finds."""
+def measured(sizes: dict[str, tuple[int, int]]) -> dict[str, tuple[bool, dict[str, Any], dict[str, Any]]]:
+    """For each case: whether the bits are the same; what one rank took, and what two."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            context.Process(target=rank_main, args=(rank, ranks, f"{folder}/meeting", sizes, answers))
-            for rank in range(ranks)
+            context.Process(target=rank_main, args=(rank, f"{folder}/meeting", sizes, answers)) for rank in range(2)
         ]
         for process in processes:
             process.start()
         try:
-            found: dict[str, dict[str, Any]] = answers.get(timeout=LIMIT)
+            found: dict[str, tuple[bool, dict[str, Any], dict[str, Any]]] = answers.get(timeout=LIMIT)
             for process in processes:
                 process.join(LIMIT)
         finally:
@@ -274,13 +292,12 @@ def main(words: list[str] | None = None) -> int:
         facts = common.machine()
         common.print_machine(facts, 1)
         sizes = QUICK if options.quick else SIZES
-        alone, both = measured(1, sizes), measured(2, sizes)
         rows = []
-        for case, (n, cols) in sizes.items():
-            if alone[case]["potential"] != both[case]["potential"]:
+        for case, (same, one, two) in measured(sizes).items():
+            if not same:
                 print(f"{case}: two ranks end at another potential than one; nothing is compared")
                 return 1
-            rows.append(compared(alone[case], both[case], case, n, cols))
+            rows.append(compared(one, two, case, *sizes[case]))
         print("one rank and two end with the same bits")
         common.table(
             "seconds; model: two ranks from what one measured, and bare messages",

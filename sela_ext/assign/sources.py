@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-ENTRIES_AT_ONCE = 1 << 22  # of rows in float64: 32 MiB
+ENTRIES_AT_ONCE = 1 << 18  # of rows in float64: 2 MiB
 
 
 def on_cuda(logits: Any) -> bool:

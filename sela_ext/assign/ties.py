@@ -20,7 +20,7 @@ TIE = 1e-3
 # least half of it: on ordinary data (first round of training: 0.09) the labels are the plain argmax.
 UNBALANCED = 0.1
 WARN = 0.5
-ROWS_AT_ONCE = 4096
+ENTRIES_AT_ONCE = 1 << 18  # in float64
 
 
 class UnbalancedLabelsWarning(UserWarning):
@@ -56,7 +56,7 @@ def break_ties(
     cols = len(target)
     rows, lengths, clusters = [], [], []
     with np.errstate(invalid="ignore", over="ignore"):
-        for part, block in row_blocks(logits, ROWS_AT_ONCE):
+        for part, block in row_blocks(logits, max(1, ENTRIES_AT_ONCE // len(potential))):
             score = lam * block + potential
             near = score >= score.max(axis=1, keepdims=True) - TIE
             tied = np.flatnonzero((near.sum(axis=1) > 1) & (labels[part] >= 0))

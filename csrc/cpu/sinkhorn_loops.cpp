@@ -163,50 +163,60 @@ inline void dense_add(const float* terms, int64_t terms_stride, const float* fac
 template <class T>
 constexpr bool kNegative = std::is_same_v<T, fixed_bits>;
 
-/// Logits x[j .. j + W) of one row in their own sign; -inf behind the last column.
+/// Largest logits, lane by lane, of a chunk that begins at x and is not the last.
 template <class T>
-inline vfloat signed_logits(const T* x, int64_t j, int64_t cols) {
-  const vfloat v = j + W <= cols ? load(x + j) : load_logits(x, j, cols);
-  const vfloat a = kNegative<T> ? set1(0.0f) - v : v;
-  if (j + W <= cols) return a;
-  float lanes[W];
-  store(lanes, a);
-  for (int64_t l = cols - j > 0 ? cols - j : 0; l < W; ++l) lanes[l] = -kInfinity;
-  return load(lanes);
+inline vfloat chunk_maximum(const T* x) {
+  vfloat a = load(x), b = load(x + W);
+#pragma GCC unroll 4
+  for (int64_t v = 2 * W; v < kSinkhornChunk; v += 2 * W) {
+    a = kNegative<T> ? min(load(x + v), a) : max(load(x + v), a);
+    b = kNegative<T> ? min(load(x + v + W), b) : max(load(x + v + W), b);
+  }
+  return kNegative<T> ? set1(0.0f) - min(a, b) : max(a, b);
 }
 
-/// Writes the bounds of one row, see Note [Chunk bounds].  NaN is not looked for: such a row will be masked.
+/// Four numbers to bfloat16, up.
+inline void bounds_up(const float* top, uint16_t* out) {
+  typedef uint32_t four __attribute__((vector_size(16)));
+  typedef int32_t four_signed __attribute__((vector_size(16)));
+  typedef uint16_t four_narrow __attribute__((vector_size(8)));
+  four bits;
+  std::memcpy(&bits, top, sizeof(bits));
+  const four negative = reinterpret_cast<four>(reinterpret_cast<four_signed>(bits) >> 31);
+  const four_narrow up = __builtin_convertvector((bits + (0xffffu & ~negative)) >> 16, four_narrow);
+  std::memcpy(out, &up, sizeof(up));
+}
+
+/// Writes the bounds of one row, see Note [Chunk bounds].  NaN is not looked for: such a row will be masked.  This is
+/// the first to read the row, so it asks for the one `ahead` bytes further, too.
 template <class T>
-inline void write_bounds(const T* x, int64_t cols, uint16_t* bounds) {
-  const int64_t chunks = SinkhornPass::bounds_stride(cols);
-  const int64_t full = cols / kSinkhornChunk;
-  for (int64_t first = 0; first < chunks; first += 16) {
-    float top[16];
-    for (int64_t c = 0; c < 16; c += 4) {
-      vfloat best[4];
-      for (int64_t k = 0; k < 4; ++k) {
-        const int64_t j = (first + c + k) * kSinkhornChunk;
-        if (first + c + k < full) {
-          vfloat a = load(x + j), b = load(x + j + W);
-#pragma GCC unroll 8
-          for (int64_t v = 2 * W; v < kSinkhornChunk; v += 2 * W) {
-            a = kNegative<T> ? min(load(x + j + v), a) : max(load(x + j + v), a);
-            b = kNegative<T> ? min(load(x + j + v + W), b) : max(load(x + j + v + W), b);
-          }
-          best[k] = kNegative<T> ? set1(0.0f) - min(a, b) : max(a, b);
+inline void write_bounds(const T* x, int64_t cols, int64_t ahead, uint16_t* bounds) {
+  constexpr int64_t kBytes = kSinkhornChunk * static_cast<int64_t>(sizeof(T));
+  const int64_t count = SinkhornPass::bounds_stride(cols), full = cols / kSinkhornChunk;
+  for (int64_t c = 0; c < count; c += 4) {
+    vfloat best[4];
+    if (c + 4 <= full) {
+      const T* at = x + c * kSinkhornChunk;
+      for (int64_t byte = 0; byte < 4 * kBytes; byte += 64) prefetch(at, ahead + byte);
+      for (int k = 0; k < 4; ++k) best[k] = chunk_maximum(at + k * kSinkhornChunk);
+    } else {
+      for (int k = 0; k < 4; ++k) {
+        const int64_t j = (c + k) * kSinkhornChunk;
+        if (c + k < full) {
+          best[k] = chunk_maximum(x + j);
+        } else if (j < cols) {
+          T padded[kSinkhornChunk];
+          for (T& value : padded) value = x[j];
+          std::memcpy(padded, x + j, static_cast<size_t>(cols - j) * sizeof(T));
+          best[k] = chunk_maximum(padded);
         } else {
           best[k] = set1(-kInfinity);
-          for (int64_t v = 0; v < kSinkhornChunk && j + v < cols; v += W)
-            best[k] = max(signed_logits(x, j + v, cols), best[k]);
         }
       }
-      reduce_max4(best[0], best[1], best[2], best[3], top + c);
     }
-    for (int64_t c = 0; c < 16; ++c) {  // to bfloat16, up
-      uint32_t bits;
-      std::memcpy(&bits, &top[c], sizeof(bits));
-      bounds[first + c] = static_cast<uint16_t>((bits + (bits >> 31 ? 0u : 0xffffu)) >> 16);
-    }
+    float top[4];
+    reduce_max4(best[0], best[1], best[2], best[3], top);
+    bounds_up(top, bounds + c);
   }
 }
 
@@ -478,8 +488,10 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
     mark(row, ref);
     const uint64_t* marks = marks_of(row);
     const T* x = logits_of(row);
+    int64_t count = 0;
+    for (int64_t w = 0; w < task.mark_words; ++w) count += __builtin_popcountll(marks[w]);
+    if (2 * count > chunks) return;
     for (int64_t w = 0; w < task.mark_words; ++w) {
-      if (2 * __builtin_popcountll(marks[w]) > 64) continue;
       for (uint64_t left = marks[w]; left != 0; left &= left - 1) {
         const T* chunk = x + (w * 64 + __builtin_ctzll(left)) * kSinkhornChunk;
         constexpr int64_t kBytes = kSinkhornChunk * static_cast<int64_t>(sizeof(T));
@@ -517,7 +529,7 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
     bool together = n == 4;
     for (int64_t q = 0; q < n; ++q) {
       x[q] = logits_of(i + q);
-      if (writes_bounds) write_bounds(x[q], cols, pass.bounds + (i + q) * bounds_stride);
+      if (writes_bounds) write_bounds(x[q], cols, ahead, pass.bounds + (i + q) * bounds_stride);
       ref[q] = reference_of(i + q);
       if (!(ref[q] == ref[q])) {
         ref[q] = row_maximum(x[q], cols, g, scale);

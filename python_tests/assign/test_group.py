@@ -185,9 +185,17 @@ CASES = {
         smooth_logits(1001, 9, seed=3),
         {"row_weights": np.where(np.arange(1001) < 128, 1 + np.arange(1001) / 7, 0)},
     ),
+    "heavy rows in one shard": (
+        smooth_logits(1001, 9, seed=3),
+        {"row_weights": np.where(np.arange(1001) < 300, 1000 / 3, 0.01 + np.arange(1001) / 1e4)},
+    ),
     "marginals": (peaked_logits(1501, 31, seed=4), {"tol": 1e-5, "marginals": np.arange(1.0, 32.0)}),
     "masked rows": (spoiled(smooth_logits(1001, 9, seed=5)), {"tol": 1e-5}),
     "faint and impossible columns": (dead_column(smooth_logits(1500, 12, seed=6)), {"tol": 1e-5}),
+    "faint columns in sampled stages": (
+        peaked_logits(17_000, 40, seed=6) - np.where(np.arange(40) == 7, np.float32(60), 0).astype(np.float32),
+        {"tol": 1e-5},
+    ),
     "relaxed": (smooth_logits(1500, 17, seed=7), {"relax": 0.2, "tol": 1e-6}),
     "bounded": (peaked_logits(1500, 17, seed=8), {"size_bounds": (60, 110), "tol": 1e-5}),
     "exact sizes": (smooth_logits(3001, 201, seed=9), {"balance": "exact", "tol": 1e-2}),

@@ -12,6 +12,7 @@ from sela_ext.assign.batch import assign_batch as assign_batch
 from sela_ext.assign.certificate import Certificate as Certificate
 from sela_ext.assign.certificate import verify as verify
 from sela_ext.assign.features import FeatureLogits as FeatureLogits
+from sela_ext.assign.heads import assign_heads as assign_heads
 from sela_ext.assign.plan import MemoryPlan as MemoryPlan
 from sela_ext.assign.plan import memory_plan as memory_plan
 from sela_ext.assign.result import Assignment as Assignment

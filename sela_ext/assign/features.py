@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections import deque
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from sela_ext.assign.mapped import MappedRows
+from sela_ext.assign.plan import threads_of
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.sinkhorn import SAMPLE_ROWS
@@ -132,6 +132,10 @@ class FeatureLogits:
         """
         return None if self._rows.device.type != "cpu" else MappedRows.find(self.features, "features")
 
+    def rows_read(self, first: int, last: int) -> torch.Tensor:
+        """Features of these rows, copied."""
+        return self._rows[first:last].clone()
+
     def with_head(self, weight: Any, bias: Any = None) -> FeatureLogits:
         """The same features under another head."""
         return FeatureLogits(self.features, weight, bias, normalize=self.normalize)
@@ -151,7 +155,7 @@ class FeatureLogits:
         if columns is not None and not (isinstance(columns, slice) and columns == slice(None)):
             chosen = torch.arange(self.shape[1])[columns].to(self.device)
             weight, bias = weight[chosen].contiguous(), None if bias is None else bias[chosen]
-        with _one_thread(self.on_cuda):
+        with one_thread():
             if isinstance(rows, slice):
                 first, last, step = rows.indices(self.shape[0])
                 if step != 1:
@@ -186,20 +190,28 @@ class FeatureLogits:
         else:
             torch.addmm(bias, x, weight.t(), out=out)
 
-    def _tile(self, first: int, last: int, every: int, first_row: int) -> Any:
-        """Logits of a tile of rows, in memory that the next tile of this thread takes over."""
+    def tile(self, first: int, last: int, *, every: int = 1, first_row: int = 0, rows: Any = None) -> Any:
+        """Logits of some rows, in memory that the next tile of this thread takes over; numpy, torch on a CUDA device.
+
+        Args:
+            first: row, a multiple of 128.
+            last: row behind the last one, at most `step(every)` further.
+            every: see `tiles`.
+            first_row: see `tiles`.
+            rows: features of these rows, where the caller has them at hand.
+        """
         out = self._buffer("out", last - first)
+        rows = self._rows[first:last] if rows is None else rows
         if every == 1:
-            for at in range(first, last, BLOCK):
-                part = slice(at - first, at - first + BLOCK)
-                self._product(self._rows[at : min(at + BLOCK, last)], out[part], self.weight, self.bias)
+            for at in range(0, last - first, BLOCK):
+                self._product(rows[at : at + BLOCK], out[at : at + BLOCK], self.weight, self.bias)
         else:
-            numbers = _sampled(first, last, every, first_row)
+            numbers = _sampled(first, last, every, first_row) - first
             products = self._buffer("products", BLOCK)
             for at in range(0, len(numbers), BLOCK):
                 chosen = numbers[at : at + BLOCK]
-                self._product(self._rows[chosen], products, self.weight, self.bias)
-                out[chosen - first] = products[: len(chosen)]
+                self._product(rows[chosen], products, self.weight, self.bias)
+                out[chosen] = products[: len(chosen)]
         block = out[: last - first]
         return block if self.on_cuda else block.numpy()
 
@@ -236,46 +248,77 @@ class FeatureLogits:
         Yields:
             The results, in the order of the rows.
         """
-        import torch
-
-        rows, step = self.shape[0], self.tile_rows * min(every, MOST_SAMPLED)
-        mapped = self.mapped()
-        starts = []
-        for first in range(0, rows, step):
-            last = min(first + step, rows)
-            read = every == 1 or len(_sampled(first, last, every, first_row))
-            if read and (wanted is None or wanted(first, last)):
-                starts.append(first)
+        step = self.step(every)
+        starts = [
+            first
+            for first in range(0, self.shape[0], step)
+            if self.is_read(first, first + step, every, first_row)
+            and (wanted is None or wanted(first, min(first + step, self.shape[0])))
+        ]
 
         def work(first: int) -> Result:
-            if mapped is not None:
-                mapped.ahead(first + workers * step, first + (workers + 1) * step)
-            result = task(first, self._tile(first, min(first + step, rows), every, first_row))
-            if mapped is not None:
-                mapped.done(first, first + step)
-            return result
+            last = min(first + step, self.shape[0])
+            return task(first, self.tile(first, last, every=every, first_row=first_row))
 
-        workers = 1 if self.on_cuda else min(len(starts), threads or len(os.sched_getaffinity(0)))
-        if workers <= 1:
+        workers = 1 if self.on_cuda else threads_of(threads)
+        yield from in_order(work, starts, workers, reading=self.mapped(), step=step)
+
+    def step(self, every: int) -> int:
+        """Rows of a tile of which only every so many groups are computed."""
+        return self.tile_rows * min(every, MOST_SAMPLED)
+
+    def is_read(self, first: int, last: int, every: int, first_row: int) -> bool:
+        """Whether one of these rows is read."""
+        return every == 1 or len(_sampled(first, min(last, self.shape[0]), every, first_row)) > 0
+
+
+def in_order(
+    work: Callable[[int], Result], starts: list[int], workers: int, *, reading: MappedRows | None, step: int
+) -> Iterator[Result]:
+    """Do something for parts that begin at these rows, in several threads that compute products on one thread each.
+
+    Args:
+        work: called with each start.
+        starts: ascending.
+        workers: threads.
+        reading: the map that the parts are read from, if any.
+        step: rows of a part.
+
+    Yields:
+        The results, in their order; hardly more than are under way wait to be taken.
+    """
+    import torch
+
+    workers = min(workers, len(starts))
+
+    def advised(first: int) -> Result:
+        if reading is None:
+            return work(first)
+        reading.ahead(first + workers * step, first + (workers + 1) * step)
+        result = work(first)
+        reading.done(first, first + step)
+        return result
+
+    if workers <= 1:
+        for first in starts:
+            with one_thread():  # not while the caller has its turn
+                result = advised(first)
+            yield result
+        return
+    before = torch.get_num_threads()
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
             for first in starts:
-                with _one_thread(self.on_cuda):  # not while the caller has its turn
-                    result = work(first)
-                yield result
-            return
-        before = torch.get_num_threads()
-        waiting: deque[Future[Result]] = deque()
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            try:
-                for first in starts:
-                    waiting.append(pool.submit(work, first))
-                    if len(waiting) > 2 * workers:
-                        yield waiting.popleft().result()
-                while waiting:
+                waiting.append(pool.submit(advised, first))
+                if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
-                torch.set_num_threads(before)  # what threads that are yet to come begin with
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(before)  # what threads that are yet to come begin with
 
 
 def _sampled(first: int, last: int, every: int, first_row: int) -> npt.NDArray[np.int64]:
@@ -285,12 +328,12 @@ def _sampled(first: int, last: int, every: int, first_row: int) -> npt.NDArray[n
 
 
 @contextmanager
-def _one_thread(on_cuda: bool) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Products on one thread of torch's: how it divides them among more is not for us to know."""
     import torch
 
     before = torch.get_num_threads()
-    if on_cuda or before == 1:
+    if before == 1:
         yield
         return
     torch.set_num_threads(1)

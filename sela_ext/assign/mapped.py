@@ -12,7 +12,7 @@ from typing import Any
 from sela_ext.errors import DataError
 from sela_ext.kernels.device import is_tensor
 
-PART_BYTES = 128 << 20  # rows that one call reads; about twice this is resident
+PART_BYTES = 64 << 20  # rows that one call reads; about twice this is resident
 SMALLEST = 32 << 20  # below this an array is read as a whole, wherever it lies
 PAGE = mmap.PAGESIZE
 

@@ -17,8 +17,9 @@ STORED = ("float16", "bfloat16", "fixed16")
 PER_ROW, PER_ROW_MORE_64 = 24, 12
 ROW_MAXIMUM = 4  # of a stored copy
 # An entry of the plan that Newton's method keeps: 8 bytes as the pass finds it, 6 or 8 put together, 4 of the plan on
-# them; and what each row has of them at the least (on trained logits 1 to 3 entries).
-PER_ENTRY, PER_ROW_OF_ENTRIES, USUAL_ENTRIES = 14, 24, 8
+# them; and what each row has of them at the least. At lambda trained logits have 2 to 6 entries per row, at the smaller
+# ones of the way there up to 40.
+PER_ENTRY, PER_ROW_OF_ENTRIES, USUAL_ENTRIES = 14, 24, 40
 # Exact balance: lists of 10 columns per row, twice, and the search on them; where far from balanced, up to 34.
 PER_ROW_EXACT = 600
 WORKSPACE = 32 << 20  # threads, tables of the columns, what Python and numpy allocate in passing
@@ -116,8 +117,8 @@ def memory_plan(
         >>> from sela_ext import memory_plan
         >>> plan = memory_plan(1_281_167, 3000, dtype="float16")
         >>> plan.describe()
-        '7.48 GiB: logits 7.16 GiB, rows 0.03 GiB, candidates 0.16 GiB, work 0.12 GiB; 2.09 bytes per entry'
-        >>> memory_plan(1_281_167, 3000, source="features").per_entry < 0.1
+        '7.92 GiB: logits 7.16 GiB, rows 0.03 GiB, candidates 0.70 GiB, work 0.04 GiB; 2.21 bytes per entry'
+        >>> memory_plan(1_281_167, 3000, source="features").per_entry < 0.25
         True
     """
     for name, value, choices in (
@@ -140,7 +141,7 @@ def memory_plan(
     if source == "features":
         workspace += 2 * (6 << 20)
     if source == "file":
-        workspace += 2 * (128 << 20)
+        workspace += 2 * (64 << 20)
     return MemoryPlan(
         rows=rows,
         cols=cols,

@@ -63,10 +63,6 @@ class RelaxedProblem(Problem):
     bounds: Vector | None = None
     _weight: float = 1.0  # of all rows, as the latest pass knows it
 
-    def centred(self, potential: Vector) -> Vector:
-        """The potential itself: a shift would change what it asks of the columns."""
-        return potential
-
     @property
     def is_weak(self) -> bool:
         """Whether each iteration shrinks the error to a half or less, so that nothing more is needed."""

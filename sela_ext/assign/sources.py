@@ -6,6 +6,7 @@ of one pass over everything.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-ENTRIES_AT_ONCE = 1 << 22  # of rows in float64: 32 MiB
+ENTRIES_AT_ONCE = 1 << 18  # of rows in float64: 2 MiB
 
 
 def on_cuda(logits: Any) -> bool:
@@ -92,7 +93,7 @@ def logits_pass(
 
     def part_of(first: int, block: Any, threads: int) -> SinkhornSums:
         part = slice(first, first + len(block))
-        return sinkhorn_pass(
+        sums = sinkhorn_pass(
             block,
             potential,
             row_weights=None if row_weights is None else row_weights[part],
@@ -102,6 +103,8 @@ def logits_pass(
             first_row=first_row + first,
             **options,
         )
+        joined.count(sums)
+        return sums
 
     if computed is None:
         for first, block in array_parts(logits):
@@ -137,12 +140,20 @@ class _Joined:
         self.exact: npt.NDArray[np.int64] | None = None
         self.candidates: Any = None
         self.limit = keep_at_most
+        self.kept = 0
+        self.lock = threading.Lock()
         self.model = model_of(logits)
 
     @property
     def overflow(self) -> bool:
-        """Whether there are too many candidates already."""
-        return self.candidates is not None and bool(self.candidates.overflow)
+        """Whether there are too many candidates already: then those of other parts need not be kept."""
+        return self.kept > self.limit
+
+    def count(self, sums: SinkhornSums) -> None:
+        """Count the candidates of a part; parts that are under way in several threads do so."""
+        if sums.candidates is not None:
+            with self.lock:
+                self.kept += self.limit + 1 if sums.candidates.overflow else sums.candidates.entries
 
     def add(self, first: int, count: int, sums: SinkhornSums) -> None:
         """Add a part that begins at a row."""
@@ -198,6 +209,23 @@ def array_parts(logits: Any) -> Iterator[tuple[int, Any]]:
         mapped.done(first, first + step)
 
 
+def row_blocks(logits: Any, step: int) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+    """Consecutive rows in float64, numpy, so many at a time; those of a mapped file need not stay resident."""
+    rows = int(logits.shape[0])
+    mapped = None if isinstance(logits, FeatureLogits) else _mapped(logits)
+    for first in range(0, rows, step):
+        part = slice(first, min(rows, first + step))
+        yield part, as_double(logits[part])
+        if mapped is not None:
+            mapped.done(part.start, part.stop)
+
+
+def as_double(block: Any) -> npt.NDArray[np.float64]:
+    """A block of numpy or torch in float64, numpy; a copy."""
+    found = block.detach().cpu().double().numpy() if hasattr(block, "detach") else np.asarray(block).astype(np.float64)
+    return np.asarray(found, np.float64)
+
+
 def rows_of(
     logits: Any, *, columns: Any, every: int = 1, first_row: int = 0
 ) -> Iterator[tuple[Any, npt.NDArray[np.float64]]]:
@@ -233,7 +261,7 @@ def rows_of(
             block = logits[where[:, None], columns]
         else:
             block = logits[where][:, columns]
-        yield where, block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
+        yield where, as_double(block)
         if mapped is not None:
             mapped.done(first, last)
 
@@ -250,9 +278,13 @@ def best_columns(
 ) -> Candidates:
     """`find_candidates` over anything that `assign` takes, with its arguments; selected rows must ascend."""
     if not isinstance(logits, FeatureLogits):
-        return find_candidates(
+        lists = find_candidates(
             logits, prices, labels, selected=selected, threads=threads, first_row=first_row, **options
         )
+        mapped = _mapped(logits)
+        if mapped is not None:
+            mapped.done(0, mapped.rows)
+        return lists
     check_search(logits, prices, options.get("label_prices"), labels, 1.0, options.get("count", 16), selected)
     chosen = np.arange(len(logits)) if selected is None else np.asarray(selected, np.int64)
 

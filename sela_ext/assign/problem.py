@@ -234,7 +234,7 @@ class Problem:
         if not whole:
             entry |= {"lam": self.lam * factor, "rows": read}
         if self.stored is not None:
-            entry["bits"] = 16
+            entry["bits"] = 64 if self.dtype == "float64" else 16
         self.history.append(entry)
         if self.progress is not None:
             self.progress(entry)

@@ -106,6 +106,10 @@ class NewtonRows:
         prune: float,
         threads: int,
         isa: str,
+        offset: npt.NDArray[np.float64] | None = None,
+        strength: float = 0.0,
+        low: npt.NDArray[np.float64] | None = None,
+        high: npt.NDArray[np.float64] | None = None,
     ) -> tuple[npt.NDArray[np.float64], float, int, int, int, bool]:
         """Newton's method from d: d, error, steps, products, sums, stalled."""
 

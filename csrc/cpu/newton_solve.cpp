@@ -29,8 +29,8 @@ struct Point {
 /// The function that is minimised; for exact columns on the subspace sum_j gauge[j] d[j] = 0.
 ///
 /// All rows' log-sum-exp grows by about that sum (over the weight) when gauge is the column sums at the start; held at
-/// 0, an entry that was left out grows by exp(d[j]), as the defect says.  Pulled and bounded columns have no free
-/// constant: there the sum at the start is taken off in the defect.
+/// 0, an entry that was left out grows by exp(d[j]), as the defect says.  The constant of pulled and bounded columns is
+/// not free: there the defect is that of d minus this mean.
 class Objective {
  public:
   Objective(NewtonEvaluator& evaluator, const NewtonRows& rows, const NewtonColumns& columns)
@@ -51,12 +51,9 @@ class Objective {
   void evaluate_first(Point& at, float* plan) {
     evaluator_.sums(at.d.data(), at.sums, plan);
     set_gauge(at.sums.columns);
-    const double mean = dot(gauge_, at.d) / gauge_sum_;
     if (exact_) {
+      at.sums.objective -= dot(gauge_, at.d) / gauge_sum_ * weight_;
       project_step(at.d);
-      at.sums.objective -= mean * weight_;
-    } else {
-      origin_ = mean;
     }
     finish(at);
   }
@@ -99,14 +96,20 @@ class Objective {
     at.gradient.assign(cols_, 0.0);
     at.curvature.assign(cols_, 0.0);
     at.value = at.sums.objective;
+    const double mean = exact_ ? 0.0 : dot(gauge_, at.d) / gauge_sum_;
+    double all_grown = 0.0;
     for (size_t j = 0; j < cols_; ++j) {
       if (!moves(j)) continue;
       const double r = columns_.defect[j];
-      const double grown = r > 0.0 ? r * std::exp(std::min(at.d[j] - origin_, 300.0)) : r;
+      const double grown = r > 0.0 ? r * std::exp(std::min(at.d[j] - mean, 300.0)) : r;
+      at.value += r > 0.0 ? grown : r * (at.d[j] - mean);
       at.curvature[j] = r > 0.0 ? grown : 0.0;
-      at.value += r > 0.0 ? grown : r * at.d[j];
-      add_law(at, j, at.sums.columns[j] + grown);
+      at.gradient[j] = grown;
+      all_grown += grown;
     }
+    const double share = exact_ ? 0.0 : all_grown / gauge_sum_;  // of the mean in the defect
+    for (size_t j = 0; j < cols_; ++j)
+      if (moves(j)) add_law(at, j, at.sums.columns[j] + at.gradient[j] - share * gauge_[j]);
     if (exact_) project_gradient(at.gradient);
     at.error = 0.0;
     for (const double g : at.gradient) at.error += std::fabs(g);
@@ -133,8 +136,8 @@ class Objective {
     at.value -= (w > 0.0 ? low : high) * w;
     if (w > 0.0 || (w == 0.0 && sum < low))
       at.gradient[j] = sum - low;
-    else if (w < 0.0 || sum > high)
-      at.gradient[j] = sum - high;
+    else
+      at.gradient[j] = w < 0.0 || sum > high ? sum - high : 0.0;
   }
 
   /// Takes from a gradient what no step in the subspace can use: a multiple of the gauge.
@@ -157,7 +160,7 @@ class Objective {
   size_t cols_;
   bool exact_;
   Vector gauge_;
-  double gauge_sum_ = 0.0, weight_, origin_ = 0.0;
+  double gauge_sum_ = 0.0, weight_;
 };
 
 int64_t Objective::step(const Point& at, const Vector& extra, const float* plan, double reduction, int64_t limit,

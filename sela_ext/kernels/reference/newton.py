@@ -143,15 +143,19 @@ def newton_product(rows: Any, plan: Any, x: Any, *, threads: int = 0, isa: str =
 class _Columns:
     """Value, gradient and curvature of what is wanted of the columns, and of the defect."""
 
-    def __init__(self, target: Vector, defect: Vector, law: ColumnLaw | None, origin: float) -> None:
-        self.target, self.defect, self.law, self.origin = target, defect, law, origin
+    def __init__(self, target: Vector, defect: Vector, law: ColumnLaw | None, gauge: Vector) -> None:
+        self.target, self.defect, self.law, self.gauge = target, defect, law, gauge
 
     def __call__(self, d: Vector, sums: Vector) -> tuple[float, Vector, Vector]:
         moving = self.target > 0
-        grown = np.where(self.defect > 0, self.defect * np.exp(d - self.origin), self.defect)
-        value = np.where(self.defect > 0, grown, self.defect * d)
+        share = self.gauge / self.gauge.sum()
+        relative = d if self.law is None else d - share @ d
+        grown = np.where(self.defect > 0, self.defect * np.exp(relative), self.defect)
+        value = np.where(self.defect > 0, grown, self.defect * relative)
         curvature = np.where(self.defect > 0, grown, 0.0)
         sums = sums + grown
+        if self.law is not None:
+            sums = sums - grown[moving].sum() * share
         if self.law is None:
             value, gradient = value - self.target * d, sums - self.target
         elif self.law.bounds is None:
@@ -223,10 +227,9 @@ def newton_solve(
     sums = 0
     gauge = np.where(t > 0, newton_sums(rows, d, ratio=ratio).columns, 0.0)
     at = np.array(d, np.float64)
-    mean = float(gauge @ at / gauge.sum())
     if law is None:
-        at[t > 0] -= mean
-    columns = _Columns(t, r, law, 0.0 if law is None else mean)
+        at[t > 0] -= gauge @ at / gauge.sum()
+    columns = _Columns(t, r, law, gauge)
 
     def evaluate(point: Vector) -> tuple[float, Vector, Vector, NewtonSums]:
         nonlocal sums

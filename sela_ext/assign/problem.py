@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sela_ext.assign.sources import logits_pass, on_cuda, rows_of
+from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of
 from sela_ext.errors import DataError
 from sela_ext.kernels.sinkhorn import check_logits
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from sela_ext.kernels.bounds import ChunkBounds
+
     Vector = npt.NDArray[np.float64]
 
 # Columns that receive less than this part of their share are summed again, exactly and in the log domain: the pass
 # leaves out terms 26 nats below the row's sum.
 FAINT = 1e-9
 BLOCK = 128  # rows that a pass over a part of the rows reads together, as the kernel has it
+# Passes write and use chunk bounds from the moment on that they compute less than this part of the terms.
+PEAKED = 0.2
 # Below this many entries labels are computed in every pass: they cost next to nothing.
 SMALL = 10_000_000
 
@@ -90,6 +94,9 @@ class Problem:
     progress: Callable[[dict[str, float]], None] | None = None
     _reference: Any | None = None
     _reference_factor: float = 1.0
+    _live_share: float = 1.0
+    _bounds: ChunkBounds | None = None
+    _bounded: Any | None = None
     _start: float = field(default_factory=time.perf_counter)
 
     @property
@@ -184,7 +191,9 @@ class Problem:
             every=every,
             keep=keep,
             keep_at_most=int(keep_per_row * read),
+            bounds=self._bounds_for(every),
         )
+        self._live_share = sums.live_share
         self._reference, self._reference_factor = sums.lse, factor
         self.full_passes += read / rows
         self.passes += read / rows
@@ -220,6 +229,12 @@ class Problem:
         if not look:
             log_shares = self._exact_log_shares(log_shares, shares, potential, sums, factor, every)
         return Evaluation(potential, shares, log_shares, error, objective, sums)
+
+    def _bounds_for(self, every: int) -> ChunkBounds | None:
+        """Chunk bounds for what passes read now, once a pass has shown that few of its entries count."""
+        if self._bounded is not self.working and every == 1 and self._live_share < PEAKED:
+            self._bounds, self._bounded = bounds_of(self.working), self.working
+        return self._bounds if self._bounded is self.working else None
 
     def _exact_log_shares(
         self, log_shares: Vector, shares: Vector, potential: Vector, sums: SinkhornSums, factor: float, every: int

@@ -42,7 +42,7 @@ class HostCore:
         tiles = max(1, -(-rows // 64))
         blocks = -(-rows // 128)
         found = np.zeros((2, blocks))
-        _, _, count, _ = _core.sinkhorn_pass_cpu(*shared, 1, "", rows_in_all=rows_in_all, totals=found.ctypes.data)
+        _, _, count, *_ = _core.sinkhorn_pass_cpu(*shared, 1, "", rows_in_all=rows_in_all, totals=found.ctypes.data)
         outputs = {
             "totals": array_at(totals, np.float64, 2, tiles),
             "masked": array_at(masked, np.int64, 1),

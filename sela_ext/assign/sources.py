@@ -13,6 +13,8 @@ import numpy as np
 
 from sela_ext.assign.features import FeatureLogits
 from sela_ext.assign.mapped import MappedRows
+from sela_ext.assign.plan import available_memory
+from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
 from sela_ext.kernels.logits import StoredLogits
 from sela_ext.kernels.rounding import Candidates, check_search, find_candidates
 from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, SAMPLE_ROWS, check_largest, sinkhorn_pass
@@ -60,8 +62,9 @@ def logits_pass(
     first_row: int = 0,
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
+    bounds: ChunkBounds | None = None,
 ) -> SinkhornSums:
-    """`sinkhorn_pass` over anything that `assign` takes, with its arguments.
+    """`sinkhorn_pass` over anything that `assign` takes, with its arguments; bounds as `bounds_of` makes them.
 
     Raises:
         DataError: a mapped file became too short.
@@ -85,6 +88,7 @@ def logits_pass(
             keep_at_most=keep_at_most,
             first_row=first_row,
             largest_weight=largest_weight,
+            bounds=bounds,
             **options,
         )
     options["largest_weight"] = check_largest(largest_weight, row_weights)
@@ -141,6 +145,7 @@ class _Joined:
         self.candidates: Any = None
         self.limit = keep_at_most
         self.kept = 0
+        self.entries = self.live = 0
         self.lock = threading.Lock()
         self.model = model_of(logits)
 
@@ -162,6 +167,8 @@ class _Joined:
         if self.labels is not None:
             self.labels[part] = np.asarray(sums.labels)
         self.exact = sums.exact if self.exact is None else self.exact + sums.exact
+        self.entries += sums.entries
+        self.live += sums.live
         if self.candidates is None:
             self.candidates = sums.candidates
         else:
@@ -182,7 +189,19 @@ class _Joined:
             self.exact,
             rows_in_all,
             largest_weight,
+            self.entries,
+            self.live,
         )
+
+
+def bounds_of(logits: Any) -> ChunkBounds | None:
+    """Chunk bounds for passes over these logits; None where these make no use of them, or memory is short."""
+    if isinstance(logits, FeatureLogits) or on_cuda(logits) or _mapped(logits) is not None:
+        return None
+    free = available_memory()
+    if free is not None and 2 * bounds_nbytes(logits) > free:
+        return None
+    return chunk_bounds(logits)
 
 
 def _mapped(logits: Any) -> MappedRows | None:

@@ -296,7 +296,18 @@ def pass_on_cpu(
         exact,
         rows_in_all,
         largest,
+        _rows_read(first_row, rows, every) * cols,
         live,
+    )
+
+
+def _rows_read(first_row: int, rows: int, every: int) -> int:
+    """Rows in every so many blocks of the matrix among these."""
+    if every == 1:
+        return rows
+    starts = range(first_row, first_row + rows, ROWS_TOGETHER)
+    return sum(
+        min(ROWS_TOGETHER, first_row + rows - start) for start in starts if (start // ROWS_TOGETHER) % every == 0
     )
 
 
@@ -512,8 +523,6 @@ def prepared_pass(
             exact = exact_sums(columns.cpu().numpy(), totals.cpu().numpy(), int(masked.item()), largest)
             _, objective, weight, count = from_exact(exact, all_rows, largest)
             sums = columns.double() * sinkhorn_resolution(all_rows, largest)
-            return SinkhornSums(
-                sums, objective, weight, lse, labels, count, None, exact, all_rows, largest, rows * cols
-            )
+            return SinkhornSums(sums, objective, weight, lse, labels, count, None, exact, all_rows, largest)
 
     return launch, collect

@@ -116,8 +116,10 @@ def sinkhorn_pass(
     sums, lse_out, labels_out = (
         value if is_torch or value is None else value.numpy() for value in (column_sums, lse, labels)
     )
-    live = int((~unread).sum()) * cols
-    return SinkhornSums(sums, objective, weight, lse_out, labels_out, masked, kept, exact, rows_in_all, largest, live)
+    read = int((~unread).sum()) * cols
+    return SinkhornSums(
+        sums, objective, weight, lse_out, labels_out, masked, kept, exact, rows_in_all, largest, read, read
+    )
 
 
 def _stored_units(stored: StoredLogits) -> torch.Tensor:

@@ -9,9 +9,8 @@ import numpy as np
 
 from sela_ext.assign.anderson import solve_anderson
 from sela_ext.assign.continuation import LAST_MORE, LEVEL, climb, continued, entries_per_row, samples
-from sela_ext.assign.problem import SMALL, Evaluation, Problem
+from sela_ext.assign.problem import Evaluation, Problem
 from sela_ext.assign.relaxed import RelaxedProblem, solve_bounded
-from sela_ext.kernels.device import is_tensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -25,7 +24,6 @@ FIRST = 1 / 16  # of lambda: where the continuation begins
 PROBE = 4096  # rows that "auto" looks at
 NEAR = 0.02  # a start with at most this error is improved at once; from others the continuation begins
 PATIENCE = 4  # passes at lambda that may fail to halve the best error, before Anderson's method takes over
-ROUNDING = 1e-3  # an error below which a stall is that of float32: SMALL logits are then solved on in float64
 
 
 def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, str, Evaluation | None]:
@@ -107,16 +105,9 @@ def solve_newton(
 
 def stalled(problem: Problem, start: Vector, best: Evaluation | None) -> tuple[Evaluation, str]:
     """What goes on where Newton's method got no further: itself in float64 where rounding is why, or Anderson's."""
-    cols = int(problem.logits.shape[1])
-    is_array = is_tensor(problem.logits) or isinstance(problem.logits, np.ndarray)
-    fits = is_array and problem.rows * cols <= SMALL and problem.stored is None and problem.dtype != "float64"
-    if best is None or best.error > ROUNDING or not fits:
-        return go_on(problem, start, best), "; stalled, Anderson's method went on"
-    logits = problem.logits
-    problem.stored = logits.detach().double() if is_tensor(logits) else np.asarray(logits, np.float64)
-    problem.lam = float(np.float32(problem.lam))  # as the passes before rounded it
-    final, further = solve_newton(problem, best.potential, warm=True)
-    return final, "; stalled in float32, went on in float64" + further
+    if best is not None and problem.turn_to_float64(best):
+        return solve_newton(problem, best.potential, warm=True)
+    return go_on(problem, start, best), "; stalled, Anderson's method went on"
 
 
 def go_on(problem: Problem, start: Vector, best: Evaluation | None) -> Evaluation:

@@ -325,6 +325,13 @@ def test_shapes_and_types_that_differ_are_named_on_all_ranks(pool):
     assert all("dtype: " in words and "float32 on rank 0, float64 on rank 1" in words for words in messages)
 
 
+def test_instruction_sets_that_differ_are_named_with_the_remedy(pool):
+    given = jobs(smooth_logits(1000, 9), even(1000, 2), {})
+    given[1]["backend"], given[0]["backend"] = "cpu-avx2", "cpu-avx512"
+    for message in refusals(pool.run(given), "OptionError"):
+        assert "found cpu-avx512 on rank 0, cpu-avx2 on rank 1; set SELA_CPU_ISA to the same on all" in message
+
+
 def test_shards_that_are_not_aligned_are_named_with_the_remedy(pool):
     logits = smooth_logits(1000, 9)
     for message in refusals(pool.run(jobs(logits, cut(100, 384, 1000), {})), "OptionError"):

@@ -106,6 +106,10 @@ class NewtonRows:
         prune: float,
         threads: int,
         isa: str,
+        offset: npt.NDArray[np.float64] | None = None,
+        strength: float = 0.0,
+        low: npt.NDArray[np.float64] | None = None,
+        high: npt.NDArray[np.float64] | None = None,
     ) -> tuple[npt.NDArray[np.float64], float, int, int, int, bool]:
         """Newton's method from d: d, error, steps, products, sums, stalled."""
 
@@ -234,8 +238,30 @@ def sinkhorn_pass_cpu(
     first_row: int = 0,
     rows_in_all: int = 0,
     totals: int = 0,
-) -> tuple[float, float, int]:
-    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
+    maxima: int = 0,
+    maxima_scale: float = 0.0,
+    bounds: int = 0,
+    bounds_known: bool = False,
+) -> tuple[float, float, int, int]:
+    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live)."""
+
+def store_logits_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    kind: str,
+    lam: float,
+    values: int,
+    maxima: int,
+    threads: int,
+    isa: str,
+) -> int:
+    """Logits to 16 bits, by addresses; returns how many finite entries were stored as -inf."""
+
+def sinkhorn_bounds_stride(cols: int) -> int:
+    """Entries of the chunk bounds of one row."""
 
 def sinkhorn_workspace_cuda(rows: int, cols: int, type: str) -> tuple[int, int]:
     """Device memory of a pass on CUDA beside its arrays: doubles of totals, bytes of scratch."""

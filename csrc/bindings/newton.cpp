@@ -2,8 +2,10 @@
 #include "sela/newton.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -95,9 +97,12 @@ Vector product(const NewtonRows& rows, const Plan& plan, const Vector& x, int th
   return out;
 }
 
+using OptionalVector = std::optional<Vector>;
+
 py::tuple solve(NewtonRows& rows, const Vector& target, const Vector& defect, const Vector& d, double ratio,
                 double tolerance, int steps, int products, double clip, double reach, double prune, int threads,
-                const std::string& isa) {
+                const std::string& isa, const OptionalVector& offset, double strength, const OptionalVector& low,
+                const OptionalVector& high) {
   const Isa chosen = isa_of(isa);
   NewtonOptions options;
   options.ratio = ratio;
@@ -108,14 +113,22 @@ py::tuple solve(NewtonRows& rows, const Vector& target, const Vector& defect, co
   options.reach = reach;
   options.prune = prune;
   options.threads = threads;
-  const double* wanted = vector_of("target", target, rows.cols());
-  const double* left_out = vector_of("defect", defect, rows.cols());
+  const auto given = [&](const char* name, const OptionalVector& value) {
+    return value ? vector_of(name, *value, rows.cols()) : nullptr;
+  };
+  NewtonColumns columns;
+  columns.target = vector_of("target", target, rows.cols());
+  columns.defect = vector_of("defect", defect, rows.cols());
+  columns.offset = given("offset", offset);
+  columns.strength = strength;
+  columns.low = given("low", low);
+  columns.high = given("high", high);
   Vector solution(rows.cols(), vector_of("d", d, rows.cols()));
   double* point = solution.mutable_data();
   NewtonResult result;
   {
     const py::gil_scoped_release release;
-    result = newton_solve(rows, wanted, left_out, point, options, chosen);
+    result = newton_solve(rows, columns, point, options, chosen);
   }
   return py::make_tuple(solution, result.error, result.steps, result.products, result.sums, result.stalled);
 }
@@ -168,7 +181,9 @@ void bind_newton(py::module_& m) {
            "The Hessian at a plan times x.")
       .def("solve", &solve, py::arg("target"), py::arg("defect"), py::arg("d"), py::arg("ratio"), py::arg("tolerance"),
            py::arg("steps"), py::arg("products"), py::arg("clip"), py::arg("reach"), py::arg("prune"),
-           py::arg("threads"), py::arg("isa"), "Newton's method from d: d, error, steps, products, sums, stalled.");
+           py::arg("threads"), py::arg("isa"), py::arg("offset") = py::none(), py::arg("strength") = 0.0,
+           py::arg("low") = py::none(), py::arg("high") = py::none(),
+           "Newton's method from d: d, error, steps, products, sums, stalled.");
 }
 
 }  // namespace sela

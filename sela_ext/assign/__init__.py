@@ -11,6 +11,10 @@ from __future__ import annotations
 from sela_ext.assign.batch import assign_batch as assign_batch
 from sela_ext.assign.certificate import Certificate as Certificate
 from sela_ext.assign.certificate import verify as verify
+from sela_ext.assign.features import FeatureLogits as FeatureLogits
+from sela_ext.assign.heads import assign_heads as assign_heads
+from sela_ext.assign.plan import MemoryPlan as MemoryPlan
+from sela_ext.assign.plan import memory_plan as memory_plan
 from sela_ext.assign.result import Assignment as Assignment
 from sela_ext.assign.shards import shard_rows as shard_rows
 from sela_ext.assign.solve import assign as assign

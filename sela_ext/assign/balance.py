@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.sources import best_columns
 from sela_ext.assign.ties import UnbalancedLabelsWarning
-from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
+from sela_ext.kernels.rounding import Candidates, Rounding, smooth_prices
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -108,7 +109,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
         problem.passes += (len(labels) if selected is None else len(selected)) / len(labels)
         if selected is not None:
             options["selected"] = selected[(selected >= own.start) & (selected < own.stop)] - own.start
-        lists = find_candidates(
+        lists = best_columns(
             problem.logits,
             prices,
             at[own],

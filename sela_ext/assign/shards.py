@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.sources import backend_of
 from sela_ext.errors import DataError, DistributedError, OptionError
 from sela_ext.kernels.candidates import candidate_arrays, join_candidates, too_many_candidates
 from sela_ext.kernels.device import first_line
-from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, backend_of, check_logits
+from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, check_logits
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums, from_exact
 
 if TYPE_CHECKING:
@@ -123,6 +124,21 @@ class Shard:
     def largest(self, about: str, values: Vector) -> Vector:
         """Largest of each number over ranks."""
         return values
+
+    def agreed_storage(self, room: float, kind: int, here: int) -> tuple[float, bool]:
+        """What the ranks can do together, from what memory allows each.
+
+        Args:
+            room: candidates per row here that there is memory for.
+            kind: number of the kind of copy that would be taken.
+            here: rows here; every rank keeps the candidates of all rows.
+
+        Returns:
+            Candidates per row of the matrix, and whether the kind is the same everywhere.
+        """
+        room = room * max(here, 1) / max(self.rows_in_all(here), 1)
+        found = self.largest("storage", np.array([-room, kind, -kind], np.float64))
+        return -float(found[0]), bool(found[1] == -found[2])
 
     def joined(self, about: str, arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Arrays [n, ...] of all ranks, one behind the other in the order of the rows."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.assign.shards import Shard
+from sela_ext.assign.sources import row_blocks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -19,7 +20,7 @@ TIE = 1e-3
 # least half of it: on ordinary data (first round of training: 0.09) the labels are the plain argmax.
 UNBALANCED = 0.1
 WARN = 0.5
-ROWS_AT_ONCE = 4096
+ENTRIES_AT_ONCE = 1 << 18  # in float64
 
 
 class UnbalancedLabelsWarning(UserWarning):
@@ -55,13 +56,11 @@ def break_ties(
     cols = len(target)
     rows, lengths, clusters = [], [], []
     with np.errstate(invalid="ignore", over="ignore"):
-        for first in range(0, len(labels), ROWS_AT_ONCE):
-            block = logits[first : first + ROWS_AT_ONCE]
-            block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
+        for part, block in row_blocks(logits, max(1, ENTRIES_AT_ONCE // len(potential))):
             score = lam * block + potential
             near = score >= score.max(axis=1, keepdims=True) - TIE
-            tied = np.flatnonzero((near.sum(axis=1) > 1) & (labels[first : first + len(block)] >= 0))
-            rows.append(first + tied)
+            tied = np.flatnonzero((near.sum(axis=1) > 1) & (labels[part] >= 0))
+            rows.append(part.start + tied)
             lengths.append(near[tied].sum(axis=1))
             clusters.append(np.nonzero(near[tied])[1].astype(np.int32))
     here = np.concatenate(rows) if rows else np.zeros(0, np.int64)

@@ -9,7 +9,10 @@ from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
 from sela_ext.kernels.augment_resident import augment_resident
+from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
+from sela_ext.kernels.logits import StoredLogits, empty_stored, store_logits
 from sela_ext.kernels.newton import (
+    ColumnLaw,
     NewtonSolution,
     NewtonSums,
     newton_product,
@@ -27,16 +30,22 @@ __all__ = [
     "PARAMETERS",
     "Augment",
     "Candidates",
+    "ChunkBounds",
+    "ColumnLaw",
     "NewtonSolution",
     "NewtonSums",
     "RefusedDeviceWarning",
     "Rounding",
     "SinkhornSums",
+    "StoredLogits",
     "Verdict",
     "add_sums",
     "augment",
     "augment_resident",
+    "bounds_nbytes",
+    "chunk_bounds",
     "device_verdict",
+    "empty_stored",
     "find_candidates",
     "newton_product",
     "newton_prune",
@@ -47,6 +56,7 @@ __all__ = [
     "sample_parameters",
     "sinkhorn_pass",
     "smooth_prices",
+    "store_logits",
 ]
 
 

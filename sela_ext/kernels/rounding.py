@@ -11,7 +11,8 @@ import numpy as np
 from sela_ext import _core
 from sela_ext.errors import OptionError
 from sela_ext.kernels.device import is_tensor
-from sela_ext.kernels.sinkhorn import _rows_of, check_logits, check_scale
+from sela_ext.kernels.logits import StoredLogits, check_logits, rows_of
+from sela_ext.kernels.sinkhorn import check_scale
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,6 +42,8 @@ def check_search(
 ) -> tuple[str, float, Vector, Vector, npt.NDArray[np.int32], npt.NDArray[np.int64] | None, int]:
     """Check the arguments of `find_candidates`; return them as used, after the name of the logits' type."""
     name = check_logits(logits)
+    if isinstance(logits, StoredLogits):
+        raise OptionError("logits: expected logits in floating point, found StoredLogits")
     rows, cols = (int(n) for n in logits.shape)
     scale = check_scale(scale, name)
     price = np.ascontiguousarray(prices, np.float64)
@@ -137,7 +140,7 @@ def find_candidates(
         np.empty(n, np.float32),
     )
     # `keep` holds whatever memory the address points into until the call is over.
-    keep, address, stride = _rows_of(logits)
+    keep, address, stride = rows_of(logits)
     _core.find_candidates_cpu(
         address,
         name,

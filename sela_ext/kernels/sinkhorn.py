@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext import _core
-from sela_ext.errors import DataError, OptionError, ResourceError
+from sela_ext.errors import OptionError, ResourceError
+from sela_ext.kernels.bounds import ChunkBounds, check_bounds
 from sela_ext.kernels.device import cuda_place, is_tensor, usable
+from sela_ext.kernels.logits import STEPS, StoredLogits, rows_of
+from sela_ext.kernels.logits import check_logits as check_logits
 from sela_ext.kernels.sinkhorn_sums import (
     SinkhornSums,
     add_sums,
@@ -32,24 +35,7 @@ _TWIN_ENTRIES = 1 << 24
 
 # Rows that are summed in floating point, from a multiple of this number on; from there on sums are integers.
 ROWS_TOGETHER = 128
-
-_NUMPY_TYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
-
-
-def check_logits(logits: Any) -> str:
-    """Check that logits are [N, K] of a supported type, and return the name of that type."""
-    shape = getattr(logits, "shape", None)
-    if shape is None or len(shape) != 2:
-        found = type(logits).__name__ if shape is None else f"shape {tuple(shape)}"
-        raise DataError(f"logits: expected a numpy or torch array [N, K], found {found}")
-    name = str(getattr(logits.dtype, "name", logits.dtype)).removeprefix("torch.")
-    if name not in ("float32", "float16", "bfloat16", "float64"):
-        raise DataError(
-            f"logits: expected float32, float16, bfloat16 or float64, found {name}; convert them, e.g. to float32"
-        )
-    if shape[1] < 1:
-        raise DataError("logits: expected at least one column, found K = 0")
-    return name
+SAMPLE_ROWS = 4  # rows that a pass over a part of the rows (`every`) reads together
 
 
 def check_vector(name: str, value: Any, length: int) -> npt.NDArray[np.float64]:
@@ -107,6 +93,7 @@ def sinkhorn_pass(
     first_row: int = 0,
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
+    bounds: ChunkBounds | None = None,
 ) -> SinkhornSums:
     """Read logits once and return row log-sum-exp, column sums, objective and, if asked, argmax labels.
 
@@ -118,7 +105,8 @@ def sinkhorn_pass(
 
     Args:
         logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch. Rows may be strided, columns are copied
-            together if they are not adjacent.
+            together if they are not adjacent. Or `StoredLogits`: the results are those of the logits that these stand
+            for, lse and objective too, as numpy arrays; CPU only.
         potential: [K] log beta in nats, finite.
         scale: lambda > 0. float32, unless the logits are float64.
         row_weights: [N] >= 0, or None for ones. 0 takes a row out of the sums; it keeps its label.
@@ -127,14 +115,16 @@ def sinkhorn_pass(
         want_labels: also return labels.
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use ("generic", "avx2", "avx512"; for tests).
-        every: read only every so many blocks of 128 rows, beginning with the first; the sums are over the rows read,
-            the lse of others is that of `reference` (NaN without), their label -1. CPU only.
+        every: read only every so many groups of 4 rows, beginning with the first; the sums are over the rows read, the
+            lse of others is that of `reference` (NaN without), their label -1. CPU only.
         keep: also return the entries with p > exp(-keep), 0 < keep <= 24 nats (float64: 40). CPU only.
         keep_at_most: with more such entries than this none are returned (`candidates.overflow`).
         first_row: a multiple of 128: the logits are rows first_row, first_row + 1, ... of a larger matrix, whose other
-            parts begin at multiples of 128, too (see `add_sums`). `every` then counts the blocks of the matrix.
+            parts begin at multiples of 128, too (see `add_sums`). `every` then counts the groups of the matrix.
         rows_in_all: rows of that matrix. None: first_row + N.
         largest_weight: >= every row weight of that matrix. None: the largest one here.
+        bounds: of `chunk_bounds` for these logits: filled in by a pass over all rows, used by later ones, which then
+            read little of peaked logits. No bit of any result changes. CPU only.
 
     Returns:
         SinkhornSums.
@@ -167,8 +157,8 @@ def sinkhorn_pass(
         raise OptionError(f"keep: expected a number of nats in 0 .. {deepest} for {name} logits, found {keep}")
     place = cuda_place(logits)
     if place is not None:
-        if every > 1 or keep is not None:
-            raise OptionError("every, keep: only for logits on the CPU; leave them out, or pass logits.cpu()")
+        if every > 1 or keep is not None or bounds is not None:
+            raise OptionError("every, keep, bounds: only for logits on the CPU; leave them out, or pass logits.cpu()")
         card = usable(place)
         if card is None:
             return pass_in_torch(
@@ -211,6 +201,7 @@ def sinkhorn_pass(
         first_row=first_row,
         rows_in_all=rows_in_all,
         largest_weight=largest_weight,
+        bounds=bounds,
     )
 
 
@@ -230,6 +221,7 @@ def pass_on_cpu(
     first_row: int = 0,
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
+    bounds: ChunkBounds | None = None,
 ) -> SinkhornSums:
     """`sinkhorn_pass` by the CPU kernels; the logits are on the host.
 
@@ -247,7 +239,14 @@ def pass_on_cpu(
     before = None if reference is None else _reference(reference, rows, lse_type)
 
     # `memory` holds whatever the addresses point into until the call is over.
-    memory, address, stride = _rows_of(logits)
+    memory, address, stride = rows_of(logits)
+    if bounds is not None:
+        check_bounds(bounds, logits)
+        if every > 1 and not bounds.complete:
+            bounds = None
+    unit, stored = scale, (0, 0.0)
+    if isinstance(logits, StoredLogits):
+        unit, stored = unit_of(logits, scale), (logits.maxima.ctypes.data, scale)
     columns = np.empty(cols, np.int64)
     if every == 1:
         lse = np.empty(rows, lse_type)
@@ -255,15 +254,14 @@ def pass_on_cpu(
         lse = np.full(rows, np.nan, lse_type) if before is None else before.copy()
     labels = np.full(rows, -1, np.int32) if want_labels else None
     kept = None if keep is None else _core.Candidates(level=float(keep), limit=keep_at_most)
-    blocks = range(first_row // ROWS_TOGETHER, -(-(first_row + rows) // ROWS_TOGETHER))
-    totals = np.empty((2, sum(number % every == 0 for number in blocks)))
-    *_, masked = _core.sinkhorn_pass_cpu(
+    totals = np.empty((2, -(-rows // ROWS_TOGETHER)))
+    _, _, masked, live = _core.sinkhorn_pass_cpu(
         address,
         name,
         rows,
         cols,
         stride,
-        scale,
+        unit,
         g.ctypes.data,
         0 if weights is None else weights.ctypes.data,
         largest,
@@ -278,8 +276,13 @@ def pass_on_cpu(
         first_row,
         rows_in_all,
         totals.ctypes.data,
+        *stored,
+        0 if bounds is None else bounds.values.ctypes.data,
+        bounds is not None and bounds.complete,
     )
     del memory
+    if bounds is not None:
+        bounds.complete = True
     exact = exact_sums(columns, totals, masked, largest)
     sums, objective, weight, _ = from_exact(exact, rows_in_all, largest)
     return SinkhornSums(
@@ -293,7 +296,24 @@ def pass_on_cpu(
         exact,
         rows_in_all,
         largest,
+        _rows_read(first_row, rows, every) * cols,
+        live,
     )
+
+
+def _rows_read(first_row: int, rows: int, every: int) -> int:
+    """Rows in every so many blocks of the matrix among these."""
+    if every == 1:
+        return rows
+    starts = range(first_row, first_row + rows, ROWS_TOGETHER)
+    return sum(
+        min(ROWS_TOGETHER, first_row + rows - start) for start in starts if (start // ROWS_TOGETHER) % every == 0
+    )
+
+
+def unit_of(stored: StoredLogits, scale: float) -> float:
+    """What one unit of the stored values is worth in nats."""
+    return scale / (STEPS * stored.lam) if stored.kind == "fixed16" else scale
 
 
 def check_largest(largest_weight: float | None, weights: Any) -> float:
@@ -327,24 +347,6 @@ def _reference(value: Any, rows: int, lse_type: Any) -> npt.NDArray[Any]:
     if before.shape != (rows,):
         raise OptionError(f"reference: expected shape ({rows},), found {before.shape}")
     return before
-
-
-def _rows_of(logits: Any) -> tuple[Any, int, int]:
-    """The array itself or a copy with adjacent columns; its address; elements from one row to the next."""
-    rows, cols = logits.shape
-    if is_tensor(logits):
-        logits = logits.detach()
-        if rows and ((logits.stride(1) != 1 and cols > 1) or (logits.stride(0) < cols and rows > 1)):
-            logits = logits.contiguous()
-        return logits, logits.data_ptr(), max(int(logits.stride(0)), int(cols))
-    if not logits.dtype.isnative or not logits.flags.aligned:
-        logits = logits.astype(logits.dtype.newbyteorder("="))
-    size = logits.dtype.itemsize
-    step, inner = logits.strides
-    if rows and ((inner != size and cols > 1) or (rows > 1 and (step % size or step < cols * size))):
-        logits = np.ascontiguousarray(logits)
-        step = logits.strides[0]
-    return logits, logits.ctypes.data, max(int(step) // size, int(cols))
 
 
 def pass_in_torch(

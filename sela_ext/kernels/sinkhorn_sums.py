@@ -33,6 +33,9 @@ class SinkhornSums:
             of parts of a matrix can be added in any order and grouping, with the same bits as one pass over all of it.
         rows_in_all: rows of that matrix.
         largest_weight: the largest row weight in it; with rows_in_all it fixes the units.
+        entries: rows read times columns.
+        live: of these, entries whose terms the pass computed, counted by chunks of 32 columns: all, or on peaked
+            logits, on the CPU, those in chunks that were not skipped.
     """
 
     column_sums: Any
@@ -45,6 +48,13 @@ class SinkhornSums:
     exact: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     rows_in_all: int = 0
     largest_weight: float = 1.0
+    entries: int = 0
+    live: int = 0
+
+    @property
+    def live_share(self) -> float:
+        """Part of the entries whose terms were computed; 1 where it was not counted."""
+        return min(1.0, self.live / self.entries) if self.entries else 1.0
 
 
 # Note [Exact totals]
@@ -142,6 +152,8 @@ def add_sums(parts: Sequence[SinkhornSums]) -> SinkhornSums:
         exact,
         first.rows_in_all,
         first.largest_weight,
+        sum(part.entries for part in parts),
+        sum(part.live for part in parts),
     )
 
 

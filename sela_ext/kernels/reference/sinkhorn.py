@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
+from sela_ext.kernels.bounds import ChunkBounds
+from sela_ext.kernels.logits import IMPOSSIBLE, StoredLogits
 from sela_ext.kernels.reference.newton import Candidates
 from sela_ext.kernels.sinkhorn import (
     ROWS_TOGETHER,
+    SAMPLE_ROWS,
     check_largest,
     check_logits,
     check_scale,
     check_vector,
     check_weights,
+    unit_of,
 )
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums, exact_sums, sinkhorn_resolution
 
@@ -34,6 +39,7 @@ def sinkhorn_pass(
     first_row: int = 0,
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
+    bounds: ChunkBounds | None = None,
 ) -> SinkhornSums:
     """The same as `sela_ext.kernels.sinkhorn_pass`, in torch and in float64.
 
@@ -49,23 +55,30 @@ def sinkhorn_pass(
         want_labels: also return labels.
         threads: unused.
         isa: unused.
-        every: read every so many blocks of 128 rows.
+        every: read every so many groups of 4 rows.
         keep: nats, or None.
         keep_at_most: entries.
         first_row: a multiple of 128.
         rows_in_all: rows of the whole matrix, or None.
         largest_weight: of all its row weights, or None.
+        bounds: unused, and left as they are.
 
     Returns:
         SinkhornSums; lse in float32 unless the logits are float64.
     """
     name = check_logits(logits)
     is_torch = isinstance(logits, torch.Tensor)
-    x = (logits if is_torch else torch.from_numpy(logits.copy())).detach()
+    maxima = None
+    if isinstance(logits, StoredLogits):
+        maxima, x = torch.from_numpy(logits.maxima.copy()).double(), _stored_units(logits)
+    else:
+        x = (logits if is_torch else torch.from_numpy(logits.copy())).detach()
     rows, cols = x.shape
     g = torch.from_numpy(check_vector("potential", potential, cols)).to(x.device)
     w = torch.ones(rows) if row_weights is None else torch.from_numpy(check_weights(row_weights, rows))
-    lam = torch.tensor(check_scale(scale, name), dtype=torch.float64)
+    scale = check_scale(scale, name)
+    unit = scale if maxima is None else unit_of(logits, scale)
+    lam = torch.tensor(unit, dtype=torch.float64)
     if name != "float64":
         g, lam = g.float().double(), lam.float().double()
 
@@ -73,11 +86,13 @@ def sinkhorn_pass(
     limit = float(torch.finfo(torch.float64 if name == "float64" else torch.float32).max)
     bad = torch.isnan(t).any(1) | (t > limit).any(1) | (t < -limit).all(1)
     t = torch.where(bad[:, None], 0.0, t)
-    block = torch.arange(first_row, first_row + rows, device=x.device) // ROWS_TOGETHER
-    unread = block % every != 0
+    row = torch.arange(first_row, first_row + rows, device=x.device)
+    block, unread = row // ROWS_TOGETHER, row // SAMPLE_ROWS % every != 0
     w = torch.where(bad | unread, 0.0, w.double().to(x.device))
     lse = t.logsumexp(1)
     column_sums = (w[:, None] * (t - lse[:, None]).exp()).sum(0)
+    if maxima is not None:
+        lse = lse + torch.where(bad, 0.0, scale * maxima)
     labels = torch.where(bad | unread, -1, t.argmax(1)).int() if want_labels else None
     given = None if row_weights is None else check_weights(row_weights, rows)
     largest = check_largest(largest_weight, given)
@@ -101,4 +116,17 @@ def sinkhorn_pass(
     sums, lse_out, labels_out = (
         value if is_torch or value is None else value.numpy() for value in (column_sums, lse, labels)
     )
-    return SinkhornSums(sums, objective, weight, lse_out, labels_out, masked, kept, exact, rows_in_all, largest)
+    read = int((~unread).sum()) * cols
+    return SinkhornSums(
+        sums, objective, weight, lse_out, labels_out, masked, kept, exact, rows_in_all, largest, read, read
+    )
+
+
+def _stored_units(stored: StoredLogits) -> torch.Tensor:
+    """Stored logits in their own unit, [N, K] float64: for fixed16 minus the whole numbers."""
+    values = stored.values
+    if stored.kind == "float16":
+        return torch.from_numpy(values.astype(np.float64))
+    if stored.kind == "bfloat16":
+        return torch.from_numpy((values.astype(np.uint32) << 16).view(np.float32).astype(np.float64))
+    return torch.from_numpy(np.where(values == IMPOSSIBLE, -np.inf, -values.astype(np.float64)))

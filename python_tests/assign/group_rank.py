@@ -76,6 +76,8 @@ def solve(job, group):
     logits = job["logits"]
     if job.get("torch"):
         logits = torch.from_numpy(logits).to(getattr(torch, job["torch"]))
+    if "weight" in job:
+        logits = sela_ext.FeatureLogits(logits, job["weight"])
     at_once = job.get("at_once", problem.AT_ONCE)
     backend = {"backend_of": lambda _: job["backend"]} if "backend" in job else {}
     with (

@@ -3,9 +3,12 @@
 #include "sela/rounding.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/names.h"
@@ -56,7 +59,8 @@ void find_candidates(std::uintptr_t logits, const std::string& type, int64_t row
 }
 
 py::tuple smooth_prices(const Ints& columns, const Floats& values, const Ints& found, const Doubles& wanted,
-                        const Doubles& prices, const Ints& labels, double sharpness, int iterations, int threads) {
+                        const Doubles& prices, const Ints& labels, const std::vector<std::pair<double, int>>& stages,
+                        double relaxation, double tolerance, double tie, int threads, const std::string& isa) {
   const int64_t rows = found.size();
   const int32_t clusters = static_cast<int32_t>(prices.size());
   if (columns.ndim() != 2 || values.ndim() != 2 || columns.shape(0) != rows || values.shape(0) != rows ||
@@ -68,14 +72,26 @@ py::tuple smooth_prices(const Ints& columns, const Floats& values, const Ints& f
     for (int32_t k = 0; k < found.data()[i]; ++k)
       if (found.data()[i] > width || columns.data()[i * width + k] < 0 || columns.data()[i * width + k] >= clusters)
         throw std::invalid_argument("smooth_prices: a list is too long or names an unknown cluster");
+  SmoothProblem problem;
+  problem.rows = rows;
+  problem.width = width;
+  problem.columns = columns.data();
+  problem.values = values.data();
+  problem.found = found.data();
+  problem.clusters = clusters;
+  problem.wanted = wanted.data();
+  problem.relaxation = relaxation;
+  problem.tolerance = tolerance;
+  problem.tie = tie;
+  for (const auto& [sharpness, iterations] : stages) problem.stages.push_back({sharpness, iterations});
+  const Isa chosen = isa_of(isa);
   py::array_t<double> new_prices(clusters, prices.data());
   py::array_t<int32_t> new_labels(rows, labels.data());
   double* price = new_prices.mutable_data();
   int32_t* label = new_labels.mutable_data();
   {
     const py::gil_scoped_release release;
-    smooth_prices_cpu(rows, width, columns.data(), values.data(), found.data(), clusters, wanted.data(), sharpness,
-                      iterations, price, label, threads);
+    smooth_prices_cpu(problem, price, label, threads, chosen);
   }
   return py::make_tuple(new_prices, new_labels);
 }
@@ -116,7 +132,8 @@ void bind_rounding(py::module_& m) {
         "The best columns of rows, by addresses (selected: 0 = all rows).");
 
   m.def("smooth_prices", &smooth_prices, py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("wanted"),
-        py::arg("prices"), py::arg("labels"), py::arg("sharpness"), py::arg("iterations"), py::arg("threads"),
+        py::arg("prices"), py::arg("labels"), py::arg("stages"), py::arg("relaxation"), py::arg("tolerance"),
+        py::arg("tie"), py::arg("threads"), py::arg("isa"),
         "Sharp Sinkhorn iterations on lists; returns new prices, and the labels at them.");
 
   py::class_<Rounding>(m, "Rounding", py::module_local(), "Labels of admissible cluster sizes from candidate lists.")

@@ -263,7 +263,7 @@ void block_of(const CandidateTask& task, const P* prices, const P* label_prices,
     if (!listed) sweep<true>(x, in.cols, prices, scale, base, label_price, ahead, scratch.scores, top);
 
     int64_t n =
-        collect(scratch.scores, top, task.padded, bound_of(top, in.count, possible ? mine + in.floor : -kInfinity),
+        collect(scratch.scores, top, task.padded, bound_of(top, in.count, best + in.floor),
                 scratch.hits, scratch.columns);
     int32_t first = label;
     for (int64_t k = 0; k < n; ++k)
@@ -291,7 +291,62 @@ void block_of(const CandidateTask& task, const P* prices, const P* label_prices,
   }
 }
 
+/// Terms of a group of rows: sharpness * value + sharp[column], then their exponentials relative to the largest of the
+/// row, which go to `terms`; weight / sum to `factor`.
+inline void group_terms(const int32_t* columns, const float* values, const float* weights, int32_t length,
+                        float sharpness, const float* sharp, float* terms, float* factor) {
+  constexpr int64_t V = kSmoothRows / W;
+  const vfloat s = set1(sharpness);
+  vfloat top[V], sum[V];
+  for (int64_t v = 0; v < V; ++v) {
+    top[v] = set1(-kInfinity);
+    sum[v] = set1(0.0f);
+  }
+  for (int32_t k = 0; k < length; ++k) {
+    float price[kSmoothRows];
+    for (int64_t l = 0; l < kSmoothRows; ++l) price[l] = sharp[columns[k * kSmoothRows + l]];
+    for (int64_t v = 0; v < V; ++v) {
+      const vfloat t = fma(load(values + k * kSmoothRows + v * W), s, load(price + v * W));
+      store(terms + k * kSmoothRows + v * W, t);
+      top[v] = max(t, top[v]);
+    }
+  }
+  for (int32_t k = 0; k < length; ++k)
+    for (int64_t v = 0; v < V; ++v) {
+      const vfloat e = exp(load(terms + k * kSmoothRows + v * W) - top[v]);
+      store(terms + k * kSmoothRows + v * W, e);
+      sum[v] = sum[v] + e;
+    }
+  float total[kSmoothRows];
+  for (int64_t v = 0; v < V; ++v) store(total + v * W, sum[v]);
+  for (int64_t l = 0; l < kSmoothRows; ++l) factor[l] = weights[l] / total[l];
+}
+
 }  // namespace
+
+void smooth_part(const SmoothPart& part, float sharpness, const float* sharp, double* sum) {
+  const FlushToZero flush_to_zero;
+  const int32_t* columns = part.columns.data();
+  const float* values = part.values.data();
+  const float* weights = part.weights.data();
+  constexpr int32_t kTerms = 32;
+  float few[kTerms * kSmoothRows], factor[kSmoothRows];
+  std::vector<float> many;
+  for (const int32_t length : part.lengths) {
+    float* terms = few;
+    if (length > kTerms) {
+      many.resize(static_cast<size_t>(length * kSmoothRows));
+      terms = many.data();
+    }
+    group_terms(columns, values, weights, length, sharpness, sharp, terms, factor);
+    for (int32_t k = 0; k < length; ++k)
+      for (int64_t l = 0; l < kSmoothRows; ++l)
+        sum[columns[k * kSmoothRows + l]] += static_cast<double>(terms[k * kSmoothRows + l] * factor[l]);
+    columns += length * kSmoothRows;
+    values += length * kSmoothRows;
+    weights += kSmoothRows;
+  }
+}
 
 void candidates_block(const CandidateTask& task, int64_t block, const CandidateScratch& scratch) {
   const FlushToZero flush_to_zero;

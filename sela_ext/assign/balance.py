@@ -11,6 +11,7 @@ import numpy as np
 
 from sela_ext.assign.ties import UnbalancedLabelsWarning
 from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
+from sela_ext.kernels.sinkhorn import sinkhorn_pass
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -25,16 +26,28 @@ if TYPE_CHECKING:
 # make it faster; what is missing shows in the gap and is added.
 COUNTS = (4, 8, 16)
 SMALL = 1 << 19  # entries of a matrix up to which every column is listed
-# When many images are misplaced, most columns would never be used: the first lists hold only those inside a window,
-# set on a sample of rows so that so many columns per row lie in it; the number grows with the misplaced share.
-MISPLACED = 0.01
-FAR = 0.1  # a larger misplaced share needs the longer lists at once
-LISTED, LISTED_MISPLACED = 0.4, 10.0
-SAMPLE = 2048
+MISPLACED = 0.01  # a smaller misplaced share is mended as it is
+# A sample of the rows, at least SAMPLE and so many per cluster, tells by its margins which sharpness and which window
+# the problem needs. When a larger share than FAR is misplaced, the prices are first improved by passes over the sample
+# at a larger lambda: the rounded problem has other prices than the plan, and lists made at those would have to be long.
+# When a smaller share is misplaced, what a sample says about 60 rows per cluster is worse than what is known.
+SAMPLE, SAMPLE_PER_CLUSTER, SAMPLE_COUNT = 2048, 8, 16
+FAR = 0.12
+# Sharpness of the Sinkhorn iterations, so many times 1 / (the margin that NEARBY columns per row lie within), and
+# iterations: at the last of them few rows are undecided, and most of the misplaced ones have found their place.
+NEARBY = 0.25
+SAMPLE_SHARPNESS, SAMPLE_PASSES, SAMPLE_ERROR = 0.25, 6, 0.05
+STAGES = ((0.75, 8), (1.5, 8), (3.0, 8), (6.0, 8))
+RELAXATION = 1.8
+TOLERANCE = 2e-3
+LARGEST_STEP = 3.0  # nats of the sharpened score, as smooth_prices has it
+# Columns per row inside the window, beside the best; and so many more times the misplaced share.
+LISTED, LISTED_MISPLACED, LISTED_FAR = 0.4, 10.0, 2.0
 PEAKED = 6.0  # nats: where the window would be wider, the plan is as good as labels, and most lists are short anyway
-# Then sharper Sinkhorn iterations on the lists, (sharpness, iterations), bring the prices near those of the rounded
-# problem: half of the rows are left to be moved one by one. More iterations cost more than the paths that they save.
-SHARPER = ((4.0, 6),)
+LEFT = 0.05  # a larger share of images left over needs longer lists
+# Clusters that lack images and that no list leads to are offered so many images, and so many more per image they lack.
+OFFERED, OFFERED_PER_IMAGE = 64, 8
+TIE = 2e-4  # nats: two clusters that differ by less are the same to a row
 SLACK = 1e-3  # nats: a row that loses less to its best cluster is at its best
 GAP_GOAL = 1e-3  # nats per image: good enough to stop
 ROUNDS = 10  # looks at the whole matrix at most
@@ -107,27 +120,50 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
             problem.logits, prices, at, scale=problem.lam, count=count, threads=problem.threads, **options
         )
 
+    def smoothed(
+        lists: Candidates, prices: Vector, at: Labels, stages: tuple[tuple[float, int], ...], unit: float
+    ) -> tuple[Vector, Labels]:
+        return smooth_prices(
+            lists,
+            prices,
+            wanted * (len(at) / total),
+            at,
+            stages=[(max(1.0, factor / unit), iterations) for factor, iterations in stages],
+            relaxation=RELAXATION,
+            tolerance=TOLERANCE,
+            tie=TIE,
+            threads=problem.threads,
+        )
+
+    prices = potential
     window = math.inf
-    smooth = True
+    stages: tuple[tuple[float, int], ...] = ()
+    unit = 1.0
     sizes = np.bincount(labels[rows], minlength=len(low))
     misplaced = float(np.maximum(sizes - high, 0).sum()) / total
     counts: tuple[int, ...] = (len(low),) if labels.size * len(low) <= SMALL else COUNTS
     if len(counts) > 1 and misplaced > MISPLACED:
-        sample = rows[:: max(1, total // SAMPLE)]
-        listed = (LISTED + LISTED_MISPLACED * misplaced) * len(sample)
-        window = _window(search(potential, labels, COUNTS[0], selected=sample), labels[sample], potential, listed)
-        if window > PEAKED or misplaced > FAR:
-            smooth, window, counts = window <= PEAKED, math.inf, counts[1:]
+        every = max(1, total // max(SAMPLE, SAMPLE_PER_CLUSTER * len(low)))
+        sample = rows[::every]
+        listed = LISTED + LISTED_MISPLACED * misplaced
+        if misplaced > FAR:
+            few = sample[:: max(1, len(sample) // SAMPLE)]
+            unit = max(TIE, _margin(search(prices, labels, SAMPLE_COUNT, selected=few), prices, NEARBY))
+            prices = _improved(problem, prices, active, shares, max(1.0, SAMPLE_SHARPNESS / unit), every)
+            listed = LISTED_FAR
+        lists = search(prices, labels, SAMPLE_COUNT, selected=sample, label_prices=potential)
+        unit = max(TIE, _margin(lists, prices, NEARBY))
+        window = _margin(lists, prices, listed)
+        if window > PEAKED:
+            window = math.inf
+        stages = STAGES
+    start = prices
     for count in counts:
-        lists = search(potential, labels, count, floor=-window)
-        prices, at = potential, labels
-        for sharpness, iterations in SHARPER if smooth and misplaced > MISPLACED else ():
-            prices, at = smooth_prices(
-                lists, prices, wanted, at, sharpness=sharpness, iterations=iterations, threads=problem.threads
-            )
+        lists = search(start, labels, count, floor=-window, label_prices=potential)
+        prices, at = smoothed(lists, start, labels, stages, unit)
         rounding = Rounding(len(labels), total, prices, low, high, threads=problem.threads)
         rounding.add(np.arange(len(labels)), at, lists)
-        if rounding.solve() == 0 or count >= len(low):
+        if rounding.solve() <= LEFT * total or count >= len(low):
             break
         window = math.inf
 
@@ -170,18 +206,48 @@ def _part(lists: Candidates, places: Longs) -> Candidates:
     return Candidates(lists.columns[places], lists.values[places], lists.found[places], lists.regret[places])
 
 
-def _window(lists: Candidates, labels: Labels, prices: Vector, listed: float) -> float:
-    """The loss inside which so many columns of these lists lie, labels not counted; nats."""
+def _improved(
+    problem: Problem, prices: Vector, active: npt.NDArray[np.bool_], shares: Vector, sharpness: float, every: int
+) -> Vector:
+    """Sinkhorn iterations at sharpness * lambda on every so many blocks of rows."""
+    weights = None if active.all() else active.astype(np.float64)
+    reference = None
+    wanted = shares / shares.sum()
+    for _ in range(SAMPLE_PASSES):
+        sums = sinkhorn_pass(
+            problem.logits,
+            sharpness * prices,
+            scale=sharpness * problem.lam,
+            row_weights=weights,
+            reference=reference,
+            threads=problem.threads,
+            every=every,
+        )
+        problem.passes += 1 / every
+        if not sums.weight > 0:
+            return prices
+        reference = sums.lse
+        columns = sums.column_sums
+        found = np.asarray(columns.cpu().numpy() if hasattr(columns, "cpu") else columns) / sums.weight
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = np.clip(np.log(wanted / found), -LARGEST_STEP, LARGEST_STEP)
+        prices = prices + np.where(wanted > 0, RELAXATION / sharpness * step, 0.0)
+        if float(np.abs(found - wanted).sum()) < SAMPLE_ERROR:
+            break
+    return prices
+
+
+def _margin(lists: Candidates, prices: Vector, others: float) -> float:
+    """The distance from the row's best column inside which so many other columns of a row lie; nats."""
     inside = np.arange(lists.columns.shape[1]) < lists.found[:, None]
-    others = inside & (lists.columns != labels[:, None])
-    loss = prices[labels][:, None] - (lists.values + prices[lists.columns])  # values are relative to the label's
-    losses = np.sort(loss[others])
-    place = int(listed)
-    return max(0.0, float(losses[place])) if place < len(losses) else math.inf
+    score = np.where(inside, lists.values + prices[lists.columns], -np.inf)
+    loss = np.sort((score.max(axis=1, keepdims=True) - score)[inside])
+    place = int((1.0 + others) * len(score))  # the best columns themselves lose nothing
+    return float(loss[place]) if place < len(loss) else math.inf
 
 
 def _open(rounding: Rounding, search: Any, active: npt.NDArray[np.bool_]) -> int:
-    """Offer all rows of closed clusters the best columns outside.
+    """Offer the clusters to which no list leads the images of the closed clusters that lose least.
 
     Returns how many columns are new to a row; 0 when nothing leads out.
     """
@@ -191,4 +257,12 @@ def _open(rounding: Rounding, search: Any, active: npt.NDArray[np.bool_]) -> int
     rows = np.flatnonzero(active & closed[labels])
     outside = np.where(closed, -np.inf, prices)
     lists = search(outside, labels, COUNTS[0], label_prices=prices, selected=rows)
-    return rounding.add(rows, labels[rows], lists)
+    # Far fewer images than all are needed: per cluster those of the largest regret.
+    found = np.flatnonzero(lists.found > 0)
+    first = lists.columns[found, 0]
+    order = found[np.lexsort((-lists.regret[found], first))]
+    begin = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=len(prices)))])
+    column = lists.columns[order, 0]
+    lacking = np.maximum(rounding.wanted - rounding.sizes, 0)
+    places = np.sort(order[np.arange(len(order)) - begin[column] < OFFERED + OFFERED_PER_IMAGE * lacking[column]])
+    return rounding.add(rows[places], labels[rows[places]], _part(lists, places))

@@ -14,6 +14,8 @@ from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.sinkhorn import _rows_of, check_logits, check_scale
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     Vector = npt.NDArray[np.float64]
@@ -90,7 +92,7 @@ def find_candidates(
         count: columns per list, beside the label.
         label_prices: [K] nats, finite: the prices that the labels' own scores are taken with; None: `prices`.
         slack: only rows with a larger regret, best score minus the label's score, get a list. Nats.
-        floor: only columns that score at least the label's score + floor are listed. Nats.
+        floor: only columns that score at least the row's best score + floor are listed. Nats, <= 0.
         selected: int64 [n] row numbers, or None for all rows.
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use (for tests).
@@ -159,29 +161,39 @@ def smooth_prices(
     wanted: Any,
     labels: Any,
     *,
-    sharpness: float,
-    iterations: int,
+    stages: Sequence[tuple[float, int]],
+    relaxation: float = 1.0,
+    tolerance: float = 0.0,
+    tie: float = 0.0,
     threads: int = 0,
+    isa: str = "",
 ) -> tuple[Vector, npt.NDArray[np.int32]]:
     """Sharp Sinkhorn iterations on candidate lists: prices at which the best columns have nearly the wanted sizes.
 
-    Each iteration: ``prices += log(wanted / softmax(sharpness * (values + prices)).sum(0)) / sharpness``, with steps
-    of at most 3 / sharpness. Columns of which nothing is wanted keep their price.
+    Each iteration: ``prices += relaxation / sharpness * log(wanted / softmax(sharpness * (values + prices)).sum(0))``,
+    with logarithms of at most 3. Columns of which nothing is wanted keep their price. Entries that are 20 nats of the
+    sharpened score below the best of their row, when a stage begins, are left out of that stage.
 
     Args:
         lists: of n rows.
         prices: [K] nats, where to start.
         wanted: [K] sizes >= 0.
         labels: int32 [n], kept for rows without a list.
-        sharpness: > 0; 1 is the softmax of the scores themselves.
-        iterations: >= 0.
+        stages: pairs of the sharpness, > 0 (1 is the softmax of the scores themselves), and of the largest number of
+            iterations, >= 0.
+        relaxation: 0 .. 2, the length of a step; above 1, errors that fade slowly do so twice as fast and more.
+        tolerance: a stage ends when the sizes miss the wanted ones by no more than this, sum |.| / sum wanted.
+        tie: nats, >= 0; columns within this of a row's best are as good.
         threads: CPU threads, 0 for all; the result does not depend on it.
+        isa: CPU instruction set, "" for the one in use (for tests).
 
     Returns:
-        New prices [K], and labels [n]: the best column of each list at them, the lowest of equals.
+        New prices [K], and labels [n]: the best column of each list at them, the lowest of equals; a row to which
+        several are as good takes the one that lacks most rows, the rows in their order.
     """
-    if not sharpness > 0 or iterations < 0:
-        raise OptionError(f"sharpness, iterations: expected > 0 and >= 0, found {sharpness} and {iterations}")
+    for sharpness, iterations in stages:
+        if not sharpness > 0 or iterations < 0:
+            raise OptionError(f"stages: expected sharpness > 0, iterations >= 0, found {sharpness}, {iterations}")
     return _core.smooth_prices(
         lists.columns,
         lists.values,
@@ -189,9 +201,12 @@ def smooth_prices(
         np.ascontiguousarray(wanted, np.float64),
         np.ascontiguousarray(prices, np.float64),
         np.ascontiguousarray(labels, np.int32),
-        sharpness,
-        iterations,
+        list(stages),
+        relaxation,
+        tolerance,
+        tie,
         threads,
+        isa,
     )
 
 

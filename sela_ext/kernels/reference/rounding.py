@@ -43,7 +43,7 @@ def find_candidates(
         count: columns per list.
         label_prices: [K] nats or None.
         slack: rows with a larger regret get a list.
-        floor: columns of at least the label's score + floor are good.
+        floor: columns of at least the best score + floor are good.
         selected: int64 [n] or None.
         threads: unused.
         isa: unused.
@@ -84,7 +84,7 @@ def find_candidates(
         regret = torch.where(has_any, best - torch.where(possible[:, 0], 0.0, -math.inf), -math.inf)
         lists.regret[places] = regret.float().cpu().numpy()
         wanted = has_any & (regret > slack)
-        good = (score >= torch.where(possible, floor, -math.inf)) & (score > -math.inf)
+        good = (score >= (best + floor)[:, None]) & (score > -math.inf)
         # Best first; of equals, those that follow `start`, cyclically: a stable sort of the turned row.
         start = torch.from_numpy(index[places] * count % cols).to(device)
         turned = (start[:, None] + torch.arange(cols, device=device)) % cols

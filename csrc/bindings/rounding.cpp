@@ -29,10 +29,10 @@ T* pointer(std::uintptr_t address) {
 }
 
 void find_candidates(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
-                     double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t labels,
-                     std::uintptr_t selected, int64_t selected_count, int32_t count, float slack, float floor,
-                     std::uintptr_t columns, std::uintptr_t values, std::uintptr_t found, std::uintptr_t regret,
-                     int threads, const std::string& isa) {
+                     double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t bonus,
+                     std::uintptr_t labels, std::uintptr_t selected, int64_t selected_count, int32_t count, float slack,
+                     float floor, std::uintptr_t columns, std::uintptr_t values, std::uintptr_t found,
+                     std::uintptr_t regret, int threads, const std::string& isa) {
   CandidateSearch search;
   search.logits = pointer<const void>(logits);
   search.type = logits_type(type);
@@ -42,6 +42,7 @@ void find_candidates(std::uintptr_t logits, const std::string& type, int64_t row
   search.scale = scale;
   search.prices = pointer<const double>(prices);
   search.label_prices = pointer<const double>(label_prices);
+  search.bonus = pointer<const double>(bonus);
   search.labels = pointer<const int32_t>(labels);
   search.selected = pointer<const int64_t>(selected);
   search.selected_count = selected_count;
@@ -56,6 +57,30 @@ void find_candidates(std::uintptr_t logits, const std::string& type, int64_t row
   const Isa chosen = isa_of(isa);
   const py::gil_scoped_release release;
   find_candidates_cpu(search, lists, threads, chosen);
+}
+
+Floats column_margins(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                      double scale, const Doubles& prices, const Ints& labels, const Longs& selected, int threads,
+                      const std::string& isa) {
+  if (prices.size() != cols || labels.size() != rows)
+    throw std::invalid_argument("column_margins: expected prices [K] and labels [N]");
+  CandidateSearch search;
+  search.logits = pointer<const void>(logits);
+  search.type = logits_type(type);
+  search.rows = rows;
+  search.cols = cols;
+  search.stride = stride;
+  search.scale = scale;
+  search.prices = prices.data();
+  search.labels = labels.data();
+  search.selected = selected.data();
+  search.selected_count = selected.size();
+  const Isa chosen = isa_of(isa);
+  Floats margins(cols);
+  float* out = margins.mutable_data();
+  const py::gil_scoped_release release;
+  column_margins_cpu(search, out, threads, chosen);
+  return margins;
 }
 
 py::tuple smooth_prices(const Ints& columns, const Floats& values, const Ints& found, const Doubles& wanted,
@@ -126,10 +151,14 @@ py::array_t<T> copied(const T* data, int64_t count) {
 
 void bind_rounding(py::module_& m) {
   m.def("find_candidates_cpu", &find_candidates, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
-        py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("label_prices"), py::arg("labels"),
-        py::arg("selected"), py::arg("selected_count"), py::arg("count"), py::arg("slack"), py::arg("floor"),
-        py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("regret"), py::arg("threads"), py::arg("isa"),
-        "The best columns of rows, by addresses (selected: 0 = all rows).");
+        py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("label_prices"), py::arg("bonus"),
+        py::arg("labels"), py::arg("selected"), py::arg("selected_count"), py::arg("count"), py::arg("slack"),
+        py::arg("floor"), py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("regret"),
+        py::arg("threads"), py::arg("isa"), "The best columns of rows, by addresses (selected: 0 = all rows).");
+
+  m.def("column_margins_cpu", &column_margins, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
+        py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("labels"), py::arg("selected"),
+        py::arg("threads"), py::arg("isa"), "The fourth smallest loss of each column among rows.");
 
   m.def("smooth_prices", &smooth_prices, py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("wanted"),
         py::arg("prices"), py::arg("labels"), py::arg("stages"), py::arg("relaxation"), py::arg("tolerance"),

@@ -42,6 +42,15 @@ BlockFunction block_function(Isa isa) {
   return &generic::candidates_block;
 }
 
+BlockFunction margins_function(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return &avx512::margins_block;
+  if (isa == Isa::avx2) return &avx2::margins_block;
+#endif
+  (void)isa;
+  return &generic::margins_block;
+}
+
 using SmoothFunction = void (*)(const SmoothPart&, float, const float*, double*);
 
 SmoothFunction smooth_function(Isa isa) {
@@ -59,6 +68,60 @@ constexpr float kSmoothLevel = 20.0f;  // entries so many nats of the sharpened 
 
 void refuse(const std::string& what) {
   throw std::invalid_argument("rounding: " + what);
+}
+
+/// Prices and bonus as the loops want them.
+struct CandidateNumbers {
+  std::vector<float> prices, label_prices, bonus;
+};
+
+/// What all workers share of a search whose sizes are in range.
+CandidateTask candidate_task(const CandidateSearch& search, CandidateNumbers& numbers) {
+  if (search.rows < 0 || search.cols < 1 || search.cols > std::numeric_limits<int32_t>::max() - kCandidateGroups)
+    refuse("expected rows >= 0 and 1 <= cols < 2^31, found " + std::to_string(search.rows) + " x " +
+           std::to_string(search.cols));
+  if (search.stride < search.cols) refuse("expected stride >= cols, found " + std::to_string(search.stride));
+  if (!(search.scale > 0.0) || !std::isfinite(search.scale)) refuse("expected a finite scale > 0");
+  for (int64_t i = 0; i < search.selected_count; ++i) {
+    const int64_t row = search.selected != nullptr ? search.selected[i] : i;
+    if (row < 0 || row >= search.rows) refuse("selected row " + std::to_string(row) + " does not exist");
+    if (search.labels[row] >= search.cols) refuse("label " + std::to_string(search.labels[row]) + " does not exist");
+  }
+  CandidateTask task;
+  task.search = search;
+  task.padded = (search.cols + kCandidateGroups - 1) / kCandidateGroups * kCandidateGroups;
+  numbers.prices.assign(static_cast<size_t>(task.padded), -std::numeric_limits<float>::infinity());
+  for (int64_t j = 0; j < search.cols; ++j)
+    numbers.prices[static_cast<size_t>(j)] = static_cast<float>(search.prices[j]);
+  task.prices = numbers.prices.data();
+  if (search.label_prices != nullptr)
+    numbers.label_prices.assign(search.label_prices, search.label_prices + search.cols);
+  task.label_prices = numbers.label_prices.data();
+  if (search.bonus != nullptr) {
+    numbers.bonus.assign(static_cast<size_t>(task.padded), 0.0f);
+    for (int64_t j = 0; j < search.cols; ++j)
+      numbers.bonus[static_cast<size_t>(j)] = static_cast<float>(search.bonus[j]);
+    task.bonus = numbers.bonus.data();
+  }
+  return task;
+}
+
+/// Calls body(block, worker, numbers, columns) for every block of rows, with scratch memory of `arrays` times the
+/// padded columns of numbers and one of columns.
+template <class Body>
+void in_blocks(const CandidateTask& task, int arrays, int threads, const Body& body) {
+  const int64_t blocks = (task.search.selected_count + kCandidateRows - 1) / kCandidateRows;
+  const int workers =
+      static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads > 0 ? threads : available_threads(), blocks)));
+  std::vector<std::vector<float>> numbers(static_cast<size_t>(workers));
+  std::vector<std::vector<int32_t>> columns(static_cast<size_t>(workers));
+  parallel_blocks(blocks, workers, [&](int64_t block, int worker) {
+    std::vector<float>& own = numbers[static_cast<size_t>(worker)];
+    std::vector<int32_t>& places = columns[static_cast<size_t>(worker)];
+    own.resize(static_cast<size_t>(arrays * task.padded));
+    places.resize(static_cast<size_t>(task.padded));
+    body(block, worker, own.data(), places.data());
+  });
 }
 
 /// Packs the lists of rows first .. last for sums at a sharpness: groups of rows of about equal length, entry by entry.
@@ -135,47 +198,44 @@ void pack(const SmoothProblem& problem, const double* prices, float sharpness, i
 }  // namespace
 
 void find_candidates_cpu(const CandidateSearch& search, const CandidateLists& lists, int threads, Isa isa) {
-  if (search.rows < 0 || search.cols < 1 || search.cols > std::numeric_limits<int32_t>::max() - kCandidateGroups)
-    refuse("expected rows >= 0 and 1 <= cols < 2^31, found " + std::to_string(search.rows) + " x " +
-           std::to_string(search.cols));
-  if (search.stride < search.cols) refuse("expected stride >= cols, found " + std::to_string(search.stride));
-  if (!(search.scale > 0.0) || !std::isfinite(search.scale)) refuse("expected a finite scale > 0");
   if (search.count < 1 || search.count > search.cols)
     refuse("expected 1 .. cols candidates, found " + std::to_string(search.count));
-  for (int64_t i = 0; i < search.selected_count; ++i) {
-    const int64_t row = search.selected != nullptr ? search.selected[i] : i;
-    if (row < 0 || row >= search.rows) refuse("selected row " + std::to_string(row) + " does not exist");
-    if (search.labels[row] >= search.cols) refuse("label " + std::to_string(search.labels[row]) + " does not exist");
-  }
-
-  CandidateTask task;
-  task.search = search;
+  CandidateNumbers numbers;
+  CandidateTask task = candidate_task(search, numbers);
   task.out = lists;
-  task.padded = (search.cols + kCandidateGroups - 1) / kCandidateGroups * kCandidateGroups;
-  std::vector<float> prices(static_cast<size_t>(task.padded), -std::numeric_limits<float>::infinity());
-  for (int64_t j = 0; j < search.cols; ++j) prices[static_cast<size_t>(j)] = static_cast<float>(search.prices[j]);
-  task.prices = prices.data();
-  const std::vector<float> label_prices(search.label_prices, search.label_prices + search.cols);
-  task.label_prices = label_prices.data();
-
-  const int64_t blocks = (search.selected_count + kCandidateRows - 1) / kCandidateRows;
-  const int workers =
-      static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads > 0 ? threads : available_threads(), blocks)));
-  std::vector<std::vector<float>> numbers(static_cast<size_t>(workers));
-  std::vector<std::vector<int32_t>> columns(static_cast<size_t>(workers));
   const BlockFunction body = block_function(isa);
-  parallel_blocks(blocks, workers, [&](int64_t block, int worker) {
-    std::vector<float>& own = numbers[static_cast<size_t>(worker)];
-    std::vector<int32_t>& places = columns[static_cast<size_t>(worker)];
-    own.resize(static_cast<size_t>(3 * task.padded));
-    places.resize(static_cast<size_t>(task.padded));
+  in_blocks(task, 3, threads, [&](int64_t block, int, float* own, int32_t* columns) {
     CandidateScratch scratch;
-    scratch.scores = own.data();
-    scratch.hits = own.data() + task.padded;
-    scratch.order = own.data() + 2 * task.padded;
-    scratch.columns = places.data();
+    scratch.scores = own;
+    scratch.hits = own + task.padded;
+    scratch.order = own + 2 * task.padded;
+    scratch.columns = columns;
     body(task, block, scratch);
   });
+}
+
+void column_margins_cpu(const CandidateSearch& search, float* margins, int threads, Isa isa) {
+  CandidateNumbers numbers;
+  const CandidateTask task = candidate_task(search, numbers);
+  const BlockFunction body = margins_function(isa);
+  // The smallest of all numbers do not depend on who saw which of them.
+  std::vector<std::vector<float>> smallest(
+      static_cast<size_t>(threads > 0 ? threads : available_threads()),
+      std::vector<float>(static_cast<size_t>(kColumnMargins * task.padded), std::numeric_limits<float>::infinity()));
+  in_blocks(task, 1, static_cast<int>(smallest.size()), [&](int64_t block, int worker, float* own, int32_t*) {
+    CandidateScratch scratch;
+    scratch.scores = own;
+    scratch.smallest = smallest[static_cast<size_t>(worker)].data();
+    body(task, block, scratch);
+  });
+  std::vector<float> all(kColumnMargins * smallest.size());
+  for (int64_t j = 0; j < search.cols; ++j) {
+    size_t n = 0;
+    for (const std::vector<float>& part : smallest)
+      for (int64_t m = 0; m < kColumnMargins; ++m) all[n++] = part[static_cast<size_t>(m * task.padded + j)];
+    std::nth_element(all.begin(), all.begin() + (kColumnMargins - 1), all.end());
+    margins[j] = all[kColumnMargins - 1];
+  }
 }
 
 void smooth_prices_cpu(const SmoothProblem& problem, double* prices, int32_t* labels, int threads, Isa isa) {
@@ -440,10 +500,9 @@ int64_t Rounding::add(const int64_t* rows, int64_t count, const int32_t* labels,
     for (int32_t k = 0; k < found[i]; ++k)
       if (columns[i * width + k] < 0 || columns[i * width + k] >= clusters_) refuse("a list names an unknown cluster");
   }
-  // Rows that are new keep their lists as they are, `width` apart; other lists grow at the end.
-  const int64_t base = static_cast<int64_t>(column_.size());
-  column_.insert(column_.end(), columns, columns + count * width);
-  value_.insert(value_.end(), values, values + count * width);
+  const int64_t entries = std::accumulate(found, found + count, int64_t{0});
+  column_.reserve(column_.size() + static_cast<size_t>(entries));
+  value_.reserve(value_.size() + static_cast<size_t>(entries));
   std::vector<int64_t> placed;
   placed.reserve(static_cast<size_t>(count));
   std::vector<int64_t> first_of(static_cast<size_t>(clusters_) + 1, 0);
@@ -454,7 +513,9 @@ int64_t Rounding::add(const int64_t* rows, int64_t count, const int32_t* labels,
     const int32_t before = label_[row], now = labels[i];
     if (std::find(own, own + found[i], now) == own + found[i]) refuse("a list does not hold the row's new label");
     if (before < 0) {
-      list_[row] = {base + i * width, found[i]};
+      list_[row] = {static_cast<int64_t>(column_.size()), found[i]};
+      column_.insert(column_.end(), own, own + found[i]);
+      value_.insert(value_.end(), values + i * width, values + i * width + found[i]);
       fresh += found[i];
     } else {
       leave(row);

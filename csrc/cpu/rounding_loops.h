@@ -17,6 +17,7 @@ constexpr int64_t kCandidateGroups = 64;
 /// What a worker needs.  All arrays hold padded columns.
 struct CandidateScratch {
   float* scores = nullptr;
+  float* smallest = nullptr;  ///< [kColumnMargins, padded] for margins
   float* hits = nullptr;
   float* order = nullptr;
   int32_t* columns = nullptr;
@@ -29,6 +30,7 @@ struct CandidateTask {
   int64_t padded = 0;                   ///< columns rounded up to kCandidateGroups
   const float* prices = nullptr;        ///< [padded], -inf behind the last column
   const float* label_prices = nullptr;  ///< [cols]
+  const float* bonus = nullptr;         ///< [padded], or null
 };
 
 /// Rows per group of packed lists.
@@ -46,6 +48,8 @@ struct SmoothPart {
 #define SELA_DECLARE_CANDIDATES(isa)                                                                \
   namespace isa {                                                                                   \
   void candidates_block(const CandidateTask& task, int64_t block, const CandidateScratch& scratch); \
+  /* Takes the losses of a block of rows into the smallest ones, scratch.smallest. */               \
+  void margins_block(const CandidateTask& task, int64_t block, const CandidateScratch& scratch);    \
   /* sum[j] += sum_i softmax(sharpness * values[i, :] + sharp)[j]; sharp: [clusters]. */            \
   void smooth_part(const SmoothPart& part, float sharpness, const float* sharp, double* sum);       \
   }

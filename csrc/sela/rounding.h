@@ -14,10 +14,10 @@ namespace sela {
 ///
 /// A row with a label >= 0 gets a list when its regret is above `slack`: first the best column (the lowest of equals),
 /// then, in ascending order, the other good ones, then its label if that is missing.  Good are the columns that score
-/// at least the best score + `floor`; if there are more than 2 * count of them, then between `count` and 2 * count
-/// of the best, none left out above one that is in.  Of columns with equal scores the list then takes those that follow
-/// column (row * count) % cols, cyclically, so that many equal rows do not all list the same few.  Columns at -inf
-/// (logit or price) are never listed, unless as the label.
+/// at least the best score + `floor`, after their bonus; if there are more than 2 * count of them, then between `count`
+/// and 2 * count of the best, none left out above one that is in.  Of columns with equal scores the list then takes
+/// those that follow column (row * count) % cols, cyclically, so that many equal rows do not all list the same few.
+/// Columns at -inf (logit or price) are never listed, unless as the label.
 struct CandidateSearch {
   const void* logits = nullptr;  ///< [rows, cols] row-major, elements of `type`
   LogitsType type = LogitsType::float32;
@@ -27,12 +27,13 @@ struct CandidateSearch {
   double scale = 1.0;                    ///< > 0, finite; rounded to float unless type is float64
   const double* prices = nullptr;        ///< [cols], finite or -inf: column left out
   const double* label_prices = nullptr;  ///< [cols], finite
-  const int32_t* labels = nullptr;       ///< [rows], -1: the row is left out
-  const int64_t* selected = nullptr;     ///< [selected_count] rows to look at, or null: all
-  int64_t selected_count = 0;            ///< rows when `selected` is null
-  int32_t count = 0;                     ///< columns per list, 1 .. cols
-  float slack = 0.0f;                    ///< nats; -inf: every row gets a list
-  float floor = 0.0f;                    ///< nats; -inf: any column is good
+  const double* bonus = nullptr;      ///< [cols] >= 0, finite: makes a column good, and better among good ones; or null
+  const int32_t* labels = nullptr;    ///< [rows], -1: the row is left out
+  const int64_t* selected = nullptr;  ///< [selected_count] rows to look at, or null: all
+  int64_t selected_count = 0;         ///< rows when `selected` is null
+  int32_t count = 0;                  ///< columns per list, 1 .. cols
+  float slack = 0.0f;                 ///< nats; -inf: every row gets a list
+  float floor = 0.0f;                 ///< nats; -inf: any column is good
 };
 
 /// Outputs by place in `selected`; width = 2 * count + 2.
@@ -46,6 +47,13 @@ struct CandidateLists {
 /// One read of the selected rows.  The result depends on neither threads nor scheduling.
 /// Throws std::invalid_argument for sizes out of range.
 void find_candidates_cpu(const CandidateSearch& search, const CandidateLists& lists, int threads, Isa isa);
+
+/// Number of losses that column_margins_cpu looks for.
+constexpr int kColumnMargins = 4;
+
+/// margins[j]: the fourth smallest loss (best score - score of j, nats, > 0) of column j among the selected rows; +inf
+/// where fewer rows lose anything finite.  Of the search logits, scale, prices, labels and selected count.
+void column_margins_cpu(const CandidateSearch& search, float* margins, int threads, Isa isa);
 
 /// So many sharp Sinkhorn iterations.
 struct SmoothStage {

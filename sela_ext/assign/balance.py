@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.assign.ties import UnbalancedLabelsWarning
-from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
+from sela_ext.kernels.rounding import Candidates, Rounding, column_margins, find_candidates, smooth_prices
 from sela_ext.kernels.sinkhorn import sinkhorn_pass
 
 if TYPE_CHECKING:
@@ -33,17 +33,21 @@ MISPLACED = 0.01  # a smaller misplaced share is mended as it is
 # When a smaller share is misplaced, what a sample says about 60 rows per cluster is worse than what is known.
 SAMPLE, SAMPLE_PER_CLUSTER, SAMPLE_COUNT = 2048, 8, 16
 FAR = 0.12
-# Sharpness of the Sinkhorn iterations, so many times 1 / (the margin that NEARBY columns per row lie within), and
-# iterations: at the last of them few rows are undecided, and most of the misplaced ones have found their place.
+# Sharpness of the Sinkhorn iterations: at least so much (1 is the plan itself), and so many times 1 / (the margin that
+# NEARBY columns per row lie within); and iterations. At the last of them few rows are undecided, and most of the
+# misplaced ones have found their place.
 NEARBY = 0.25
 SAMPLE_SHARPNESS, SAMPLE_PASSES, SAMPLE_ERROR = 0.25, 6, 0.05
-STAGES = ((0.75, 8), (1.5, 8), (3.0, 8), (6.0, 8))
+STAGES = ((1.0, 0.75, 8), (2.0, 1.5, 8), (4.0, 3.0, 8), (8.0, 6.0, 8))
 RELAXATION = 1.8
 TOLERANCE = 2e-3
 LARGEST_STEP = 3.0  # nats of the sharpened score, as smooth_prices has it
 # Columns per row inside the window, beside the best; and so many more times the misplaced share.
 LISTED, LISTED_MISPLACED, LISTED_FAR = 0.4, 10.0, 2.0
-PEAKED = 6.0  # nats: where the window would be wider, the plan is as good as labels, and most lists are short anyway
+# Every cluster should be listed by so many times its share of the images, beside those that like it best: clusters that
+# few images know would otherwise become far too dear before one of these comes.
+KNOWN_BY = 1.3
+COLUMN_MARGINS = 4  # the loss that column_margins returns
 LEFT = 0.05  # a larger share of images left over needs longer lists
 # Clusters that lack images and that no list leads to are offered so many images, and so many more per image they lack.
 OFFERED, OFFERED_PER_IMAGE = 64, 8
@@ -120,77 +124,76 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
             problem.logits, prices, at, scale=problem.lam, count=count, threads=problem.threads, **options
         )
 
-    def smoothed(
-        lists: Candidates, prices: Vector, at: Labels, stages: tuple[tuple[float, int], ...], unit: float
-    ) -> tuple[Vector, Labels]:
-        return smooth_prices(
+    def rounded(lists: Candidates, prices: Vector, at: Labels, unit: float | None) -> tuple[Rounding, int]:
+        """Labels from these lists, after Sinkhorn iterations when there is a unit; and how many are left over."""
+        prices, at = smooth_prices(
             lists,
             prices,
-            wanted * (len(at) / total),
+            wanted,
             at,
-            stages=[(max(1.0, factor / unit), iterations) for factor, iterations in stages],
+            stages=[] if unit is None else [(max(least, often / unit), n) for least, often, n in STAGES],
             relaxation=RELAXATION,
             tolerance=TOLERANCE,
             tie=TIE,
             threads=problem.threads,
         )
+        rounding = Rounding(len(labels), total, prices, low, high, threads=problem.threads)
+        rounding.add(np.arange(len(labels)), at, lists)
+        return rounding, rounding.solve()
 
-    prices = potential
+    start = potential
     window = math.inf
-    stages: tuple[tuple[float, int], ...] = ()
-    unit = 1.0
+    bonus: Vector | None = None
     sizes = np.bincount(labels[rows], minlength=len(low))
     misplaced = float(np.maximum(sizes - high, 0).sum()) / total
     counts: tuple[int, ...] = (len(low),) if labels.size * len(low) <= SMALL else COUNTS
+    sample = rows[:: max(1, total // max(SAMPLE, SAMPLE_PER_CLUSTER * len(low)))]
     if len(counts) > 1 and misplaced > MISPLACED:
-        every = max(1, total // max(SAMPLE, SAMPLE_PER_CLUSTER * len(low)))
-        sample = rows[::every]
         listed = LISTED + LISTED_MISPLACED * misplaced
         if misplaced > FAR:
             few = sample[:: max(1, len(sample) // SAMPLE)]
-            unit = max(TIE, _margin(search(prices, labels, SAMPLE_COUNT, selected=few), prices, NEARBY))
-            prices = _improved(problem, prices, active, shares, max(1.0, SAMPLE_SHARPNESS / unit), every)
+            unit = _margin(search(start, labels, SAMPLE_COUNT, selected=few), start, NEARBY)
+            every = max(1, total // len(sample))
+            start = _improved(problem, start, active, shares, max(1.0, SAMPLE_SHARPNESS / unit), every)
             listed = LISTED_FAR
-        lists = search(prices, labels, SAMPLE_COUNT, selected=sample, label_prices=potential)
-        unit = max(TIE, _margin(lists, prices, NEARBY))
-        window = _margin(lists, prices, listed)
-        if window > PEAKED:
-            window = math.inf
-        stages = STAGES
-    start = prices
+        margins = search(start, labels, SAMPLE_COUNT, selected=sample, label_prices=potential)
+        window = _margin(margins, start, listed)
+        bonus = _bonus(problem, start, labels, rows, window)
     for count in counts:
-        lists = search(start, labels, count, floor=-window, label_prices=potential)
-        prices, at = smoothed(lists, start, labels, stages, unit)
-        rounding = Rounding(len(labels), total, prices, low, high, threads=problem.threads)
-        rounding.add(np.arange(len(labels)), at, lists)
-        if rounding.solve() <= LEFT * total or count >= len(low):
+        lists = search(start, labels, count, floor=-window, label_prices=potential, bonus=bonus)
+        unit = _margin(_part(lists, sample), start, NEARBY)
+        rounding, left = rounded(lists, start, labels, unit if misplaced > MISPLACED else None)
+        if left <= LEFT * total or count >= len(low):
             break
-        window = math.inf
+        window, bonus = math.inf, None
 
     best: Balanced | None = None
     impossible = 0
+    offered = OFFERED
     for _ in range(ROUNDS):
-        left = rounding.solve()
         while left:
-            fresh = _open(rounding, search, active)
+            more = _open(rounding, search, active, offered)
+            offered *= 2
+            lists, fresh = (lists, 0) if more is None else _merged(lists, *more, rounding.labels)
             if fresh == 0:
                 impossible += rounding.force()
                 break
-            left = rounding.solve()
+            rounding, left = rounded(lists, rounding.prices, rounding.labels, unit)
         prices, found = rounding.prices, rounding.labels
-        lists = search(prices, found, COUNTS[0], slack=SLACK)
+        looked = search(prices, found, COUNTS[0], slack=SLACK)
         if impossible:
             best = Balanced(found, prices, math.inf, impossible)
             break
         sizes_part = math.fsum(prices * rounding.sizes) - least_price(prices, low, high, total)
-        loss = math.fsum(lists.regret.astype(np.float64)) + max(0.0, sizes_part)
+        loss = math.fsum(looked.regret.astype(np.float64)) + max(0.0, sizes_part)
         gap = loss / (problem.lam * total)
         if best is None or gap < best.gap:
             best = Balanced(found, prices, gap, 0)
-        worse = np.flatnonzero(lists.found > 0)
+        worse = np.flatnonzero(looked.found > 0)
         if gap <= GAP_GOAL or not len(worse):
             break
-        rounding.add(worse, lists.columns[worse, 0], _part(lists, worse))
+        lists, _ = _merged(lists, worse, _part(looked, worse), found)
+        rounding, left = rounded(lists, prices, found, unit)
     assert best is not None
     if best.impossible:
         warnings.warn(
@@ -204,6 +207,15 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
 
 def _part(lists: Candidates, places: Longs) -> Candidates:
     return Candidates(lists.columns[places], lists.values[places], lists.found[places], lists.regret[places])
+
+
+def _bonus(problem: Problem, prices: Vector, labels: Labels, rows: Longs, window: float) -> Vector:
+    """What columns need beside the window to be listed by KNOWN_BY times their share of rows, as few rows tell."""
+    wanted = KNOWN_BY * len(rows) / len(prices)
+    few = rows[:: max(1, int(wanted / COLUMN_MARGINS))]
+    problem.passes += len(few) / len(labels)
+    margins = column_margins(problem.logits, prices, labels, scale=problem.lam, selected=few, threads=problem.threads)
+    return np.where(np.isfinite(margins), np.maximum(margins.astype(np.float64) - window, 0.0), 0.0)
 
 
 def _improved(
@@ -243,26 +255,52 @@ def _margin(lists: Candidates, prices: Vector, others: float) -> float:
     score = np.where(inside, lists.values + prices[lists.columns], -np.inf)
     loss = np.sort((score.max(axis=1, keepdims=True) - score)[inside])
     place = int((1.0 + others) * len(score))  # the best columns themselves lose nothing
-    return float(loss[place]) if place < len(loss) else math.inf
+    return max(TIE, float(loss[place])) if place < len(loss) else math.inf
 
 
-def _open(rounding: Rounding, search: Any, active: npt.NDArray[np.bool_]) -> int:
-    """Offer the clusters to which no list leads the images of the closed clusters that lose least.
+def _open(
+    rounding: Rounding, search: Any, active: npt.NDArray[np.bool_], offered: int
+) -> tuple[Longs, Candidates] | None:
+    """Lists of the images that the clusters to which no list leads get cheapest from the closed clusters.
 
-    Returns how many columns are new to a row; 0 when nothing leads out.
+    Returns rows and their lists; None when nothing leads out.
     """
     closed, prices, labels = rounding.closed, rounding.prices, rounding.labels
     if closed.all():
-        return 0
+        return None
     rows = np.flatnonzero(active & closed[labels])
-    outside = np.where(closed, -np.inf, prices)
-    lists = search(outside, labels, COUNTS[0], label_prices=prices, selected=rows)
+    lists = search(np.where(closed, -np.inf, prices), labels, COUNTS[0], label_prices=prices, selected=rows)
     # Far fewer images than all are needed: per cluster those of the largest regret.
     found = np.flatnonzero(lists.found > 0)
     first = lists.columns[found, 0]
     order = found[np.lexsort((-lists.regret[found], first))]
-    begin = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=len(prices)))])
     column = lists.columns[order, 0]
+    begin = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=len(prices)))])
     lacking = np.maximum(rounding.wanted - rounding.sizes, 0)
-    places = np.sort(order[np.arange(len(order)) - begin[column] < OFFERED + OFFERED_PER_IMAGE * lacking[column]])
-    return rounding.add(rows[places], labels[rows[places]], _part(lists, places))
+    cheap = np.arange(len(order)) - begin[column] < offered + OFFERED_PER_IMAGE * lacking[column]
+    places = np.sort(order[cheap])
+    return rows[places], _part(lists, places)
+
+
+def _merged(lists: Candidates, rows: Longs, more: Candidates, labels: Labels) -> tuple[Candidates, int]:
+    """Append to the lists of these rows what is new in others, which hold the rows' labels and measure from them.
+
+    Returns the lists, and how many columns are new to their row.
+    """
+    columns, length = lists.columns[rows], lists.found[rows]
+    inside = np.arange(columns.shape[1]) < length[:, None]
+    at = ((columns == labels[rows][:, None]) & inside).argmax(axis=1)
+    known = np.zeros(more.columns.shape, np.bool_)
+    for k in range(columns.shape[1]):
+        known |= (more.columns == columns[:, k, None]) & inside[:, k, None]
+    new = (np.arange(more.columns.shape[1]) < more.found[:, None]) & ~known
+    to = length[:, None] + np.cumsum(new, axis=1) - 1
+    wider = max(0, int((length + new.sum(axis=1)).max(initial=0)) - columns.shape[1])
+    if wider:
+        pad = ((0, 0), (0, wider))
+        lists = Candidates(np.pad(lists.columns, pad), np.pad(lists.values, pad), lists.found, lists.regret)
+    row = np.broadcast_to(rows[:, None], new.shape)[new]
+    lists.columns[row, to[new]] = more.columns[new]
+    lists.values[row, to[new]] = (more.values + lists.values[rows, at][:, None])[new]
+    lists.found[rows] += new.sum(axis=1).astype(np.int32)
+    return lists, int(new.sum())

@@ -18,7 +18,7 @@ from sela_ext.kernels.newton import (
     newton_solve,
     newton_sums,
 )
-from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
+from sela_ext.kernels.rounding import Candidates, Rounding, column_margins, find_candidates, smooth_prices
 from sela_ext.kernels.self_check import RefusedDeviceWarning, Verdict, device_verdict
 from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
 
@@ -34,6 +34,7 @@ __all__ = [
     "Verdict",
     "augment",
     "augment_resident",
+    "column_margins",
     "device_verdict",
     "find_candidates",
     "newton_product",

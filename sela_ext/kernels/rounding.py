@@ -64,6 +64,14 @@ def check_search(
     return name, scale, price, own, label, chosen, min(count, cols)
 
 
+def check_bonus(bonus: Any, cols: int) -> Vector:
+    """Check the bonus of `find_candidates`."""
+    extra = np.ascontiguousarray(bonus, np.float64)
+    if extra.shape != (cols,) or not (np.isfinite(extra).all() and (extra >= 0).all()):
+        raise OptionError(f"bonus: expected {cols} finite numbers >= 0, found shape {extra.shape}")
+    return extra
+
+
 def find_candidates(
     logits: Any,
     prices: Any,
@@ -74,6 +82,7 @@ def find_candidates(
     label_prices: Any = None,
     slack: float = -math.inf,
     floor: float = -math.inf,
+    bonus: Any = None,
     selected: Any = None,
     threads: int = 0,
     isa: str = "",
@@ -93,6 +102,7 @@ def find_candidates(
         label_prices: [K] nats, finite: the prices that the labels' own scores are taken with; None: `prices`.
         slack: only rows with a larger regret, best score minus the label's score, get a list. Nats.
         floor: only columns that score at least the row's best score + floor are listed. Nats, <= 0.
+        bonus: [K] nats, finite and >= 0: added to the scores when `floor` is asked and when the best are chosen.
         selected: int64 [n] row numbers, or None for all rows.
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use (for tests).
@@ -113,11 +123,21 @@ def find_candidates(
     name, scale, price, own, label, chosen, count = check_search(
         logits, prices, label_prices, labels, scale, count, selected
     )
+    extra = None if bonus is None else check_bonus(bonus, len(price))
     if is_tensor(logits) and logits.device.type != "cpu":
         from sela_ext.kernels.reference.rounding import find_candidates as on_device
 
         return on_device(
-            logits, price, label, scale=scale, count=count, label_prices=own, slack=slack, floor=floor, selected=chosen
+            logits,
+            price,
+            label,
+            scale=scale,
+            count=count,
+            label_prices=own,
+            slack=slack,
+            floor=floor,
+            bonus=extra,
+            selected=chosen,
         )
     rows, cols = (int(n) for n in logits.shape)
     n = rows if chosen is None else len(chosen)
@@ -138,6 +158,7 @@ def find_candidates(
         scale,
         price.ctypes.data,
         own.ctypes.data,
+        0 if extra is None else extra.ctypes.data,
         label.ctypes.data,
         0 if chosen is None else chosen.ctypes.data,
         n,
@@ -153,6 +174,63 @@ def find_candidates(
     )
     del keep
     return lists
+
+
+def column_margins(
+    logits: Any,
+    prices: Any,
+    labels: Any,
+    *,
+    scale: float = 1.0,
+    selected: Any = None,
+    threads: int = 0,
+    isa: str = "",
+) -> npt.NDArray[np.float32]:
+    """How far columns are from rows that have another best column: the fourth smallest loss among the rows.
+
+    In torch, with score = scale * logits + prices and loss = score.amax(1, keepdim=True) - score:
+    ``loss.where(loss > 0, inf).sort(0).values[3]``. Logits on CUDA are read there, by torch.
+
+    Args:
+        logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch.
+        prices: [K] nats, finite or -inf.
+        labels: int32 [N]; -1 leaves a row out.
+        scale: lambda > 0.
+        selected: int64 [n] row numbers, or None for all rows.
+        threads: CPU threads, 0 for all; the result does not depend on it.
+        isa: CPU instruction set, "" for the one in use (for tests).
+
+    Returns:
+        float32 [K] nats, > 0; inf where fewer than four rows lose something finite.
+
+    Raises:
+        DataError: logits of a wrong shape or type.
+        OptionError: another argument of a wrong shape or value.
+    """
+    name, scale, price, _, label, chosen, _ = check_search(
+        logits, prices, np.zeros_like(prices), labels, scale, 1, selected
+    )
+    if is_tensor(logits) and logits.device.type != "cpu":
+        from sela_ext.kernels.reference.rounding import column_margins as on_device
+
+        return on_device(logits, price, label, scale=scale, selected=chosen)
+    rows, cols = (int(n) for n in logits.shape)
+    keep, address, stride = _rows_of(logits)
+    margins = _core.column_margins_cpu(
+        address,
+        name,
+        rows,
+        cols,
+        stride,
+        scale,
+        price,
+        label,
+        np.arange(rows) if chosen is None else chosen,
+        threads,
+        isa,
+    )
+    del keep
+    return margins
 
 
 def smooth_prices(

@@ -31,7 +31,7 @@ T* pointer(std::uintptr_t address) {
 void find_candidates(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
                      double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t bonus,
                      std::uintptr_t labels, std::uintptr_t selected, int64_t selected_count, int32_t count, float slack,
-                     float floor, std::uintptr_t columns, std::uintptr_t values, std::uintptr_t found,
+                     float floor, float tie, std::uintptr_t columns, std::uintptr_t values, std::uintptr_t found,
                      std::uintptr_t regret, int threads, const std::string& isa) {
   CandidateSearch search;
   search.logits = pointer<const void>(logits);
@@ -49,6 +49,7 @@ void find_candidates(std::uintptr_t logits, const std::string& type, int64_t row
   search.count = count;
   search.slack = slack;
   search.floor = floor;
+  search.tie = tie;
   CandidateLists lists;
   lists.columns = pointer<int32_t>(columns);
   lists.values = pointer<float>(values);
@@ -153,7 +154,7 @@ void bind_rounding(py::module_& m) {
   m.def("find_candidates_cpu", &find_candidates, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("label_prices"), py::arg("bonus"),
         py::arg("labels"), py::arg("selected"), py::arg("selected_count"), py::arg("count"), py::arg("slack"),
-        py::arg("floor"), py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("regret"),
+        py::arg("floor"), py::arg("tie"), py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("regret"),
         py::arg("threads"), py::arg("isa"), "The best columns of rows, by addresses (selected: 0 = all rows).");
 
   m.def("column_margins_cpu", &column_margins, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),

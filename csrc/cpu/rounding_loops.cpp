@@ -187,7 +187,28 @@ inline int64_t collect(const float* scores, const float* top, int64_t padded, fl
   return n;
 }
 
-/// Keeps the `count` best of n hits: of equal ones those whose column follows `start` first, cyclically.
+/// The first `count` columns from `start` on, cyclically, that are above `bound`, in ascending order; returns their
+/// number.
+inline int64_t collect_in_turn(const float* scores, int64_t cols, float bound, int32_t count, int64_t start,
+                               float* hits, int32_t* columns) {
+  int64_t n = 0, before = 0;  // the columns before `start` come last and go to the front
+  for (int64_t step = 0; step < cols && n < count; ++step) {
+    const int64_t j = start + step < cols ? start + step : start + step - cols;
+    if (!(scores[j] > bound)) continue;
+    int64_t at = j < start ? before++ : n;
+    for (int64_t k = n; k > at; --k) {
+      hits[k] = hits[k - 1];
+      columns[k] = columns[k - 1];
+    }
+    hits[at] = scores[j];
+    columns[at] = static_cast<int32_t>(j);
+    ++n;
+  }
+  return n;
+}
+
+/// Keeps the `count` best of n hits: of equal ones those whose column follows
+/// `start` first, cyclically.
 inline int64_t keep_best(float* hits, int32_t* columns, float* order, int64_t n, int32_t count, int64_t start) {
   if (n <= 2 * count) return n;
   // The count-th largest: quickselect on a copy.
@@ -271,8 +292,13 @@ void block_of(const CandidateTask& task, const P* prices, const P* label_prices,
     if (!listed)
       sweep<true, kBonus>(x, in.cols, prices, task.bonus, scale, base, label_price, ahead, scratch.scores, top);
 
-    int64_t n = collect(scratch.scores, top, task.padded, bound_of(top, in.count, best + in.floor), scratch.hits,
-                        scratch.columns);
+    const float good = best + in.floor, tied = largest<G>(top) - in.tie;
+    const int64_t start = row * in.count % in.cols;
+    const bool in_turn = in.tie > 0.0f && count_above<G>(top, below(tied)) > 2 * in.count;
+    int64_t n = in_turn ? collect_in_turn(scratch.scores, in.cols, below(tied > good ? tied : good), in.count, start,
+                                          scratch.hits, scratch.columns)
+                        : collect(scratch.scores, top, task.padded, bound_of(top, in.count, good), scratch.hits,
+                                  scratch.columns);
     int32_t first = label;
     double highest = -std::numeric_limits<double>::infinity();
     for (int64_t k = 0; k < n; ++k) {
@@ -286,7 +312,7 @@ void block_of(const CandidateTask& task, const P* prices, const P* label_prices,
         first = column;
       }
     }
-    n = keep_best(scratch.hits, scratch.columns, scratch.order, n, in.count, row * in.count % in.cols);
+    n = keep_best(scratch.hits, scratch.columns, scratch.order, n, in.count, start);
     int32_t* columns = task.out.columns + i * width;
     float* values = task.out.values + i * width;
     int32_t length = 0;

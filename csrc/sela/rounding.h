@@ -34,6 +34,8 @@ struct CandidateSearch {
   int32_t count = 0;                  ///< columns per list, 1 .. cols
   float slack = 0.0f;                 ///< nats; -inf: every row gets a list
   float floor = 0.0f;                 ///< nats; -inf: any column is good
+  float tie = 0.0f;                   ///< nats >= 0; columns that score so little less than the best are its equals
+                                      ///< where there are many of them
 };
 
 /// Outputs by place in `selected`; width = 2 * count + 2.

@@ -93,6 +93,23 @@ def test_equal_scores_are_listed_in_turn():
     assert set(np.unique(lists.columns)) == set(range(40))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_columns_within_a_tie_are_listed_in_turn(isa):
+    logits = np.random.default_rng(0).random((60, 200)).astype(np.float32) * 1e-4
+    logits[:, 150:] -= 1.0
+    lists = find_candidates(logits, np.zeros(200), np.zeros(60, np.int32), count=4, tie=1e-3, isa=isa)
+    expected = reference.find_candidates(logits, np.zeros(200), np.zeros(60, np.int32), count=4, tie=1e-3)
+    for place in range(60):
+        turn = {(place * 4 + k) % 200 for k in range(4)}
+        turn = turn if max(turn) < 150 else None  # otherwise it goes on at the beginning
+        for found in (listed(lists, place), listed(expected, place)):
+            assert max(found) < 150
+            assert turn is None or turn <= set(found)
+    assert len(np.unique(lists.columns)) == 150
+    plain = find_candidates(logits, np.zeros(200), np.zeros(60, np.int32), count=4, isa=isa)
+    assert (logits[np.arange(60)[:, None], plain.columns[:, :4]] > 0.8e-4).all()
+
+
 def test_lists_depend_on_neither_threads_nor_strides():
     logits, prices, labels = problem(1000, 130, seed=2)
     one = find_candidates(logits, prices, labels, count=5, threads=1)

@@ -27,18 +27,23 @@ if TYPE_CHECKING:
 COUNTS = (4, 8, 16)
 SMALL = 1 << 19  # entries of a matrix up to which every column is listed
 MISPLACED = 0.01  # a smaller misplaced share is mended as it is
-# A sample of the rows, at least SAMPLE and so many per cluster, tells by its margins which sharpness and which window
-# the problem needs. When a larger share than FAR is misplaced, the prices are first improved by passes over the sample
-# at a larger lambda: the rounded problem has other prices than the plan, and lists made at those would have to be long.
-# When a smaller share is misplaced, what a sample says about 60 rows per cluster is worse than what is known.
+# A sample of the rows tells by its margins which sharpness and which window the problem needs. When a larger share than
+# FAR is misplaced, the prices are first improved by passes at a larger lambda over a part of the rows, so many per
+# cluster: the rounded problem has other prices than the plan, and lists made at those would have to be long. When a
+# smaller share is misplaced, what a part of the rows says is worse than what is known.
 SAMPLE, SAMPLE_PER_CLUSTER, SAMPLE_COUNT = 2048, 8, 16
 FAR = 0.12
 # Sharpness of the Sinkhorn iterations: at least so much (1 is the plan itself), and so many times 1 / (the margin that
 # NEARBY columns per row lie within); and iterations. At the last of them few rows are undecided, and most of the
 # misplaced ones have found their place.
 NEARBY = 0.25
-SAMPLE_SHARPNESS, SAMPLE_PASSES, SAMPLE_ERROR = 0.25, 6, 0.05
+SAMPLE_SHARPNESS, SAMPLE_PASSES, SAMPLE_ERROR = 0.25, 6, 0.1
 STAGES = ((1.0, 0.75, 8), (2.0, 1.5, 8), (4.0, 3.0, 8), (8.0, 6.0, 8))
+# Rows are many times the same when a sample has fewer different ones than this part of it, as the first SAME values of
+# their lists tell. All columns that one kind of row must share are listed then, if they are at most MOST, and a sharper
+# plan finds the prices at which they are equally good.
+DIFFERENT, SAME, MOST = 0.5, 4, 64
+STAGES_OF_EQUALS = ((32.0, 24.0, 8), (128.0, 96.0, 8), (512.0, 384.0, 8))
 RELAXATION = 1.8
 TOLERANCE = 2e-3
 LARGEST_STEP = 3.0  # nats of the sharpened score, as smooth_prices has it
@@ -46,7 +51,9 @@ LARGEST_STEP = 3.0  # nats of the sharpened score, as smooth_prices has it
 LISTED, LISTED_MISPLACED, LISTED_FAR = 0.4, 10.0, 2.0
 # Every cluster should be listed by so many times its share of the images, beside those that like it best: clusters that
 # few images know would otherwise become far too dear before one of these comes.
-KNOWN_BY = 1.3
+# This happens in plans that are nearly labels, whose margins are wider than PEAKED nats, and at potentials of a large
+# error.
+KNOWN_BY, PEAKED, ERROR = 1.3, 5.0, 1e-3
 COLUMN_MARGINS = 4  # the loss that column_margins returns
 LEFT = 0.05  # a larger share of images left over needs longer lists
 # Clusters that lack images and that no list leads to are offered so many images, and so many more per image they lack.
@@ -121,7 +128,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
         selected = options.get("selected")
         problem.passes += (len(labels) if selected is None else len(selected)) / len(labels)
         return find_candidates(
-            problem.logits, prices, at, scale=problem.lam, count=count, threads=problem.threads, **options
+            problem.logits, prices, at, scale=problem.lam, count=count, tie=TIE, threads=problem.threads, **options
         )
 
     def rounded(lists: Candidates, prices: Vector, at: Labels, unit: float | None) -> tuple[Rounding, int]:
@@ -131,7 +138,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
             prices,
             wanted,
             at,
-            stages=[] if unit is None else [(max(least, often / unit), n) for least, often, n in STAGES],
+            stages=[] if unit is None else [(max(least, often / unit), n) for least, often, n in stages],
             relaxation=RELAXATION,
             tolerance=TOLERANCE,
             tie=TIE,
@@ -144,24 +151,32 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
     start = potential
     window = math.inf
     bonus: Vector | None = None
+    stages = STAGES
     sizes = np.bincount(labels[rows], minlength=len(low))
     misplaced = float(np.maximum(sizes - high, 0).sum()) / total
     counts: tuple[int, ...] = (len(low),) if labels.size * len(low) <= SMALL else COUNTS
-    sample = rows[:: max(1, total // max(SAMPLE, SAMPLE_PER_CLUSTER * len(low)))]
+    few = rows[:: max(1, total // SAMPLE)]
     if len(counts) > 1 and misplaced > MISPLACED:
         listed = LISTED + LISTED_MISPLACED * misplaced
-        if misplaced > FAR:
-            few = sample[:: max(1, len(sample) // SAMPLE)]
-            unit = _margin(search(start, labels, SAMPLE_COUNT, selected=few), start, NEARBY)
-            every = max(1, total // len(sample))
-            start = _improved(problem, start, active, shares, max(1.0, SAMPLE_SHARPNESS / unit), every)
+        margins = search(start, labels, SAMPLE_COUNT, selected=few)
+        unit = _margin(margins, start, NEARBY)
+        if misplaced > FAR and unit > TIE:  # otherwise all columns are the same to most rows: lists take them in turn
             listed = LISTED_FAR
-        margins = search(start, labels, SAMPLE_COUNT, selected=sample, label_prices=potential)
-        window = _margin(margins, start, listed)
-        bonus = _bonus(problem, start, labels, rows, window)
+            kinds = len(np.unique(margins.values[:, :SAME], axis=0))
+            needed = int(len(low) / kinds) + COUNTS[-1]
+            if kinds < DIFFERENT * len(few) and needed <= MOST:
+                counts, stages = (min(needed, len(low)), len(low)), STAGES + STAGES_OF_EQUALS
+            every = max(1, total // max(SAMPLE, SAMPLE_PER_CLUSTER * len(low)))
+            start = _improved(problem, start, active, shares, max(1.0, SAMPLE_SHARPNESS / unit), every)
+            margins = search(start, labels, SAMPLE_COUNT, selected=few, label_prices=potential)
+            unit = _margin(margins, start, NEARBY)
+        if stages is STAGES and unit > TIE:
+            window = _margin(margins, start, listed)
+        if unit > PEAKED or (problem.history and problem.history[-1]["error"] > ERROR):
+            bonus = _bonus(problem, start, labels, rows, window)
     for count in counts:
         lists = search(start, labels, count, floor=-window, label_prices=potential, bonus=bonus)
-        unit = _margin(_part(lists, sample), start, NEARBY)
+        unit = _margin(_part(lists, few), start, NEARBY)
         rounding, left = rounded(lists, start, labels, unit if misplaced > MISPLACED else None)
         if left <= LEFT * total or count >= len(low):
             break

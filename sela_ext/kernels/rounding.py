@@ -83,6 +83,7 @@ def find_candidates(
     slack: float = -math.inf,
     floor: float = -math.inf,
     bonus: Any = None,
+    tie: float = 0.0,
     selected: Any = None,
     threads: int = 0,
     isa: str = "",
@@ -103,6 +104,7 @@ def find_candidates(
         slack: only rows with a larger regret, best score minus the label's score, get a list. Nats.
         floor: only columns that score at least the row's best score + floor are listed. Nats, <= 0.
         bonus: [K] nats, finite and >= 0: added to the scores when `floor` is asked and when the best are chosen.
+        tie: nats, >= 0: where many columns score so little less than the best, they count as its equals.
         selected: int64 [n] row numbers, or None for all rows.
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use (for tests).
@@ -137,6 +139,7 @@ def find_candidates(
             slack=slack,
             floor=floor,
             bonus=extra,
+            tie=tie,
             selected=chosen,
         )
     rows, cols = (int(n) for n in logits.shape)
@@ -165,6 +168,7 @@ def find_candidates(
         count,
         slack,
         floor,
+        tie,
         lists.columns.ctypes.data,
         lists.values.ctypes.data,
         lists.found.ctypes.data,

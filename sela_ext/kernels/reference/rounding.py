@@ -30,6 +30,7 @@ def find_candidates(
     slack: float = -math.inf,
     floor: float = -math.inf,
     bonus: Any = None,
+    tie: float = 0.0,
     selected: Any = None,
     threads: int = 0,
     isa: str = "",
@@ -48,6 +49,7 @@ def find_candidates(
         slack: rows with a larger regret get a list.
         floor: columns of at least the best score + floor are good.
         bonus: [K] or None: added to the scores when columns are compared for the list.
+        tie: nats: columns so little below the best equal it.
         selected: int64 [n] or None.
         threads: unused.
         isa: unused.
@@ -92,6 +94,9 @@ def find_candidates(
         if extra is not None:
             score = score + extra.to(device)
         good = (score >= (best + floor)[:, None]) & (score > -math.inf)
+        if tie > 0:
+            top_score = score.amax(1, keepdim=True)
+            score = torch.where(score >= top_score - tie, top_score, score)
         # Best first; of equals, those that follow `start`, cyclically: a stable sort of the turned row.
         start = torch.from_numpy(index[places] * count % cols).to(device)
         turned = (start[:, None] + torch.arange(cols, device=device)) % cols

@@ -38,7 +38,7 @@ FAR = 0.12
 # misplaced ones have found their place.
 NEARBY = 0.25
 SAMPLE_SHARPNESS, SAMPLE_PASSES, SAMPLE_ERROR = 0.25, 6, 0.1
-STAGES = ((1.0, 0.75, 8), (2.0, 1.5, 8), (4.0, 3.0, 8), (8.0, 6.0, 8))
+STAGES = ((1.0, 0.75, 6), (2.0, 1.5, 6), (4.0, 3.0, 6), (8.0, 6.0, 6))
 # Rows are many times the same when a sample has fewer different ones than this part of it, as the first SAME values of
 # their lists tell. All columns that one kind of row must share are listed then, if they are at most MOST, and a sharper
 # plan finds the prices at which they are equally good.
@@ -48,7 +48,7 @@ RELAXATION = 1.8
 TOLERANCE = 2e-3
 LARGEST_STEP = 3.0  # nats of the sharpened score, as smooth_prices has it
 # Columns per row inside the window, beside the best; and so many more times the misplaced share.
-LISTED, LISTED_MISPLACED, LISTED_FAR = 0.4, 10.0, 2.0
+LISTED, LISTED_MISPLACED, LISTED_FAR = 0.4, 10.0, 3.0
 # Every cluster should be listed by so many times its share of the images, beside those that like it best: clusters that
 # few images know would otherwise become far too dear before one of these comes.
 # This happens in plans that are nearly labels, whose margins are wider than PEAKED nats, and at potentials of a large
@@ -56,9 +56,11 @@ LISTED, LISTED_MISPLACED, LISTED_FAR = 0.4, 10.0, 2.0
 KNOWN_BY, PEAKED, ERROR = 1.3, 5.0, 1e-3
 COLUMN_MARGINS = 4  # the loss that column_margins returns
 LEFT = 0.05  # a larger share of images left over needs longer lists
+FEW_LEFT = 64  # so many images left over are moved from where the others are
 # Clusters that lack images and that no list leads to are offered so many images, and so many more per image they lack.
 OFFERED, OFFERED_PER_IMAGE = 64, 8
-TIE = 2e-4  # nats: two clusters that differ by less are the same to a row
+TIE = 2e-5  # nats: two clusters that differ by less are the same to a row
+INDIFFERENT = 2e-4  # nats: margins so small mean that all columns are the same to most rows
 SLACK = 1e-3  # nats: a row that loses less to its best cluster is at its best
 GAP_GOAL = 1e-3  # nats per image: good enough to stop
 ROUNDS = 10  # looks at the whole matrix at most
@@ -105,9 +107,11 @@ def least_price(prices: Vector, low: Longs, high: Longs, total: int) -> float:
 def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: npt.NDArray[np.bool_]) -> Balanced:
     """Round a plan to labels of admissible sizes, starting from its potential and argmax labels.
 
-    The rows of least margin leave the clusters that are too full along shortest paths between clusters, on lists of a
-    few good columns per row (`Rounding`); one more read of the matrix gives the gap to the bound of the dual linear
-    program, and adds columns that the lists lack until it is small. The result depends on neither threads nor luck.
+    A few good columns per row are listed, in one read of the matrix. Sinkhorn iterations at a growing sharpness bring
+    the prices on the lists near those of the rounded problem; then the rows of least margin leave the clusters that are
+    still too full along shortest paths between clusters (`Rounding`). One more read gives the gap to the bound of the
+    dual linear program, and columns that the lists lack, until it is small. The result depends on neither threads nor
+    luck.
 
     Args:
         problem: the logits, lambda, shares, threads; its count of passes goes on.
@@ -131,14 +135,14 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
             problem.logits, prices, at, scale=problem.lam, count=count, tie=TIE, threads=problem.threads, **options
         )
 
-    def rounded(lists: Candidates, prices: Vector, at: Labels, unit: float | None) -> tuple[Rounding, int]:
-        """Labels from these lists, after Sinkhorn iterations when there is a unit; and how many are left over."""
+    def rounded(lists: Candidates, prices: Vector, at: Labels, unit: float) -> tuple[Rounding, int]:
+        """Labels from these lists, after Sinkhorn iterations on them; and how many images are left over."""
         prices, at = smooth_prices(
             lists,
             prices,
             wanted,
             at,
-            stages=[] if unit is None else [(max(least, often / unit), n) for least, often, n in stages],
+            stages=[(max(least, often / unit), iterations) for least, often, iterations in stages],
             relaxation=RELAXATION,
             tolerance=TOLERANCE,
             tie=TIE,
@@ -151,7 +155,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
     start = potential
     window = math.inf
     bonus: Vector | None = None
-    stages = STAGES
+    stages: tuple[tuple[float, float, int], ...] = STAGES
     sizes = np.bincount(labels[rows], minlength=len(low))
     misplaced = float(np.maximum(sizes - high, 0).sum()) / total
     counts: tuple[int, ...] = (len(low),) if labels.size * len(low) <= SMALL else COUNTS
@@ -160,7 +164,9 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
         listed = LISTED + LISTED_MISPLACED * misplaced
         margins = search(start, labels, SAMPLE_COUNT, selected=few)
         unit = _margin(margins, start, NEARBY)
-        if misplaced > FAR and unit > TIE:  # otherwise all columns are the same to most rows: lists take them in turn
+        if (
+            misplaced > FAR and unit > INDIFFERENT
+        ):  # otherwise all columns are the same to most rows: lists take them in turn
             listed = LISTED_FAR
             kinds = len(np.unique(margins.values[:, :SAME], axis=0))
             needed = int(len(low) / kinds) + COUNTS[-1]
@@ -170,14 +176,15 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
             start = _improved(problem, start, active, shares, max(1.0, SAMPLE_SHARPNESS / unit), every)
             margins = search(start, labels, SAMPLE_COUNT, selected=few, label_prices=potential)
             unit = _margin(margins, start, NEARBY)
-        if stages is STAGES and unit > TIE:
+        if stages is STAGES and unit > INDIFFERENT:
             window = _margin(margins, start, listed)
-        if unit > PEAKED or (problem.history and problem.history[-1]["error"] > ERROR):
+        far = unit > PEAKED or (len(problem.history) > 0 and problem.history[-1]["error"] > ERROR)
+        if far and window < math.inf:
             bonus = _bonus(problem, start, labels, rows, window)
     for count in counts:
         lists = search(start, labels, count, floor=-window, label_prices=potential, bonus=bonus)
         unit = _margin(_part(lists, few), start, NEARBY)
-        rounding, left = rounded(lists, start, labels, unit if misplaced > MISPLACED else None)
+        rounding, left = rounded(lists, start, labels, unit)
         if left <= LEFT * total or count >= len(low):
             break
         window, bonus = math.inf, None
@@ -190,10 +197,15 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
             more = _open(rounding, search, active, offered)
             offered *= 2
             lists, fresh = (lists, 0) if more is None else _merged(lists, *more, rounding.labels)
-            if fresh == 0:
+            if more is None or fresh == 0:
                 impossible += rounding.force()
                 break
-            rounding, left = rounded(lists, rounding.prices, rounding.labels, unit)
+            if left <= FEW_LEFT:  # not worth a new start
+                at, part = more
+                rounding.add(at, rounding.labels[at], part)
+                left = rounding.solve()
+            else:
+                rounding, left = rounded(lists, rounding.prices, rounding.labels, unit)
         prices, found = rounding.prices, rounding.labels
         looked = search(prices, found, COUNTS[0], slack=SLACK)
         if impossible:
@@ -230,7 +242,7 @@ def _bonus(problem: Problem, prices: Vector, labels: Labels, rows: Longs, window
     few = rows[:: max(1, int(wanted / COLUMN_MARGINS))]
     problem.passes += len(few) / len(labels)
     margins = column_margins(problem.logits, prices, labels, scale=problem.lam, selected=few, threads=problem.threads)
-    return np.where(np.isfinite(margins), np.maximum(margins.astype(np.float64) - window, 0.0), 0.0)
+    return np.maximum(np.where(np.isfinite(margins), margins, 0.0).astype(np.float64) - window, 0.0)
 
 
 def _improved(
@@ -270,7 +282,7 @@ def _margin(lists: Candidates, prices: Vector, others: float) -> float:
     score = np.where(inside, lists.values + prices[lists.columns], -np.inf)
     loss = np.sort((score.max(axis=1, keepdims=True) - score)[inside])
     place = int((1.0 + others) * len(score))  # the best columns themselves lose nothing
-    return max(TIE, float(loss[place])) if place < len(loss) else math.inf
+    return max(INDIFFERENT, float(loss[place])) if place < len(loss) else math.inf
 
 
 def _open(

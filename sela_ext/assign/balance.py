@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # make it faster; what is missing shows in the gap and is added.
 COUNTS = (4, 8, 16)
 SMALL = 1 << 19  # entries of a matrix up to which every column is listed
-MISPLACED = 0.01  # a smaller misplaced share is mended as it is
+MISPLACED = 0.01  # with a smaller share the prices move too little for a sample to pay
 # A sample of the rows tells by its margins which sharpness and which window the problem needs. When a larger share than
 # FAR is misplaced, the prices are first improved by passes at a larger lambda over a part of the rows, so many per
 # cluster: the rounded problem has other prices than the plan, and lists made at those would have to be long. When a
@@ -44,16 +44,15 @@ STAGES = ((1.0, 0.75, 6), (2.0, 1.5, 6), (4.0, 3.0, 6), (8.0, 6.0, 6))
 # plan finds the prices at which they are equally good.
 DIFFERENT, SAME, MOST = 0.5, 4, 64
 STAGES_OF_EQUALS = ((32.0, 24.0, 8), (128.0, 96.0, 8), (512.0, 384.0, 8))
-RELAXATION = 1.8
-TOLERANCE = 2e-3
+RELAXATION = 1.8  # of the iterations: half as many reach as far
+TOLERANCE = 2e-3  # of the sizes, where a stage ends
 LARGEST_STEP = 3.0  # nats of the sharpened score, as smooth_prices has it
 # Columns per row inside the window, beside the best; and so many more times the misplaced share.
 LISTED, LISTED_MISPLACED, LISTED_FAR = 0.4, 10.0, 3.0
 # Every cluster should be listed by so many times its share of the images, beside those that like it best: clusters that
-# few images know would otherwise become far too dear before one of these comes.
-# This happens in plans that are nearly labels, whose margins are wider than PEAKED nats, and at potentials of a large
-# error.
-KNOWN_BY, PEAKED, ERROR = 1.3, 5.0, 1e-3
+# few images know would otherwise become far too dear before one of these comes. This happens in plans that are nearly
+# labels: margins are wider than PEAKED nats.
+KNOWN_BY, PEAKED = 1.3, 5.0
 COLUMN_MARGINS = 4  # the loss that column_margins returns
 LEFT = 0.05  # a larger share of images left over needs longer lists
 FEW_LEFT = 64  # so many images left over are moved from where the others are
@@ -172,14 +171,14 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
             needed = int(len(low) / kinds) + COUNTS[-1]
             if kinds < DIFFERENT * len(few) and needed <= MOST:
                 counts, stages = (min(needed, len(low)), len(low)), STAGES + STAGES_OF_EQUALS
-            every = max(1, total // max(SAMPLE, SAMPLE_PER_CLUSTER * len(low)))
+            # On CUDA all rows are read.
+            every = 1 if problem.on_cuda else max(1, total // max(SAMPLE, SAMPLE_PER_CLUSTER * len(low)))
             start = _improved(problem, start, active, shares, max(1.0, SAMPLE_SHARPNESS / unit), every)
             margins = search(start, labels, SAMPLE_COUNT, selected=few, label_prices=potential)
             unit = _margin(margins, start, NEARBY)
         if stages is STAGES and unit > INDIFFERENT:
             window = _margin(margins, start, listed)
-        far = unit > PEAKED or (len(problem.history) > 0 and problem.history[-1]["error"] > ERROR)
-        if far and window < math.inf:
+        if unit > PEAKED and window < math.inf:
             bonus = _bonus(problem, start, labels, rows, window)
     for count in counts:
         lists = search(start, labels, count, floor=-window, label_prices=potential, bonus=bonus)
@@ -220,7 +219,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
         if gap <= GAP_GOAL or not len(worse):
             break
         lists, _ = _merged(lists, worse, _part(looked, worse), found)
-        rounding, left = rounded(lists, prices, found, unit)
+        rounding, left = rounded(lists, start, found, unit)
     assert best is not None
     if best.impossible:
         warnings.warn(

@@ -231,7 +231,7 @@ def test_balance_takes_few_dense_passes(name):
         ratios.append((time.perf_counter() - middle) / (middle - start))
     assert_balanced(balanced.labels, 1000)
     assert balanced.gap <= 1e-4
-    assert min(ratios) < 8.0  # 5 on a quiet machine; far more before lists were sharpened
+    assert min(ratios) < 8.0  # the goal is 5, on a quiet machine; rank 16 took 23, equal rows 1,016
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

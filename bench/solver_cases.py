@@ -77,21 +77,37 @@ def chunks(rows: int, cols: int) -> Iterator[slice]:
 # ---------------------------------------------------------------- a network of its own
 
 
-def images() -> tuple[np.ndarray, str]:
-    """(uint8 [60,000, pixels], name): Fashion-MNIST where it is installed, else digits, shifted to make as many."""
-    packed = FASHION / "train-images-idx3-ubyte.gz"
-    if packed.is_file():
-        with gzip.open(packed) as file:
-            return np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 784), "Fashion-MNIST"
+def images() -> tuple[np.ndarray, np.ndarray, str]:
+    """(uint8 [60,000, pixels], classes [60,000], name): Fashion-MNIST where installed, else digits, moved about."""
+    if has_fashion():
+        return (
+            unpacked("train-images-idx3-ubyte.gz", 16).reshape(-1, 784),
+            unpacked("train-labels-idx1-ubyte.gz", 8),
+            "Fashion-MNIST",
+        )
     from sklearn.datasets import load_digits
 
-    digits = (load_digits().images * 15.9).astype(np.uint8)
+    digits = load_digits()
+    small = (digits.images * 15.9).astype(np.uint8)
     random = np.random.default_rng(0)
+    which = random.integers(0, len(small), IMAGES)
     out = np.zeros((IMAGES, 12, 12), np.uint8)
-    for i, (which, y, x) in enumerate(random.integers(0, (len(digits), 5, 5), (IMAGES, 3))):
-        out[i, y : y + 8, x : x + 8] = digits[which]
+    for corner in range(25):
+        y, x = divmod(corner, 5)
+        out[corner::25, y : y + 8, x : x + 8] = small[which[corner::25]]
     noise = random.integers(0, 24, out.shape, np.uint8)
-    return np.maximum(out, noise).reshape(IMAGES, -1), "digits"
+    return np.maximum(out, noise).reshape(IMAGES, -1), digits.target[which], "digits"
+
+
+def has_fashion() -> bool:
+    """Whether Fashion-MNIST is installed."""
+    return (FASHION / "train-images-idx3-ubyte.gz").is_file()
+
+
+def unpacked(name: str, header: int) -> np.ndarray:
+    """The bytes behind the header of one of its files."""
+    with gzip.open(FASHION / name) as file:
+        return np.frombuffer(file.read(), np.uint8, offset=header)
 
 
 def prepared(pixels: np.ndarray) -> np.ndarray:
@@ -187,7 +203,7 @@ def folder() -> Path | None:
 
 def kept_as(clusters: int, passes: int) -> tuple[Path | None, str]:
     """The file of a network after so many label passes, and the name of its images."""
-    name = "Fashion-MNIST" if (FASHION / "train-images-idx3-ubyte.gz").is_file() else "digits"
+    name = "Fashion-MNIST" if has_fashion() else "digits"
     where = folder()
     return None if where is None else where / f"{name.lower()}-{clusters}-{passes}-v{VERSION}.npz", name
 
@@ -313,10 +329,12 @@ def peaked_into(out: np.ndarray, threads: int) -> None:
 def first_round_into(out: np.ndarray, threads: int) -> None:
     """A real first round: an untrained network and random head on as many augmented images, about 200 live entries.
 
-    Images are made of two of the data set each, one of them flipped and moved by up to two pixels, in changing parts.
+    Images are made of two of the data set each, one of them flipped and moved by up to two pixels, in changing parts;
+    they come sorted by the class of the other one, as folders are read.
     """
     arrays, _ = network_arrays(1000, 0)
-    pixels, _ = images()
+    pixels, classes, _ = images()
+    by_class = np.argsort(classes, kind="stable")
     side = int(pixels.shape[1] ** 0.5)
     rows, cols = out.shape
     width = arrays["w2"].shape[1]
@@ -324,7 +342,8 @@ def first_round_into(out: np.ndarray, threads: int) -> None:
     head = np.float32(FIRST_SCALE / width**0.5) * random.uniform(-1, 1, (width, cols)).astype(np.float32)
     for number, part in enumerate(chunks(rows, cols)):
         random = np.random.default_rng((3, number))
-        one, other = random.integers(0, len(pixels), (2, part.stop - part.start))
+        one = by_class[np.arange(part.start, part.stop) * len(pixels) // rows]
+        other = random.integers(0, len(pixels), len(one))
         dy, dx = random.integers(-2, 3, 2)
         moved = np.roll(pixels[other].reshape(-1, side, side)[:, :, ::-1], (dy, dx), (1, 2)).reshape(len(other), -1)
         share = random.uniform(0.0, 0.4, (len(one), 1)).astype(np.float32)

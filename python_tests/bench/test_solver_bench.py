@@ -56,7 +56,7 @@ def solver():
 def few_images(cases, monkeypatch, tmp_path):
     """A hundred images instead of 60,000, and a cache folder of its own."""
     pixels = np.random.default_rng(0).integers(0, 256, (100, 49), np.uint8)
-    monkeypatch.setattr(cases, "images", lambda: (pixels, "noise"))
+    monkeypatch.setattr(cases, "images", lambda: (pixels, np.arange(100) % 3, "noise"))
     monkeypatch.setenv("SELA_CACHE_DIR", str(tmp_path))
     return pixels
 
@@ -151,8 +151,9 @@ def test_the_folded_network_gives_the_features_of_the_network(cases, few_images)
 
 def test_without_fashion_mnist_the_images_are_shifted_digits(cases, monkeypatch, tmp_path):
     monkeypatch.setattr(cases, "FASHION", tmp_path)
-    pixels, name = cases.images()
+    pixels, classes, name = cases.images()
     assert name == "digits"
+    assert np.bincount(classes).min() > 5000
     assert pixels.shape == (60_000, 144)
     assert pixels.dtype == np.uint8
     assert len(np.unique(pixels[:2000], axis=0)) == 2000

@@ -123,10 +123,11 @@ def iterations(rows: Sequence[Row]) -> str:
                 f"{row['ratio']:.2f}",
                 f"{row['share_of_bandwidth']:.0%}" if row["share_of_bandwidth"] else "-",
                 small(row["columns_l1"]),
+                percent(row["labels"]),
             )
             for row in part
         ]
-        header = ("", "ms", "x fused float32", "of the read bandwidth", "columns, L1 from float64")
+        header = ("", "ms", "x fused float32", "of the read bandwidth", "columns, L1 from float64", "labels")
         out.append(table(header, lines) + "\n")
     return "\n".join(out).rstrip()
 

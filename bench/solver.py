@@ -96,6 +96,11 @@ def stored(logits: np.ndarray, storage: str) -> Any:
     return x.half() if storage == "float16" else x.bfloat16()
 
 
+def percent(share: float | None) -> str:
+    """A share of labels."""
+    return "-" if share is None else f"{share:.3%}"
+
+
 class Fused:
     """The fused pass as an iteration, with its row reference."""
 
@@ -107,6 +112,12 @@ class Fused:
         sums = kernels.sinkhorn_pass(self.logits, g, scale=LAM, reference=self.reference, threads=self.threads)
         self.reference = sums.lse
         return np.asarray(sums.column_sums)
+
+    def labels(self, g: np.ndarray) -> np.ndarray:
+        """Labels at a potential."""
+        return np.asarray(
+            kernels.sinkhorn_pass(self.logits, g, scale=LAM, want_labels=True, threads=self.threads).labels
+        )
 
 
 def column_distance(columns: np.ndarray, exact: cases.Truth) -> float:
@@ -134,6 +145,7 @@ def iteration_case(run: Run, name: str, logits: np.ndarray, rounds: int) -> None
     competitors: dict[str, Callable[[], Any]] = {PLAIN: plain}
     size: dict[str, float] = {}
     distance: dict[str, float] = {}
+    labels: dict[str, float] = {}
     for storage in STORAGES:
         try:
             data = stored(logits, storage)
@@ -143,6 +155,7 @@ def iteration_case(run: Run, name: str, logits: np.ndarray, rounds: int) -> None
         what = f"fused {storage}"
         fused = Fused(data, run.threads)
         distance[what] = column_distance(fused(g), exact)
+        labels[what] = float((fused.labels(g) == exact.labels).mean())
         competitors[what] = lambda fused=fused: fused(g)
         size[what] = rows * cols * (4 if storage == "float32" else 2) / 1e9
     for what, make in peers.STEPPERS.items():
@@ -163,7 +176,8 @@ def iteration_case(run: Run, name: str, logits: np.ndarray, rounds: int) -> None
     for what, value in seconds.items():
         share = size[what] / value / bandwidth if what in size else None
         ratio, best = value / seconds["fused float32"], min(times[what])
-        table.append((what, value * 1e3, best * 1e3, ratio, f"{share:.0%}" if share else "-", f"{distance[what]:.0e}"))
+        cells = (f"{share:.0%}" if share else "-", f"{distance[what]:.0e}", percent(labels.get(what)))
+        table.append((what, value * 1e3, best * 1e3, ratio, *cells))
         run.add(
             "iteration",
             name,
@@ -176,13 +190,14 @@ def iteration_case(run: Run, name: str, logits: np.ndarray, rounds: int) -> None
             share_of_bandwidth=share,
             bandwidth_gb_s=bandwidth,
             columns_l1=distance[what],
+            labels=labels.get(what),
             span=span,
             live=exact.live,
         )
     common.table(
         f"One iteration, {name}: {rows} x {cols}, row span {span:.0f} nats, {exact.live:.3g} live entries a row; "
         f"plain reads {bandwidth:.1f} GB/s",
-        ("", "median ms", "best ms", "x fused float32", "of read bandwidth", "columns, L1 from float64"),
+        ("", "median ms", "best ms", "x fused float32", "of read bandwidth", "columns, L1 from float64", "labels"),
         table,
     )
 
@@ -213,9 +228,8 @@ def solve_case(run: Run, key: str, thresholds: Sequence[float]) -> None:
     x = torch.from_numpy(logits)
     lines: dict[str, list[dict[str, Any]]] = {}
 
-    def add(what: str, threshold: float, potential: Any, **values: Any) -> None:
-        found = None if potential is None else cases.truth(logits, potential)
-        same = None if found is None or found.labels is None else float((found.labels == exact.labels).mean())
+    def add(what: str, threshold: float, labels: Any, **values: Any) -> None:
+        same = None if labels is None else float((np.asarray(labels) == exact.labels).mean())
         row = {"threshold": threshold, "labels": same, "shape": [case.rows, case.cols], "live": exact.live, **values}
         lines.setdefault(what, []).append(row)
         run.add("solve", case.name, what, **row)
@@ -232,7 +246,7 @@ def solve_case(run: Run, key: str, thresholds: Sequence[float]) -> None:
             l1 = cases.truth(logits, a.potential, labels=False).l1
             values = {"reached": l1 <= threshold, "true_l1": l1, "seconds": seconds, "reads": a.passes}
             values |= {"method": a.method, "error": a.error, "note": "" if l1 <= threshold else f"{a.passes:.0f} reads"}
-            add(what, threshold, a.potential, **values)
+            add(what, threshold, a.labels, **values)
             if not l1 <= threshold:
                 break
             most = int(np.clip(cap / (seconds / a.passes), 60, 3000))
@@ -248,14 +262,14 @@ def solve_case(run: Run, key: str, thresholds: Sequence[float]) -> None:
             counts = [r.iterations if r.reached else None for r in found]
             counts += [None] * (len(thresholds) - len(counts))
         for r in found:
-            add_reached(add, what, r)
+            add_reached(add, logits, what, r)
     if key in COMPARED and not run.quick:
         for method in ("sinkhorn", "sinkhorn_log"):
             for r in peers.pot(x, method, thresholds, counts, 8.0) or ():
-                add_reached(add, f"POT {method}", r)
+                add_reached(add, logits, f"POT {method}", r)
         for variant in peers.OTT:
             for r in peers.ott(x, variant, thresholds, 8.0, run.threads) or ():
-                add_reached(add, f"OTT-JAX {variant}", r)
+                add_reached(add, logits, f"OTT-JAX {variant}", r)
 
     mine = {row["threshold"]: row["seconds"] for row in lines["assign auto"] if row["reached"]}
     common.table(
@@ -276,11 +290,12 @@ def timed_solve(logits: Any, tol: float, most: int, run: Run, **options: Any) ->
     return statistics.median(times), a
 
 
-def add_reached(add: Callable[..., None], what: str, r: peers.Reached) -> None:
-    """The row of a competitor."""
+def add_reached(add: Callable[..., None], logits: np.ndarray, what: str, r: peers.Reached) -> None:
+    """The row of a competitor: its labels are those of its potential, in float64."""
+    labels = None if r.potential is None else cases.truth(logits, r.potential).labels
     reads = READS.get(what, 2) * r.iterations
     values = {"reached": r.reached, "true_l1": r.l1, "seconds": r.seconds, "reads": float(reads)}
-    add(what, r.threshold, r.potential, iterations=r.iterations, note=r.note, **values)
+    add(what, r.threshold, labels, iterations=r.iterations, note=r.note, **values)
 
 
 def solve_line(
@@ -295,9 +310,8 @@ def solve_line(
     for t in thresholds:
         gave_up = f"> {last['seconds']:.3g}" if t == last["threshold"] else "-"
         cells.append(seconds.get(t, gave_up))
-    labels = None if last["labels"] is None else f"{last['labels']:.3%}"
     a_read = 1e3 * last["seconds"] / max(last["reads"], 1)
-    return (what, *cells, last["reads"], a_read, f"{last['true_l1']:.1e}", labels, ratio)
+    return (what, *cells, last["reads"], a_read, f"{last['true_l1']:.1e}", percent(last["labels"]), ratio)
 
 
 def accuracy(run: Run) -> None:
@@ -454,11 +468,11 @@ def large(run: Run, part: str) -> None:
                 run.skip(f"{part}, {what}", found["failed"])
                 continue
             run.add("large", name, what, rows=rows, cols=cols, recomputed=recomputed, **found)
-            read, l1 = found["seconds_per_read"], found.get("true_l1")
-            errors = (f"{found['error']:.1e}", None if l1 is None else f"{l1:.1e}")
+            read = found["seconds_per_read"]
+            errors = (f"{found['error']:.1e}", f"{found['true_l1']:.1e}")
             cells = (found["seconds"], found["reads"], found["method"], read, *errors, found["resident_gb"])
             table.append((f"{what}, L1 {found['tol']:g}", *cells))
-            if found.get("live"):
+            if found["live"] is not None and not recomputed:
                 print(f"\n{part}: {found['live']:.0f} live entries a row, median span {found['span']:.0f} nats")
     common.table(
         f"ImageNet's size, {name}: {rows} x {cols}",
@@ -485,6 +499,19 @@ def parts_of(options: Any) -> tuple[str, ...]:
     return PARTS
 
 
+def run_part(run: Run, part: str) -> None:
+    """One of PARTS."""
+    if part in ITERATIONS:
+        logits = cases.dense_logits(60_000, 1000) if part == "dense" else cases.peaked_case(60_000, 1000).logits()
+        iteration_case(run, part, logits, 3 if run.quick else 11)
+    elif part in cases.CASES:
+        solve_case(run, part, THRESHOLDS)
+    elif part in LARGE:
+        large(run, part)
+    else:
+        {"accuracy": accuracy, "balance": balance, "memory": memory, "bits": bits}[part](run)
+
+
 def main() -> None:
     parser = common.arguments(__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"run only these: {', '.join(PARTS)}")
@@ -503,22 +530,21 @@ def main() -> None:
         if facts["load"] > 0.5:
             print(f"the machine is busy (load {facts['load']}): believe ratios rather than seconds")
         start = time.perf_counter()
+        failed = []
         for part in chosen:
-            if part == "dense":
-                iteration_case(run, part, cases.dense_logits(60_000, 1000), 3 if run.quick else 11)
-            elif part == "peaked":
-                iteration_case(run, part, cases.peaked_case(60_000, 1000).logits(), 3 if run.quick else 11)
-            elif part in cases.CASES:
-                solve_case(run, part, THRESHOLDS)
-            elif part in LARGE:
-                large(run, part)
-            else:
-                {"accuracy": accuracy, "balance": balance, "memory": memory, "bits": bits}[part](run)
-            sys.stdout.flush()
+            begun = time.perf_counter()
+            try:
+                run_part(run, part)
+            except Exception as error:
+                failed.append(part)
+                print(f"\n{part}: failed, {type(error).__name__}: {error}")
+            print(f"  ({part}: {time.perf_counter() - begun:.0f} s)", flush=True)
     common.table("Targets, from the rows of this run", targets.HEADER, targets.lines(run.rows))
     print(f"\n{time.perf_counter() - start:.0f} s in all, load now {os.getloadavg()[0]:.1f}")
     if not options.no_record:
         print(f"{len(run.rows)} rows appended to {common.record('solver', run.rows, facts)}")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -369,6 +369,21 @@ LARGE_SHAPE = (1_281_167, 3000)
 
 
 @dataclass(frozen=True)
+class Products:
+    """features @ weight.T, some rows at a time: for `truth` of logits that are nowhere stored."""
+
+    features: np.ndarray
+    weight: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.features), len(self.weight)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self.features[part] @ self.weight.T
+
+
+@dataclass(frozen=True)
 class Truth:
     """What float64 says about a potential on the logits as they are.
 
@@ -385,7 +400,9 @@ class Truth:
     live: float
 
 
-def truth(logits: np.ndarray | torch.Tensor, potential: Any, *, labels: bool = True, lam: float = LAM) -> Truth:
+def truth(
+    logits: np.ndarray | torch.Tensor | Products, potential: Any, *, labels: bool = True, lam: float = LAM
+) -> Truth:
     """Columns, error and labels of a potential [K] in plain float64 torch: no code of this package.
 
     A potential with a number that is not finite has the error inf.
@@ -393,15 +410,14 @@ def truth(logits: np.ndarray | torch.Tensor, potential: Any, *, labels: bool = T
     import torch
 
     g = torch.as_tensor(np.asarray(potential, np.float64))
-    x = torch.as_tensor(logits)
-    rows, cols = x.shape
+    rows, cols = logits.shape
     if not bool(torch.isfinite(g).all()):
         return Truth(float("inf"), np.full(cols, np.nan), None, float("nan"))
     columns = torch.zeros(cols, dtype=torch.float64)
     found = np.empty(rows, np.int32) if labels else None
     live = 0
     for part in chunks(rows, cols):
-        t = x[part].double().mul_(lam).add_(g)
+        t = torch.as_tensor(logits[part]).double().mul_(lam).add_(g)
         if found is not None:
             found[part] = t.argmax(1).numpy()
         plan = t.softmax(1)

@@ -68,17 +68,17 @@ def large(task: Mapping[str, Any]) -> None:
     fill = cases.LARGE[task["case"]]
     if task["case"] == "first round":
         cases.network_arrays(1000, 0)
-    features = None
+    products = None
     start = time.perf_counter()
     if task.get("recomputed"):
-        x, weight = cases.peaked_arrays(rows, cols)
-        logits = features = sela_ext.FeatureLogits(x, weight, np.zeros(cols, np.float32))
+        products = cases.Products(*cases.peaked_arrays(rows, cols))
+        logits: Any = sela_ext.FeatureLogits(products.features, products.weight)
     else:
         logits = np.empty((rows, cols), np.float16)
         fill(logits, threads)
     generated = time.perf_counter() - start
     read = None
-    if features is None:
+    if products is None:
         lse, read = None, float("inf")
         for _ in range(READS + 1):
             start = time.perf_counter()
@@ -96,9 +96,9 @@ def large(task: Mapping[str, Any]) -> None:
         values = {"tol": tol, "seconds": seconds, "reads": a.passes, "method": a.method, "error": a.error}
         values |= {"resident_gb": peak / 1e9, "peak_is_of_solves": whole, "bytes_per_entry": peak / rows / cols}
         values |= {"seconds_per_read": read, "generate_seconds": generated, "reason": a.reason}
-        if features is None:
-            exact = cases.truth(logits, a.potential, labels=tol == found[-1][0])
-            values |= {"true_l1": exact.l1, "live": exact.live if exact.labels is not None else None}
+        exact = cases.truth(logits if products is None else products, a.potential, labels=tol == found[-1][0])
+        values |= {"true_l1": exact.l1, "live": exact.live if exact.labels is not None else None}
+        if products is None:
             values["span"] = cases.span(logits)
         say(**values)
 

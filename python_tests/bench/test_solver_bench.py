@@ -354,7 +354,7 @@ def solve_row(case, what, threshold, seconds, reached=True, **values):
 def iteration_row(case, what, seconds, share=None):
     row = {"question": "iteration", "case": case, "what": what, "seconds": seconds, "share_of_bandwidth": share}
     row |= {"rows": 60_000, "cols": 1000, "live": 300.0, "span": 16.0, "ratio": seconds / 0.008, "columns_l1": 1e-8}
-    return {**STAMP, **row, "bandwidth_gb_s": 45.0}
+    return {**STAMP, **row, "bandwidth_gb_s": 45.0, "labels": None if share is None else 0.99998}
 
 
 ROWS = [
@@ -439,7 +439,7 @@ def test_the_document_shows_the_latest_full_run(performance, tmp_path):
     text = performance.filled(document(performance), tmp_path)
     assert "A processor with 2 cores and 23.5 GiB, 2 threads" in text
     assert "Not installed: POT." in text
-    assert "| fused float32 | 8.0 | 1.00 | 50% | 1.0e-08 |" in text
+    assert "| fused float32 | 8.0 | 1.00 | 50% | 1.0e-08 | 99.9980% |" in text
     assert "| assign auto | - | 0.1 | 0.2 | 6.5 |" in text
     assert "| official float64, numpy | 0.5 | > 4 | - |" in text
     assert "| assign auto, fixed16 | 0.1 | 0.1 | - | 5 | 20 | 1.0e-03 | 99.9950% | 1 |" in text

@@ -35,12 +35,14 @@ class HostCore:
         return 2 * max(1, -(-rows // 64)), 0
 
     def sinkhorn_pass_cuda(self, *arguments):
-        *shared, totals, masked, _scratch, _stream = arguments
+        *shared, totals, masked, _scratch, _stream, rows_in_all = arguments
         _logits, name, rows, cols = shared[:4]
         columns, lse, labels = shared[-3:]
         self.calls += 1
         tiles = max(1, -(-rows // 64))
-        objective, weight, count = _core.sinkhorn_pass_cpu(*shared, 1, "")
+        blocks = -(-rows // 128)
+        found = np.zeros((2, blocks))
+        _, _, count, *_ = _core.sinkhorn_pass_cpu(*shared, 1, "", rows_in_all=rows_in_all, totals=found.ctypes.data)
         outputs = {
             "totals": array_at(totals, np.float64, 2, tiles),
             "masked": array_at(masked, np.int64, 1),
@@ -49,7 +51,7 @@ class HostCore:
             "labels": array_at(labels, np.int32, rows) if labels else None,
             "type": name,
         }
-        outputs["totals"][:, 0] = objective, weight
+        outputs["totals"][:, :blocks] = found
         outputs["masked"][0] = count
         self.spoil(outputs)
 

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+import sela_ext
 from sela_ext.cli import main
 from sela_ext.errors import ResourceError
 from sela_ext.kernels import Verdict
@@ -64,6 +65,100 @@ def test_assign_labels_a_file_of_logits(capsys, tmp_path):
     labels = np.load(tmp_path / "labels.npy")
     assert labels.shape == (300,)
     assert np.bincount(labels, minlength=7).min() > 300 / 7 / 2
+
+
+@pytest.fixture
+def logits_file(tmp_path):
+    logits = np.random.default_rng(0).standard_normal((300, 7)).astype(np.float32)
+    np.save(tmp_path / "logits.npy", logits)
+    return tmp_path / "logits.npy"
+
+
+def test_assign_writes_all_of_the_result_as_npz_and_a_table_as_csv(capsys, logits_file):
+    a = sela_ext.assign(np.load(logits_file), tol=1e-3, storage="fixed16")
+    options = ("--tol", "1e-3", "--storage", "fixed16")
+    assert sela(capsys, "assign", str(logits_file), "--out", str(logits_file.parent / "a.npz"), *options)[0] == 0
+    with np.load(logits_file.parent / "a.npz") as saved:
+        assert np.array_equal(saved["labels"], a.labels)
+        assert np.array_equal(saved["potential"], a.potential)
+        assert saved["sizes"].sum() == 300
+        assert float(saved["error"]) == a.error
+        assert bool(saved["converged"])
+    assert sela(capsys, "assign", str(logits_file), "--out", str(logits_file.parent / "a.csv"), *options)[0] == 0
+    header, *lines = (logits_file.parent / "a.csv").read_text().splitlines()
+    assert header == "index,label"
+    assert lines == [f"{i},{label}" for i, label in enumerate(a.labels)]
+
+
+def test_assign_takes_its_options_from_flags_and_files(capsys, logits_file):
+    folder = logits_file.parent
+    np.save(folder / "marginals.npy", np.arange(1, 8))
+    np.save(folder / "weights.npy", np.r_[np.zeros(10), np.ones(290)])
+    np.save(folder / "start.npy", np.linspace(-1, 1, 7))
+    options = ["--marginals", str(folder / "marginals.npy"), "--row-weights", str(folder / "weights.npy")]
+    options += ["--start", str(folder / "start.npy"), "--method", "anderson", "--threads", "1", "--max-passes", "50"]
+    out = str(folder / "labels.npy")
+    code, printed, err = sela(capsys, "assign", str(logits_file), "--out", out, "--progress", *options)
+    expected = sela_ext.assign(
+        np.load(logits_file),
+        marginals=np.arange(1, 8),
+        row_weights=np.r_[np.zeros(10), np.ones(290)],
+        start=np.linspace(-1, 1, 7),
+        method="anderson",
+        max_passes=50,
+    )
+    assert code == 0
+    assert np.array_equal(np.load(out), expected.labels)
+    assert printed.count("\n") == 1
+    assert "300 x 7: converged" in printed
+    assert "(anderson)" in printed
+    assert err.count("reads, error") == len(expected.history)
+    bounded = ("--size-bounds", "30,60")
+    assert sela(capsys, "assign", str(logits_file), "--out", out, *bounded)[0] == 0
+    assert np.array_equal(np.load(out), sela_ext.assign(np.load(logits_file), size_bounds=(30, 60)).labels)
+    assert sela(capsys, "assign", str(logits_file), "--out", out, "--relax", "0.01")[0] == 0
+    assert np.array_equal(np.load(out), sela_ext.assign(np.load(logits_file), relax=0.01).labels)
+
+
+def test_assign_takes_features_and_weights(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    features, weight, bias = rng.standard_normal((400, 6)), rng.standard_normal((5, 6)), rng.standard_normal(5)
+    np.save(tmp_path / "features.npy", features.astype(np.float16))
+    np.save(tmp_path / "weight.npy", weight)
+    np.save(tmp_path / "bias.npy", bias)
+    files = [str(tmp_path / name) for name in ("features.npy", "weight.npy", "bias.npy", "labels.npy")]
+    code, printed, _ = sela(capsys, "assign", files[0], "--weight", files[1], "--bias", files[2], "--out", files[3])
+    assert code == 0
+    assert "400 x 5: converged" in printed
+    expected = sela_ext.assign(sela_ext.FeatureLogits(features.astype(np.float16), weight, bias))
+    assert np.array_equal(np.load(files[3]), expected.labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (("--storage", "int8"), 2, "storage: expected one of"),
+        (("--size-bounds", "3"), 2, "expected two numbers LOW,HIGH, found 3"),
+        (("--bias", "x.npy"), 2, "--bias: expected --weight"),
+        (("--weight", "absent.npy"), 3, "absent.npy: expected a .npy file of weights"),
+        (("--marginals", "absent.npy"), 3, "absent.npy: expected a .npy file of marginals"),
+    ],
+)
+def test_assign_refuses_in_one_line(capsys, logits_file, options, status, message):
+    out = logits_file.parent / "labels.npy"
+    code, _, err = sela(capsys, "assign", str(logits_file), "--out", str(out), *options)
+    assert code == status
+    assert message in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_assign_refuses_a_file_that_is_cut_off(capsys, logits_file):
+    with open(logits_file, "r+b") as file:
+        file.truncate(1000)
+    code, _, err = sela(capsys, "assign", str(logits_file), "--out", str(logits_file.parent / "labels.npy"))
+    assert code == 3
+    assert "logits.npy: expected a .npy file of logits" in err
 
 
 def test_info_names_versions_and_devices(capsys):

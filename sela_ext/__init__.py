@@ -18,7 +18,18 @@ except ImportError as error:  # pragma: no cover - depends on how the package wa
         f"(or use `pytest` instead of `python -m pytest`). Cause: {error}"
     ) from error
 
-from sela_ext.assign import Assignment, Certificate, assign, assign_batch, verify
+from sela_ext.assign import (
+    Assignment,
+    Certificate,
+    FeatureLogits,
+    MemoryPlan,
+    assign,
+    assign_batch,
+    assign_heads,
+    memory_plan,
+    shard_rows,
+    verify,
+)
 from sela_ext.kernels.build import build_info
 
 __version__: str = build_info()["version"]
@@ -30,7 +41,21 @@ _LAZY = {
     "Augment": "sela_ext.data",
 }
 
-__all__ = ["Assignment", "Certificate", "__version__", "assign", "assign_batch", "build_info", "verify", *sorted(_LAZY)]
+__all__ = [
+    "Assignment",
+    "Certificate",
+    "FeatureLogits",
+    "MemoryPlan",
+    "__version__",
+    "assign",
+    "assign_batch",
+    "assign_heads",
+    "build_info",
+    "memory_plan",
+    "shard_rows",
+    "verify",
+    *sorted(_LAZY),
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,22 @@ class Candidates:
     """The entries of a plan that count, row by row, as one pass found them."""
 
     def __init__(self, *, level: float, limit: int) -> None: ...
+    @staticmethod
+    def of(
+        *,
+        offsets: npt.NDArray[np.int64],
+        columns: npt.NDArray[np.uint32],
+        values: npt.NDArray[np.float32],
+        weights: npt.NDArray[np.float32],
+        cols: int,
+        level: float,
+        limit: int,
+    ) -> Candidates:
+        """Candidates from arrays as the methods below return them; checks them."""
+
+    def append(self, other: Candidates) -> None:
+        """Adds the rows of another part behind these, and empties it."""
+
     def columns(self) -> npt.NDArray[Any]:
         """uint16 or uint32 [entries]."""
 
@@ -47,7 +63,13 @@ class Candidates:
         """float32 [rows], or empty: all 1."""
 
     @property
+    def cols(self) -> int: ...
+    @property
     def entries(self) -> int: ...
+    @property
+    def level(self) -> float: ...
+    @property
+    def limit(self) -> int: ...
     @property
     def overflow(self) -> bool: ...
     @property
@@ -84,6 +106,10 @@ class NewtonRows:
         prune: float,
         threads: int,
         isa: str,
+        offset: npt.NDArray[np.float64] | None = None,
+        strength: float = 0.0,
+        low: npt.NDArray[np.float64] | None = None,
+        high: npt.NDArray[np.float64] | None = None,
     ) -> tuple[npt.NDArray[np.float64], float, int, int, int, bool]:
         """Newton's method from d: d, error, steps, products, sums, stalled."""
 
@@ -209,8 +235,33 @@ def sinkhorn_pass_cpu(
     isa: str,
     every: int = 1,
     candidates: Candidates | None = None,
-) -> tuple[float, float, int]:
-    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked)."""
+    first_row: int = 0,
+    rows_in_all: int = 0,
+    totals: int = 0,
+    maxima: int = 0,
+    maxima_scale: float = 0.0,
+    bounds: int = 0,
+    bounds_known: bool = False,
+) -> tuple[float, float, int, int]:
+    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live)."""
+
+def store_logits_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    kind: str,
+    lam: float,
+    values: int,
+    maxima: int,
+    threads: int,
+    isa: str,
+) -> int:
+    """Logits to 16 bits, by addresses; returns how many finite entries were stored as -inf."""
+
+def sinkhorn_bounds_stride(cols: int) -> int:
+    """Entries of the chunk bounds of one row."""
 
 def sinkhorn_workspace_cuda(rows: int, cols: int, type: str) -> tuple[int, int]:
     """Device memory of a pass on CUDA beside its arrays: doubles of totals, bytes of scratch."""
@@ -233,6 +284,7 @@ def sinkhorn_pass_cuda(
     masked: int,
     scratch: int,
     stream: int,
+    rows_in_all: int = 0,
 ) -> None:
     """One fused pass on the current CUDA device, by device addresses."""
 
@@ -257,6 +309,7 @@ def find_candidates_cpu(
     regret: int,
     threads: int,
     isa: str,
+    first_row: int,
 ) -> None:
     """The best columns of rows, by addresses (selected: 0 = all rows)."""
 

@@ -106,18 +106,37 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     assign = commands.add_parser(
         "assign",
         help="balanced labels from a file of logits",
-        description="Solve the label assignment of SeLa for logits [N, K] in a .npy file.",
-        epilog="example: sela assign logits.npy --out labels.npy",
+        description="Solve the label assignment of SeLa for logits [N, K] in a .npy file, or for features [N, D] in "
+        "one and a head's weights. Files are mapped, not read into memory: they may be larger than it. The line on "
+        "stdout sums the solve up; exit status 0 also where it did not converge, which that line says.",
+        epilog="examples: sela assign logits.npy --out labels.npy | "
+        "sela assign features.npy --weight weight.npy --bias bias.npy --out labels.npz | "
+        "sela assign logits.npy --out labels.csv --storage fixed16 --progress",
     )
-    assign.add_argument("logits", help=".npy file, float [N, K]")
-    assign.add_argument("--out", required=True, help=".npy file for the labels, int32 [N]")
+    assign.add_argument("logits", help=".npy file, float [N, K]; with --weight: features, float [N, D]")
+    assign.add_argument(
+        "--out",
+        required=True,
+        help="file for the labels: .npz (labels, potential, sizes, error and more), .csv (index, label), or else a "
+        ".npy of labels, int32 [N]",
+    )
+    assign.add_argument("--weight", help=".npy file, float [K, D]: logits = features @ weight.T + bias, never stored")
+    assign.add_argument("--bias", help=".npy file, float [K]")
     assign.add_argument("--lam", type=float, default=25.0, help="lambda: sharpness (default 25)")
     assign.add_argument("--tol", type=float, default=1e-4, help="L1 tolerance of the cluster sizes (default 1e-4)")
     assign.add_argument("--method", default="auto", help="auto, newton, anderson or sinkhorn")
+    assign.add_argument("--storage", default="auto", help="auto, float32 (as they are), float16, bfloat16 or fixed16")
     assign.add_argument("--stop", default="l1", help="l1 or official")
     assign.add_argument("--balance", default="argmax", help="argmax, or exact: equal cluster sizes (default argmax)")
+    assign.add_argument("--marginals", help=".npy file, float [K], wanted sizes or shares (default: equal)")
+    assign.add_argument("--relax", type=float, help="rho: strength of the pull towards the wanted sizes")
+    assign.add_argument("--size-bounds", type=_bounds, metavar="LOW,HIGH", help="smallest and largest size in images")
+    assign.add_argument("--row-weights", help=".npy file, float [N]; 0 takes an image out of the balance")
+    assign.add_argument("--start", help=".npy file, float [K]: potential to start from")
     assign.add_argument("--potential", help=".npy file for the potential, float64 [K]")
-    assign.add_argument("--max-passes", type=int, default=1000, help="most passes over the logits (default 1000)")
+    assign.add_argument("--max-passes", type=int, help="most reads of the logits (default 1000; official: 10000)")
+    assign.add_argument("--threads", type=int, default=0, help="CPU threads (default 0: all)")
+    assign.add_argument("--progress", action="store_true", help="a line per read on stderr")
     assign.set_defaults(run=_assign, parser=assign)
 
     verify = commands.add_parser(
@@ -201,32 +220,86 @@ def _train(given: argparse.Namespace) -> int:
     return 0
 
 
+def _bounds(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected two numbers LOW,HIGH, found {text}") from error
+    return low, high
+
+
 def _assign(given: argparse.Namespace) -> int:
     import numpy as np
 
-    from sela_ext import assign
+    from sela_ext import FeatureLogits, assign
 
-    logits = _read_array(given.logits, "logits [N, K]")
+    def optional(path: str | None, what: str) -> Any:
+        return None if path is None else np.asarray(_read_array(path, what))
+
+    if given.bias is not None and given.weight is None:
+        raise OptionError("--bias: expected --weight with it, found none")
+    if given.weight is None:
+        logits = _read_array(given.logits, "logits [N, K]")
+    else:
+        features = _read_array(given.logits, "features [N, D]")
+        logits = FeatureLogits(features, optional(given.weight, "weights [K, D]"), optional(given.bias, "a bias [K]"))
+
+    def show(entry: dict[str, float]) -> None:
+        where = f" at lambda {entry['lam']:.3g} on {entry['rows']:,} rows" if "lam" in entry else ""
+        read, error, seconds = entry["passes"], entry["error"], entry["seconds"]
+        print(f"{read:8.2f} reads, error {error:.2e}{where}, {seconds:.2f} s", file=sys.stderr, flush=True)
+
     result = assign(
         logits,
         lam=given.lam,
         tol=given.tol,
         method=given.method,
+        storage=given.storage,
         stop=given.stop,
         max_passes=given.max_passes,
+        marginals=optional(given.marginals, "marginals [K]"),
+        relax=given.relax,
+        size_bounds=given.size_bounds,
+        row_weights=optional(given.row_weights, "row weights [N]"),
+        start=optional(given.start, "a potential [K]"),
         balance=given.balance,
+        threads=given.threads,
+        progress=show if given.progress else None,
     )
-    with open(given.out, "wb") as file:  # the name as given, with or without .npy
-        np.save(file, np.asarray(result.labels))
+    _write_labels(given.out, result)
     if given.potential:
         with open(given.potential, "wb") as file:
             np.save(file, np.asarray(result.potential))
     state = "converged" if result.converged else "NOT converged"
     print(
-        f"{logits.shape[0]:,} x {logits.shape[1]:,}: {state}, error {result.error:.2e} after {result.passes:g} passes, "
-        f"{result.seconds:.2f} s; sizes {int(min(result.sizes))} to {int(max(result.sizes))}; labels in {given.out}"
+        f"{logits.shape[0]:,} x {logits.shape[1]:,}: {state}, error {result.error:.2e} after {result.passes:.4g} "
+        f"passes ({result.method}), {result.seconds:.2f} s; sizes {int(min(result.sizes))} to {int(max(result.sizes))}"
+        + (f"; {result.masked:,} rows without a label" if result.masked else "")
+        + f"; labels in {given.out}"
     )
     return 0
+
+
+def _write_labels(path: str, result: Any) -> None:
+    """Labels as a .npz with all of the result, as a .csv, or as a .npy whatever its name."""
+    import numpy as np
+
+    labels = np.asarray(result.labels)
+    if path.endswith(".npz"):
+        np.savez(
+            path,
+            labels=labels,
+            potential=np.asarray(result.potential),
+            sizes=np.asarray(result.sizes),
+            **{name: getattr(result, name) for name in ("error", "objective", "converged", "passes", "lam", "method")},
+        )
+    elif path.endswith(".csv"):
+        with open(path, "w", newline="") as table:
+            table.write("index,label\n")
+            table.writelines(f"{index},{label}\n" for index, label in enumerate(labels.tolist()))
+    else:
+        with open(path, "wb") as file:  # the name as given, with or without .npy
+            np.save(file, labels)
 
 
 def _read_array(path: str, what: str) -> Any:

@@ -2,8 +2,10 @@
 #include "sela/newton.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -27,6 +29,38 @@ const double* vector_of(const char* name, const Vector& value, int64_t length) {
   if (value.ndim() != 1 || value.shape(0) != length)
     throw std::invalid_argument(std::string(name) + ": expected shape [" + std::to_string(length) + "]");
   return value.data();
+}
+
+template <class T>
+std::vector<T> vector_copy(const py::array_t<T, py::array::c_style | py::array::forcecast>& values) {
+  return std::vector<T>(values.data(), values.data() + values.size());
+}
+
+std::unique_ptr<Candidates> candidates_of(
+    const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& offsets,
+    const py::array_t<uint32_t, py::array::c_style | py::array::forcecast>& columns,
+    const py::array_t<float, py::array::c_style | py::array::forcecast>& values,
+    const py::array_t<float, py::array::c_style | py::array::forcecast>& weights, int64_t cols, double level,
+    int64_t limit) {
+  auto made = std::make_unique<Candidates>();
+  made->level = level;
+  made->limit = limit;
+  made->cols = cols;
+  made->offsets = vector_copy(offsets);
+  const std::vector<int64_t>& o = made->offsets;
+  bool fits = !o.empty() && o.front() == 0 && o.back() == columns.size() && columns.size() == values.size();
+  for (size_t r = 1; fits && r < o.size(); ++r) fits = o[r] >= o[r - 1];
+  for (py::ssize_t e = 0; fits && e < columns.size(); ++e) fits = columns.data()[e] < cols;
+  made->rows = static_cast<int64_t>(o.size()) - 1;
+  fits = fits && (weights.size() == 0 || weights.size() == made->rows);
+  if (!fits) throw std::invalid_argument("Candidates: offsets, columns, values and weights do not fit together");
+  if (cols <= kNarrowColumns)
+    made->narrow.assign(columns.data(), columns.data() + columns.size());
+  else
+    made->wide = vector_copy(columns);
+  made->values = vector_copy(values);
+  made->weights = vector_copy(weights);
+  return made;
 }
 
 py::tuple sums(const NewtonRows& rows, double ratio, const Vector& d, int threads, const std::string& isa) {
@@ -63,9 +97,12 @@ Vector product(const NewtonRows& rows, const Plan& plan, const Vector& x, int th
   return out;
 }
 
+using OptionalVector = std::optional<Vector>;
+
 py::tuple solve(NewtonRows& rows, const Vector& target, const Vector& defect, const Vector& d, double ratio,
                 double tolerance, int steps, int products, double clip, double reach, double prune, int threads,
-                const std::string& isa) {
+                const std::string& isa, const OptionalVector& offset, double strength, const OptionalVector& low,
+                const OptionalVector& high) {
   const Isa chosen = isa_of(isa);
   NewtonOptions options;
   options.ratio = ratio;
@@ -76,14 +113,22 @@ py::tuple solve(NewtonRows& rows, const Vector& target, const Vector& defect, co
   options.reach = reach;
   options.prune = prune;
   options.threads = threads;
-  const double* wanted = vector_of("target", target, rows.cols());
-  const double* left_out = vector_of("defect", defect, rows.cols());
+  const auto given = [&](const char* name, const OptionalVector& value) {
+    return value ? vector_of(name, *value, rows.cols()) : nullptr;
+  };
+  NewtonColumns columns;
+  columns.target = vector_of("target", target, rows.cols());
+  columns.defect = vector_of("defect", defect, rows.cols());
+  columns.offset = given("offset", offset);
+  columns.strength = strength;
+  columns.low = given("low", low);
+  columns.high = given("high", high);
   Vector solution(rows.cols(), vector_of("d", d, rows.cols()));
   double* point = solution.mutable_data();
   NewtonResult result;
   {
     const py::gil_scoped_release release;
-    result = newton_solve(rows, wanted, left_out, point, options, chosen);
+    result = newton_solve(rows, columns, point, options, chosen);
   }
   return py::make_tuple(solution, result.error, result.steps, result.products, result.sums, result.stalled);
 }
@@ -100,6 +145,15 @@ void bind_newton(py::module_& m) {
              return made;
            }),
            py::kw_only(), py::arg("level"), py::arg("limit"))
+      .def_static("of", &candidates_of, py::kw_only(), py::arg("offsets"), py::arg("columns"), py::arg("values"),
+                  py::arg("weights"), py::arg("cols"), py::arg("level"), py::arg("limit"),
+                  "Candidates from arrays as the methods below return them; checks them.")
+      .def(
+          "append", [](Candidates& c, Candidates& other) { c.append(std::move(other)); }, py::arg("other"),
+          "Adds the rows of another part behind these, and empties it.")
+      .def_readonly("cols", &Candidates::cols)
+      .def_readonly("level", &Candidates::level)
+      .def_readonly("limit", &Candidates::limit)
       .def_readonly("overflow", &Candidates::overflow)
       .def_readonly("rows", &Candidates::rows)
       .def_property_readonly("entries", [](const Candidates& c) { return c.values.size(); })
@@ -127,7 +181,9 @@ void bind_newton(py::module_& m) {
            "The Hessian at a plan times x.")
       .def("solve", &solve, py::arg("target"), py::arg("defect"), py::arg("d"), py::arg("ratio"), py::arg("tolerance"),
            py::arg("steps"), py::arg("products"), py::arg("clip"), py::arg("reach"), py::arg("prune"),
-           py::arg("threads"), py::arg("isa"), "Newton's method from d: d, error, steps, products, sums, stalled.");
+           py::arg("threads"), py::arg("isa"), py::arg("offset") = py::none(), py::arg("strength") = 0.0,
+           py::arg("low") = py::none(), py::arg("high") = py::none(),
+           "Newton's method from d: d, error, steps, products, sums, stalled.");
 }
 
 }  // namespace sela

@@ -29,7 +29,7 @@ void find_candidates(std::uintptr_t logits, const std::string& type, int64_t row
                      double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t labels,
                      std::uintptr_t selected, int64_t selected_count, int32_t count, float slack, float floor,
                      std::uintptr_t columns, std::uintptr_t values, std::uintptr_t found, std::uintptr_t regret,
-                     int threads, const std::string& isa) {
+                     int threads, const std::string& isa, int64_t first_row) {
   CandidateSearch search;
   search.logits = pointer<const void>(logits);
   search.type = logits_type(type);
@@ -42,6 +42,7 @@ void find_candidates(std::uintptr_t logits, const std::string& type, int64_t row
   search.labels = pointer<const int32_t>(labels);
   search.selected = pointer<const int64_t>(selected);
   search.selected_count = selected_count;
+  search.first_row = first_row;
   search.count = count;
   search.slack = slack;
   search.floor = floor;
@@ -113,7 +114,7 @@ void bind_rounding(py::module_& m) {
         py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("label_prices"), py::arg("labels"),
         py::arg("selected"), py::arg("selected_count"), py::arg("count"), py::arg("slack"), py::arg("floor"),
         py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("regret"), py::arg("threads"), py::arg("isa"),
-        "The best columns of rows, by addresses (selected: 0 = all rows).");
+        py::arg("first_row"), "The best columns of rows, by addresses (selected: 0 = all rows).");
 
   m.def("smooth_prices", &smooth_prices, py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("wanted"),
         py::arg("prices"), py::arg("labels"), py::arg("sharpness"), py::arg("iterations"), py::arg("threads"),

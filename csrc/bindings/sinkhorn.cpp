@@ -9,6 +9,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/names.h"
+#include "sela/logits.h"
 
 namespace py = pybind11;
 
@@ -57,27 +58,59 @@ SinkhornPass make_pass(std::uintptr_t logits, const std::string& type, int64_t r
 py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
                    double scale, std::uintptr_t potential, std::uintptr_t row_weights, double largest_weight,
                    std::uintptr_t reference, std::uintptr_t column_sums, std::uintptr_t lse, std::uintptr_t labels,
-                   int threads, const std::string& isa, int64_t every, std::optional<Candidates*> candidates) {
-  const SinkhornPass pass =
-      make_pass(logits, type, rows, cols, stride, scale, potential, row_weights, largest_weight, reference);
+                   int threads, const std::string& isa, int64_t every, std::optional<Candidates*> candidates,
+                   int64_t first_row, int64_t rows_in_all, std::uintptr_t totals, std::uintptr_t maxima,
+                   double maxima_scale, std::uintptr_t bounds, bool bounds_known) {
+  if (first_row < 0 || first_row % kSinkhornRows != 0)
+    throw std::invalid_argument("sinkhorn_pass: expected first_row at a multiple of 128, found " +
+                                std::to_string(first_row));
+  const bool fixed = type == "fixed16";
+  SinkhornPass pass = make_pass(logits, fixed ? "float32" : type, rows, cols, stride, scale, potential, row_weights,
+                                largest_weight, reference);
+  if (fixed) pass.type = LogitsType::fixed16;
+  pass.maxima = pointer<const float>(maxima);
+  pass.maxima_scale = maxima_scale;
+  pass.bounds = pointer<uint16_t>(bounds);
+  pass.bounds_known = bounds_known;
+  pass.rows_in_all = rows_in_all;
   const Isa chosen = isa_of(isa);
+  const SinkhornSample sample{every, first_row / kSinkhornRows};
   SinkhornSums sums;
   sums.column_sums = pointer<int64_t>(column_sums);
   sums.lse = pointer<void>(lse);
   sums.labels = pointer<int32_t>(labels);
   {
     const py::gil_scoped_release release;
-    sinkhorn_pass_cpu(pass, sums, threads, chosen, SinkhornSample{every}, candidates.value_or(nullptr));
+    sinkhorn_pass_cpu(pass, sums, threads, chosen, sample, candidates.value_or(nullptr), pointer<double>(totals));
   }
-  return py::make_tuple(sums.objective, sums.weight, sums.masked);
+  return py::make_tuple(sums.objective, sums.weight, sums.masked, sums.live);
+}
+
+int64_t store_cpu(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                  const std::string& kind, double lambda, std::uintptr_t values, std::uintptr_t maxima, int threads,
+                  const std::string& isa) {
+  StoreLogits store;
+  store.logits = pointer<const void>(logits);
+  store.type = logits_type(type);
+  store.kind = kind == "fixed16" ? LogitsType::fixed16 : logits_type(kind);
+  store.rows = rows;
+  store.cols = cols;
+  store.stride = stride;
+  store.lambda = lambda;
+  store.values = pointer<uint16_t>(values);
+  store.maxima = pointer<float>(maxima);
+  const Isa chosen = isa_of(isa);
+  const py::gil_scoped_release release;
+  return store_logits_cpu(store, threads, chosen);
 }
 
 void pass_cuda(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride, double scale,
                std::uintptr_t potential, std::uintptr_t row_weights, double largest_weight, std::uintptr_t reference,
                std::uintptr_t column_sums, std::uintptr_t lse, std::uintptr_t labels, std::uintptr_t totals,
-               std::uintptr_t masked, std::uintptr_t scratch, std::uintptr_t stream) {
-  const SinkhornPass pass =
+               std::uintptr_t masked, std::uintptr_t scratch, std::uintptr_t stream, int64_t rows_in_all) {
+  SinkhornPass pass =
       make_pass(logits, type, rows, cols, stride, scale, potential, row_weights, largest_weight, reference);
+  pass.rows_in_all = rows_in_all;
   SinkhornSums sums;
   sums.column_sums = pointer<int64_t>(column_sums);
   sums.lse = pointer<void>(lse);
@@ -90,13 +123,20 @@ void pass_cuda(std::uintptr_t logits, const std::string& type, int64_t rows, int
 }  // namespace
 
 void bind_sinkhorn(py::module_& m) {
-  m.def("sinkhorn_resolution", &sinkhorn_resolution, py::arg("rows"), py::arg("largest_weight"),
-        "Value of one unit of the integer column sums.");
+  m.def("sinkhorn_resolution", py::overload_cast<int64_t, double>(&sinkhorn_resolution), py::arg("rows"),
+        py::arg("largest_weight"), "Value of one unit of the integer column sums.");
   m.def("sinkhorn_pass_cpu", &pass_cpu, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("row_weights"), py::arg("largest_weight"),
         py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("threads"),
-        py::arg("isa"), py::arg("every") = 1, py::arg("candidates") = py::none(),
-        "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked).");
+        py::arg("isa"), py::arg("every") = 1, py::arg("candidates") = py::none(), py::arg("first_row") = 0,
+        py::arg("rows_in_all") = 0, py::arg("totals") = 0, py::arg("maxima") = 0, py::arg("maxima_scale") = 0.0,
+        py::arg("bounds") = 0, py::arg("bounds_known") = false,
+        "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live).");
+  m.def("store_logits_cpu", &store_cpu, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
+        py::arg("stride"), py::arg("kind"), py::arg("lam"), py::arg("values"), py::arg("maxima"), py::arg("threads"),
+        py::arg("isa"), "Logits to 16 bits, by addresses; returns how many finite entries were stored as -inf.");
+  m.def("sinkhorn_bounds_stride", &SinkhornPass::bounds_stride, py::arg("cols"),
+        "Entries of the chunk bounds of one row.");
   m.def(
       "sinkhorn_workspace_cuda",
       [](int64_t rows, int64_t cols, const std::string& type) {
@@ -108,7 +148,7 @@ void bind_sinkhorn(py::module_& m) {
   m.def("sinkhorn_pass_cuda", &pass_cuda, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("row_weights"), py::arg("largest_weight"),
         py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("totals"),
-        py::arg("masked"), py::arg("scratch"), py::arg("stream"),
+        py::arg("masked"), py::arg("scratch"), py::arg("stream"), py::arg("rows_in_all") = 0,
         "One fused pass on the current CUDA device, by device addresses.");
 }
 

@@ -21,13 +21,13 @@ struct NewtonTask {
 };
 
 /// Declares, for one instruction set:
-///   newton_rows_sums: adds rows [first, last) to columns and diagonal [cols]; returns their part of the objective.
-///   newton_rows_product: out += sum_i w q[i] (sum over j of q[i, j] (x[i] - x[j])), the Hessian times x.
+///   newton_rows_sums: adds rows [first, last) to pairs [cols, 2], column sum and diagonal of each column; returns
+///   their part of the objective. newton_rows_product: out += sum_i w q[i] (sum over j of q[i, j] (x[i] - x[j])), the
+///   Hessian times x.
 /// `terms` has room for kNewtonBatch + cols + 16 numbers.
 #define SELA_DECLARE_NEWTON(isa)                                                                               \
   namespace isa {                                                                                              \
-  double newton_rows_sums(const NewtonTask& task, int64_t first, int64_t last, double* terms, double* columns, \
-                          double* diagonal);                                                                   \
+  double newton_rows_sums(const NewtonTask& task, int64_t first, int64_t last, double* terms, double* pairs);  \
   void newton_rows_product(const NewtonTask& task, int64_t first, int64_t last, const double* x, double* out); \
   }
 SELA_DECLARE_NEWTON(generic)

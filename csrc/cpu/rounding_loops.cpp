@@ -271,7 +271,7 @@ void block_of(const CandidateTask& task, const P* prices, const P* label_prices,
         first = scratch.columns[k];
         break;
       }
-    n = keep_best(scratch.hits, scratch.columns, scratch.order, n, in.count, row * in.count % in.cols);
+    n = keep_best(scratch.hits, scratch.columns, scratch.order, n, in.count, (in.first_row + row) * in.count % in.cols);
     int32_t* columns = task.out.columns + i * width;
     float* values = task.out.values + i * width;
     int32_t length = 0;

@@ -34,6 +34,11 @@ struct half_bits {
 struct bfloat_bits {
   uint16_t bits;
 };
+/// A whole number, +infinity for kInfiniteBits.
+struct fixed_bits {
+  static constexpr uint16_t kInfiniteBits = 65535;
+  uint16_t bits;
+};
 
 #if defined(SELA_ISA_avx512)
 
@@ -54,8 +59,28 @@ inline vfloat load(const bfloat_bits* p) {
   const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
 }
+inline vfloat load(const fixed_bits* p) {
+  const __m512i raw = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __mmask16 finite = _mm512_cmpneq_epi32_mask(raw, _mm512_set1_epi32(fixed_bits::kInfiniteBits));
+  return {_mm512_mask_cvtepi32_ps(_mm512_set1_ps(__builtin_inff()), finite, raw)};
+}
 inline void store(float* p, vfloat a) {
   _mm512_storeu_ps(p, a.v);
+}
+/// Rounded to nearest, ties to even, as all stores of 16 bits.
+inline void store(half_bits* p, vfloat a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+/// Not for NaN.
+inline void store(bfloat_bits* p, vfloat a) {
+  const __m512i raw = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(raw, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(raw, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
+}
+/// For 0 .. 65535.
+inline void store(fixed_bits* p, vfloat a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a.v)));
 }
 inline vfloat operator+(vfloat a, vfloat b) {
   return {_mm512_add_ps(a.v, b.v)};
@@ -105,6 +130,14 @@ inline float reduce_add(vfloat a) {
 inline float reduce_max(vfloat a) {
   return _mm512_reduce_max_ps(a.v);
 }
+/// out[0 .. 4): largest lane of a, b, c and d.
+inline void reduce_max4(vfloat a, vfloat b, vfloat c, vfloat d, float* out) {
+  const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
+  const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
+  const __m512 all = _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
 
 #elif defined(SELA_ISA_avx2)
 
@@ -125,8 +158,31 @@ inline vfloat load(const bfloat_bits* p) {
   const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16))};
 }
+inline vfloat load(const fixed_bits* p) {
+  const __m256i raw = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i infinite = _mm256_cmpeq_epi32(raw, _mm256_set1_epi32(fixed_bits::kInfiniteBits));
+  const __m256 infinity = _mm256_and_ps(_mm256_castsi256_ps(infinite), _mm256_set1_ps(__builtin_inff()));
+  return {_mm256_add_ps(_mm256_cvtepi32_ps(raw), infinity)};
+}
 inline void store(float* p, vfloat a) {
   _mm256_storeu_ps(p, a.v);
+}
+inline void store(half_bits* p, vfloat a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+/// Eight numbers below 65536, in 16 bits each.
+inline void store_low(void* p, __m256i a) {
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, a), 0x08);
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+inline void store(bfloat_bits* p, vfloat a) {
+  const __m256i raw = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(raw, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(raw, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  store_low(p, _mm256_srli_epi32(up, 16));
+}
+inline void store(fixed_bits* p, vfloat a) {
+  store_low(p, _mm256_cvtps_epi32(a.v));
 }
 inline vfloat operator+(vfloat a, vfloat b) {
   return {_mm256_add_ps(a.v, b.v)};
@@ -174,6 +230,12 @@ inline float reduce_max(vfloat a) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+inline void reduce_max4(vfloat a, vfloat b, vfloat c, vfloat d, float* out) {
+  const __m256 ab = _mm256_max_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v));
+  const __m256 cd = _mm256_max_ps(_mm256_unpacklo_ps(c.v, d.v), _mm256_unpackhi_ps(c.v, d.v));
+  const __m256 all = _mm256_max_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
 
 #else
 
@@ -209,8 +271,46 @@ inline vfloat load(const half_bits* p) {
   const vuint_raw bits = (is_small & reinterpret_cast<vuint_raw>(small)) | (~is_small & normal);
   return {reinterpret_cast<vfloat::raw>(bits | ((h & 0x8000u) << 16))};
 }
+inline vfloat load(const fixed_bits* p) {
+  vfloat a;
+  for (int i = 0; i < vfloat::kLanes; ++i)
+    a.v[i] = p[i].bits == fixed_bits::kInfiniteBits ? __builtin_inff() : static_cast<float>(p[i].bits);
+  return a;
+}
 inline void store(float* p, vfloat a) {
   std::memcpy(p, &a.v, sizeof(a.v));
+}
+inline void store(half_bits* p, vfloat a) {
+  for (int i = 0; i < vfloat::kLanes; ++i) {
+    uint32_t raw;
+    const float x = a.v[i];
+    std::memcpy(&raw, &x, sizeof(raw));
+    const uint32_t sign = raw >> 16 & 0x8000u;
+    uint32_t magnitude = raw & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+      magnitude = 0x7e00u;
+    } else if (magnitude >= 0x47800000u) {  // 65536
+      magnitude = 0x7c00u;
+    } else if (magnitude < 0x38800000u) {  // 2^-14: adding 1/2 leaves multiples of 2^-24
+      float small;
+      std::memcpy(&small, &magnitude, sizeof(small));
+      small += 0.5f;
+      std::memcpy(&magnitude, &small, sizeof(magnitude));
+      magnitude -= 0x3f000000u;
+    } else {
+      magnitude = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+    }
+    p[i].bits = static_cast<uint16_t>(sign | magnitude);
+  }
+}
+inline void store(bfloat_bits* p, vfloat a) {
+  const vuint_raw raw = reinterpret_cast<vuint_raw>(a.v);
+  const vuint_raw up = (raw + (raw >> 16 & 1u) + 0x7fffu) >> 16;
+  for (int i = 0; i < vfloat::kLanes; ++i) p[i].bits = static_cast<uint16_t>(up[i]);
+}
+inline void store(fixed_bits* p, vfloat a) {
+  const vuint_raw whole = reinterpret_cast<vuint_raw>(a.v + 8388608.0f);  // 2^23
+  for (int i = 0; i < vfloat::kLanes; ++i) p[i].bits = static_cast<uint16_t>(whole[i]);
 }
 inline vfloat operator+(vfloat a, vfloat b) {
   return {a.v + b.v};
@@ -265,6 +365,12 @@ inline float reduce_max(vfloat a) {
   const float x = a.v[0] > a.v[2] ? a.v[0] : a.v[2];
   const float y = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
   return x > y ? x : y;
+}
+inline void reduce_max4(vfloat a, vfloat b, vfloat c, vfloat d, float* out) {
+  out[0] = reduce_max(a);
+  out[1] = reduce_max(b);
+  out[2] = reduce_max(c);
+  out[3] = reduce_max(d);
 }
 
 #endif

@@ -79,6 +79,13 @@ void join(std::vector<KeptBlock>& blocks, Candidates& out, std::vector<Index>& c
   }
 }
 
+/// f(first row, number of rows) for every group of rows that is read, in order.
+template <class F>
+void for_groups(const SinkhornPass& pass, const SinkhornSample& sample, const F& f) {
+  const int64_t step = kSinkhornGroup * sample.every;
+  for (int64_t row = sample.start(0); row < pass.rows; row += step) f(row, std::min(kSinkhornGroup, pass.rows - row));
+}
+
 void check(const SinkhornPass& pass, const SinkhornSums& sums) {
   const auto refuse = [](const std::string& what) { throw std::invalid_argument("sinkhorn_pass: " + what); };
   if (pass.rows < 0 || pass.cols < 1 || pass.cols > std::numeric_limits<int32_t>::max() - kSinkhornChunk)
@@ -113,22 +120,26 @@ double sinkhorn_resolution(int64_t rows, double largest_weight) {
   return std::ldexp(1.0, static_cast<int>(std::ceil(std::log2(bound))) - 61);
 }
 
+double sinkhorn_resolution(const SinkhornPass& pass) {
+  return sinkhorn_resolution(std::max(pass.rows, pass.rows_in_all), pass.largest_weight);
+}
+
 const void* sinkhorn_reference(const SinkhornPass& pass) {
   const bool fits = pass.largest_weight > 2e-8 && pass.largest_weight < 1e17;  // quotients from 2e-38 to 1e37
   return fits || pass.type == LogitsType::float64 ? pass.reference : nullptr;
 }
 
 void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads, Isa isa, SinkhornSample sample,
-                       Candidates* candidates) {
+                       Candidates* candidates, double* block_totals) {
   check(pass, sums);
-  if (sample.every < 1)
-    throw std::invalid_argument("sinkhorn_pass: expected every >= 1, found " + std::to_string(sample.every));
+  if (sample.every < 1 || sample.first_block < 0)
+    throw std::invalid_argument("sinkhorn_pass: expected every >= 1 and a first block >= 0, found " +
+                                std::to_string(sample.every) + " and " + std::to_string(sample.first_block));
   const double largest_level = pass.type == LogitsType::float64 ? kLargestLevel64 : kLargestLevel;
   if (candidates != nullptr && !(candidates->level > 0.0 && candidates->level <= largest_level))
     throw std::invalid_argument("sinkhorn_pass: expected a level of candidates in 0 .. " +
                                 std::to_string(largest_level) + " nats, found " + std::to_string(candidates->level));
-  const int64_t all_blocks = (pass.rows + kSinkhornRows - 1) / kSinkhornRows;
-  const int64_t blocks = (all_blocks + sample.every - 1) / sample.every;
+  const int64_t blocks = (pass.rows + kSinkhornRows - 1) / kSinkhornRows;
   const bool is_double = pass.type == LogitsType::float64;
 
   SinkhornTask task;
@@ -136,8 +147,9 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   task.pass.reference = sinkhorn_reference(pass);
   task.out = sums;
   task.padded = (pass.cols + kSinkhornChunk - 1) / kSinkhornChunk * kSinkhornChunk;
-  task.units = 1.0 / sinkhorn_resolution(pass.rows, pass.largest_weight);
+  task.units = 1.0 / sinkhorn_resolution(pass);
   task.labels = sums.labels != nullptr;
+  task.group_step = kSinkhornGroup * sample.every;
   const double inf = std::numeric_limits<double>::infinity();
   Aligned<float> potential(is_double ? 0 : task.padded);
   Aligned<double> potential64(is_double ? task.padded : 0);
@@ -151,6 +163,18 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   task.potential = potential.get();
   task.potential64 = potential64.get();
 
+  if (is_double || pass.cols < kSinkhornBoundedColumns) task.pass.bounds = nullptr;
+  const int64_t chunks = task.padded / kSinkhornChunk;
+  Aligned<float> chunk_potential(SinkhornPass::bounds_stride(pass.cols));
+  if (task.pass.bounds != nullptr) {
+    std::fill_n(chunk_potential.get(), SinkhornPass::bounds_stride(pass.cols), -std::numeric_limits<float>::infinity());
+    for (int64_t c = 0; c < chunks; ++c)
+      chunk_potential.get()[c] =
+          *std::max_element(task.potential + c * kSinkhornChunk, task.potential + (c + 1) * kSinkhornChunk);
+    task.mark_words = (chunks + 63) / 64;
+  }
+  task.chunk_potential = chunk_potential.get();
+
   const int workers =
       static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads > 0 ? threads : available_threads(), blocks)));
   // The four rows of terms are kept apart by an odd number of cache lines, or they would share the sets of the cache.
@@ -159,7 +183,8 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   Aligned<int64_t> columns(workers * task.padded);
   Aligned<float> terms_float(is_double ? 0 : workers * terms), partial_float(is_double ? 0 : workers * task.padded);
   Aligned<double> terms_double(is_double ? workers * terms : 0), partial_double(is_double ? workers * task.padded : 0);
-  Aligned<int32_t> live(workers * (task.padded / kSinkhornChunk));
+  Aligned<int32_t> live(workers * chunks);
+  Aligned<uint64_t> marks(workers * kSinkhornAhead * task.mark_words);
   std::vector<SinkhornBlockTotals> totals(static_cast<size_t>(blocks));
 
   std::atomic<int64_t> kept{0};
@@ -173,6 +198,8 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   parallel_blocks(blocks, workers, [&](int64_t number, int worker) {
     SinkhornScratch scratch;
     Keeper keeper;
+    scratch.start = sample.start(number);
+    if (scratch.start >= kSinkhornRows) return;
     if (candidates != nullptr) keeper.room = candidates->limit - kept.load(std::memory_order_relaxed);
     if (candidates != nullptr && keeper.room >= 0) {
       scratch.keep = &Keeper::row;
@@ -182,7 +209,8 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
     }
     scratch.columns = columns.get() + worker * task.padded;
     scratch.terms_stride = terms_stride;
-    scratch.live = live.get() + worker * (task.padded / kSinkhornChunk);
+    scratch.live = live.get() + worker * chunks;
+    scratch.marks = marks.get() + worker * kSinkhornAhead * task.mark_words;
     if (is_double) {
       scratch.terms = terms_double.get() + worker * terms;
       scratch.partial = partial_double.get() + worker * task.padded;
@@ -190,7 +218,7 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
       scratch.terms = terms_float.get() + worker * terms;
       scratch.partial = partial_float.get() + worker * task.padded;
     }
-    totals[static_cast<size_t>(number)] = body(task, number * sample.every, scratch);
+    totals[static_cast<size_t>(number)] = body(task, number, scratch);
     if (scratch.keep != nullptr) {
       kept.fetch_add(keeper.count, std::memory_order_relaxed);
       keeper.block.columns.shrink_to_fit();
@@ -204,8 +232,8 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
     out.overflow = kept.load() > out.limit;
     out.cols = pass.cols;
     out.rows = 0;
-    for (int64_t b = 0; b < blocks; ++b)
-      out.rows += std::min(kSinkhornRows, pass.rows - b * sample.every * kSinkhornRows);
+    const auto count = [&](int64_t, int64_t rows) { out.rows += rows; };
+    for_groups(pass, sample, count);
     out.offsets.clear();
     out.narrow.clear();
     out.wide.clear();
@@ -216,12 +244,10 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
         join(kept_blocks, out, out.narrow);
       else
         join(kept_blocks, out, out.wide);
-      if (pass.row_weights != nullptr)
-        for (int64_t b = 0; b < blocks; ++b) {
-          const int64_t first = b * sample.every * kSinkhornRows;
-          const int64_t last = std::min(first + kSinkhornRows, pass.rows);
-          out.weights.insert(out.weights.end(), pass.row_weights + first, pass.row_weights + last);
-        }
+      const auto add_weights = [&](int64_t first, int64_t rows) {
+        out.weights.insert(out.weights.end(), pass.row_weights + first, pass.row_weights + first + rows);
+      };
+      if (pass.row_weights != nullptr) for_groups(pass, sample, add_weights);
     }
   }
 
@@ -229,12 +255,16 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   for (int worker = 0; worker < workers; ++worker)
     for (int64_t j = 0; j < pass.cols; ++j) sums.column_sums[j] += columns.get()[worker * task.padded + j];
   sums.objective = sums.weight = 0.0;
-  sums.masked = 0;
+  sums.masked = sums.live = 0;
   for (const SinkhornBlockTotals& t : totals) {
     sums.objective += t.objective;
     sums.weight += t.weight;
     sums.masked += t.masked;
+    sums.live += t.live;
   }
+  if (block_totals == nullptr) return;
+  for (const SinkhornBlockTotals& t : totals) *block_totals++ = t.objective;
+  for (const SinkhornBlockTotals& t : totals) *block_totals++ = t.weight;
 }
 
 }  // namespace sela

@@ -9,13 +9,23 @@
 // then g.  The rounding of ref is the same for the whole row and cancels.  Multiplying by log2(e) comes last.
 //   Dense rows go four at a time, so that g and the column sums are loaded once for four rows.  Peaked rows go one by
 // one, and chunks of 32 columns whose terms all lie far below the reference cost two fma per vector and no exp.  Which
-// form a row takes is decided by the row itself (four probed chunks), and both forms of a dense row do the same
+// form a row takes is decided by the row itself (a few probed chunks), and both forms of a dense row do the same
 // operations in the same order: a bad row never changes the bits of its neighbours.
+//
+// Note [Chunk bounds]
+// Most bytes of peaked logits are read to find out that they do not count.  So a pass can write down, for each row and
+// chunk, a bound u >= x[j] (1/64 of the bytes of float32), and later passes skip chunks by it without reading them.
+// Rounding is monotonic: x[j] <= u and g[j] <= G, the largest potential of the chunk, give
+//     fma(x[j], scale, -ref) + g[j]  <=  fma(u, scale, -ref) + G
+// for the rounded results too, so that a chunk that is dead by its bound is dead by its terms, without any margin; the
+// others are read and tested as ever.  Hence the bits of all results are the same with bounds and without.  Rows that
+// were masked get bounds of +inf, and are read as a whole, always.
 #include "cpu/sinkhorn_loops.h"
 
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/simd.h"
 #include "cpu/simd_double.h"
@@ -33,8 +43,12 @@ constexpr float kDenseLow = 1e-20f, kHigh = 1e30f;
 // dead_level).
 constexpr float kSkipLow = 0.1353f;
 // Fewer columns than this are not worth a probe.
-constexpr int64_t kProbeColumns = 256;
+constexpr int64_t kProbeColumns = kSinkhornBoundedColumns;
 constexpr int kProbes = 4;
+static_assert(kProbeColumns >= 2 * kProbes * kSinkhornChunk, "probes are whole chunks");
+// How far chunks are asked for in advance, in rows; a multiple of 4.
+constexpr int64_t kLookAhead = 16;
+static_assert(kLookAhead + 4 <= kSinkhornAhead, "marks of the rows at work must stay");
 // A row is summed in pieces of this many columns: rounding then grows with the square root of a long row's length only.
 constexpr int64_t kSumColumns = 1024;
 // Vectors before this one hold columns below 2^24, which float counts exactly.
@@ -145,11 +159,92 @@ inline void dense_add(const float* terms, int64_t terms_stride, const float* fac
   }
 }
 
-/// First sweep over one peaked row.  Live chunks are packed: terms of chunk live[k] at terms + 32 k.
-/// Returns the sum; `count` chunks are live.
+/// Fixed point holds the distance from the row maximum: its logits are the negative of what is loaded.
+template <class T>
+constexpr bool kNegative = std::is_same_v<T, fixed_bits>;
+
+/// Largest logits, lane by lane, of a chunk that begins at x and is not the last.
+template <class T>
+inline vfloat chunk_maximum(const T* x) {
+  vfloat a = load(x), b = load(x + W);
+#pragma GCC unroll 4
+  for (int64_t v = 2 * W; v < kSinkhornChunk; v += 2 * W) {
+    a = kNegative<T> ? min(load(x + v), a) : max(load(x + v), a);
+    b = kNegative<T> ? min(load(x + v + W), b) : max(load(x + v + W), b);
+  }
+  return kNegative<T> ? set1(0.0f) - min(a, b) : max(a, b);
+}
+
+/// Four numbers to bfloat16, up.
+inline void bounds_up(const float* top, uint16_t* out) {
+  typedef uint32_t four __attribute__((vector_size(16)));
+  typedef int32_t four_signed __attribute__((vector_size(16)));
+  typedef uint16_t four_narrow __attribute__((vector_size(8)));
+  four bits;
+  std::memcpy(&bits, top, sizeof(bits));
+  const four negative = reinterpret_cast<four>(reinterpret_cast<four_signed>(bits) >> 31);
+  const four_narrow up = __builtin_convertvector((bits + (0xffffu & ~negative)) >> 16, four_narrow);
+  std::memcpy(out, &up, sizeof(up));
+}
+
+/// Writes the bounds of one row, see Note [Chunk bounds].  NaN is not looked for: such a row will be masked.  This is
+/// the first to read the row, so it asks for the one `ahead` bytes further, too.
+template <class T>
+inline void write_bounds(const T* x, int64_t cols, int64_t ahead, uint16_t* bounds) {
+  constexpr int64_t kBytes = kSinkhornChunk * static_cast<int64_t>(sizeof(T));
+  const int64_t count = SinkhornPass::bounds_stride(cols), full = cols / kSinkhornChunk;
+  for (int64_t c = 0; c < count; c += 4) {
+    vfloat best[4];
+    if (c + 4 <= full) {
+      const T* at = x + c * kSinkhornChunk;
+      for (int64_t byte = 0; byte < 4 * kBytes; byte += 64) prefetch(at, ahead + byte);
+      for (int k = 0; k < 4; ++k) best[k] = chunk_maximum(at + k * kSinkhornChunk);
+    } else {
+      for (int k = 0; k < 4; ++k) {
+        const int64_t j = (c + k) * kSinkhornChunk;
+        if (c + k < full) {
+          best[k] = chunk_maximum(x + j);
+        } else if (j < cols) {
+          T padded[kSinkhornChunk];
+          for (T& value : padded) value = x[j];
+          std::memcpy(padded, x + j, static_cast<size_t>(cols - j) * sizeof(T));
+          best[k] = chunk_maximum(padded);
+        } else {
+          best[k] = set1(-kInfinity);
+        }
+      }
+    }
+    float top[4];
+    reduce_max4(best[0], best[1], best[2], best[3], top);
+    bounds_up(top, bounds + c);
+  }
+}
+
+/// marks: one bit for each chunk that its bound does not show to be dead.
+inline void mark_chunks(const uint16_t* bounds, const float* chunk_potential, float ref, float scale, float level,
+                        int64_t cols, uint64_t* marks) {
+  const int64_t chunks = (cols + kSinkhornChunk - 1) / kSinkhornChunk;
+  const vfloat s = set1(scale), minus = set1(-ref), dead = set1(-level);
+  for (int64_t first = 0; first < chunks; first += 64) {
+    uint64_t word = 0;
+    for (int64_t c = 0; c < 64 && first + c < chunks; c += W) {
+      const vfloat u = load(reinterpret_cast<const bfloat_bits*>(bounds) + first + c);
+      word |= static_cast<uint64_t>(bits(not_below(fma(u, s, minus) + load(chunk_potential + first + c), dead))) << c;
+    }
+    if (chunks - first < 64) word &= (uint64_t{1} << (chunks - first)) - 1;  // an infinite reference marks them
+    marks[first / 64] = word;
+  }
+}
+
+inline bool is_marked(const uint64_t* marks, int64_t chunk) {
+  return (marks[chunk / 64] >> (chunk % 64) & 1) != 0;
+}
+
+/// First sweep over one peaked row.  Live chunks are packed: terms of chunk live[k] at terms + 32 k.  With marks (not
+/// null) only the marked chunks are looked at.  Returns the sum; `count` chunks are live.
 template <bool kLabels, class T>
 inline float peaked_terms(const T* x, float ref, int64_t cols, const float* g, float scale, float level, float* terms,
-                          int64_t ahead, int32_t* live, int64_t* count, int32_t* label) {
+                          int64_t ahead, const uint64_t* marks, int32_t* live, int64_t* count, int32_t* label) {
   constexpr int64_t kVectors = kSinkhornChunk / W;
   const vfloat s = set1(scale), minus = set1(-ref), dead = set1(-level);
   vfloat sum = set1(0.0f);
@@ -157,8 +252,6 @@ inline float peaked_terms(const T* x, float ref, int64_t cols, const float* g, f
   int64_t n = 0;
   const auto chunk = [&](int64_t j, auto load_at) {
     vfloat t[kVectors];
-    for (int64_t byte = 0; byte < kSinkhornChunk * static_cast<int64_t>(sizeof(T)); byte += 64)
-      prefetch(x + j, ahead + byte);
 #pragma GCC unroll 8
     for (int64_t v = 0; v < kVectors; ++v) t[v] = fma(load_at(j + v * W), s, minus) + load(g + j + v * W);
     vmask alive = not_below(t[0], dead);  // NaN counts as alive and so reaches the sum
@@ -175,8 +268,22 @@ inline float peaked_terms(const T* x, float ref, int64_t cols, const float* g, f
     live[n++] = static_cast<int32_t>(j / kSinkhornChunk);
   };
   const int64_t full = cols / kSinkhornChunk * kSinkhornChunk;
-  for (int64_t j = 0; j < full; j += kSinkhornChunk) chunk(j, [&](int64_t k) { return load(x + k); });
-  if (full < cols) chunk(full, [&](int64_t k) { return load_logits(x, k, cols); });
+  const auto whole = [&](int64_t k) { return load(x + k); };
+  const auto last = [&](int64_t k) { return load_logits(x, k, cols); };
+  if (marks != nullptr) {
+    for (int64_t first = 0; first < full; first += 64 * kSinkhornChunk)
+      for (uint64_t left = marks[first / (64 * kSinkhornChunk)]; left != 0; left &= left - 1) {
+        const int64_t j = first + __builtin_ctzll(left) * kSinkhornChunk;
+        if (j < full) chunk(j, whole);
+      }
+  } else {
+    for (int64_t j = 0; j < full; j += kSinkhornChunk) {
+      for (int64_t byte = 0; byte < kSinkhornChunk * static_cast<int64_t>(sizeof(T)); byte += 64)
+        prefetch(x + j, ahead + byte);
+      chunk(j, whole);
+    }
+  }
+  if (full < cols && (marks == nullptr || is_marked(marks, full / kSinkhornChunk))) chunk(full, last);
   *count = n;
   if (kLabels) *label = best.column();
   return reduce_add(sum);
@@ -193,19 +300,24 @@ inline void peaked_add(const float* terms, const int32_t* live, int64_t count, f
   }
 }
 
-/// True when at least half of four probed chunks of a row hold a live term.
+/// True when at least half of the probed chunks of a row hold a live term: of four, and if so, of four more between
+/// them.  `marks`, if not null, spare reading some.
 template <class T>
-inline bool looks_dense(const T* x, float ref, int64_t cols, const float* g, float scale, float level) {
+inline bool looks_dense(const T* x, float ref, int64_t cols, const float* g, float scale, float level,
+                        const uint64_t* marks) {
   const vfloat s = set1(scale), minus = set1(-ref), dead = set1(-level);
-  const int64_t step = cols / kSinkhornChunk / kProbes * kSinkhornChunk;
+  const int64_t step = cols / (2 * kSinkhornChunk * kProbes) * kSinkhornChunk;
   int live = 0;
-  for (int64_t j = 0; j < kProbes * step; j += step) {
+  for (int probe = 0; probe < 2 * kProbes; ++probe) {
+    const int64_t j = (probe < kProbes ? 2 * probe : 2 * (probe - kProbes) + 1) * step;
+    if (probe == kProbes && 2 * live < kProbes) return false;
+    if (marks != nullptr && !is_marked(marks, j / kSinkhornChunk)) continue;
     vmask alive = not_below(fma(load(x + j), s, minus) + load(g + j), dead);
     for (int64_t v = W; v < kSinkhornChunk; v += W)
       alive = alive | not_below(fma(load(x + j + v), s, minus) + load(g + j + v), dead);
     live += any(alive);
   }
-  return 2 * live >= kProbes;
+  return live >= kProbes;
 }
 
 /// max_j of scale * x[j] + g[j], NaN ignored.
@@ -304,8 +416,12 @@ struct RowWriter {
   const SinkhornTask& task;
   SinkhornBlockTotals& totals;
 
+  /// What lse has more than the log-sum-exp of the row as it is stored.
+  double shift(int64_t row) const {
+    return task.pass.maxima != nullptr ? task.pass.maxima_scale * static_cast<double>(task.pass.maxima[row]) : 0.0;
+  }
   float finish(int64_t row, double ref, float sum, int32_t label) const {
-    const double lse = ref + std::log(static_cast<double>(sum));
+    const double lse = shift(row) + (ref + std::log(static_cast<double>(sum)));
     if (task.out.lse != nullptr) static_cast<float*>(task.out.lse)[row] = static_cast<float>(lse);
     if (task.labels) task.out.labels[row] = label;
     const float weight = task.pass.row_weights != nullptr ? task.pass.row_weights[row] : 1.0f;
@@ -316,6 +432,10 @@ struct RowWriter {
     return weight / sum;
   }
   void mask(int64_t row) const {
+    if (task.pass.bounds != nullptr && !task.pass.bounds_known) {  // +inf: nothing of this row is to be skipped
+      const int64_t count = SinkhornPass::bounds_stride(task.pass.cols);
+      for (int64_t c = 0; c < count; ++c) task.pass.bounds[row * count + c] = 0x7f80;
+    }
     if (task.out.lse != nullptr) static_cast<float*>(task.out.lse)[row] = std::numeric_limits<float>::quiet_NaN();
     if (task.labels) task.out.labels[row] = -1;
     ++totals.masked;
@@ -329,8 +449,8 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
   const int64_t cols = pass.cols, stride = scratch.terms_stride;
   const int64_t first = block * kSinkhornRows;
   const int64_t last = first + kSinkhornRows < pass.rows ? first + kSinkhornRows : pass.rows;
-  const float scale = static_cast<float>(pass.scale), level = dead_level(cols);
-  const int64_t ahead = 4 * pass.stride * static_cast<int64_t>(sizeof(T));
+  const float size = static_cast<float>(pass.scale), scale = kNegative<T> ? -size : size, level = dead_level(cols);
+  const int64_t ahead = task.group_step * pass.stride * static_cast<int64_t>(sizeof(T));
   const float* g = task.potential;
   const float* reference = static_cast<const float*>(pass.reference);
   float* terms = static_cast<float*>(scratch.terms);
@@ -339,8 +459,54 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
   const RowWriter writer{task, totals};
   bool keeping = kKeep;
 
+  const int64_t chunks = task.padded / kSinkhornChunk, bounds_stride = SinkhornPass::bounds_stride(cols);
+  const bool bounded = pass.bounds != nullptr && pass.bounds_known;
+  const bool writes_bounds = pass.bounds != nullptr && !pass.bounds_known;
+  const auto logits_of = [&](int64_t row) { return static_cast<const T*>(pass.logits) + row * pass.stride; };
+  // The rows that are read, by their number in this block, and back.
+  const auto row_at = [&](int64_t number) {
+    return first + scratch.start + number / kSinkhornGroup * task.group_step + number % kSinkhornGroup;
+  };
+  const auto number_of = [&](int64_t row) {
+    const int64_t behind = row - first - scratch.start;
+    return behind / task.group_step * kSinkhornGroup + behind % task.group_step;
+  };
+  const auto marks_of = [&](int64_t row) {
+    return bounded ? scratch.marks + number_of(row) % kSinkhornAhead * task.mark_words : nullptr;
+  };
+  const auto reference_of = [&](int64_t row) {
+    if (reference == nullptr) return std::numeric_limits<float>::quiet_NaN();
+    return static_cast<float>(static_cast<double>(reference[row]) - writer.shift(row));
+  };
+  const auto mark = [&](int64_t row, float ref) {
+    mark_chunks(pass.bounds + row * bounds_stride, task.chunk_potential, ref, size, level, cols, marks_of(row));
+  };
+  // Marks the chunks of a row to come, and asks for them unless it will be read as a whole.
+  const auto look = [&](int64_t row) {
+    const float ref = reference_of(row);
+    if (!bounded || !(ref == ref)) return;
+    mark(row, ref);
+    const uint64_t* marks = marks_of(row);
+    const T* x = logits_of(row);
+    int64_t count = 0;
+    for (int64_t w = 0; w < task.mark_words; ++w) count += __builtin_popcountll(marks[w]);
+    if (2 * count > chunks) return;
+    for (int64_t w = 0; w < task.mark_words; ++w) {
+      for (uint64_t left = marks[w]; left != 0; left &= left - 1) {
+        const T* chunk = x + (w * 64 + __builtin_ctzll(left)) * kSinkhornChunk;
+        constexpr int64_t kBytes = kSinkhornChunk * static_cast<int64_t>(sizeof(T));
+        for (int64_t byte = 0; byte < kBytes; byte += 64) prefetch(chunk, byte);
+        prefetch(chunk, kBytes - 1);  // rows need not begin on a cache line
+      }
+    }
+  };
+
   // The sums of a dense row are in; redo it carefully if they are out of range.  Adds nothing to the column sums.
   const auto finish_dense = [&](int64_t row, const T* x, float ref, float& sum, int32_t label, float* own) {
+    if (!(sum > kDenseLow && sum < kHigh)) {  // the reference was far off: from the row's maximum, then
+      ref = row_maximum(x, cols, g, scale);
+      dense_terms<1, kLabels>(&x, &ref, cols, g, scale, own, stride, ahead, &sum, &label);
+    }
     double exact = ref;
     if (!(sum > kDenseLow && sum < kHigh)) {
       sum = careful_terms(x, cols, g, scale, own, &exact, &label);
@@ -353,17 +519,27 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
     return writer.finish(row, exact, sum, label);
   };
 
-  for (int64_t i = first; i < last; i += 4) {
+  const auto look_at = [&](int64_t number) {
+    const int64_t row = row_at(number);
+    if (row < last) look(row);
+  };
+  for (int64_t number = 0; number < kLookAhead; ++number) look_at(number);
+  for (int64_t i = row_at(0), number = kLookAhead; i < last; i += task.group_step, number += kSinkhornGroup) {
+    for (int64_t next = number; next < number + kSinkhornGroup; ++next) look_at(next);
     const int64_t n = last - i < 4 ? last - i : 4;
     const T* x[4];
     float ref[4];
     bool dense[4];
     bool together = n == 4;
     for (int64_t q = 0; q < n; ++q) {
-      x[q] = static_cast<const T*>(pass.logits) + (i + q) * pass.stride;
-      const bool known = reference != nullptr && reference[i + q] == reference[i + q];
-      ref[q] = known ? reference[i + q] : row_maximum(x[q], cols, g, scale);
-      dense[q] = cols < kProbeColumns || looks_dense(x[q], ref[q], cols, g, scale, level);
+      x[q] = logits_of(i + q);
+      if (writes_bounds) write_bounds(x[q], cols, ahead, pass.bounds + (i + q) * bounds_stride);
+      ref[q] = reference_of(i + q);
+      if (!(ref[q] == ref[q])) {
+        ref[q] = row_maximum(x[q], cols, g, scale);
+        if (bounded) mark(i + q, ref[q]);
+      }
+      dense[q] = cols < kProbeColumns || looks_dense(x[q], ref[q], cols, g, scale, level, marks_of(i + q));
       together = together && dense[q];
     }
     float sum[4], factor[4];
@@ -372,6 +548,7 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
       dense_terms<4, kLabels>(x, ref, cols, g, scale, terms, stride, ahead, sum, label);
       for (int q = 0; q < 4; ++q) factor[q] = finish_dense(i + q, x[q], ref[q], sum[q], label[q], terms + q * stride);
       dense_add<4>(terms, stride, factor, cols, partial);
+      totals.live += 4 * chunks;
       if (kKeep)
         for (int q = 0; q < 4 && keeping; ++q)
           keeping = factor[q] > 0.0f ? keep_row(task, scratch, terms + q * stride, sum[q], nullptr, 0)
@@ -382,15 +559,19 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
       if (!dense[q]) {
         int64_t live = 0;
         float s = 0.0f;
-        for (int attempt = 0; attempt < 2; ++attempt) {
-          s = peaked_terms<kLabels>(x[q], ref[q], cols, g, scale, level, terms, ahead, scratch.live, &live, label);
+        for (int attempt = 0; attempt < 3; ++attempt) {
+          s = peaked_terms<kLabels>(x[q], ref[q], cols, g, scale, level, terms, ahead, marks_of(i + q), scratch.live,
+                                    &live, label);
           if (s > kSkipLow && s < kHigh) break;
-          if (s > 1e-30f && s < kHigh) ref[q] += std::log(s);  // the row moved; its sum tells where to
+          const bool moved = attempt == 0 && s > 1e-30f && s < kHigh;  // its sum tells where to
+          ref[q] = moved ? ref[q] + std::log(s) : row_maximum(x[q], cols, g, scale);
+          if (bounded) mark(i + q, ref[q]);
           s = 0.0f;
         }
         if (s > 0.0f) {
           const float f = writer.finish(i + q, ref[q], s, label[0]);
           peaked_add(terms, scratch.live, live, f, partial);
+          totals.live += live;
           if (kKeep && keeping)
             keeping = f > 0.0f ? keep_row(task, scratch, terms, s, scratch.live, live)
                                : scratch.keep(scratch.sink, nullptr, nullptr, 0);
@@ -400,12 +581,14 @@ SinkhornBlockTotals block_float(const SinkhornTask& task, int64_t block, const S
       dense_terms<1, kLabels>(x + q, ref + q, cols, g, scale, terms, stride, ahead, sum, label);
       const float f = finish_dense(i + q, x[q], ref[q], sum[0], label[0], terms);
       dense_add<1>(terms, stride, &f, cols, partial);
+      totals.live += chunks;
       if (kKeep && keeping)
         keeping = f > 0.0f ? keep_row(task, scratch, terms, sum[0], nullptr, 0)
                            : scratch.keep(scratch.sink, nullptr, nullptr, 0);
     }
   }
   flush(partial, cols, task.units, scratch.columns);
+  totals.live *= kSinkhornChunk;
   return totals;
 }
 
@@ -424,7 +607,9 @@ SinkhornBlockTotals block_double(const SinkhornTask& task, int64_t block, const 
   SinkhornBlockTotals totals;
   bool keeping = scratch.keep != nullptr;
 
-  for (int64_t i = first; i < last; ++i) {
+  for (int64_t i = first + scratch.start; i < last; ++i) {
+    if ((i - first - scratch.start) % task.group_step >= kSinkhornGroup) continue;
+    totals.live += task.padded;
     const double* x = static_cast<const double*>(pass.logits) + i * pass.stride;
     double ref = reference != nullptr ? reference[i] : std::numeric_limits<double>::quiet_NaN(), sum = 0.0;
     int64_t label = -1;
@@ -505,6 +690,8 @@ SinkhornBlockTotals sinkhorn_block(const SinkhornTask& task, int64_t block, cons
       return block_of<half_bits>(task, block, scratch);
     case LogitsType::bfloat16:
       return block_of<bfloat_bits>(task, block, scratch);
+    case LogitsType::fixed16:
+      return block_of<fixed_bits>(task, block, scratch);
     default:
       return block_of<float>(task, block, scratch);
   }

@@ -115,7 +115,7 @@ void sinkhorn_pass_cuda(const SinkhornPass& pass, const SinkhornSums& sums, doub
   a.totals = totals;
   a.masked = reinterpret_cast<unsigned long long*>(masked);
   a.scratch = scratch;
-  a.units = 1.0 / sinkhorn_resolution(pass.rows, pass.largest_weight);
+  a.units = 1.0 / sinkhorn_resolution(pass);
 
   const int64_t tiles = (pass.rows + kSinkhornCudaRows - 1) / kSinkhornCudaRows;
   switch (pass.type) {

@@ -19,6 +19,11 @@ struct Candidates {
   std::vector<uint32_t> wide;    ///< [entries] columns, where cols > 65,536; else empty
   std::vector<float> values;     ///< [entries] log p[i, j], so that p at the potential g + d is softmax(value + d)
   std::vector<float> weights;    ///< [rows] row weights; empty: all 1
+
+  /// Adds the rows of another part behind these, and empties it.  Both with weights or both without, unless one of
+  /// them has no rows; more than `limit` entries together: overflow.
+  /// Throws std::invalid_argument for another number of columns, or weights in one of them only.
+  void append(Candidates&& other);
 };
 
 /// The pass leaves out terms from 26 nats on, relative to a reference that may be 2 nats off; float64 leaves out none.

@@ -91,10 +91,25 @@ struct NewtonResult {
   bool stalled = false;  ///< no step made it better, or the steps were used up
 };
 
-/// Minimises F from d in place by truncated Newton-CG.  target, defect: [cols]; target 0 keeps a column where it is.
-/// Along the vector of ones, where F without its defects is constant, d is held so that the log-sum-exp of the rows
-/// stays the same on the average.
-NewtonResult newton_solve(NewtonRows& rows, const double* target, const double* defect, double* d,
-                          const NewtonOptions& options, Isa isa);
+/// What is wanted of the columns.  With w[j] = offset[j] + d[j] nats and the column sums c[j]:
+///   exact     c = target                       (neither strength nor bounds)
+///   pulled    c = target exp(-w / strength)    (strength > 0): the optimum of columns that are relaxed by KL
+///   bounded   low <= c <= high, c = low where w > 0, c = high where w < 0    (low and high)
+/// F then holds, for target[j] d[j], -strength target exp(-w / strength), and min(low w, high w).
+struct NewtonColumns {
+  const double* target = nullptr;  ///< [cols] >= 0; 0 keeps a column where it is
+  const double* defect = nullptr;  ///< [cols] column sums of the pass minus those over the candidates, at d = 0
+  const double* offset = nullptr;  ///< [cols], where the columns are pulled or bounded
+  double strength = 0.0;           ///< nats, > 0: pulled
+  const double* low = nullptr;     ///< [cols] >= 0
+  const double* high = nullptr;    ///< [cols] >= low
+};
+
+/// Minimises F from d in place by truncated Newton-CG.
+/// Exact columns: along the vector of ones, where F without its defects is constant, d is held so that the log-sum-exp
+/// of the rows stays the same on the average.
+/// Bounded columns: no step leads across w = 0, where F has a kink; a column there moves on when its sum is outside.
+NewtonResult newton_solve(NewtonRows& rows, const NewtonColumns& columns, double* d, const NewtonOptions& options,
+                          Isa isa);
 
 }  // namespace sela

@@ -16,8 +16,8 @@ namespace sela {
 /// then, in ascending order, the other good ones, then its label if that is missing.  Good are the columns that score
 /// at least the label's score + `floor`; if there are more than 2 * count of them, then between `count` and 2 * count
 /// of the best, none left out above one that is in.  Of columns with equal scores the list then takes those that follow
-/// column (row * count) % cols, cyclically, so that many equal rows do not all list the same few.  Columns at -inf
-/// (logit or price) are never listed, unless as the label.
+/// column ((first_row + row) * count) % cols, cyclically, so that many equal rows do not all list the same few. Columns
+/// at -inf (logit or price) are never listed, unless as the label.
 struct CandidateSearch {
   const void* logits = nullptr;  ///< [rows, cols] row-major, elements of `type`
   LogitsType type = LogitsType::float32;
@@ -30,6 +30,7 @@ struct CandidateSearch {
   const int32_t* labels = nullptr;       ///< [rows], -1: the row is left out
   const int64_t* selected = nullptr;     ///< [selected_count] rows to look at, or null: all
   int64_t selected_count = 0;            ///< rows when `selected` is null
+  int64_t first_row = 0;                 ///< number of row 0 in the matrix that the rows are a part of
   int32_t count = 0;                     ///< columns per list, 1 .. cols
   float slack = 0.0f;                    ///< nats; -inf: every row gets a list
   float floor = 0.0f;                    ///< nats; -inf: any column is good

@@ -23,7 +23,7 @@ problems = given(
     rows=st.integers(1, 80),
     cols=st.integers(1, 12),
     seed=st.integers(0, 10_000),
-    method=st.sampled_from(["anderson", "sinkhorn"]),
+    method=st.sampled_from(["newton", "newton", "anderson", "sinkhorn"]),
     weighted=st.booleans(),
     strength=st.floats(0.02, 5.0),
 )
@@ -35,7 +35,7 @@ def make(rows, cols, seed, weighted):
     return logits, rng.random(cols) + 0.1, rng.random(rows) + 0.1 if weighted else None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @problems
 def test_relaxed_optima_satisfy_their_condition(rows, cols, seed, method, weighted, strength):
     logits, marginals, weights = make(rows, cols, seed, weighted)
@@ -58,7 +58,7 @@ def test_relaxed_optima_satisfy_their_condition(rows, cols, seed, method, weight
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @problems
 def test_bounded_optima_satisfy_their_conditions(rows, cols, seed, method, weighted, strength):
     logits, marginals, weights = make(rows, cols, seed, weighted)

@@ -120,10 +120,10 @@ def test_bad_rows_and_rows_of_weight_zero_have_no_candidates(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_nth_block_is_read_and_the_rest_keeps_its_reference(dtype):
+def test_every_nth_group_of_rows_is_read_and_the_rest_keeps_its_reference(dtype):
     logits, potential = case(1100, 65, dtype, 20.0)
-    for every in (2, 3, 8, 20):
-        read = (np.arange(1100) // 128) % every == 0
+    for every in (2, 3, 8, 45, 100):
+        read = (np.arange(1100) // 4) % every == 0
         expected = reference.sinkhorn_pass(logits, potential, scale=LAM, every=every, keep=16.0, want_labels=True)
         found = kernels.sinkhorn_pass(logits, potential, scale=LAM, every=every, keep=16.0, want_labels=True)
         alone = kernels.sinkhorn_pass(logits[read], potential, scale=LAM, keep=16.0)
@@ -297,6 +297,45 @@ def test_a_column_without_candidates_takes_a_sinkhorn_step():
     assert np.abs(solution.d[:2]).max() < 1
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ratio", [1.0, 1.4])
+@pytest.mark.parametrize("kind", ["weak", "strong", "bounds", "tight", "wide"])
+def test_columns_that_are_pulled_or_bounded_end_where_their_law_says(weighted, ratio, kind):
+    rng = np.random.default_rng(2)
+    found, twin, rows = peaked_rows(weights=rng.random(900).astype(np.float32) if weighted else None)
+    target = rng.random(60) + 0.5
+    if kind != "tight":
+        target[5] = 0  # stays where it is
+    target *= found.weight / target.sum()
+    defect = found.column_sums - kernels.newton_sums(rows, np.zeros(60)).columns
+    offset = 0.5 * rng.standard_normal(60)
+    offset[::3] = 0.0
+    strength = {"weak": 0.3, "strong": 100.0}.get(kind, 0.0)
+    width = {"bounds": 1.2, "tight": 1.0, "wide": 50.0}.get(kind)
+    bounds = None if width is None else (target / width, target * width)
+    law = kernels.ColumnLaw(offset, strength, bounds)
+    solution = kernels.newton_solve(rows, target, defect, np.zeros(60), ratio=ratio, tolerance=1e-9, law=law)
+    assert not solution.stalled
+    assert solution.error <= 1e-9
+    assert solution.steps < 25
+    assert (solution.d[5] == 0) == (kind != "tight")
+    columns = kernels.newton_sums(rows, solution.d, ratio=ratio).columns + defect
+    w, others = offset + solution.d, target > 0
+    if bounds is None:
+        np.testing.assert_allclose(columns[others], (target * np.exp(-w / strength))[others], rtol=1e-3, atol=1e-3)
+    else:
+        low, high = bounds
+        np.testing.assert_allclose(columns[(w > 0) & others], low[(w > 0) & others], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(columns[(w < 0) & others], high[(w < 0) & others], rtol=1e-3, atol=1e-3)
+        rest = (w == 0) & others
+        assert ((low <= columns + 1e-3) & (columns <= high + 1e-3))[rest].all()
+        assert rest.any() == (kind != "tight")
+    expected = reference.newton_solve(twin, target, defect, np.zeros(60), ratio=ratio, tolerance=1e-9, law=law)
+    free = kind in ("tight", "bounds")  # a constant may be free where no column rests
+    change = (solution.d - expected.d)[others]
+    np.testing.assert_allclose(change - (change.mean() if free else 0), 0, atol=1e-5)
+
+
 def test_reach_limits_how_far_a_column_moves_and_target_zero_holds_it():
     found, _, rows = peaked_rows()
     target = np.ones(60)
@@ -357,6 +396,14 @@ def test_arguments_are_refused_in_one_line():
         kernels.newton_solve(rows, -ones, ones, ones)
     with pytest.raises(OptionError, match="clip: expected a number > 0, found 0"):
         kernels.newton_solve(rows, ones, ones, ones, clip=0)
+    for law, message in (
+        (kernels.ColumnLaw(ones), "law: expected a strength > 0 or bounds"),
+        (kernels.ColumnLaw(ones, 1.0, (ones, ones)), "law: expected a strength > 0 or bounds"),
+        (kernels.ColumnLaw(ones, 0.0, (2 * ones, ones)), "bounds: expected 0 <= low <= high"),
+        (kernels.ColumnLaw(ones[:3], 1.0), r"offset: expected shape \(60,\)"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            kernels.newton_solve(rows, ones, ones, ones, law=law)
     with pytest.raises(OptionError, match="level: expected a number of nats > 0"):
         kernels.newton_prune(rows, np.zeros(rows.entries, np.float32), 0)
     with pytest.raises(OptionError, match="defect: expected finite numbers"):

@@ -266,3 +266,79 @@ def test_arguments_are_refused_in_one_line():
         kernels.sinkhorn_pass(good, np.zeros(3), threads=-1)
     with pytest.raises(OptionError, match="expected a tensor on cpu or cuda, found meta"):
         kernels.sinkhorn_pass(torch.zeros(4, 3, device="meta"), np.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_parts_add_up_to_the_bits_of_the_whole(dtype, every, weighted):
+    logits, potential = case(1337, 61, dtype, spread=3.0)
+    logits[200, 3] = float("nan")
+    weights = torch.rand(1337, generator=torch.Generator().manual_seed(1)) if weighted else None
+    largest = None if weights is None else float(weights.max())
+    arguments = {"scale": 2.0, "want_labels": True, "every": every, "keep": 16.0}
+    whole = kernels.sinkhorn_pass(logits, potential, row_weights=weights, **arguments)
+    for ends in ((128, 1337), (256, 384, 1152, 1337), (1280, 1337)):
+        for passes in (kernels.sinkhorn_pass, reference.sinkhorn_pass):
+            first, parts = 0, []
+            for end in ends:
+                part = passes(
+                    logits[first:end],
+                    potential,
+                    row_weights=None if weights is None else weights[first:end],
+                    first_row=first,
+                    rows_in_all=1337,
+                    largest_weight=largest,
+                    **arguments,
+                )
+                parts.append(part)
+                first = end
+            found = kernels.add_sums(parts)
+            assert_equal_to_twin(found, whole, dtype)
+            assert found.candidates.rows == whole.candidates.rows
+            assert found.candidates.entries == pytest.approx(whole.candidates.entries, abs=3)
+            if passes is kernels.sinkhorn_pass:
+                np.testing.assert_array_equal(found.exact, whole.exact)
+                torch.testing.assert_close(found.column_sums, whole.column_sums, rtol=0, atol=0)
+                assert (found.objective, found.weight) == (whole.objective, whole.weight)
+                for name in ("offsets", "columns", "values", "weights"):
+                    np.testing.assert_array_equal(getattr(found.candidates, name)(), getattr(whole.candidates, name)())
+
+
+def test_candidates_of_parts_overflow_together():
+    logits, potential = case(256, 20)
+
+    def passed(first, limit):
+        return kernels.sinkhorn_pass(
+            logits[first : first + 128], potential, keep=16.0, keep_at_most=limit, first_row=first, rows_in_all=256
+        )
+
+    entries = passed(0, 10_000).candidates.entries
+    found = kernels.add_sums([passed(0, entries), passed(128, entries)])
+    assert found.candidates.overflow
+    assert found.candidates.entries == 0
+    with pytest.raises(ValueError, match="columns"):
+        passed(0, 10_000).candidates.append(kernels.sinkhorn_pass(logits[:, :5], potential[:5], keep=16.0).candidates)
+
+
+def test_candidates_are_made_again_from_their_arrays():
+    logits, potential = case(100, 20, spread=5.0)
+    found = kernels.sinkhorn_pass(logits, potential, keep=16.0, row_weights=np.full(100, 0.5)).candidates
+    arrays = {name: getattr(found, name)() for name in ("offsets", "columns", "values", "weights")}
+    made = type(found).of(**arrays, cols=20, level=16.0, limit=found.limit)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(getattr(made, name)(), array)
+    assert (made.rows, made.cols, made.entries) == (100, 20, found.entries)
+    for name, wrong in (("columns", arrays["columns"] + 20), ("values", arrays["values"][1:]), ("offsets", [0, 5])):
+        with pytest.raises(ValueError, match="do not fit together"):
+            type(found).of(**{**arrays, name: wrong}, cols=20, level=16.0, limit=found.limit)
+
+
+def test_first_row_and_rows_in_all_are_checked():
+    logits, potential = case(10, 5)
+    with pytest.raises(OptionError, match="first_row: expected a multiple of 128"):
+        kernels.sinkhorn_pass(logits, potential, first_row=64)
+    with pytest.raises(OptionError, match="rows_in_all: expected at least 138"):
+        kernels.sinkhorn_pass(logits, potential, first_row=128, rows_in_all=137)
+    with pytest.raises(OptionError, match="largest_weight"):
+        kernels.sinkhorn_pass(logits, potential, row_weights=np.full(10, 2.0), largest_weight=1.0)

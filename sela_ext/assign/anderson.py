@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import numpy as np
 from sela_ext.assign.problem import Evaluation, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     Vector = npt.NDArray[np.float64]
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
 MEMORY = 10  # pairs of differences kept; 12 passes where plain Sinkhorn needs 23, and 79 where it needs > 3000
 RESTART = 3.0  # an error this many times the best one means that the model is wrong: back to the best
 STEP_CAP = 10.0  # nats: the accelerated step may go this far, or twice as far as the plain one
+# With many rows the first passes read a part of them, at least so many, in all and per column, and then MORE_ROWS times
+# as many: until the error there is PART_ERROR sqrt(columns / rows), a fifth or so of the error that all rows have then.
+PART_ROWS, PART_ROWS_PER_COLUMN, MORE_ROWS = 4096, 4, 8
+PART_ERROR, PART_PASSES = 0.05, 15
 
 
 def accelerated_step(residual: Vector, steps: list[Vector], changes: list[Vector]) -> Vector:
@@ -40,16 +47,84 @@ def accelerated_step(residual: Vector, steps: list[Vector], changes: list[Vector
     return step
 
 
-def solve_anderson(problem: Problem, start: Vector, first: Evaluation | None = None) -> Evaluation:
+class Memory:
+    """Differences of the latest potentials and of their residuals: a model of how the one changes the other."""
+
+    def __init__(self) -> None:
+        """Nothing is known."""
+        self.steps: deque[Vector] = deque(maxlen=MEMORY)
+        self.changes: deque[Vector] = deque(maxlen=MEMORY)
+
+    def add(self, step: Vector, change: Vector) -> None:
+        """A step of the potential, and what it changed of the residual."""
+        self.steps.append(step)
+        self.changes.append(change)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.steps.clear()
+        self.changes.clear()
+
+    def step(self, residual: Vector) -> Vector:
+        """The accelerated step from a residual, shortened where it goes too far."""
+        step = accelerated_step(residual, list(self.steps), list(self.changes))
+        cap = max(STEP_CAP, 2 * float(np.abs(residual).max()))
+        size = float(np.abs(step - step.mean()).max())
+        if not np.isfinite(size):
+            return residual
+        return step * (cap / size) if size > cap else step
+
+
+def parts_of(problem: Problem) -> list[int]:
+    """Groups of rows from one that is read to the next, for the first stages; none where the rows are few."""
+    rows, cols = problem.rows, int(problem.logits.shape[1])
+    every, parts = rows // max(PART_ROWS, PART_ROWS_PER_COLUMN * cols), []
+    while every > 1 and not problem.on_cuda:
+        parts.append(every)
+        every //= MORE_ROWS
+    return parts
+
+
+def solve_part(problem: Problem, start: Vector, every: int, memory: Memory) -> Vector:
+    """Iterate on a part of the rows until its potential is about as good for all rows as it can be."""
+    rows, cols = problem.rows, int(problem.logits.shape[1])
+    read = problem.rows_read(every)
+    enough = max(PART_ERROR * math.sqrt(cols / read), problem.tol)
+    potential, before = start, None
+    for _ in range(PART_PASSES):
+        if problem.full_passes + read / rows + 1 > problem.max_passes:
+            break
+        at = problem.evaluate(potential, every=every, look=True)
+        residual = problem.centred(at.sinkhorn_step(problem.target))
+        if before is not None:
+            memory.add(at.potential - before[0].potential, residual - before[1])
+        if at.error <= enough or (before is not None and at.error > RESTART * before[0].error):
+            break
+        before = at, residual
+        potential = problem.centred(at.potential + memory.step(residual))
+    return potential
+
+
+def solve_anderson(
+    problem: Problem, start: Vector, first: Evaluation | None = None, parts: Sequence[int] = ()
+) -> Evaluation:
     """Anderson(10) on g, with a cap on the step, and a restart from the best point when the error explodes.
 
     After a restart the plain step is taken from the best point, so the iteration falls back to plain Sinkhorn where
-    the acceleration does not help. `first` is the evaluation at the start, where there is one already.
+    the acceleration does not help.
+
+    Args:
+        problem: whose columns are wanted.
+        start: potential [K].
+        first: the evaluation at the start, where there is one already.
+        parts: see `parts_of`: the potential of a part of the rows is a better start, and what is learnt there of how
+            shares change with the potential holds for all rows.
     """
+    memory = Memory()
+    for every in parts:
+        start = solve_part(problem, start, every, memory)
     at = best = problem.evaluate(start) if first is None else first
     residual = problem.centred(at.sinkhorn_step(problem.target))
-    steps: deque[Vector] = deque(maxlen=MEMORY)
-    changes: deque[Vector] = deque(maxlen=MEMORY)
     plain = False  # the last step was the plain one from `best`
     while best.excess(problem.target) > problem.tol or problem.tol == 0:
         if problem.exhausted:
@@ -57,23 +132,15 @@ def solve_anderson(problem: Problem, start: Vector, first: Evaluation | None = N
         if problem.last and best.sums.labels is None:
             return problem.evaluate(best.potential, labels=True)  # the last pass: labels of the best point
         if at.error > RESTART * best.error and not plain:
-            steps.clear()
-            changes.clear()
+            memory.clear()
             at, residual, plain = best, problem.centred(best.sinkhorn_step(problem.target)), True
             step = residual
         else:
             plain = False
-            step = accelerated_step(residual, list(steps), list(changes))
-            cap = max(STEP_CAP, 2 * float(np.abs(residual).max()))
-            size = float(np.abs(step - step.mean()).max())
-            if not np.isfinite(size):
-                step = residual
-            elif size > cap:
-                step = step * (cap / size)
+            step = memory.step(residual)
         new = problem.evaluate(problem.centred(at.potential + step), previous=at)
         new_residual = problem.centred(new.sinkhorn_step(problem.target))
-        steps.append(new.potential - at.potential)
-        changes.append(new_residual - residual)
+        memory.add(new.potential - at.potential, new_residual - residual)
         at, residual = new, new_residual
         if at.error < best.error:
             best = at

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.sources import best_columns
 from sela_ext.assign.ties import UnbalancedLabelsWarning
-from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
+from sela_ext.kernels.rounding import Candidates, Rounding, smooth_prices
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -87,12 +88,15 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
 
     Args:
         problem: the logits, lambda, shares, threads; its count of passes goes on.
-        labels: int32 [N] argmax of the plan; rows at -1 take no part.
+        labels: int32 [N] argmax of the plan; rows at -1 take no part. With rows spread over ranks those of this rank,
+            which gathers labels and lists of all of them.
         potential: [K] nats, for lambda * logits.
         dead: bool [K]: clusters that no row can go to; the others share the images in proportion.
 
     Source: Jonker and Volgenant (1987), A shortest augmenting path algorithm, for transport instead of assignment.
     """
+    own = problem.own
+    (labels,) = problem.shard.joined("labels", [labels])
     active = labels >= 0
     total = int(active.sum())
     shares = np.where(dead, 0.0, problem.target)
@@ -103,9 +107,20 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
     def search(prices: Vector, at: Labels, count: int, **options: Any) -> Candidates:
         selected = options.get("selected")
         problem.passes += (len(labels) if selected is None else len(selected)) / len(labels)
-        return find_candidates(
-            problem.logits, prices, at, scale=problem.lam, count=count, threads=problem.threads, **options
+        if selected is not None:
+            options["selected"] = selected[(selected >= own.start) & (selected < own.stop)] - own.start
+        lists = best_columns(
+            problem.logits,
+            prices,
+            at[own],
+            scale=problem.lam,
+            count=count,
+            threads=problem.threads,
+            first_row=own.start,
+            **options,
         )
+        arrays = (lists.columns, lists.values, lists.found, lists.regret)
+        return Candidates(*problem.shard.joined("lists of columns", arrays))
 
     window = math.inf
     smooth = True
@@ -161,9 +176,9 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
             f"assign: {best.impossible} of {total} images had to be given clusters that are impossible for them "
             "(logits of -inf): no other labels have the wanted cluster sizes",
             UnbalancedLabelsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    return best
+    return replace(best, labels=best.labels[own])
 
 
 def _part(lists: Candidates, places: Longs) -> Candidates:

@@ -11,6 +11,7 @@ import numpy as np
 from sela_ext.assign.balance import admissible_sizes, least_price
 from sela_ext.assign.marginals import cluster_shares
 from sela_ext.assign.result import Assignment
+from sela_ext.assign.sources import row_blocks
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels.sinkhorn import check_logits, check_vector, check_weights
 
@@ -126,7 +127,7 @@ def verify(
     Uses nothing of the compiled kernels and nothing that a solver reported. Two reads of the logits.
 
     Args:
-        logits: [N, K] of any float type, numpy (memory-mapped, too) or torch, those that were solved.
+        logits: [N, K] of any float type, numpy (memory-mapped, too) or torch, or FeatureLogits: those that were solved.
         assignment: an Assignment; or give labels, a potential, or both.
         labels: int [N], -1: none.
         potential: [K], log beta for lambda * logits, nats.
@@ -171,7 +172,7 @@ def verify(
     g = None if potential is None else check_vector("potential", potential, cols)
     p = g if prices is None else check_vector("prices", prices, cols)
     weights = np.ones(rows) if row_weights is None else check_weights(row_weights, rows).astype(np.float64)
-    target = cluster_shares(marginals, cols)
+    target = cluster_shares(marginals, cols, empty=True)
 
     scores = np.zeros(cols) if g is None else g
     columns = np.zeros(cols)
@@ -278,15 +279,7 @@ def _check_labels(labels: Any, rows: int, cols: int) -> npt.NDArray[np.int64]:
 
 def _chunks(logits: Any) -> Iterator[tuple[slice, Vector]]:
     """Consecutive rows in float64, numpy."""
-    rows, cols = (int(n) for n in logits.shape)
-    step = max(1, ENTRIES_AT_ONCE // cols)
-    for first in range(0, rows, step):
-        part = slice(first, min(rows, first + step))
-        block = logits[part]
-        if hasattr(block, "detach"):
-            yield part, block.detach().cpu().double().numpy()
-        else:
-            yield part, np.asarray(block).astype(np.float64)
+    return row_blocks(logits, max(1, ENTRIES_AT_ONCE // int(logits.shape[1])))
 
 
 def _softmax(t: Vector) -> tuple[Vector, Vector]:

@@ -15,16 +15,19 @@ is then chosen larger, and where even the one asked for is smooth, Anderson's me
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from sela_ext.assign.anderson import solve_anderson
 from sela_ext.assign.problem import Evaluation, Problem
+from sela_ext.assign.relaxed import RelaxedProblem, solve_bounded
 from sela_ext.kernels.newton import newton_rows, newton_solve, newton_sums
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from sela_ext.kernels.newton import ColumnLaw
 
     Vector = npt.NDArray[np.float64]
 
@@ -42,13 +45,17 @@ STEP = math.sqrt(2.0)  # of lambda, from one solve on the candidates to the next
 # the time).
 SAMPLE, SAMPLE_PER_COLUMN, MORE_ROWS = 2048, 4, 8
 # A part of the rows is followed up to the lambda with so many entries per row, the next one further by FURTHER: beyond,
-# few rows mislead.
-SAMPLED_TO, FURTHER = 8.0, 2.0
+# few rows mislead. Where columns move further than its candidates reach, it is read up to AGAIN times more: that costs
+# less than the same on all rows.
+SAMPLED_TO, FURTHER, AGAIN = 12.0, 2.0, 2
 PROBE = 4096  # rows that "auto" looks at
 # Errors to which the stages are solved, first on a part of the rows, then on all: what is left moves single columns
 # further than candidates reach when lambda grows (3e-3 for both: up to 11 reads where 4 do).
 SAMPLE_ERROR, STAGE_ERROR = 3e-3, 3e-4
-FAINT, FAINTEST = 1e-6, -280.0  # a share beside the wanted one, and the logarithm of the smallest that is told apart
+# Nats from a column's share to the wanted one, beyond which it counts as faint, and the logarithm of the smallest share
+# that is told apart.
+FAINT, FAINTEST = 14.0, -280.0
+AT_REST = 1e-5  # nats: float32 potentials are not exactly log b
 SMALLEST, THIN = 2.0**-12, 6.0  # the continuation begins at a smaller lambda when rows have fewer entries
 PROGRESS = 0.8  # a stage that another pass does not improve so much is left
 NEAR = 0.02  # a start with at most this error is improved at once; from others the continuation begins
@@ -57,7 +64,7 @@ PATIENCE = 4  # passes at lambda that may fail to halve the best error, before A
 
 def entries_per_row(problem: Problem) -> float:
     """So many candidates a plan may have per row, on the average, to count as sparse."""
-    return max(FEW, min(MANY, DENSITY * int(problem.logits.shape[1])))
+    return min(max(FEW, min(MANY, DENSITY * int(problem.logits.shape[1]))), problem.most_candidates / LAST_MORE)
 
 
 def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, str, Evaluation | None]:
@@ -71,7 +78,7 @@ def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, 
     """
     if problem.on_cuda:
         return "anderson", "logits on a CUDA device: Newton's method needs them on the CPU", None
-    rows, cols = (int(n) for n in problem.logits.shape)
+    rows, cols = problem.rows, int(problem.logits.shape[1])
     every = 1 if warm or problem.last else max(1, rows // PROBE)
     limit = entries_per_row(problem)
     at = problem.evaluate(start, keep=LEVEL, keep_per_row=limit, every=every, look=every > 1)
@@ -84,7 +91,21 @@ def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, 
     return "newton", f"a sparse plan: {found:.3g} of {cols} entries per row above exp(-{LEVEL:g})", first
 
 
-def climb(problem: Problem, at: Evaluation, factor: float, tolerance: float, fewest: float) -> tuple[Vector, float]:
+class Climbed(NamedTuple):
+    """How far the candidates of a pass have led.
+
+    Attributes:
+        potential: [K], for factor * lambda.
+        factor: the part of lambda that was reached.
+        settled: whether the problem was solved at the lambda of the pass.
+    """
+
+    potential: Vector
+    factor: float
+    settled: bool
+
+
+def climb(problem: Problem, at: Evaluation, factor: float, tolerance: float, fewest: float) -> Climbed:
     """Solve on the candidates of a pass at factor * lambda, then at larger lambdas; see the note above.
 
     Args:
@@ -93,14 +114,11 @@ def climb(problem: Problem, at: Evaluation, factor: float, tolerance: float, few
         factor: the part of lambda that it was at.
         tolerance: error to which each lambda is solved.
         fewest: goes on to the next lambda while rows have more entries than this, on the average.
-
-    Returns:
-        Potential, and the part of lambda that it is for.
     """
     step = at.sinkhorn_step(problem.target)
     hopeless = step > -FAINTEST
     if hopeless.any():  # so far away that no number of the candidates can tell how far
-        return problem.centred(at.potential + np.where(hopeless, step, 0.0)), factor
+        return Climbed(problem.centred(at.potential + np.where(hopeless, step, 0.0)), factor, False)
     number = at.candidates.rows
     rows = newton_rows(at.candidates)
     weight = at.sums.weight
@@ -112,36 +130,43 @@ def climb(problem: Problem, at: Evaluation, factor: float, tolerance: float, few
     shares = np.where(possible, np.exp(np.maximum(at.log_shares, FAINTEST)), 0.0)
     defect = weight * shares - columns
     # A column of which the candidates know nothing takes a Sinkhorn step; how it grows on is left to the next pass.
-    faint = possible & (at.shares < FAINT * problem.target)
-    d = np.zeros(len(target))
-    d[faint] = np.log(problem.target[faint] / shares[faint])
+    faint = possible & (step > FAINT)
+    d = np.where(faint, step, 0.0)
     missing, current, before = defect, factor, factor
     while True:
         ratio = current / factor
-        d = d * (current / before)
-        reach = LEVEL * current / before
-        per_row = (rows.entries + number - rows.rows) / number
+        law = problem.column_law(at.potential * ratio, current, weight)
+        crowd = (rows.entries + number - rows.rows) / number  # entries per row; rows with one left are not in `rows`
         found = newton_solve(
             rows,
             target,
             missing,
-            d,
+            d if law is None else at_rest(d, law),
             ratio=ratio,
             tolerance=tolerance,
-            reach=reach,
+            reach=LEVEL * current / before,
             prune=LEVEL,
             threads=problem.threads,
+            law=law,
         )
-        d = found.d
-        if found.stalled or current >= 1.0 or faint.any() or per_row <= fewest:
-            return problem.centred(at.potential * ratio + d), current
+        potential = at.potential * ratio + found.d
+        if found.stalled or current >= 1.0 or faint.any() or crowd <= fewest:
+            return Climbed(problem.centred(potential), current, current > factor or not found.stalled)
         before, current = current, raised(current, STEP)
+        further = problem.scaled(potential, current / before) - at.potential * (current / factor)
+        d = np.where(possible & (target > 0), further, 0.0)
         # An entry that was left out was below exp(-16), so it shrinks by at least so much.
         missing = np.maximum(defect, 0.0) * math.exp(-LEVEL * (current / factor - 1.0))
 
 
+def at_rest(d: Vector, law: ColumnLaw) -> Vector:
+    """The same point, with bounded columns whose w is 0 up to rounding exactly at their kink."""
+    near = np.abs(law.offset + d) <= AT_REST
+    return np.where(near, -law.offset, d) if law.bounds is not None else d
+
+
 def samples(rows: int, cols: int) -> list[int]:
-    """Blocks of rows from one that is read to the next, for the stages: smaller from one to the next, at last 1."""
+    """Groups of rows from one that is read to the next, for the stages: smaller from one to the next, at last 1."""
     steps, wanted = [], max(SAMPLE, SAMPLE_PER_COLUMN * cols)
     while rows // wanted > 1:
         steps.append(rows // wanted)
@@ -160,13 +185,14 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
         factor: where to begin. A lambda is then looked for where a row has several entries, and not too many.
         steps: see `samples`.
     """
-    potential, limit = start * factor, entries_per_row(problem)
-    rows, cols = (int(n) for n in problem.logits.shape)
+    potential, limit = problem.scaled(start, factor), entries_per_row(problem)
+    rows, cols = problem.rows, int(problem.logits.shape[1])
     thin = min(THIN, cols / 4)
     level, every = 0, steps[0]
     looking = max(every, rows // SAMPLE)  # few rows tell how many entries a row has
     found = looking == every
     rising = False  # lambda was too small before
+    again = 0  # so many times this part of the rows was left unsolved
     last_factor, last_error = 0.0, math.inf
     while factor < 1.0 and problem.full_passes + problem.rows_read(every) / rows + 1 <= problem.max_passes:
         reading = every if found else looking
@@ -181,7 +207,7 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
         elif factor == last_factor and at.error > PROGRESS * last_error:  # the way on may be easier than the rest here
             wish = raised(factor, STEP)
         if wish != factor:
-            potential, factor = potential * (wish / factor), wish
+            potential, factor = problem.scaled(potential, wish / factor), wish
             continue
         rising = True
         if not found:
@@ -189,12 +215,23 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
             continue
         last_factor, last_error = factor, at.error
         if every == 1:
-            potential, factor = climb(problem, at, factor, STAGE_ERROR, 0.0)
-        else:
-            potential, factor = climb(problem, at, factor, SAMPLE_ERROR, SAMPLED_TO / FURTHER**level)
-            level, every = level + 1, steps[level + 1]
+            potential, factor, _ = climb(problem, at, factor, STAGE_ERROR, 0.0)
+            continue
+        fewest = SAMPLED_TO / FURTHER**level if not again else math.inf
+        potential, factor, settled = climb(problem, at, factor, SAMPLE_ERROR, fewest)
+        again += 1
+        if settled or again > AGAIN:
+            level, every, again = level + 1, steps[level + 1], 0
             last_factor = 0.0  # other rows: the error is another
-    return potential / factor
+    return problem.scaled(potential, 1.0 / factor)
+
+
+def evaluate_at_end(problem: Problem, potential: Vector, *, candidates: bool = True) -> Evaluation:
+    """A pass at lambda with labels, and with as many candidates as the last steps need."""
+    level = LAST_LEVEL_64 if problem.dtype == "float64" else LAST_LEVEL
+    if not candidates:
+        return problem.evaluate(potential, labels=True)
+    return problem.evaluate(potential, labels=True, keep=level, keep_per_row=LAST_MORE * entries_per_row(problem))
 
 
 def solve_newton(
@@ -211,14 +248,11 @@ def solve_newton(
     Returns:
         The best evaluation at lambda, and what to add to the reason where Anderson's method had to go on.
     """
-    rows, cols = (int(n) for n in problem.logits.shape)
-    limit = entries_per_row(problem)
-    double = problem.dtype == "float64"
-    tolerance = max(0.1 * problem.tol, 1e-14 if double else 1e-9)
-    level = LAST_LEVEL_64 if double else LAST_LEVEL
+    rows, cols = problem.rows, int(problem.logits.shape[1])
+    tolerance = max(0.1 * problem.tol, 1e-14 if problem.dtype == "float64" else 1e-9)
 
     def evaluate(potential: Vector) -> Evaluation:
-        return problem.evaluate(potential, labels=True, keep=level, keep_per_row=LAST_MORE * limit)
+        return evaluate_at_end(problem, potential)
 
     attempts = [(FIRST / 4, [1]), (FIRST, samples(rows, cols))]  # where to begin, and on which rows; the last one first
     at = evaluate(start) if warm and first is None else first
@@ -229,7 +263,7 @@ def solve_newton(
     while best is None or not (done(problem, best) or problem.exhausted):
         if failures == PATIENCE:
             if not attempts:
-                return solve_anderson(problem, start, best), "; stalled, Anderson's method went on"
+                return go_on(problem, start, best), "; stalled, Anderson's method went on"
             factor, steps = attempts.pop()
             at = evaluate(continued(problem, start if best is None else best.potential, factor, steps))
             failures = 0
@@ -237,13 +271,19 @@ def solve_newton(
             assert at is not None
             assert best is not None
             if at.candidates.overflow:
-                final = solve_anderson(problem, start, best)
-                return final, "; smooth at the end, where Anderson's method went on"
-            at = evaluate(climb(problem, at, 1.0, tolerance, math.inf)[0])
+                return go_on(problem, start, best), "; smooth at the end, where Anderson's method went on"
+            at = evaluate(climb(problem, at, 1.0, tolerance, math.inf).potential)
             failures = 0 if at.error < 0.5 * best.error else failures + 1
         if best is None or at.error < best.error:
             best = at
     return best, ""
+
+
+def go_on(problem: Problem, start: Vector, best: Evaluation | None) -> Evaluation:
+    """Anderson's method from the best point, or from the start."""
+    if isinstance(problem, RelaxedProblem) and problem.bounds is not None:
+        return solve_bounded(problem, start if best is None else best.potential)
+    return solve_anderson(problem, start, best)
 
 
 def raised(factor: float, step: float) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.assign.problem import Evaluation, Problem
+from sela_ext.assign.sources import row_blocks
 from sela_ext.kernels.sinkhorn import check_logits
 
 if TYPE_CHECKING:
@@ -21,12 +22,10 @@ def log_probabilities(logits: Any) -> npt.NDArray[np.float64]:
     """Log-softmax of logits [N, K] in float64, numpy, on the CPU; rows that cannot be normalised become NaN."""
     rows, cols = logits.shape
     out = np.empty((rows, cols), np.float64)
-    for first in range(0, rows, ROWS_AT_ONCE):
-        block = logits[first : first + ROWS_AT_ONCE]
-        block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
+    for part, block in row_blocks(logits, ROWS_AT_ONCE):
         top = block.max(axis=1, keepdims=True)
         shifted = np.subtract(block, top, out=np.full(block.shape, np.nan), where=np.isfinite(top))
-        out[first : first + len(block)] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        out[part] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return out
 
 

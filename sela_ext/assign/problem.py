@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.marginals import EMPTY
+from sela_ext.assign.shards import Shard
+from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of
 from sela_ext.errors import DataError
-from sela_ext.kernels.sinkhorn import SinkhornSums, check_logits, on_cuda, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import SAMPLE_ROWS, check_logits
+from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import numpy.typing as npt
+
+    from sela_ext.kernels.bounds import ChunkBounds
+    from sela_ext.kernels.newton import ColumnLaw
 
     Vector = npt.NDArray[np.float64]
 
 # Columns that receive less than this part of their share are summed again, exactly and in the log domain: the pass
 # leaves out terms 26 nats below the row's sum.
 FAINT = 1e-9
-ROWS_AT_ONCE = 65_536
-BLOCK = 128  # rows that a pass over a part of the rows reads together, as the kernel has it
+AT_ONCE = 1 << 22  # terms of faint columns that are kept in memory, instead of being computed twice
+# Passes write and use chunk bounds from the moment on that they compute less than this part of the terms.
+PEAKED = 0.2
 # Below this many entries labels are computed in every pass: they cost next to nothing.
 SMALL = 10_000_000
 
@@ -56,8 +67,9 @@ class Evaluation:
 
     def sinkhorn_step(self, target: Vector) -> Vector:
         """Return log b - log col: what one Sinkhorn iteration adds to the potential; 0 for impossible columns."""
-        possible = self.log_shares > -np.inf
-        return np.subtract(np.log(target), self.log_shares, out=np.zeros(len(target)), where=possible)
+        moving = (self.log_shares > -np.inf) & (target > 0)
+        log_target = np.log(target, out=np.zeros(len(target)), where=moving)
+        return np.subtract(log_target, self.log_shares, out=np.zeros(len(target)), where=moving)
 
 
 @dataclass
@@ -65,8 +77,11 @@ class Problem:
     """Logits [N, K] with lambda, column shares b and row weights; counts its passes and keeps their history.
 
     `passes` also counts the parts of a pass that read single columns; `full_passes` is what max_passes limits. A pass
-    over a part of the rows counts as that part.
-    The row log-sum-exp of the latest pass is kept as the reference of the next one.
+    over a part of the rows counts as that part. With rows spread over ranks, the logits and row weights are those of
+    this rank; all that is counted or summed is of the whole matrix.
+    The row log-sum-exp of the latest pass is kept as the reference of the next one. `stored` is a copy of the logits
+    that passes read instead, as long as it is there; `most_candidates` per row is what memory allows. `progress` is
+    called with each entry of the history.
     """
 
     logits: Any
@@ -76,11 +91,18 @@ class Problem:
     threads: int
     max_passes: int
     tol: float
+    shard: Shard = field(default_factory=Shard)
     full_passes: float = 0.0
     passes: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    stored: Any | None = None
+    most_candidates: float = math.inf
+    progress: Callable[[dict[str, float]], None] | None = None
     _reference: Any | None = None
     _reference_factor: float = 1.0
+    _live_share: float = 1.0
+    _bounds: ChunkBounds | None = None
+    _bounded: Any | None = None
     _start: float = field(default_factory=time.perf_counter)
 
     @property
@@ -104,23 +126,39 @@ class Problem:
         return on_cuda(self.logits)
 
     @property
+    def working(self) -> Any:
+        """What passes read: the logits, or a copy of them."""
+        return self.logits if self.stored is None else self.stored
+
+    @property
     def dtype(self) -> str:
-        """The type of the logits by name."""
-        return check_logits(self.logits)
+        """The type, or kind of storage, of what passes read, by name."""
+        return check_logits(self.working)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole matrix."""
+        return self.shard.rows_in_all(int(self.logits.shape[0]))
+
+    @property
+    def own(self) -> slice:
+        """Where the rows of this process lie in the whole matrix."""
+        return self.shard.own(int(self.logits.shape[0]))
 
     def rounded(self, potential: Vector) -> Vector:
-        """The potential as the kernel will see it: float32 numbers unless the logits are float64."""
-        if check_logits(self.logits) == "float64":
+        """The potential as the kernel will see it: float32 numbers unless the logits are float64.
+
+        That of clusters which are to get nothing is pinned far below all others.
+        """
+        potential = np.where(self.target > 0, potential, EMPTY)
+        if self.dtype == "float64":
             return potential.astype(np.float64)
         return potential.astype(np.float32).astype(np.float64)
 
     def rows_read(self, every: int) -> int:
-        """Rows in every so many blocks, beginning with the first."""
-        rows = int(self.logits.shape[0])
-        blocks = -(-rows // BLOCK)
-        read = -(-blocks // every)
-        last_is_read = (read - 1) * every == blocks - 1
-        return read * BLOCK - (blocks * BLOCK - rows if last_is_read else 0)
+        """Rows in every so many groups of rows, beginning with the first."""
+        step = SAMPLE_ROWS * every
+        return self.rows // step * SAMPLE_ROWS + min(self.rows % step, SAMPLE_ROWS)
 
     def evaluate(
         self,
@@ -143,13 +181,13 @@ class Problem:
             keep: also return the entries with p > exp(-keep), see `sinkhorn_pass`.
             keep_per_row: unless there are more than so many per row.
             factor: of lambda; the history then names the lambda of the pass.
-            every: read every so many blocks of rows; the history then names the number of rows.
+            every: read every so many groups of rows; the history then names the number of rows.
             look: log_shares need not be exact for faint columns: no step is taken from here.
 
         Raises:
             DataError: no row is left that counts.
         """
-        rows, cols = self.logits.shape
+        rows, cols = self.rows, int(self.logits.shape[1])
         whole = every == 1 and factor == 1.0
         labels = whole and (
             labels or rows * cols <= SMALL or self.last or (previous is not None and previous.error <= 100 * self.tol)
@@ -158,9 +196,10 @@ class Problem:
         read = self.rows_read(every)
         reference = self._reference
         if reference is not None and factor != self._reference_factor:
-            reference = reference * (factor / self._reference_factor)  # exact where one entry has all of a row
-        sums = sinkhorn_pass(
-            self.logits,
+            with np.errstate(over="ignore"):  # exact where one entry has all of a row
+                reference = reference * (factor / self._reference_factor)
+        sums = logits_pass(
+            self.working,
             potential,
             scale=self.lam * factor,
             row_weights=self.row_weights,
@@ -170,7 +209,13 @@ class Problem:
             every=every,
             keep=keep,
             keep_at_most=int(keep_per_row * read),
+            first_row=self.shard.first_row,
+            rows_in_all=rows,
+            largest_weight=self.shard.largest_weight,
+            bounds=self._bounds_for(every),
         )
+        self._live_share = sums.live_share  # of the rows here: bounds change no bit
+        sums = self.shard.add(sums, potential, f"over 1/{every} of the rows at {factor} lambda, keeping {keep} nats")
         self._reference, self._reference_factor = sums.lse, factor
         self.full_passes += read / rows
         self.passes += read / rows
@@ -196,12 +241,22 @@ class Problem:
         entry = {"passes": self.passes, "error": error, "objective": objective, "seconds": self.seconds}
         if not whole:
             entry |= {"lam": self.lam * factor, "rows": read}
+        if self.stored is not None:
+            entry["bits"] = 16
         self.history.append(entry)
+        if self.progress is not None:
+            self.progress(entry)
         with np.errstate(divide="ignore"):
             log_shares: Vector = np.log(shares)
         if not look:
             log_shares = self._exact_log_shares(log_shares, shares, potential, sums, factor, every)
         return Evaluation(potential, shares, log_shares, error, objective, sums)
+
+    def _bounds_for(self, every: int) -> ChunkBounds | None:
+        """Chunk bounds for what passes read now, once a pass has shown that few of its entries count."""
+        if self._bounded is not self.working and every == 1 and self._live_share < PEAKED:
+            self._bounds, self._bounded = bounds_of(self.working), self.working
+        return self._bounds if self._bounded is self.working else None
 
     def _exact_log_shares(
         self, log_shares: Vector, shares: Vector, potential: Vector, sums: SinkhornSums, factor: float, every: int
@@ -210,22 +265,51 @@ class Problem:
         faint = np.flatnonzero(shares < FAINT * self.target)
         if not len(faint):
             return log_shares
-        rows, cols = self.logits.shape
-        total = np.full(len(faint), -np.inf)
+
+        def terms() -> Iterator[Vector]:
+            return self._terms(faint, potential, sums, factor, every)
+
+        count = len(faint)
+        cache = list(terms()) if self.rows * count <= AT_ONCE else None
+        top = np.full(count, -np.inf)
+        for t in terms() if cache is None else cache:
+            top = np.maximum(top, t.max(axis=0, initial=-np.inf))
+        top = self.shard.largest("the largest terms of faint columns", top)
+        shift = np.where(top > -np.inf, top, 0.0)
+        # Terms of 0 .. 1 in two integers, of 26 and 27 binary places: their sum depends on no order.
+        high, low = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for t in terms() if cache is None else cache:
+            x = np.ldexp(np.exp(t - shift), 26)
+            whole = np.rint(x)
+            high += whole.astype(np.int64).sum(axis=0)
+            low += np.rint(np.ldexp(x - whole, 27)).astype(np.int64).sum(axis=0)
+        high = self.shard.total("sums of faint columns, high parts", high)
+        low = self.shard.total("sums of faint columns, low parts", low)
+        self.passes += count / int(self.logits.shape[1]) / every
+        with np.errstate(divide="ignore"):
+            log_shares[faint] = top + np.log(np.ldexp(high + np.ldexp(low.astype(np.float64), -27), -26))
+        log_shares[faint] -= np.log(sums.weight)
+        return log_shares
+
+    def _terms(
+        self, faint: npt.NDArray[np.int64], potential: Vector, sums: SinkhornSums, factor: float, every: int
+    ) -> Iterator[Vector]:
+        """Log of weight times p for the rows that were read, in these columns; a block of rows at a time."""
+        rows = int(self.logits.shape[0])
         lse = np.asarray(sums.lse.cpu().numpy() if hasattr(sums.lse, "cpu") else sums.lse, np.float64)
         with np.errstate(divide="ignore"):
             log_weights = np.zeros(rows) if self.row_weights is None else np.log(np.float64(self.row_weights))
-        for first in range(0, rows, ROWS_AT_ONCE):
-            part = slice(first, first + ROWS_AT_ONCE)
-            block = self.logits[part][:, faint]
-            block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
-            numbers = np.arange(first, first + len(block))
-            good = ~np.isnan(lse[part]) & ((numbers // BLOCK) % every == 0)
-            t = factor * self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
-            total = np.logaddexp(total, np.logaddexp.reduce(t, axis=0, initial=-np.inf))
-        self.passes += len(faint) / cols / every
-        log_shares[faint] = total - np.log(sums.weight)
-        return log_shares
+        for part, block in rows_of(self.working, columns=faint, every=every, first_row=self.shard.first_row):
+            good = ~np.isnan(lse[part])
+            yield factor * self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
+
+    def scaled(self, potential: Vector, ratio: float) -> Vector:
+        """The potential that stands for the same prices at another lambda, `ratio` times as large."""
+        return potential * ratio
+
+    def column_law(self, potential: Vector, factor: float, weight: float) -> ColumnLaw | None:
+        """What a potential at factor * lambda asks of the columns of rows of this weight; None: their target."""
+        return None
 
     def centred(self, potential: Vector) -> Vector:
         """The potential shifted so that sum_k b_k g_k = 0: it is defined up to a constant."""

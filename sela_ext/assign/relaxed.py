@@ -12,6 +12,7 @@ from sela_ext.assign.anderson import solve_anderson
 from sela_ext.assign.problem import Evaluation, Problem
 from sela_ext.assign.sinkhorn import solve_sinkhorn
 from sela_ext.errors import OptionError
+from sela_ext.kernels.newton import ColumnLaw
 from sela_ext.kernels.sinkhorn import check_vector
 
 if TYPE_CHECKING:
@@ -60,10 +61,28 @@ class RelaxedProblem(Problem):
 
     rho: float | None = None
     bounds: Vector | None = None
+    _weight: float = 1.0  # of all rows, as the latest pass knows it
 
-    def centred(self, potential: Vector) -> Vector:
-        """The potential itself: a shift would change what it asks of the columns."""
-        return potential
+    @property
+    def is_weak(self) -> bool:
+        """Whether each iteration shrinks the error to a half or less, so that nothing more is needed."""
+        return self.rho is not None and self.lam * self.rho < 1
+
+    def scaled(self, potential: Vector, ratio: float) -> Vector:
+        """The same w at another lambda."""
+        log_target = np.log(self.target)
+        scaled: Vector = log_target + (potential - log_target) * ratio
+        return scaled
+
+    def column_law(self, potential: Vector, factor: float, weight: float) -> ColumnLaw | None:
+        """What a potential at factor * lambda asks of the columns of rows of this weight."""
+        log_target = np.log(self.target)
+        w = potential - log_target
+        if self.rho is not None:
+            return ColumnLaw(w, strength=factor * self.lam * self.rho)
+        assert self.bounds is not None
+        low, high = self.bounds / self._weight * weight
+        return ColumnLaw(w, bounds=(low, high))
 
     def evaluate(self, potential: Vector, **options: Any) -> Evaluation:
         """Run one pass, with the options of any problem's; error, objective and step are those of the relaxed one.
@@ -79,12 +98,12 @@ class RelaxedProblem(Problem):
         w = g - log_target
         dual = plain.objective - float(self.target @ g)  # - sum_i a_i lse_i
         if self.rho is not None:
-            strength = self.lam * self.rho
+            strength = options.get("factor", 1.0) * self.lam * self.rho
             step = log_target + strength / (1 + strength) * (g - log_shares) - g
             with np.errstate(over="ignore"):
                 dual -= strength * math.fsum(self.target * np.expm1(-w / strength))
         else:
-            low, high = self._shares_of_bounds(plain.sums.weight, possible)
+            low, high = self._shares_of_bounds(plain.sums.weight, possible, options.get("every", 1))
             with np.errstate(divide="ignore"):
                 least, most = np.log(low) - log_shares, np.log(high) - log_shares
             step = np.minimum(np.maximum(-w, least), most)  # the median: least <= most
@@ -102,9 +121,13 @@ class RelaxedProblem(Problem):
         fields = {**vars(plain), "error": error, "objective": dual}
         return RelaxedEvaluation(**fields, step=step + shift)
 
-    def _shares_of_bounds(self, weight: float, possible: npt.NDArray[np.bool_]) -> tuple[Vector, Vector]:
+    def _shares_of_bounds(self, weight: float, possible: npt.NDArray[np.bool_], every: int) -> tuple[Vector, Vector]:
         assert self.bounds is not None
         low, high = self.bounds
+        if every > 1:  # a part of the rows
+            self._weight = weight * (self.rows / self.rows_read(every))
+            return low / self._weight, high / self._weight
+        self._weight = weight
         if not (low[possible].sum() <= weight * (1 + 1e-9) and high[possible].sum() >= weight * (1 - 1e-9)):
             raise OptionError(
                 f"size_bounds: expected bounds whose sums lie around the {weight:g} images, found "
@@ -177,6 +200,7 @@ def relaxed_problem(problem: Problem, relax: Any, size_bounds: Any) -> RelaxedPr
         problem.threads,
         problem.max_passes,
         problem.tol,
+        problem.shard,
         rho=None if relax is None else check_relax(relax),
         bounds=None if size_bounds is None else check_bounds(size_bounds, len(problem.target)),
     )

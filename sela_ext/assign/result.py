@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sela_ext.assign.sources import logits_pass
 from sela_ext.errors import DataError
-from sela_ext.kernels.sinkhorn import check_logits, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import check_logits
 
 SOFT_ROWS = 4096  # rows at once in float64
 
@@ -27,10 +28,11 @@ class Assignment:
         backend: "cpu-avx512", "cpu-avx2", "cpu-generic", "cuda", or "torch" on a CUDA device whose kernels are not used
             (see `sela_ext.kernels.device_verdict`).
         method: "sinkhorn", "anderson" or "newton": what "auto" became.
-        reason: why that method, in words; where Newton gave up and Anderson went on, that too.
+        reason: why that method, in words; where Newton gave up and Anderson went on, that too; and why that storage.
         history: per pass a dict of passes, error, objective, seconds (and row_error for the official rule). Newton's
             passes at a smaller lambda, or over a part of the rows, name their lam and rows; their error is the one
-            there.
+            there. Passes over a 16-bit copy name their bits; their error is that of the copy.
+        storage: "fixed16", "float16" or "bfloat16" where the solve worked on such a copy; else the type of the logits.
         masked: number of masked rows.
         ties: rows whose label was chosen among equal scores to balance the clusters (0 on ordinary data).
         lam: lambda.
@@ -52,6 +54,7 @@ class Assignment:
     method: str
     reason: str
     history: tuple[dict[str, float], ...]
+    storage: str
     masked: int
     ties: int
     lam: float
@@ -62,7 +65,8 @@ class Assignment:
         """Labels for images that were not in the solve: argmax_k (lambda * logit_k + potential_k).
 
         Args:
-            new_logits: [M, K] from the same network and head, numpy (memory-mapped, too) or torch, CPU or CUDA.
+            new_logits: [M, K] from the same network and head, numpy (memory-mapped, too) or torch, CPU or CUDA, or
+                FeatureLogits.
             soft: return the softmax instead of its argmax.
 
         Returns:
@@ -83,17 +87,18 @@ class Assignment:
             raise DataError(f"new_logits: expected {len(self.potential)} columns, as in the solve, found {shape[1]}")
         if soft:
             return self._soft(new_logits)
-        return sinkhorn_pass(new_logits, self.potential, scale=self.lam, want_labels=True).labels
+        return logits_pass(new_logits, self.potential, scale=self.lam, want_labels=True).labels
 
     def _soft(self, new_logits: Any) -> Any:
         import torch
 
         name = check_logits(new_logits)
-        is_torch = hasattr(new_logits, "detach")
         potential = torch.as_tensor(self.potential).detach()
         parts = []
+        is_torch = False
         for first in range(0, max(1, len(new_logits)), SOFT_ROWS):
             part = new_logits[first : first + SOFT_ROWS]
+            is_torch = hasattr(part, "detach")
             x = part.detach() if is_torch else torch.from_numpy(part.copy())
             score = self.lam * x.double() + potential.to(x.device, torch.float64)
             top = score.amax(1, keepdim=True)

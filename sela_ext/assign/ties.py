@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sela_ext.assign.shards import Shard
+from sela_ext.assign.sources import row_blocks
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -17,7 +20,7 @@ TIE = 1e-3
 # least half of it: on ordinary data (first round of training: 0.09) the labels are the plain argmax.
 UNBALANCED = 0.1
 WARN = 0.5
-ROWS_AT_ONCE = 4096
+ENTRIES_AT_ONCE = 1 << 18  # in float64
 
 
 class UnbalancedLabelsWarning(UserWarning):
@@ -39,37 +42,51 @@ def break_ties(
     potential: npt.NDArray[np.float64],
     lam: float,
     target: npt.NDArray[np.float64],
+    shard: Shard,
 ) -> int:
     """Give indifferent rows, in order, to that tied cluster which lacks most images; change `labels` in place.
 
     All rows equal is the extreme case: every row is indifferent, argmax would put all into one cluster, and this
-    deals them out evenly. Which of them goes where has no meaning, but it is the same in every run.
+    deals them out evenly. Which of them goes where has no meaning, but it is the same in every run, and for any number
+    of ranks that the rows are spread over (labels are those of this rank).
 
     Returns:
         Number of rows whose label changed; 0 when indifferent rows are not what unbalances the clusters.
     """
-    wanted = target * int((labels >= 0).sum())
-    tied: list[tuple[int, npt.NDArray[np.int64]]] = []
+    cols = len(target)
+    rows, lengths, clusters = [], [], []
     with np.errstate(invalid="ignore", over="ignore"):
-        for first in range(0, len(labels), ROWS_AT_ONCE):
-            block = logits[first : first + ROWS_AT_ONCE]
-            block = block.detach().cpu().double().numpy() if hasattr(block, "detach") else block.astype(np.float64)
+        for part, block in row_blocks(logits, max(1, ENTRIES_AT_ONCE // len(potential))):
             score = lam * block + potential
             near = score >= score.max(axis=1, keepdims=True) - TIE
-            for row in np.flatnonzero((near.sum(axis=1) > 1) & (labels[first : first + len(block)] >= 0)):
-                tied.append((first + int(row), np.flatnonzero(near[row])))
-    count = int((labels >= 0).sum())
-    if len(tied) < 0.5 * count * misplaced(np.bincount(labels[labels >= 0], minlength=len(target)), target):
+            tied = np.flatnonzero((near.sum(axis=1) > 1) & (labels[part] >= 0))
+            rows.append(part.start + tied)
+            lengths.append(near[tied].sum(axis=1))
+            clusters.append(np.nonzero(near[tied])[1].astype(np.int32))
+    here = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    own = shard.own(len(labels))
+    arrays = [
+        own.start + here,
+        labels[here],
+        np.concatenate(lengths) if lengths else here,
+        np.concatenate(clusters) if clusters else labels[:0],
+    ]
+    sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
+    count = int(sizes.sum())
+    number = int(shard.total("rows without a preference", np.array([len(here)]))[0])
+    if number < 0.5 * count * misplaced(sizes, target):
         return 0
-    settled = labels.copy()
-    settled[np.array([row for row, _ in tied], dtype=np.int64)] = -1
-    lacking = wanted - np.bincount(settled[settled >= 0], minlength=len(target))
+    every_row, given, every_length, every_cluster = shard.joined("rows without a preference", arrays)
+    lacking = target * count - (sizes - np.bincount(given, minlength=cols))
+    ends = np.cumsum(every_length)
     changed = 0
-    for index, clusters in tied:
-        choice = int(clusters[np.argmax(lacking[clusters])])
+    for index, label, start, end in zip(every_row, given, ends - every_length, ends, strict=True):
+        among = every_cluster[start:end]
+        choice = int(among[np.argmax(lacking[among])])
         lacking[choice] -= 1
-        changed += int(labels[index] != choice)
-        labels[index] = choice
+        changed += int(label != choice)
+        if own.start <= index < own.stop:
+            labels[index - own.start] = choice
     return changed
 
 
@@ -85,7 +102,7 @@ def warn_if_unbalanced(
             f"assign: {len(impossible)} of {len(target)} clusters receive nothing, the first is {impossible[0]}: "
             "its logits are -inf in every row; the other clusters share the images",
             UnbalancedLabelsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return
     share = misplaced(sizes, target)
@@ -95,5 +112,5 @@ def warn_if_unbalanced(
             f"assign: {share:.0%} of the images are in over-full clusters (largest {sizes.max()}, "
             f"{int((sizes == 0).sum())} of {len(sizes)} empty): {reason}",
             UnbalancedLabelsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -9,7 +9,10 @@ from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
 from sela_ext.kernels.augment_resident import augment_resident
+from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
+from sela_ext.kernels.logits import StoredLogits, empty_stored, store_logits
 from sela_ext.kernels.newton import (
+    ColumnLaw,
     NewtonSolution,
     NewtonSums,
     newton_product,
@@ -20,21 +23,29 @@ from sela_ext.kernels.newton import (
 )
 from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
 from sela_ext.kernels.self_check import RefusedDeviceWarning, Verdict, device_verdict
-from sela_ext.kernels.sinkhorn import SinkhornSums, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import sinkhorn_pass
+from sela_ext.kernels.sinkhorn_sums import SinkhornSums, add_sums
 
 __all__ = [
     "PARAMETERS",
     "Augment",
     "Candidates",
+    "ChunkBounds",
+    "ColumnLaw",
     "NewtonSolution",
     "NewtonSums",
     "RefusedDeviceWarning",
     "Rounding",
     "SinkhornSums",
+    "StoredLogits",
     "Verdict",
+    "add_sums",
     "augment",
     "augment_resident",
+    "bounds_nbytes",
+    "chunk_bounds",
     "device_verdict",
+    "empty_stored",
     "find_candidates",
     "newton_product",
     "newton_prune",
@@ -45,6 +56,7 @@ __all__ = [
     "sample_parameters",
     "sinkhorn_pass",
     "smooth_prices",
+    "store_logits",
 ]
 
 

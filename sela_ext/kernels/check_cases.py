@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from sela_ext.kernels.augment import Augment, augment, sample_parameters
-from sela_ext.kernels.sinkhorn import SinkhornSums, pass_on_cpu
+from sela_ext.kernels.sinkhorn import pass_on_cpu
+from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -58,6 +58,21 @@ class NewtonSolution:
     stalled: bool
 
 
+@dataclass(frozen=True)
+class ColumnLaw:
+    """What is wanted of columns whose sums c need not be met exactly, with w = offset + d.
+
+    Attributes:
+        offset: float64 [K], nats.
+        strength: nats, > 0: c = target exp(-w / strength), the optimum of columns relaxed by KL; 0: bounds it is.
+        bounds: (low, high), float64 [K] each: low <= c <= high, c = low where w > 0, c = high where w < 0.
+    """
+
+    offset: Vector
+    strength: float = 0.0
+    bounds: tuple[Vector, Vector] | None = None
+
+
 def newton_rows(candidates: Any) -> _core.NewtonRows:
     """Rows with two candidates or more, and the count per column of those with one; takes the arrays over.
 
@@ -150,6 +165,7 @@ def newton_solve(
     prune: float = 0.0,
     threads: int = 0,
     isa: str = "",
+    law: ColumnLaw | None = None,
 ) -> NewtonSolution:
     """Find d such that the column sums are the wanted ones, by truncated Newton-CG, all in one call.
 
@@ -173,6 +189,7 @@ def newton_solve(
         prune: nats; > 0 drops the entries of at most exp(-prune) at the solution from the rows, as `newton_prune`.
         threads: CPU threads, 0 for all; the bits do not depend on it.
         isa: CPU instruction set, "" for the one in use.
+        law: for columns that are relaxed or bounded; there the constant in d matters. None: sums equal to target.
 
     Returns:
         NewtonSolution.
@@ -188,11 +205,42 @@ def newton_solve(
         raise OptionError(f"clip: expected a number > 0, found {clip}")
     point = check_vector("d", d, clusters)
     missing = check_vector("defect", defect, clusters)
+    offset, strength, low, high = check_law(law, clusters)
     return NewtonSolution(
         *rows.solve(
-            wanted, missing, point, check_ratio(ratio), tolerance, steps, products, clip, reach, prune, threads, isa
+            wanted,
+            missing,
+            point,
+            check_ratio(ratio),
+            tolerance,
+            steps,
+            products,
+            clip,
+            reach,
+            prune,
+            threads,
+            isa,
+            offset,
+            strength,
+            low,
+            high,
         )
     )
+
+
+def check_law(law: ColumnLaw | None, clusters: int) -> tuple[Vector | None, float, Vector | None, Vector | None]:
+    """Offset, strength, low and high of a law; None where there is none."""
+    if law is None:
+        return None, 0.0, None, None
+    if (law.strength > 0) == (law.bounds is not None):
+        raise OptionError(f"law: expected a strength > 0 or bounds, found {law.strength} and {law.bounds}")
+    offset = check_vector("offset", law.offset, clusters)
+    if law.bounds is None:
+        return offset, float(law.strength), None, None
+    low, high = (check_vector("bounds", bound, clusters) for bound in law.bounds)
+    if not ((low >= 0).all() and (low <= high).all()):
+        raise OptionError("bounds: expected 0 <= low <= high for every column")
+    return offset, 0.0, low, high
 
 
 def check_ratio(ratio: float) -> float:

@@ -11,7 +11,8 @@ import numpy as np
 from sela_ext import _core
 from sela_ext.errors import OptionError
 from sela_ext.kernels.device import is_tensor
-from sela_ext.kernels.sinkhorn import _rows_of, check_logits, check_scale
+from sela_ext.kernels.logits import StoredLogits, check_logits, rows_of
+from sela_ext.kernels.sinkhorn import check_scale
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,6 +42,8 @@ def check_search(
 ) -> tuple[str, float, Vector, Vector, npt.NDArray[np.int32], npt.NDArray[np.int64] | None, int]:
     """Check the arguments of `find_candidates`; return them as used, after the name of the logits' type."""
     name = check_logits(logits)
+    if isinstance(logits, StoredLogits):
+        raise OptionError("logits: expected logits in floating point, found StoredLogits")
     rows, cols = (int(n) for n in logits.shape)
     scale = check_scale(scale, name)
     price = np.ascontiguousarray(prices, np.float64)
@@ -75,12 +78,13 @@ def find_candidates(
     selected: Any = None,
     threads: int = 0,
     isa: str = "",
+    first_row: int = 0,
 ) -> Candidates:
     """The best few columns of each row, by score = scale * logits + prices, and what each label loses to the best one.
 
     In torch: ``score.topk(count)``; up to 2 * count columns when that comes cheaper, but none is left out that scores
-    more than one that is in. Of equal scores those columns come first that follow (row * count) % K, cyclically.
-    Columns at -inf are not listed. Logits on CUDA are searched there, by torch.
+    more than one that is in. Of equal scores those columns come first that follow ((first_row + row) * count) % K,
+    cyclically. Columns at -inf are not listed. Logits on CUDA are searched there, by torch.
 
     Args:
         logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch.
@@ -94,6 +98,7 @@ def find_candidates(
         selected: int64 [n] row numbers, or None for all rows.
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use (for tests).
+        first_row: number of the first row in the matrix that the rows are a part of.
 
     Returns:
         Candidates, by place in `selected`.
@@ -115,7 +120,16 @@ def find_candidates(
         from sela_ext.kernels.reference.rounding import find_candidates as on_device
 
         return on_device(
-            logits, price, label, scale=scale, count=count, label_prices=own, slack=slack, floor=floor, selected=chosen
+            logits,
+            price,
+            label,
+            scale=scale,
+            count=count,
+            label_prices=own,
+            slack=slack,
+            floor=floor,
+            selected=chosen,
+            first_row=first_row,
         )
     rows, cols = (int(n) for n in logits.shape)
     n = rows if chosen is None else len(chosen)
@@ -126,7 +140,7 @@ def find_candidates(
         np.empty(n, np.float32),
     )
     # `keep` holds whatever memory the address points into until the call is over.
-    keep, address, stride = _rows_of(logits)
+    keep, address, stride = rows_of(logits)
     _core.find_candidates_cpu(
         address,
         name,
@@ -148,6 +162,7 @@ def find_candidates(
         lists.regret.ctypes.data,
         threads,
         isa,
+        first_row,
     )
     del keep
     return lists

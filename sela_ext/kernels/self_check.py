@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
     from sela_ext.kernels.augment import Augment
-    from sela_ext.kernels.sinkhorn import SinkhornSums
+    from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 State = Literal["passed", "failed", "unsupported", "absent", "off"]
 # Said when one case takes longer, in seconds.
@@ -114,7 +114,8 @@ class OnCard:
         """The CUDA kernels on a copy of the logits that has the same strides and offset."""
         import torch
 
-        from sela_ext.kernels.sinkhorn import SinkhornSums, pass_on_device
+        from sela_ext.kernels.sinkhorn import pass_on_device
+        from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
         rows = logits.shape[0]
         offset, stride = logits.storage_offset(), logits.stride(0)

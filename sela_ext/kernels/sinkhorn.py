@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sela_ext import _core
-from sela_ext.errors import DataError, OptionError, ResourceError
+from sela_ext.errors import OptionError, ResourceError
+from sela_ext.kernels.bounds import ChunkBounds, check_bounds
 from sela_ext.kernels.device import cuda_place, is_tensor, usable
+from sela_ext.kernels.logits import STEPS, StoredLogits, rows_of
+from sela_ext.kernels.logits import check_logits as check_logits
+from sela_ext.kernels.sinkhorn_sums import (
+    SinkhornSums,
+    add_sums,
+    exact_sums,
+    from_exact,
+    like,
+    sinkhorn_resolution,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,46 +33,9 @@ if TYPE_CHECKING:
 # Entries that the torch twin takes at once on a device: 128 MiB for each of its float64 intermediates.
 _TWIN_ENTRIES = 1 << 24
 
-_NUMPY_TYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
-
-
-@dataclass(frozen=True)
-class SinkhornSums:
-    """What one pass over logits [N, K] gives. Arrays are of the kind (numpy or torch, device) of the logits.
-
-    Attributes:
-        column_sums: float64 [K], sum over rows of weight times p[i, k].
-        objective: sum over rows of weight times log-sum-exp, nats.
-        weight: sum of the row weights that entered (N without weights and masked rows).
-        lse: log-sum-exp of each row [N], float32 (float64 for float64 logits); NaN for masked rows.
-        labels: int32 [N], argmax of each row, -1 for masked rows; None when not asked for.
-        masked: number of masked rows.
-        candidates: the entries with p > exp(-keep), for Newton's method; None when not asked for.
-    """
-
-    column_sums: Any
-    objective: float
-    weight: float
-    lse: Any
-    labels: Any | None
-    masked: int
-    candidates: Any | None = None
-
-
-def check_logits(logits: Any) -> str:
-    """Check that logits are [N, K] of a supported type, and return the name of that type."""
-    shape = getattr(logits, "shape", None)
-    if shape is None or len(shape) != 2:
-        found = type(logits).__name__ if shape is None else f"shape {tuple(shape)}"
-        raise DataError(f"logits: expected a numpy or torch array [N, K], found {found}")
-    name = str(getattr(logits.dtype, "name", logits.dtype)).removeprefix("torch.")
-    if name not in ("float32", "float16", "bfloat16", "float64"):
-        raise DataError(
-            f"logits: expected float32, float16, bfloat16 or float64, found {name}; convert them, e.g. to float32"
-        )
-    if shape[1] < 1:
-        raise DataError("logits: expected at least one column, found K = 0")
-    return name
+# Rows that are summed in floating point, from a multiple of this number on; from there on sums are integers.
+ROWS_TOGETHER = 128
+SAMPLE_ROWS = 4  # rows that a pass over a part of the rows (`every`) reads together
 
 
 def check_vector(name: str, value: Any, length: int) -> npt.NDArray[np.float64]:
@@ -117,6 +90,10 @@ def sinkhorn_pass(
     every: int = 1,
     keep: float | None = None,
     keep_at_most: int = 2**62,
+    first_row: int = 0,
+    rows_in_all: int | None = None,
+    largest_weight: float | None = None,
+    bounds: ChunkBounds | None = None,
 ) -> SinkhornSums:
     """Read logits once and return row log-sum-exp, column sums, objective and, if asked, argmax labels.
 
@@ -128,7 +105,8 @@ def sinkhorn_pass(
 
     Args:
         logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch. Rows may be strided, columns are copied
-            together if they are not adjacent.
+            together if they are not adjacent. Or `StoredLogits`: the results are those of the logits that these stand
+            for, lse and objective too, as numpy arrays; CPU only.
         potential: [K] log beta in nats, finite.
         scale: lambda > 0. float32, unless the logits are float64.
         row_weights: [N] >= 0, or None for ones. 0 takes a row out of the sums; it keeps its label.
@@ -137,10 +115,16 @@ def sinkhorn_pass(
         want_labels: also return labels.
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use ("generic", "avx2", "avx512"; for tests).
-        every: read only every so many blocks of 128 rows, beginning with the first; the sums are over the rows read,
-            the lse of others is that of `reference` (NaN without), their label -1. CPU only.
+        every: read only every so many groups of 4 rows, beginning with the first; the sums are over the rows read, the
+            lse of others is that of `reference` (NaN without), their label -1. CPU only.
         keep: also return the entries with p > exp(-keep), 0 < keep <= 24 nats (float64: 40). CPU only.
         keep_at_most: with more such entries than this none are returned (`candidates.overflow`).
+        first_row: a multiple of 128: the logits are rows first_row, first_row + 1, ... of a larger matrix, whose other
+            parts begin at multiples of 128, too (see `add_sums`). `every` then counts the groups of the matrix.
+        rows_in_all: rows of that matrix. None: first_row + N.
+        largest_weight: >= every row weight of that matrix. None: the largest one here.
+        bounds: of `chunk_bounds` for these logits: filled in by a pass over all rows, used by later ones, which then
+            read little of peaked logits. No bit of any result changes. CPU only.
 
     Returns:
         SinkhornSums.
@@ -164,16 +148,29 @@ def sinkhorn_pass(
         raise OptionError(f"threads: expected an integer in 0 .. 4096 (0 = all), found {threads!r}")
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise OptionError(f"every: expected an integer >= 1, found {every!r}")
+    if first_row < 0 or first_row % ROWS_TOGETHER:
+        raise OptionError(f"first_row: expected a multiple of {ROWS_TOGETHER}, found {first_row}")
+    if rows_in_all is not None and rows_in_all < first_row + int(logits.shape[0]):
+        raise OptionError(f"rows_in_all: expected at least {first_row + int(logits.shape[0])}, found {rows_in_all}")
     deepest = 40 if name == "float64" else 24
     if keep is not None and not 0 < keep <= deepest:
         raise OptionError(f"keep: expected a number of nats in 0 .. {deepest} for {name} logits, found {keep}")
     place = cuda_place(logits)
     if place is not None:
-        if every > 1 or keep is not None:
-            raise OptionError("every, keep: only for logits on the CPU; leave them out, or pass logits.cpu()")
+        if every > 1 or keep is not None or bounds is not None:
+            raise OptionError("every, keep, bounds: only for logits on the CPU; leave them out, or pass logits.cpu()")
         card = usable(place)
         if card is None:
-            return pass_in_torch(logits, potential, scale=scale, row_weights=row_weights, want_labels=want_labels)
+            return pass_in_torch(
+                logits,
+                potential,
+                scale=scale,
+                row_weights=row_weights,
+                want_labels=want_labels,
+                first_row=first_row,
+                rows_in_all=rows_in_all,
+                largest_weight=largest_weight,
+            )
         return pass_on_device(
             card,
             logits,
@@ -182,6 +179,9 @@ def sinkhorn_pass(
             row_weights=row_weights,
             reference=reference,
             want_labels=want_labels,
+            first_row=first_row,
+            rows_in_all=rows_in_all,
+            largest_weight=largest_weight,
         )
     if is_tensor(logits) and logits.device.type != "cpu":
         raise OptionError(f"logits: expected a tensor on cpu or cuda, found {logits.device}; move it with .cpu()")
@@ -198,6 +198,10 @@ def sinkhorn_pass(
         every=every,
         keep=keep,
         keep_at_most=keep_at_most,
+        first_row=first_row,
+        rows_in_all=rows_in_all,
+        largest_weight=largest_weight,
+        bounds=bounds,
     )
 
 
@@ -214,6 +218,10 @@ def pass_on_cpu(
     every: int = 1,
     keep: float | None = None,
     keep_at_most: int = 2**62,
+    first_row: int = 0,
+    rows_in_all: int | None = None,
+    largest_weight: float | None = None,
+    bounds: ChunkBounds | None = None,
 ) -> SinkhornSums:
     """`sinkhorn_pass` by the CPU kernels; the logits are on the host.
 
@@ -225,12 +233,20 @@ def pass_on_cpu(
     scale = check_scale(scale, name)
     g = check_vector("potential", potential, cols)
     weights = None if row_weights is None else check_weights(row_weights, rows)
-    largest = 1.0 if weights is None or not rows else max(float(weights.max()), 1e-30)
+    largest = check_largest(largest_weight, weights)
+    rows_in_all = first_row + rows if rows_in_all is None else rows_in_all
     lse_type = np.float64 if name == "float64" else np.float32
     before = None if reference is None else _reference(reference, rows, lse_type)
 
     # `memory` holds whatever the addresses point into until the call is over.
-    memory, address, stride = _rows_of(logits)
+    memory, address, stride = rows_of(logits)
+    if bounds is not None:
+        check_bounds(bounds, logits)
+        if every > 1 and not bounds.complete:
+            bounds = None
+    unit, stored = scale, (0, 0.0)
+    if isinstance(logits, StoredLogits):
+        unit, stored = unit_of(logits, scale), (logits.maxima.ctypes.data, scale)
     columns = np.empty(cols, np.int64)
     if every == 1:
         lse = np.empty(rows, lse_type)
@@ -238,13 +254,14 @@ def pass_on_cpu(
         lse = np.full(rows, np.nan, lse_type) if before is None else before.copy()
     labels = np.full(rows, -1, np.int32) if want_labels else None
     kept = None if keep is None else _core.Candidates(level=float(keep), limit=keep_at_most)
-    objective, weight, masked = _core.sinkhorn_pass_cpu(
+    totals = np.empty((2, -(-rows // ROWS_TOGETHER)))
+    _, _, masked, live = _core.sinkhorn_pass_cpu(
         address,
         name,
         rows,
         cols,
         stride,
-        scale,
+        unit,
         g.ctypes.data,
         0 if weights is None else weights.ctypes.data,
         largest,
@@ -256,22 +273,58 @@ def pass_on_cpu(
         isa,
         every,
         kept,
+        first_row,
+        rows_in_all,
+        totals.ctypes.data,
+        *stored,
+        0 if bounds is None else bounds.values.ctypes.data,
+        bounds is not None and bounds.complete,
     )
     del memory
-    sums = columns.astype(np.float64) * _core.sinkhorn_resolution(rows, largest)
-    if not is_tensor(logits):
-        return SinkhornSums(sums, objective, weight, lse, labels, masked, kept)
-    import torch
-
+    if bounds is not None:
+        bounds.complete = True
+    exact = exact_sums(columns, totals, masked, largest)
+    sums, objective, weight, _ = from_exact(exact, rows_in_all, largest)
     return SinkhornSums(
-        torch.from_numpy(sums),
+        like(logits, sums),
         objective,
         weight,
-        torch.from_numpy(lse),
-        None if labels is None else torch.from_numpy(labels),
+        like(logits, lse),
+        None if labels is None else like(logits, labels),
         masked,
         kept,
+        exact,
+        rows_in_all,
+        largest,
+        _rows_read(first_row, rows, every) * cols,
+        live,
     )
+
+
+def _rows_read(first_row: int, rows: int, every: int) -> int:
+    """Rows in every so many blocks of the matrix among these."""
+    if every == 1:
+        return rows
+    starts = range(first_row, first_row + rows, ROWS_TOGETHER)
+    return sum(
+        min(ROWS_TOGETHER, first_row + rows - start) for start in starts if (start // ROWS_TOGETHER) % every == 0
+    )
+
+
+def unit_of(stored: StoredLogits, scale: float) -> float:
+    """What one unit of the stored values is worth in nats."""
+    return scale / (STEPS * stored.lam) if stored.kind == "fixed16" else scale
+
+
+def check_largest(largest_weight: float | None, weights: Any) -> float:
+    """The largest row weight of the matrix that weights (a vector, or None: all 1) belong to."""
+    if largest_weight is None:
+        return 1.0 if weights is None or not len(weights) else max(float(weights.max()), 1e-30)
+    if not 1e-30 <= largest_weight <= 1e30 or (weights is not None and len(weights) and weights.max() > largest_weight):
+        raise OptionError(
+            f"largest_weight: expected 1e-30 .. 1e30 and at least every row weight, found {largest_weight}"
+        )
+    return float(largest_weight)
 
 
 def on_cuda(logits: Any) -> bool:
@@ -296,39 +349,29 @@ def _reference(value: Any, rows: int, lse_type: Any) -> npt.NDArray[Any]:
     return before
 
 
-def _rows_of(logits: Any) -> tuple[Any, int, int]:
-    """The array itself or a copy with adjacent columns; its address; elements from one row to the next."""
-    rows, cols = logits.shape
-    if is_tensor(logits):
-        logits = logits.detach()
-        if rows and ((logits.stride(1) != 1 and cols > 1) or (logits.stride(0) < cols and rows > 1)):
-            logits = logits.contiguous()
-        return logits, logits.data_ptr(), max(int(logits.stride(0)), int(cols))
-    if not logits.dtype.isnative or not logits.flags.aligned:
-        logits = logits.astype(logits.dtype.newbyteorder("="))
-    size = logits.dtype.itemsize
-    step, inner = logits.strides
-    if rows and ((inner != size and cols > 1) or (rows > 1 and (step % size or step < cols * size))):
-        logits = np.ascontiguousarray(logits)
-        step = logits.strides[0]
-    return logits, logits.ctypes.data, max(int(step) // size, int(cols))
-
-
 def pass_in_torch(
-    logits: torch.Tensor, potential: Any, *, scale: float = 1.0, row_weights: Any = None, want_labels: bool = False
+    logits: torch.Tensor,
+    potential: Any,
+    *,
+    scale: float = 1.0,
+    row_weights: Any = None,
+    want_labels: bool = False,
+    first_row: int = 0,
+    rows_in_all: int | None = None,
+    largest_weight: float | None = None,
 ) -> SinkhornSums:
     """`sinkhorn_pass` by the pure-torch twin where the logits are, a block of rows at a time: it needs float64 copies.
 
     Raises:
         OptionError: an argument of a wrong shape or value.
     """
-    import torch
-
     from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass as twin
 
     rows, cols = (int(n) for n in logits.shape)
     weights = None if row_weights is None else check_weights(row_weights, rows)
-    step = max(1, _TWIN_ENTRIES // cols)
+    largest = check_largest(largest_weight, weights)
+    rows_in_all = first_row + rows if rows_in_all is None else rows_in_all
+    step = max(1, _TWIN_ENTRIES // cols // ROWS_TOGETHER) * ROWS_TOGETHER
     parts = [
         twin(
             logits[first : first + step],
@@ -336,17 +379,13 @@ def pass_in_torch(
             scale=scale,
             row_weights=None if weights is None else weights[first : first + step],
             want_labels=want_labels,
+            first_row=first_row + first,
+            rows_in_all=rows_in_all,
+            largest_weight=largest,
         )
         for first in range(0, max(rows, 1), step)
     ]
-    return SinkhornSums(
-        torch.stack([part.column_sums for part in parts]).sum(0),
-        math.fsum(part.objective for part in parts),
-        math.fsum(part.weight for part in parts),
-        torch.cat([part.lse for part in parts]),
-        torch.cat([part.labels for part in parts]) if want_labels else None,  # type: ignore[misc]
-        sum(part.masked for part in parts),
-    )
+    return add_sums(parts)
 
 
 def pass_on_device(
@@ -358,6 +397,9 @@ def pass_on_device(
     row_weights: Any = None,
     reference: Any = None,
     want_labels: bool = False,
+    first_row: int = 0,
+    rows_in_all: int | None = None,
+    largest_weight: float | None = None,
 ) -> SinkhornSums:
     """`sinkhorn_pass` by the CUDA kernels of a device, whatever its self-check says; the logits are there already.
 
@@ -373,6 +415,9 @@ def pass_on_device(
         row_weights=row_weights,
         reference=reference,
         want_labels=want_labels,
+        first_row=first_row,
+        rows_in_all=rows_in_all,
+        largest_weight=largest_weight,
     )
     launch()
     return collect()
@@ -387,6 +432,9 @@ def prepared_pass(
     row_weights: Any = None,
     reference: Any = None,
     want_labels: bool = False,
+    first_row: int = 0,
+    rows_in_all: int | None = None,
+    largest_weight: float | None = None,
 ) -> tuple[Callable[[], None], Callable[[], SinkhornSums]]:
     """Check and allocate: (launch, collect), the kernels alone and what reads their results back.
 
@@ -433,6 +481,8 @@ def prepared_pass(
             if not (low >= 0 and largest <= 1e30):
                 raise OptionError(f"row_weights: expected numbers in 0 .. 1e30, found {low} .. {largest}")
             largest = max(largest, 1e-30)
+        largest = largest if largest_weight is None else max(largest, check_largest(largest_weight, None))
+        all_rows = first_row + rows if rows_in_all is None else rows_in_all
         before = None if reference is None else on_device("reference", reference, rows, lse_type)
         totals_count, scratch_bytes = card.core.sinkhorn_workspace_cuda(rows, cols, name)
         columns = torch.zeros(cols, dtype=torch.int64, device=device)
@@ -463,14 +513,16 @@ def prepared_pass(
                     masked.data_ptr(),
                     scratch.data_ptr(),
                     card.stream(),
+                    all_rows,
                 )
         except RuntimeError as error:
             raise ResourceError(str(error)) from error
 
     def collect() -> SinkhornSums:
         with card.current():
-            objective, weight = (math.fsum(part) for part in totals.tolist())
-            sums = columns.double() * _core.sinkhorn_resolution(rows, largest)
-            return SinkhornSums(sums, objective, weight, lse, labels, int(masked.item()))
+            exact = exact_sums(columns.cpu().numpy(), totals.cpu().numpy(), int(masked.item()), largest)
+            _, objective, weight, count = from_exact(exact, all_rows, largest)
+            sums = columns.double() * sinkhorn_resolution(all_rows, largest)
+            return SinkhornSums(sums, objective, weight, lse, labels, count, None, exact, all_rows, largest)
 
     return launch, collect

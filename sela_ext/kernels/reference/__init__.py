@@ -9,6 +9,7 @@ from sela_ext.kernels.reference.augment import (
     philox4x32,
     sample_parameters,
 )
+from sela_ext.kernels.reference.logits import store_logits
 from sela_ext.kernels.reference.newton import newton_product, newton_prune, newton_rows, newton_solve, newton_sums
 from sela_ext.kernels.reference.rounding import best_labels, find_candidates, smooth_prices
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
@@ -28,4 +29,5 @@ __all__ = [
     "sample_parameters",
     "sinkhorn_pass",
     "smooth_prices",
+    "store_logits",
 ]

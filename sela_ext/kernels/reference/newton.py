@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.errors import OptionError
-from sela_ext.kernels.newton import NewtonSolution, NewtonSums, check_ratio
+from sela_ext.kernels.newton import ColumnLaw, NewtonSolution, NewtonSums, check_ratio
 from sela_ext.kernels.sinkhorn import check_vector
 
 if TYPE_CHECKING:
@@ -23,11 +23,22 @@ class Candidates:
     def __init__(self, log_p: Vector, weights: npt.NDArray[np.float32] | None, level: float, limit: int) -> None:
         """Keep the entries of log_p [rows, K] above -level; rows of nothing but -inf have none."""
         self.rows, self.cols = log_p.shape
+        self.level, self.limit = level, limit
         mask = log_p > -level
         self.overflow = int(mask.sum()) > limit
         self._mask = np.zeros_like(mask) if self.overflow else mask
         self._log_p = log_p
         self._weights = np.empty(0, np.float32) if weights is None or self.overflow else weights
+        self.entries = int(self._mask.sum())
+
+    def append(self, other: Candidates) -> None:
+        """Add the rows of another part behind these."""
+        entries = self.entries + other.entries
+        self.overflow = self.overflow or other.overflow or entries > self.limit
+        self.rows += other.rows
+        self._mask = np.concatenate([self._mask, other._mask]) & (not self.overflow)
+        self._log_p = np.concatenate([self._log_p, other._log_p])
+        self._weights = np.concatenate([self._weights, other._weights])[: 0 if self.overflow else None]
         self.entries = int(self._mask.sum())
 
     def offsets(self) -> npt.NDArray[np.int64]:
@@ -129,6 +140,68 @@ def newton_product(rows: Any, plan: Any, x: Any, *, threads: int = 0, isa: str =
     return product
 
 
+class _Columns:
+    """Value, gradient and curvature of what is wanted of the columns, and of the defect."""
+
+    def __init__(self, target: Vector, defect: Vector, law: ColumnLaw | None, gauge: Vector) -> None:
+        self.target, self.defect, self.law, self.gauge = target, defect, law, gauge
+
+    def __call__(self, d: Vector, sums: Vector) -> tuple[float, Vector, Vector]:
+        moving = self.target > 0
+        share = self.gauge / self.gauge.sum()
+        relative = d if self.law is None else d - share @ d
+        grown = np.where(self.defect > 0, self.defect * np.exp(relative), self.defect)
+        value = np.where(self.defect > 0, grown, self.defect * relative)
+        curvature = np.where(self.defect > 0, grown, 0.0)
+        sums = sums + grown
+        if self.law is not None:
+            sums = sums - grown[moving].sum() * share
+        if self.law is None:
+            value, gradient = value - self.target * d, sums - self.target
+        elif self.law.bounds is None:
+            asked = self.target * np.exp(-(self.law.offset + d) / self.law.strength)
+            value, gradient = value + self.law.strength * asked, sums - asked
+            curvature = curvature + asked / self.law.strength
+        else:
+            w, (low, high) = self.law.offset + d, self.law.bounds
+            value = value - np.where(w > 0, low, high) * w
+            at_kink = np.where(sums < low, sums - low, np.where(sums > high, sums - high, 0.0))
+            gradient = np.where(w > 0, sums - low, np.where(w < 0, sums - high, at_kink))
+        return float(value[moving].sum()), np.where(moving, gradient, 0.0), curvature
+
+    def moved(self, d: Vector, step: Vector, gradient: Vector) -> Vector:
+        """The point a step away; no bounded column crosses its kink."""
+        new: Vector = d + step
+        if self.law is None or self.law.bounds is None:
+            return new
+        before, after = self.law.offset + d, self.law.offset + new
+        stop = np.where(before != 0, before * after < 0, after * gradient > 0) & (step != 0)
+        return np.where(stop, -self.law.offset, new)
+
+    def movable(self, d: Vector, gradient: Vector) -> npt.NDArray[np.bool_]:
+        """Columns that take part in a step."""
+        moving = self.target > 0
+        if self.law is not None and self.law.bounds is not None:
+            moving &= (gradient != 0) | (self.law.offset + d != 0)
+        return moving
+
+
+def _newton_step(
+    rows: Any, found: NewtonSums, extra: Vector, gradient: Vector, moving: npt.NDArray[np.bool_], gauge: Vector | None
+) -> Vector:
+    """The exact solution of (H + diag(extra)) x = -gradient over moving columns; with a gauge where gauge . x = 0."""
+    q, w = rows.plan_matrix(found.plan), rows.row_weights[:, None]
+    hessian = (np.diag((w * q).sum(axis=0) + extra) - (w * q).T @ q)[np.ix_(moving, moving)]
+    x = np.zeros(len(gradient))
+    if gauge is None:
+        x[moving] = np.linalg.solve(hessian, -gradient[moving])
+        return x
+    edge = gauge[moving, None]
+    system = np.block([[hessian, edge], [edge.T, np.zeros((1, 1))]])
+    x[moving] = np.linalg.solve(system, np.append(-gradient[moving], 0.0))[:-1]
+    return x
+
+
 def newton_solve(
     rows: Any,
     target: Any,
@@ -144,56 +217,54 @@ def newton_solve(
     prune: float = 0.0,
     threads: int = 0,
     isa: str = "",
+    law: ColumnLaw | None = None,
 ) -> NewtonSolution:
     """The same as `sela_ext.kernels.newton_solve`, with the Hessian as a matrix and its exact solution.
 
     `products`, `threads` and `isa` change nothing.
     """
     t, r = np.asarray(target, np.float64), np.asarray(defect, np.float64)
-    moving = t > 0
     sums = 0
-    gauge = np.where(moving, newton_sums(rows, d, ratio=ratio).columns, 0.0)
+    gauge = np.where(t > 0, newton_sums(rows, d, ratio=ratio).columns, 0.0)
+    at = np.array(d, np.float64)
+    if law is None:
+        at[t > 0] -= gauge @ at / gauge.sum()
+    columns = _Columns(t, r, law, gauge)
 
     def evaluate(point: Vector) -> tuple[float, Vector, Vector, NewtonSums]:
         nonlocal sums
         sums += 1
         found = newton_sums(rows, point, ratio=ratio)
-        grown = np.where(r > 0, r * np.exp(point), r)
-        value = found.objective + float(np.where(r > 0, grown, r * point)[moving].sum() - t @ point)
-        gradient = np.where(moving, found.columns + grown - t, 0.0)
-        gradient = gradient - gauge * gradient.sum() / gauge.sum()
-        return value, gradient, np.where(r > 0, grown, 0.0), found
+        value, gradient, curvature = columns(point, found.columns)
+        if law is None:
+            gradient = gradient - gauge * gradient.sum() / gauge.sum()
+        return found.objective + value, gradient, curvature, found
 
-    at = np.array(d, np.float64)
-    at[moving] -= gauge @ at / gauge.sum()
     start = at.copy()
     value, gradient, curvature, found = evaluate(at)
     now = float(np.abs(gradient).sum()) / rows.weight
     taken = 0
     while now > tolerance and taken < steps:
         extra = curvature + np.abs(gradient) / clip + 1e-9 * t + 1e-14 * t.sum()
-        q, w = rows.plan_matrix(found.plan), rows.row_weights[:, None]
-        hessian = np.diag((w * q).sum(axis=0) + extra) - (w * q).T @ q
-        edge = gauge[moving, None]
-        system = np.block([[hessian[np.ix_(moving, moving)], edge], [edge.T, np.zeros((1, 1))]])
-        x = np.zeros_like(at)
-        x[moving] = np.linalg.solve(system, np.append(-gradient[moving], 0.0))[:-1]
+        moving = columns.movable(at, gradient)
+        x = _newton_step(rows, found, extra, gradient, moving, gauge if law is None else None)
         taken += 1
         length = min(1.0, 2 * clip / max(float(np.abs(x).max()), 1e-300))
         if math.isfinite(reach):
             used = x != 0
             room = (reach - np.sign(x[used]) * (at - start)[used]) / np.abs(x[used])
             length = min(length, float(room.min(initial=np.inf)))
-        slope = float(gradient @ x)
         while length > 1e-6:
-            new = evaluate(at + length * x)
+            there = columns.moved(at, length * x, gradient)
+            change = float(gradient @ (there - at))
+            new = evaluate(there)
             error = float(np.abs(new[1]).sum()) / rows.weight
-            if new[0] <= value + 1e-4 * length * slope or error < 0.9 * now:
+            if new[0] <= value + 1e-4 * change or error < 0.9 * now:
                 break
-            length *= 0.5
+            length /= 2
         else:
             break
-        at = at + length * x
+        at = there
         (value, gradient, curvature, found), now = new, error
     if prune > 0:
         newton_prune(rows, found.plan, prune)

@@ -30,6 +30,7 @@ def find_candidates(
     selected: Any = None,
     threads: int = 0,
     isa: str = "",
+    first_row: int = 0,
 ) -> Candidates:
     """The same as `sela_ext.kernels.find_candidates`, in torch, in float64, on the device of the logits.
 
@@ -47,6 +48,7 @@ def find_candidates(
         selected: int64 [n] or None.
         threads: unused.
         isa: unused.
+        first_row: number of the first row in the matrix that the rows are a part of.
 
     Returns:
         Candidates, numpy.
@@ -86,7 +88,7 @@ def find_candidates(
         wanted = has_any & (regret > slack)
         good = (score >= torch.where(possible, floor, -math.inf)) & (score > -math.inf)
         # Best first; of equals, those that follow `start`, cyclically: a stable sort of the turned row.
-        start = torch.from_numpy(index[places] * count % cols).to(device)
+        start = torch.from_numpy((first_row + index[places]) * count % cols).to(device)
         turned = (start[:, None] + torch.arange(cols, device=device)) % cols
         order = torch.where(good, score, -math.inf).gather(1, turned).argsort(dim=1, descending=True, stable=True)
         top = turned.gather(1, order[:, :count])

@@ -1,0 +1,174 @@
+"""What a fused Sinkhorn pass returns, in a form that can be added exactly over parts of a matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sela_ext import _core
+from sela_ext.kernels.device import is_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class SinkhornSums:
+    """What one pass over logits [N, K] gives. Arrays are of the kind (numpy or torch, device) of the logits.
+
+    Attributes:
+        column_sums: float64 [K], sum over rows of weight times p[i, k].
+        objective: sum over rows of weight times log-sum-exp, nats.
+        weight: sum of the row weights that entered (N without weights and masked rows).
+        lse: log-sum-exp of each row [N], float32 (float64 for float64 logits); NaN for masked rows.
+        labels: int32 [N], argmax of each row, -1 for masked rows; None when not asked for.
+        masked: number of masked rows.
+        candidates: the entries with p > exp(-keep), for Newton's method; None when not asked for.
+        exact: int64 [K + 9] on the host: the integers that column_sums, objective, weight and masked are made of. Those
+            of parts of a matrix can be added in any order and grouping, with the same bits as one pass over all of it.
+        rows_in_all: rows of that matrix.
+        largest_weight: the largest row weight in it; with rows_in_all it fixes the units.
+        entries: rows read times columns.
+        live: of these, entries whose terms the pass computed, counted by chunks of 32 columns: all, or on peaked
+            logits, on the CPU, those in chunks that were not skipped.
+    """
+
+    column_sums: Any
+    objective: float
+    weight: float
+    lse: Any
+    labels: Any | None
+    masked: int
+    candidates: Any | None = None
+    exact: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    rows_in_all: int = 0
+    largest_weight: float = 1.0
+    entries: int = 0
+    live: int = 0
+
+    @property
+    def live_share(self) -> float:
+        """Part of the entries whose terms were computed; 1 where it was not counted."""
+        return min(1.0, self.live / self.entries) if self.entries else 1.0
+
+
+# Note [Exact totals]
+# Objective and weight come as one double for each block of rows. Each is written as the sum of w[k] 2^(32 - 32 k) with
+# four integers w, in units of the largest row weight rounded up to a power of two; the words are added as int64. Beyond
+# 2^76 units a block counts as 2^76, and so does one that is not a number.
+WORDS = 4
+TOGETHER = 8192  # blocks whose words are in the cache at once: 3.5 times as fast as all together
+
+
+def exact_sums(
+    columns: npt.NDArray[np.int64], totals: npt.NDArray[np.float64], masked: int, largest_weight: float
+) -> npt.NDArray[np.int64]:
+    """The integers that can be added over parts, see Note [Exact totals].
+
+    Args:
+        columns: [K] integer column sums.
+        totals: [2, blocks], objective and weight of each block of rows.
+        masked: rows.
+        largest_weight: of all rows of the matrix.
+
+    Returns:
+        int64 [K + 9].
+    """
+    scale = math.ldexp(1.0, -_exponent(largest_weight))
+    words = np.zeros((2, WORDS), np.int64)
+    for first in range(0, totals.shape[1], TOGETHER):
+        with np.errstate(over="ignore"):
+            x = totals[:, first : first + TOGETHER] * scale
+        np.copyto(x, np.inf, where=np.isnan(x))
+        np.clip(x, -(2.0**76), 2.0**76, out=x)
+        for k in range(WORDS):
+            unit = math.ldexp(1.0, 32 - 32 * k)
+            word = np.rint(x / unit)
+            x -= word * unit
+            words[:, k] += word.astype(np.int64).sum(axis=1)
+    return np.concatenate([columns, words.ravel(), [masked]]).astype(np.int64)
+
+
+def from_exact(
+    exact: npt.NDArray[np.int64], rows_in_all: int, largest_weight: float
+) -> tuple[npt.NDArray[np.float64], float, float, int]:
+    """Column sums, objective, weight and masked rows from the integers of `exact_sums`, or sums of such."""
+    unit = _exponent(largest_weight) + 32 - 32 * (WORDS - 1)
+
+    def total(words: npt.NDArray[np.int64]) -> float:
+        value = sum(int(word) << 32 * (WORDS - 1 - k) for k, word in enumerate(words))
+        return math.ldexp(float(value), unit)
+
+    columns, words = np.split(exact, [len(exact) - 2 * WORDS - 1])
+    return (
+        columns.astype(np.float64) * sinkhorn_resolution(rows_in_all, largest_weight),
+        total(words[:WORDS]),
+        total(words[WORDS:-1]),
+        int(words[-1]),
+    )
+
+
+def sinkhorn_resolution(rows: int, largest_weight: float) -> float:
+    """Value of one unit of the integer column sums over so many rows with such weights."""
+    return _core.sinkhorn_resolution(rows, largest_weight)
+
+
+def _exponent(largest_weight: float) -> int:
+    return math.frexp(largest_weight)[1]
+
+
+def add_sums(parts: Sequence[SinkhornSums]) -> SinkhornSums:
+    """Put the results of parts of one matrix together, in the order of their rows.
+
+    Args:
+        parts: of `sinkhorn_pass` with the same rows_in_all and largest_weight; their candidates are used up.
+
+    Returns:
+        SinkhornSums, with the bits of one pass over all these rows.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    exact = np.sum(np.array([part.exact for part in parts]), axis=0)
+    sums, objective, weight, masked = from_exact(exact, first.rows_in_all, first.largest_weight)
+    candidates = first.candidates
+    if candidates is not None:
+        for part in parts[1:]:
+            candidates.append(part.candidates)
+    labels = None if first.labels is None else _joined([part.labels for part in parts])
+    return SinkhornSums(
+        like(first.column_sums, sums),
+        objective,
+        weight,
+        _joined([part.lse for part in parts]),
+        labels,
+        masked,
+        candidates,
+        exact,
+        first.rows_in_all,
+        first.largest_weight,
+        sum(part.entries for part in parts),
+        sum(part.live for part in parts),
+    )
+
+
+def _joined(arrays: Sequence[Any]) -> Any:
+    if not is_tensor(arrays[0]):
+        return np.concatenate(arrays)
+    import torch
+
+    return torch.cat(list(arrays))
+
+
+def like(model: Any, value: npt.NDArray[Any]) -> Any:
+    """A numpy array in the kind, and on the device, of a model."""
+    if not is_tensor(model):
+        return value
+    import torch
+
+    return torch.from_numpy(value).to(model.device)

@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -355,6 +356,7 @@ def balance(run: Run) -> None:
     reference = Fused(dense, run.threads)
     zeros = np.zeros(1000)
     table = []
+    warnings.simplefilter("ignore", sela_ext.UnbalancedLabelsWarning)  # the hard cases earn it
     for name, logits, options in balance_cases():
         if run.quick and name != "independent entries":
             break

@@ -326,6 +326,14 @@ def test_a_large_case_runs_in_a_process_of_its_own(child):
     assert found[-1]["live"] > 10
 
 
+def test_a_large_case_can_be_recomputed_in_every_read(child):
+    task = {"question": "large", "case": "peaked", "tols": [1e-3], "threads": 1, "shape": [4001, 300]}
+    (found,) = child.answers(child.start({**task, "recomputed": True}))
+    assert found["true_l1"] <= 1.1e-3
+    assert found["method"] == "newton"
+    assert found["seconds_per_read"] is None
+
+
 def test_a_process_that_fails_says_why(child):
     task = {"question": "large", "case": "no such case", "tols": [1e-2], "threads": 1}
     assert list(child.answers(child.start(task))) == [{"failed": "KeyError: 'no such case'"}]

@@ -106,6 +106,10 @@ def large(task: Mapping[str, Any]) -> None:
 def memory(task: Mapping[str, Any]) -> None:
     """Memory of one solve above what the interpreter and the packages take, logits included."""
     case = cases.CASES[task["case"]]()
+    tiny = case.features[:1000], case.weight, case.bias
+    sela_ext.assign(tiny[0] @ tiny[1].T, threads=task["threads"])  # loads what a solve loads, torch for features, too
+    if task["kind"] == "features":
+        sela_ext.assign(sela_ext.FeatureLogits(*tiny), threads=task["threads"])
     before = resident()[0]  # the features are counted where they are what is solved, below
     if task["kind"] == "features":
         logits: Any = sela_ext.FeatureLogits(case.features, case.weight, case.bias)

@@ -311,6 +311,35 @@ def test_nothing_is_timed_without_agreement(solver, monkeypatch):
         solver.iteration_case(solver.Run(1, True, "quick"), "dense", solver.cases.dense_logits(600, 50), 1)
 
 
+def test_a_run_of_one_part_prints_its_table_and_the_targets(solver, monkeypatch, capsys):
+    monkeypatch.setattr(solver, "BALANCED", (620, 10))
+    monkeypatch.setattr(sys, "argv", ["solver.py", "--only", "balance", "--threads", "1", "--no-record"])
+    before = torch.get_num_threads()
+    try:
+        solver.main()
+    finally:
+        torch.set_num_threads(before)
+    shown = capsys.readouterr().out
+    lines = [found for found in shown.splitlines() if "62..62" in found]
+    assert len(lines) == 7, "every case is balanced"
+    assert "Targets, from the rows of this run" in shown
+    assert "rows appended" not in shown
+
+
+def test_a_part_that_fails_is_named_and_the_others_go_on(solver, monkeypatch, capsys):
+    def broken(run):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(solver, "balance", broken)
+    monkeypatch.setattr(solver, "accuracy", lambda run: run.add("accuracy", "x", "y", true_l1=1e-8, span=1.0))
+    monkeypatch.setattr(sys, "argv", ["solver.py", "--only", "balance", "accuracy", "--threads", "1", "--no-record"])
+    with pytest.raises(SystemExit, match="failed: balance"):
+        solver.main()
+    shown = capsys.readouterr().out
+    assert "balance: failed, ValueError: no such thing" in shown
+    assert "1.0e-08" in shown
+
+
 def test_an_unknown_part_is_named(solver):
     with pytest.raises(SystemExit, match=r"expected one of dense, peaked, .* found moon"):
         solver.parts_of(type("Options", (), {"only": ["moon"], "quick": False}))

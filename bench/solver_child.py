@@ -175,7 +175,10 @@ def start(task: Mapping[str, Any]) -> subprocess.Popen[str]:
 
 def answers(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
     """What a started task says, once it has ended; a failed one says {"failed": last line of its error}."""
-    out, err = process.communicate()
+    try:
+        out, err = process.communicate()
+    finally:
+        process.kill()  # it has ended, unless this process was told to
     for line in out.splitlines():
         if line.startswith("{"):
             yield json.loads(line)

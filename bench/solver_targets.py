@@ -50,13 +50,15 @@ class Target:
     value: Callable[[Sequence[Row]], Value]
 
     def verdict(self, found: Value) -> str:
-        """One of: stretch, gate, not met, not in this run."""
+        """One of: stretch, gate, not met, open (a lower bound below the gate), not in this run."""
         if found.number is None:
             return "not in this run"
         sign = 1 if self.larger else -1
         if self.stretch is not None and sign * found.number >= sign * self.stretch:
             return "stretch"
-        return "gate" if sign * found.number >= sign * self.gate else "not met"
+        if sign * found.number >= sign * self.gate:
+            return "gate"
+        return "open" if found.at_least else "not met"
 
 
 def pick(rows: Iterable[Row], **wanted: Any) -> list[Row]:
@@ -242,7 +244,7 @@ def figure(number: float, unit: str = "") -> str:
     """A figure for a table: three or four digits, and the unit."""
     if number == float("inf"):
         return "not reached"
-    if unit == "%" and number > 99 and number != 100:
+    if unit == "%" and 99 < number < 100:
         return f"{number:.4f}%"
     if number and abs(number) < 1e-3:
         text = f"{number:.1e}"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import sela_ext
-from sela_ext.assign import UnbalancedLabelsWarning, newton, problem
+from sela_ext.assign import UnbalancedLabelsWarning, continuation, problem
 from sela_ext.assign.problem import Problem
 from sela_ext.errors import DataError, OptionError
 
@@ -152,10 +152,10 @@ def test_marginals_and_row_weights_are_met():
 
 
 def test_stages_read_more_rows_each():
-    assert newton.samples(1_281_167, 1000) == [320, 40, 5, 1]
-    assert newton.samples(60_000, 1000) == [15, 1]
-    assert newton.samples(20_000, 3000) == [1]
-    assert newton.samples(1, 1) == [1]
+    assert continuation.samples(1_281_167, 1000) == [320, 40, 5, 1]
+    assert continuation.samples(60_000, 1000) == [15, 1]
+    assert continuation.samples(20_000, 3000) == [1]
+    assert continuation.samples(1, 1) == [1]
     logits = trained_logits(60_000, 30, sharpness=1.0)
     a = sela_ext.assign(logits, tol=1e-6)
     assert a.converged
@@ -301,9 +301,9 @@ def test_the_limit_of_passes_is_kept_and_the_best_state_is_returned(limit):
 
 
 def test_anderson_goes_on_where_newton_stalls(monkeypatch):
-    solve = newton.newton_solve
+    solve = continuation.newton_solve
     monkeypatch.setattr(
-        newton, "newton_solve", lambda rows, t, r, d, **k: dataclasses.replace(solve(rows, t, r, d, **k), d=0 * d)
+        continuation, "newton_solve", lambda rows, t, r, d, **k: dataclasses.replace(solve(rows, t, r, d, **k), d=0 * d)
     )
     logits = trained_logits(3000, 40, sharpness=0.5)
     a = sela_ext.assign(logits, tol=1e-5, method="newton", max_passes=300)
@@ -318,9 +318,9 @@ def test_anderson_goes_on_where_newton_stalls(monkeypatch):
 
 def test_a_wrong_newton_step_is_survived(monkeypatch):
     rng = np.random.default_rng(0)
-    solve = newton.newton_solve
+    solve = continuation.newton_solve
     monkeypatch.setattr(
-        newton,
+        continuation,
         "newton_solve",
         lambda rows, t, r, d, **k: dataclasses.replace(
             solve(rows, t, r, d, **k), d=d + 50 * rng.standard_normal(len(d))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MEMORY = 10  # pairs of differences kept; 12 passes where plain Sinkhorn needs 23, and 79 where it needs > 3000
 RESTART = 3.0  # an error this many times the best one means that the model is wrong: back to the best
 STEP_CAP = 10.0  # nats: the accelerated step may go this far, or twice as far as the plain one
+PATIENCE = 40  # passes that may fail to halve the error, before rounding is taken for the reason (see turn_to_float64)
 # With many rows the first passes read a part of them, at least so many, in all and per column, and then MORE_ROWS times
 # as many: until the error there is PART_ERROR sqrt(columns / rows), a fifth or so of the error that all rows have then.
 PART_ROWS, PART_ROWS_PER_COLUMN, MORE_ROWS = 4096, 4, 8
@@ -126,6 +127,7 @@ def solve_anderson(
     at = best = problem.evaluate(start) if first is None else first
     residual = problem.centred(at.sinkhorn_step(problem.target))
     plain = False  # the last step was the plain one from `best`
+    lowest, since = best.error, 0  # passes since the error was last halved
     while best.excess(problem.target) > problem.tol or problem.tol == 0:
         if problem.exhausted:
             break
@@ -138,10 +140,17 @@ def solve_anderson(
         else:
             plain = False
             step = memory.step(residual)
+        since += 1
+        if since >= PATIENCE and problem.turn_to_float64(best):
+            at = best = problem.evaluate(best.potential)
+            residual, since = problem.centred(best.sinkhorn_step(problem.target)), 0
+            continue
         new = problem.evaluate(problem.centred(at.potential + step), previous=at)
         new_residual = problem.centred(new.sinkhorn_step(problem.target))
         memory.add(new.potential - at.potential, new_residual - residual)
         at, residual = new, new_residual
+        if at.error < 0.5 * lowest:
+            lowest, since = at.error, 0
         if at.error < best.error:
             best = at
     return best

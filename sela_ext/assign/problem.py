@@ -13,6 +13,7 @@ from sela_ext.assign.marginals import EMPTY
 from sela_ext.assign.shards import Shard
 from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of
 from sela_ext.errors import DataError
+from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.sinkhorn import SAMPLE_ROWS, check_logits
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
@@ -34,6 +35,7 @@ AT_ONCE = 1 << 22  # terms of faint columns that are kept in memory, instead of 
 PEAKED = 0.2
 # Below this many entries labels are computed in every pass: they cost next to nothing.
 SMALL = 10_000_000
+ROUNDING = 1e-3  # an error below which a stall may be that of float32
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,21 @@ class Problem:
         """Where the rows of this process lie in the whole matrix."""
         return self.shard.own(int(self.logits.shape[0]))
 
+    def turn_to_float64(self, best: Evaluation) -> bool:
+        """Where the rounding of float32 is what keeps a small problem from its tol, passes read a copy in float64.
+
+        Returns:
+            Whether they do so from now on.
+        """
+        is_array = is_tensor(self.logits) or isinstance(self.logits, np.ndarray)
+        fits = is_array and self.rows * int(self.logits.shape[1]) <= SMALL
+        if best.error > ROUNDING or not fits or self.stored is not None or self.dtype == "float64":
+            return False
+        self.stored = self.logits.detach().double() if is_tensor(self.logits) else np.asarray(self.logits, np.float64)
+        self.lam = float(np.float32(self.lam))  # as the passes before rounded it
+        self._reference = None
+        return True
+
     def rounded(self, potential: Vector) -> Vector:
         """The potential as the kernel will see it: float32 numbers unless the logits are float64.
 
@@ -242,7 +259,7 @@ class Problem:
         if not whole:
             entry |= {"lam": self.lam * factor, "rows": read}
         if self.stored is not None:
-            entry["bits"] = 16
+            entry["bits"] = 64 if self.dtype == "float64" else 16
         self.history.append(entry)
         if self.progress is not None:
             self.progress(entry)

@@ -31,7 +31,8 @@ class Assignment:
         reason: why that method, in words; where Newton gave up and Anderson went on, that too; and why that storage.
         history: per pass a dict of passes, error, objective, seconds (and row_error for the official rule). Newton's
             passes at a smaller lambda, or over a part of the rows, name their lam and rows; their error is the one
-            there. Passes over a 16-bit copy name their bits; their error is that of the copy.
+            there. Passes over a copy name its bits (16; 64 where float32 did not
+            suffice); their error is that of the copy.
         storage: "fixed16", "float16" or "bfloat16" where the solve worked on such a copy; else the type of the logits.
         masked: number of masked rows.
         ties: rows whose label was chosen among equal scores to balance the clusters (0 on ordinary data).

@@ -237,6 +237,8 @@ def _assign(
             final, method, reason = _solve(problem, method, potential, warm=warm)
         converged = final.error <= tol
     reason += f"; storage: {why}" if why else ""
+    if problem.stored is not None and problem.dtype == "float64":
+        reason += "; stalled in float32, went on in float64"
     if final.sums.labels is None:
         final = problem.evaluate(final.potential, labels=True)
     if relaxed:  # the clusters' shares are what came out

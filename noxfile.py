@@ -103,14 +103,26 @@ def stubs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks in their quick form; `nox -s bench -- solver` runs only the named ones, extra options too."""
     session.install(".[test]")
-    named = [word for word in session.posargs if not word.startswith("-")]
-    options = [word for word in session.posargs if word.startswith("-")]
+    first = next((i for i, word in enumerate(session.posargs) if word.startswith("-")), len(session.posargs))
+    named, options = session.posargs[:first], session.posargs[first:]
     for name in named or ["solver", "images", "training"]:
         script = Path("bench") / f"{name}.py"
         if not script.exists():
             session.warn(f"{script} does not exist, skipped")
             continue
         session.run("python", str(script), "--quick", *options)
+
+
+@nox.session
+def performance(session: nox.Session) -> None:
+    """The whole solver benchmark with its competitors, and docs/performance.md from its rows; wants a quiet machine.
+
+    Options go to bench/solver.py; `nox -s performance -- --check` only compares the document with the recorded rows.
+    """
+    if "--check" not in session.posargs:
+        session.install(".[peers]")
+        session.run("python", "bench/solver.py", *session.posargs)
+    session.run("python", "bench/performance.py", *(word for word in session.posargs if word == "--check"))
 
 
 @nox.session

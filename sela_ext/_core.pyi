@@ -297,12 +297,14 @@ def find_candidates_cpu(
     scale: float,
     prices: int,
     label_prices: int,
+    bonus: int,
     labels: int,
     selected: int,
     selected_count: int,
     count: int,
     slack: float,
     floor: float,
+    tie: float,
     columns: int,
     values: int,
     found: int,
@@ -313,6 +315,21 @@ def find_candidates_cpu(
 ) -> None:
     """The best columns of rows, by addresses (selected: 0 = all rows)."""
 
+def column_margins_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    prices: npt.NDArray[np.float64],
+    labels: npt.NDArray[np.int32],
+    selected: npt.NDArray[np.int64],
+    threads: int,
+    isa: str,
+) -> npt.NDArray[np.float32]:
+    """The four smallest losses of each column among rows."""
+
 def smooth_prices(
     columns: npt.NDArray[np.int32],
     values: npt.NDArray[np.float32],
@@ -320,9 +337,12 @@ def smooth_prices(
     wanted: npt.NDArray[np.float64],
     prices: npt.NDArray[np.float64],
     labels: npt.NDArray[np.int32],
-    sharpness: float,
-    iterations: int,
+    stages: Sequence[tuple[float, int]],
+    relaxation: float,
+    tolerance: float,
+    tie: float,
     threads: int,
+    isa: str,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
     """Sharp Sinkhorn iterations on lists; returns new prices, and the labels at them."""
 

@@ -3,9 +3,12 @@
 #include "sela/rounding.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/names.h"
@@ -26,10 +29,10 @@ T* pointer(std::uintptr_t address) {
 }
 
 void find_candidates(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
-                     double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t labels,
-                     std::uintptr_t selected, int64_t selected_count, int32_t count, float slack, float floor,
-                     std::uintptr_t columns, std::uintptr_t values, std::uintptr_t found, std::uintptr_t regret,
-                     int threads, const std::string& isa, int64_t first_row) {
+                     double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t bonus,
+                     std::uintptr_t labels, std::uintptr_t selected, int64_t selected_count, int32_t count, float slack,
+                     float floor, float tie, std::uintptr_t columns, std::uintptr_t values, std::uintptr_t found,
+                     std::uintptr_t regret, int threads, const std::string& isa, int64_t first_row) {
   CandidateSearch search;
   search.logits = pointer<const void>(logits);
   search.type = logits_type(type);
@@ -39,6 +42,7 @@ void find_candidates(std::uintptr_t logits, const std::string& type, int64_t row
   search.scale = scale;
   search.prices = pointer<const double>(prices);
   search.label_prices = pointer<const double>(label_prices);
+  search.bonus = pointer<const double>(bonus);
   search.labels = pointer<const int32_t>(labels);
   search.selected = pointer<const int64_t>(selected);
   search.selected_count = selected_count;
@@ -46,6 +50,7 @@ void find_candidates(std::uintptr_t logits, const std::string& type, int64_t row
   search.count = count;
   search.slack = slack;
   search.floor = floor;
+  search.tie = tie;
   CandidateLists lists;
   lists.columns = pointer<int32_t>(columns);
   lists.values = pointer<float>(values);
@@ -56,8 +61,33 @@ void find_candidates(std::uintptr_t logits, const std::string& type, int64_t row
   find_candidates_cpu(search, lists, threads, chosen);
 }
 
+Floats column_margins(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                      double scale, const Doubles& prices, const Ints& labels, const Longs& selected, int threads,
+                      const std::string& isa) {
+  if (prices.size() != cols || labels.size() != rows)
+    throw std::invalid_argument("column_margins: expected prices [K] and labels [N]");
+  CandidateSearch search;
+  search.logits = pointer<const void>(logits);
+  search.type = logits_type(type);
+  search.rows = rows;
+  search.cols = cols;
+  search.stride = stride;
+  search.scale = scale;
+  search.prices = prices.data();
+  search.labels = labels.data();
+  search.selected = selected.data();
+  search.selected_count = selected.size();
+  const Isa chosen = isa_of(isa);
+  Floats margins({static_cast<py::ssize_t>(kColumnMargins), static_cast<py::ssize_t>(cols)});
+  float* out = margins.mutable_data();
+  const py::gil_scoped_release release;
+  column_margins_cpu(search, out, threads, chosen);
+  return margins;
+}
+
 py::tuple smooth_prices(const Ints& columns, const Floats& values, const Ints& found, const Doubles& wanted,
-                        const Doubles& prices, const Ints& labels, double sharpness, int iterations, int threads) {
+                        const Doubles& prices, const Ints& labels, const std::vector<std::pair<double, int>>& stages,
+                        double relaxation, double tolerance, double tie, int threads, const std::string& isa) {
   const int64_t rows = found.size();
   const int32_t clusters = static_cast<int32_t>(prices.size());
   if (columns.ndim() != 2 || values.ndim() != 2 || columns.shape(0) != rows || values.shape(0) != rows ||
@@ -69,14 +99,26 @@ py::tuple smooth_prices(const Ints& columns, const Floats& values, const Ints& f
     for (int32_t k = 0; k < found.data()[i]; ++k)
       if (found.data()[i] > width || columns.data()[i * width + k] < 0 || columns.data()[i * width + k] >= clusters)
         throw std::invalid_argument("smooth_prices: a list is too long or names an unknown cluster");
+  SmoothProblem problem;
+  problem.rows = rows;
+  problem.width = width;
+  problem.columns = columns.data();
+  problem.values = values.data();
+  problem.found = found.data();
+  problem.clusters = clusters;
+  problem.wanted = wanted.data();
+  problem.relaxation = relaxation;
+  problem.tolerance = tolerance;
+  problem.tie = tie;
+  for (const auto& [sharpness, iterations] : stages) problem.stages.push_back({sharpness, iterations});
+  const Isa chosen = isa_of(isa);
   py::array_t<double> new_prices(clusters, prices.data());
   py::array_t<int32_t> new_labels(rows, labels.data());
   double* price = new_prices.mutable_data();
   int32_t* label = new_labels.mutable_data();
   {
     const py::gil_scoped_release release;
-    smooth_prices_cpu(rows, width, columns.data(), values.data(), found.data(), clusters, wanted.data(), sharpness,
-                      iterations, price, label, threads);
+    smooth_prices_cpu(problem, price, label, threads, chosen);
   }
   return py::make_tuple(new_prices, new_labels);
 }
@@ -111,13 +153,19 @@ py::array_t<T> copied(const T* data, int64_t count) {
 
 void bind_rounding(py::module_& m) {
   m.def("find_candidates_cpu", &find_candidates, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
-        py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("label_prices"), py::arg("labels"),
-        py::arg("selected"), py::arg("selected_count"), py::arg("count"), py::arg("slack"), py::arg("floor"),
-        py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("regret"), py::arg("threads"), py::arg("isa"),
-        py::arg("first_row"), "The best columns of rows, by addresses (selected: 0 = all rows).");
+        py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("label_prices"), py::arg("bonus"),
+        py::arg("labels"), py::arg("selected"), py::arg("selected_count"), py::arg("count"), py::arg("slack"),
+        py::arg("floor"), py::arg("tie"), py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("regret"),
+        py::arg("threads"), py::arg("isa"), py::arg("first_row"),
+        "The best columns of rows, by addresses (selected: 0 = all rows).");
+
+  m.def("column_margins_cpu", &column_margins, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
+        py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("labels"), py::arg("selected"),
+        py::arg("threads"), py::arg("isa"), "The four smallest losses of each column among rows.");
 
   m.def("smooth_prices", &smooth_prices, py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("wanted"),
-        py::arg("prices"), py::arg("labels"), py::arg("sharpness"), py::arg("iterations"), py::arg("threads"),
+        py::arg("prices"), py::arg("labels"), py::arg("stages"), py::arg("relaxation"), py::arg("tolerance"),
+        py::arg("tie"), py::arg("threads"), py::arg("isa"),
         "Sharp Sinkhorn iterations on lists; returns new prices, and the labels at them.");
 
   py::class_<Rounding>(m, "Rounding", py::module_local(), "Labels of admissible cluster sizes from candidate lists.")

@@ -42,119 +42,282 @@ BlockFunction block_function(Isa isa) {
   return &generic::candidates_block;
 }
 
+BlockFunction margins_function(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return &avx512::margins_block;
+  if (isa == Isa::avx2) return &avx2::margins_block;
+#endif
+  (void)isa;
+  return &generic::margins_block;
+}
+
+using SmoothFunction = void (*)(const SmoothPart&, float, const float*, double*);
+
+SmoothFunction smooth_function(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return &avx512::smooth_part;
+  if (isa == Isa::avx2) return &avx2::smooth_part;
+#endif
+  (void)isa;
+  return &generic::smooth_part;
+}
+
+constexpr int64_t kSmoothPartRows = 4096, kSmoothParts = 64;
+constexpr double kLargestStep = 3.0;   // of a price, times the sharpness
+constexpr float kSmoothLevel = 20.0f;  // entries so many nats of the sharpened score below the best are left out
+
 void refuse(const std::string& what) {
   throw std::invalid_argument("rounding: " + what);
 }
 
-}  // namespace
+/// Prices and bonus as the loops want them.
+struct CandidateNumbers {
+  std::vector<float> prices, label_prices, bonus;
+};
 
-void find_candidates_cpu(const CandidateSearch& search, const CandidateLists& lists, int threads, Isa isa) {
+/// What all workers share of a search whose sizes are in range.
+CandidateTask candidate_task(const CandidateSearch& search, CandidateNumbers& numbers) {
   if (search.rows < 0 || search.cols < 1 || search.cols > std::numeric_limits<int32_t>::max() - kCandidateGroups)
     refuse("expected rows >= 0 and 1 <= cols < 2^31, found " + std::to_string(search.rows) + " x " +
            std::to_string(search.cols));
   if (search.stride < search.cols) refuse("expected stride >= cols, found " + std::to_string(search.stride));
   if (!(search.scale > 0.0) || !std::isfinite(search.scale)) refuse("expected a finite scale > 0");
-  if (search.count < 1 || search.count > search.cols)
-    refuse("expected 1 .. cols candidates, found " + std::to_string(search.count));
   for (int64_t i = 0; i < search.selected_count; ++i) {
     const int64_t row = search.selected != nullptr ? search.selected[i] : i;
     if (row < 0 || row >= search.rows) refuse("selected row " + std::to_string(row) + " does not exist");
     if (search.labels[row] >= search.cols) refuse("label " + std::to_string(search.labels[row]) + " does not exist");
   }
-
   CandidateTask task;
   task.search = search;
-  task.out = lists;
   task.padded = (search.cols + kCandidateGroups - 1) / kCandidateGroups * kCandidateGroups;
-  std::vector<float> prices(static_cast<size_t>(task.padded), -std::numeric_limits<float>::infinity());
-  for (int64_t j = 0; j < search.cols; ++j) prices[static_cast<size_t>(j)] = static_cast<float>(search.prices[j]);
-  task.prices = prices.data();
-  const std::vector<float> label_prices(search.label_prices, search.label_prices + search.cols);
-  task.label_prices = label_prices.data();
+  numbers.prices.assign(static_cast<size_t>(task.padded), -std::numeric_limits<float>::infinity());
+  for (int64_t j = 0; j < search.cols; ++j)
+    numbers.prices[static_cast<size_t>(j)] = static_cast<float>(search.prices[j]);
+  task.prices = numbers.prices.data();
+  if (search.label_prices != nullptr)
+    numbers.label_prices.assign(search.label_prices, search.label_prices + search.cols);
+  task.label_prices = numbers.label_prices.data();
+  if (search.bonus != nullptr) {
+    numbers.bonus.assign(static_cast<size_t>(task.padded), 0.0f);
+    for (int64_t j = 0; j < search.cols; ++j)
+      numbers.bonus[static_cast<size_t>(j)] = static_cast<float>(search.bonus[j]);
+    task.bonus = numbers.bonus.data();
+  }
+  return task;
+}
 
-  const int64_t blocks = (search.selected_count + kCandidateRows - 1) / kCandidateRows;
+/// Calls body(block, worker, numbers, columns) for every block of rows, with scratch memory of `arrays` times the
+/// padded columns of numbers and one of columns.
+template <class Body>
+void in_blocks(const CandidateTask& task, int arrays, int threads, const Body& body) {
+  const int64_t blocks = (task.search.selected_count + kCandidateRows - 1) / kCandidateRows;
   const int workers =
       static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads > 0 ? threads : available_threads(), blocks)));
   std::vector<std::vector<float>> numbers(static_cast<size_t>(workers));
   std::vector<std::vector<int32_t>> columns(static_cast<size_t>(workers));
-  const BlockFunction body = block_function(isa);
   parallel_blocks(blocks, workers, [&](int64_t block, int worker) {
     std::vector<float>& own = numbers[static_cast<size_t>(worker)];
     std::vector<int32_t>& places = columns[static_cast<size_t>(worker)];
-    own.resize(static_cast<size_t>(3 * task.padded));
+    own.resize(static_cast<size_t>(arrays * task.padded));
     places.resize(static_cast<size_t>(task.padded));
+    body(block, worker, own.data(), places.data());
+  });
+}
+
+/// Packs the lists of rows first .. last for sums at a sharpness: groups of rows of about equal length, entry by entry.
+/// Entries far below the best one of their row at these prices are left out; rows with one left are only counted.
+void pack(const SmoothProblem& problem, const double* prices, float sharpness, int64_t first, int64_t last,
+          SmoothPart& part) {
+  part.single.assign(static_cast<size_t>(problem.clusters), 0.0);
+  part.columns.clear();
+  part.values.clear();
+  part.lengths.clear();
+  part.weights.clear();
+  std::vector<int32_t> column, length;  // of the rows with two entries or more, one behind the other
+  std::vector<float> value;
+  const int32_t width = problem.width;
+  column.resize(static_cast<size_t>((last - first) * width));
+  value.resize(column.size());
+  std::vector<int64_t> start;
+  int64_t used = 0;
+  int32_t longest = 0;
+  std::vector<float> score(static_cast<size_t>(width));
+  for (int64_t i = first; i < last; ++i) {
+    const int32_t* from = problem.columns + i * width;
+    const float* number = problem.values + i * width;
+    const int32_t found = problem.found[i];
+    if (found == 0) continue;
+    float best = -std::numeric_limits<float>::infinity();
+    for (int32_t k = 0; k < found; ++k) {
+      score[static_cast<size_t>(k)] = static_cast<float>(static_cast<double>(number[k]) + prices[from[k]]);
+      best = std::max(best, score[static_cast<size_t>(k)]);
+    }
+    const float least = best - kSmoothLevel / sharpness;
+    int32_t count = 0;
+    for (int32_t k = 0; k < found; ++k) {  // no branch: the next entry overwrites one that does not count
+      column[static_cast<size_t>(used + count)] = from[k];
+      value[static_cast<size_t>(used + count)] = number[k];
+      count += score[static_cast<size_t>(k)] >= least;
+    }
+    if (count == 1) part.single[static_cast<size_t>(column[static_cast<size_t>(used)])] += 1.0;
+    if (count <= 1) continue;
+    start.push_back(used);
+    length.push_back(count);
+    longest = std::max(longest, count);
+    used += count;
+  }
+  // Rows by length: those of a group then need little padding.
+  std::vector<int32_t> place(static_cast<size_t>(longest) + 2, 0), order(length.size());
+  for (int32_t n : length) ++place[static_cast<size_t>(n) + 1];
+  std::partial_sum(place.begin(), place.end(), place.begin());
+  for (size_t k = 0; k < length.size(); ++k)
+    order[static_cast<size_t>(place[static_cast<size_t>(length[k])]++)] = static_cast<int32_t>(k);
+  for (size_t group = 0; group < order.size(); group += kSmoothRows) {
+    const size_t count = std::min<size_t>(kSmoothRows, order.size() - group);
+    const int32_t n = length[static_cast<size_t>(order[group + count - 1])];
+    const size_t at = part.columns.size();
+    part.lengths.push_back(n);
+    part.columns.resize(at + static_cast<size_t>(n * kSmoothRows), 0);
+    part.values.resize(at + static_cast<size_t>(n * kSmoothRows), -std::numeric_limits<float>::infinity());
+    part.weights.resize(part.weights.size() + kSmoothRows, 0.0f);
+    for (size_t lane = 0; lane < kSmoothRows; ++lane) {
+      if (lane >= count) {
+        part.values[at + lane] = 0.0f;
+        continue;
+      }
+      const size_t row = static_cast<size_t>(order[group + lane]);
+      part.weights[part.weights.size() - kSmoothRows + lane] = 1.0f;
+      for (size_t k = 0; k < static_cast<size_t>(length[row]); ++k) {
+        part.columns[at + k * kSmoothRows + lane] = column[static_cast<size_t>(start[row]) + k];
+        part.values[at + k * kSmoothRows + lane] = value[static_cast<size_t>(start[row]) + k];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void find_candidates_cpu(const CandidateSearch& search, const CandidateLists& lists, int threads, Isa isa) {
+  if (search.count < 1 || search.count > search.cols)
+    refuse("expected 1 .. cols candidates, found " + std::to_string(search.count));
+  CandidateNumbers numbers;
+  CandidateTask task = candidate_task(search, numbers);
+  task.out = lists;
+  const BlockFunction body = block_function(isa);
+  in_blocks(task, 3, threads, [&](int64_t block, int, float* own, int32_t* columns) {
     CandidateScratch scratch;
-    scratch.scores = own.data();
-    scratch.hits = own.data() + task.padded;
-    scratch.order = own.data() + 2 * task.padded;
-    scratch.columns = places.data();
+    scratch.scores = own;
+    scratch.hits = own + task.padded;
+    scratch.order = own + 2 * task.padded;
+    scratch.columns = columns;
     body(task, block, scratch);
   });
 }
 
-void smooth_prices_cpu(int64_t rows, int32_t width, const int32_t* columns, const float* values, const int32_t* found,
-                       int32_t clusters, const double* wanted, double sharpness, int iterations, double* prices,
-                       int32_t* labels, int threads) {
-  constexpr int64_t kRows = 4096;  // per block; sums over blocks are taken in order
-  constexpr double kLargestStep = 3.0;
-  // Rows with one column always go there; the lists of the others are packed, since every iteration reads them.
-  std::vector<double> fixed(static_cast<size_t>(clusters), 0.0);
-  std::vector<int64_t> start{0};
-  std::vector<int32_t> packed_columns;
-  std::vector<float> packed_values;
-  for (int64_t i = 0; i < rows; ++i) {
-    if (found[i] == 1) fixed[columns[i * width]] += 1.0;
-    if (found[i] <= 1) continue;
-    packed_columns.insert(packed_columns.end(), columns + i * width, columns + i * width + found[i]);
-    packed_values.insert(packed_values.end(), values + i * width, values + i * width + found[i]);
-    start.push_back(static_cast<int64_t>(packed_columns.size()));
+void column_margins_cpu(const CandidateSearch& search, float* margins, int threads, Isa isa) {
+  CandidateNumbers numbers;
+  const CandidateTask task = candidate_task(search, numbers);
+  const BlockFunction body = margins_function(isa);
+  // The smallest of all numbers do not depend on who saw which of them.
+  std::vector<std::vector<float>> smallest(
+      static_cast<size_t>(threads > 0 ? threads : available_threads()),
+      std::vector<float>(static_cast<size_t>(kColumnMargins * task.padded), std::numeric_limits<float>::infinity()));
+  in_blocks(task, 1, static_cast<int>(smallest.size()), [&](int64_t block, int worker, float* own, int32_t*) {
+    CandidateScratch scratch;
+    scratch.scores = own;
+    scratch.smallest = smallest[static_cast<size_t>(worker)].data();
+    body(task, block, scratch);
+  });
+  std::vector<float> all(kColumnMargins * smallest.size());
+  for (int64_t j = 0; j < search.cols; ++j) {
+    size_t n = 0;
+    for (const std::vector<float>& part : smallest)
+      for (int64_t m = 0; m < kColumnMargins; ++m) all[n++] = part[static_cast<size_t>(m * task.padded + j)];
+    std::partial_sort(all.begin(), all.begin() + kColumnMargins, all.end());
+    for (int64_t m = 0; m < kColumnMargins; ++m) margins[m * search.cols + j] = all[static_cast<size_t>(m)];
   }
-  const int64_t mixed = static_cast<int64_t>(start.size()) - 1, parts = (mixed + kRows - 1) / kRows;
+}
+
+void smooth_prices_cpu(const SmoothProblem& problem, double* prices, int32_t* labels, int threads, Isa isa) {
+  const int64_t rows = problem.rows;
+  const int32_t clusters = problem.clusters;
+  // Sums over parts are taken in the order of the parts, which depend on nothing but the number of rows.
+  const int64_t part_rows =
+      std::max<int64_t>(kSmoothPartRows, (rows / kSmoothParts + kSmoothRows) / kSmoothRows * kSmoothRows);
+  const int64_t parts = (rows + part_rows - 1) / part_rows;
+  std::vector<SmoothPart> packed(static_cast<size_t>(parts));
   std::vector<double> sums(static_cast<size_t>(parts * clusters));
   std::vector<float> sharp(static_cast<size_t>(clusters));
-  const float s = static_cast<float>(sharpness);
-  for (int iteration = 0; iteration < iterations; ++iteration) {
-    for (int32_t j = 0; j < clusters; ++j) sharp[j] = static_cast<float>(sharpness * prices[j]);
-    parallel_blocks(parts, threads, [&](int64_t part, int) {
-      double* sum = sums.data() + part * clusters;
-      std::fill_n(sum, clusters, 0.0);
-      std::vector<float> term(static_cast<size_t>(width));
-      for (int64_t i = part * kRows; i < std::min(mixed, (part + 1) * kRows); ++i) {
-        const int32_t* column = packed_columns.data() + start[i];
-        const float* value = packed_values.data() + start[i];
-        const int32_t n = static_cast<int32_t>(start[i + 1] - start[i]);
-        float top = -std::numeric_limits<float>::infinity(), total = 0.0f;
-        for (int32_t k = 0; k < n; ++k) {
-          term[k] = s * value[k] + sharp[column[k]];
-          top = std::max(top, term[k]);
-        }
-        for (int32_t k = 0; k < n; ++k) total += term[k] = std::exp(term[k] - top);
-        const float share = 1.0f / total;
-        for (int32_t k = 0; k < n; ++k) sum[column[k]] += static_cast<double>(term[k] * share);
+  const SmoothFunction body = smooth_function(isa);
+  const auto part_of = [&](int64_t part) {
+    return std::pair<int64_t, int64_t>(part * part_rows, std::min(rows, (part + 1) * part_rows));
+  };
+  double total = 0.0;
+  for (int32_t j = 0; j < clusters; ++j) total += problem.wanted[j];
+  for (const SmoothStage& stage : problem.stages) {
+    for (int iteration = 0; iteration < stage.iterations; ++iteration) {
+      for (int32_t j = 0; j < clusters; ++j) sharp[j] = static_cast<float>(stage.sharpness * prices[j]);
+      parallel_blocks(parts, threads, [&](int64_t number, int) {
+        SmoothPart& part = packed[static_cast<size_t>(number)];
+        const auto [first, last] = part_of(number);
+        if (iteration == 0) pack(problem, prices, static_cast<float>(stage.sharpness), first, last, part);
+        double* sum = sums.data() + number * clusters;
+        std::copy(part.single.begin(), part.single.end(), sum);
+        body(part, static_cast<float>(stage.sharpness), sharp.data(), sum);
+      });
+      double error = 0.0;
+      for (int32_t j = 0; j < clusters; ++j) {
+        if (!(problem.wanted[j] > 0.0)) continue;
+        double sum = 0.0;
+        for (int64_t part = 0; part < parts; ++part) sum += sums[static_cast<size_t>(part * clusters + j)];
+        const double step = sum > 0.0 ? std::log(problem.wanted[j] / sum) : kLargestStep;
+        prices[j] += problem.relaxation * std::min(kLargestStep, std::max(-kLargestStep, step)) / stage.sharpness;
+        error += std::fabs(sum - problem.wanted[j]);
       }
-    });
-    for (int32_t j = 0; j < clusters; ++j) {
-      if (!(wanted[j] > 0.0)) continue;
-      double sum = fixed[j];
-      for (int64_t part = 0; part < parts; ++part) sum += sums[part * clusters + j];
-      const double step = sum > 0.0 ? std::log(wanted[j] / sum) : kLargestStep;
-      prices[j] += std::min(kLargestStep, std::max(-kLargestStep, step)) / sharpness;
+      if (error <= problem.tolerance * total) break;
     }
   }
-  const int64_t blocks = (rows + kRows - 1) / kRows;
-  parallel_blocks(blocks, threads, [&](int64_t block, int) {
-    for (int64_t i = block * kRows; i < std::min(rows, (block + 1) * kRows); ++i) {
-      double best = -kFar;
-      for (int32_t k = 0; k < found[i]; ++k) {
-        const int32_t column = columns[i * width + k];
-        const double score = static_cast<double>(values[i * width + k]) + prices[column];
+  if (labels == nullptr) return;
+  // The best columns; a row that is indifferent goes to that one of them which lacks most, rows in their order.
+  std::vector<uint8_t> tied(static_cast<size_t>(rows), 0);
+  std::vector<std::vector<double>> lacking(static_cast<size_t>(parts));
+  parallel_blocks(parts, threads, [&](int64_t number, int) {
+    const auto [first, last] = part_of(number);
+    std::vector<double>& taken = lacking[static_cast<size_t>(number)];
+    taken.assign(static_cast<size_t>(clusters), 0.0);
+    for (int64_t i = first; i < last; ++i) {
+      double best = -kFar, second = -kFar;
+      for (int32_t k = 0; k < problem.found[i]; ++k) {
+        const int32_t column = problem.columns[i * problem.width + k];
+        const double score = static_cast<double>(problem.values[i * problem.width + k]) + prices[column];
         if (score > best || (score == best && column < labels[i])) {
+          second = std::max(second, best);
           best = score;
           labels[i] = column;
+        } else {
+          second = std::max(second, score);
         }
       }
+      tied[static_cast<size_t>(i)] = best > -kFar && second >= best - problem.tie;
+      if (best > -kFar && tied[static_cast<size_t>(i)] == 0) taken[static_cast<size_t>(labels[i])] += 1.0;
     }
   });
+  std::vector<double> lack(problem.wanted, problem.wanted + clusters);
+  for (const std::vector<double>& taken : lacking)
+    for (int32_t j = 0; j < clusters; ++j) lack[static_cast<size_t>(j)] -= taken[static_cast<size_t>(j)];
+  for (int64_t i = 0; i < rows; ++i) {
+    if (tied[static_cast<size_t>(i)] == 0) continue;
+    const int32_t* column = problem.columns + i * problem.width;
+    const float* value = problem.values + i * problem.width;
+    const double best = static_cast<double>(value[std::find(column, column + problem.found[i], labels[i]) - column]) +
+                        prices[labels[i]];
+    for (int32_t k = 0; k < problem.found[i]; ++k)
+      if (static_cast<double>(value[k]) + prices[column[k]] >= best - problem.tie &&
+          (lack[static_cast<size_t>(column[k])] > lack[static_cast<size_t>(labels[i])] ||
+           (lack[static_cast<size_t>(column[k])] == lack[static_cast<size_t>(labels[i])] && column[k] < labels[i])))
+        labels[i] = column[k];
+    lack[static_cast<size_t>(labels[i])] -= 1.0;
+  }
 }
 
 Rounding::Rounding(int64_t rows, int64_t total, int32_t clusters, const double* prices, const int64_t* low,
@@ -337,10 +500,9 @@ int64_t Rounding::add(const int64_t* rows, int64_t count, const int32_t* labels,
     for (int32_t k = 0; k < found[i]; ++k)
       if (columns[i * width + k] < 0 || columns[i * width + k] >= clusters_) refuse("a list names an unknown cluster");
   }
-  // Rows that are new keep their lists as they are, `width` apart; other lists grow at the end.
-  const int64_t base = static_cast<int64_t>(column_.size());
-  column_.insert(column_.end(), columns, columns + count * width);
-  value_.insert(value_.end(), values, values + count * width);
+  const int64_t entries = std::accumulate(found, found + count, int64_t{0});
+  column_.reserve(column_.size() + static_cast<size_t>(entries));
+  value_.reserve(value_.size() + static_cast<size_t>(entries));
   std::vector<int64_t> placed;
   placed.reserve(static_cast<size_t>(count));
   std::vector<int64_t> first_of(static_cast<size_t>(clusters_) + 1, 0);
@@ -351,7 +513,9 @@ int64_t Rounding::add(const int64_t* rows, int64_t count, const int32_t* labels,
     const int32_t before = label_[row], now = labels[i];
     if (std::find(own, own + found[i], now) == own + found[i]) refuse("a list does not hold the row's new label");
     if (before < 0) {
-      list_[row] = {base + i * width, found[i]};
+      list_[row] = {static_cast<int64_t>(column_.size()), found[i]};
+      column_.insert(column_.end(), own, own + found[i]);
+      value_.insert(value_.end(), values + i * width, values + i * width + found[i]);
       fresh += found[i];
     } else {
       leave(row);

@@ -52,17 +52,21 @@ inline vfloat set1(float x) {
 inline vfloat load(const float* p) {
   return {_mm512_loadu_ps(p)};
 }
-inline vfloat load(const half_bits* p) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+inline vfloat widen(__m256i raw, const half_bits*) {
+  return {_mm512_cvtph_ps(raw)};
 }
-inline vfloat load(const bfloat_bits* p) {
-  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+inline vfloat widen(__m256i raw, const bfloat_bits*) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
 }
-inline vfloat load(const fixed_bits* p) {
-  const __m512i raw = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+inline vfloat widen(__m256i narrow, const fixed_bits*) {
+  const __m512i raw = _mm512_cvtepu16_epi32(narrow);
   const __mmask16 finite = _mm512_cmpneq_epi32_mask(raw, _mm512_set1_epi32(fixed_bits::kInfiniteBits));
   return {_mm512_mask_cvtepi32_ps(_mm512_set1_ps(__builtin_inff()), finite, raw)};
+}
+/// Storage of 16 bits.
+template <class T>
+inline vfloat load(const T* p) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), p);
 }
 inline void store(float* p, vfloat a) {
   _mm512_storeu_ps(p, a.v);
@@ -378,9 +382,13 @@ inline void reduce_max4(vfloat a, vfloat b, vfloat c, vfloat d, float* out) {
 /// The first `count` (< kLanes) elements at p, zeros behind them; reads nothing past them.
 template <class T>
 inline vfloat load_tail(const T* p, int64_t count) {
+#if defined(SELA_ISA_avx512)
+  return widen(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p), p);
+#else
   T padded[vfloat::kLanes] = {};
   std::memcpy(padded, p, static_cast<size_t>(count) * sizeof(T));
   return load(padded);
+#endif
 }
 inline vfloat load_tail(const float* p, int64_t count) {
 #if defined(SELA_ISA_avx512)
@@ -397,7 +405,7 @@ inline vfloat load_tail(const float* p, int64_t count) {
 inline int pack_greater(vfloat a, float level, int32_t first, float* values, int32_t* columns) {
 #if defined(SELA_ISA_avx512)
   const __mmask16 mask = _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(level), _CMP_GT_OQ);
-  if (mask == 0) return 0;
+  // No way out for an empty mask: a branch that is guessed wrong costs more than the rest.
   const __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   _mm512_storeu_ps(values, _mm512_maskz_compress_ps(mask, a.v));
   _mm512_storeu_si512(columns, _mm512_maskz_compress_epi32(mask, _mm512_add_epi32(number, _mm512_set1_epi32(first))));

@@ -40,9 +40,14 @@ struct KeptBlock {
   std::vector<int32_t> lengths;  // entries per row
   std::vector<int32_t> columns;
   std::vector<float> values;
+  void clear() {
+    lengths.clear();
+    columns.clear();
+    values.clear();
+  }
 };
 
-/// What a worker's `keep` writes to, for one block.
+/// What a worker's `keep` writes to; its memory serves one block after the other.
 struct Keeper {
   KeptBlock block;
   int64_t count = 0;
@@ -191,17 +196,21 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
   const int64_t room = candidates != nullptr ? task.padded + 16 : 0;
   Aligned<float> kept_values(workers * room);
   Aligned<int32_t> kept_columns(workers * room);
+  std::vector<Keeper> keepers(candidates != nullptr ? static_cast<size_t>(workers) : 0);
   std::vector<KeptBlock> kept_blocks(candidates != nullptr ? static_cast<size_t>(blocks) : 0);
   if (candidates != nullptr) task.keep_above = std::exp(-candidates->level);
 
   const BlockFunction body = block_function(isa);
   parallel_blocks(blocks, workers, [&](int64_t number, int worker) {
     SinkhornScratch scratch;
-    Keeper keeper;
     scratch.start = sample.start(number);
     if (scratch.start >= kSinkhornRows) return;
-    if (candidates != nullptr) keeper.room = candidates->limit - kept.load(std::memory_order_relaxed);
-    if (candidates != nullptr && keeper.room >= 0) {
+    const int64_t left = candidates != nullptr ? candidates->limit - kept.load(std::memory_order_relaxed) : -1;
+    if (left >= 0) {
+      Keeper& keeper = keepers[static_cast<size_t>(worker)];
+      keeper.block.clear();
+      keeper.count = 0;
+      keeper.room = left;
       scratch.keep = &Keeper::row;
       scratch.sink = &keeper;
       scratch.kept_values = kept_values.get() + worker * room;
@@ -220,10 +229,9 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
     }
     totals[static_cast<size_t>(number)] = body(task, number, scratch);
     if (scratch.keep != nullptr) {
+      const Keeper& keeper = keepers[static_cast<size_t>(worker)];
       kept.fetch_add(keeper.count, std::memory_order_relaxed);
-      keeper.block.columns.shrink_to_fit();
-      keeper.block.values.shrink_to_fit();
-      kept_blocks[static_cast<size_t>(number)] = std::move(keeper.block);
+      kept_blocks[static_cast<size_t>(number)] = keeper.block;  // a copy has no room to spare
     }
   });
 

@@ -103,6 +103,8 @@ struct Best {
 template <int R, bool kLabels, class T>
 inline void dense_terms(const T* const* x, const float* ref, int64_t cols, const float* g, float scale, float* terms,
                         int64_t terms_stride, int64_t ahead, float* sums, int32_t* labels) {
+  constexpr int64_t kPerLine =
+      W * static_cast<int64_t>(sizeof(T)) >= 64 ? 1 : 64 / (W * static_cast<int64_t>(sizeof(T)));
   const vfloat s = set1(scale);
   vfloat minus[R], sum[R], total[R];
   Best best[R];
@@ -117,7 +119,7 @@ inline void dense_terms(const T* const* x, const float* ref, int64_t cols, const
       const vfloat gj = load(g + j);
 #pragma GCC unroll 4
       for (int q = 0; q < R; ++q) {
-        prefetch(x[q] + j, ahead);
+        if (kPerLine == 1 || j / W % kPerLine == 0) prefetch(x[q] + j, ahead);
         const vfloat t = fma(load(x[q] + j), s, minus[q]) + gj;
         if (kLabels) best[q].offer(t, static_cast<float>(j / W));
         const vfloat e = exp(t);
@@ -300,8 +302,8 @@ inline void peaked_add(const float* terms, const int32_t* live, int64_t count, f
   }
 }
 
-/// True when at least half of the probed chunks of a row hold a live term: of four, and if so, of four more between
-/// them.  `marks`, if not null, spare reading some.
+/// True when the probed chunks of a row hold a live term: all of four, or at least half of four and of four more
+/// between them.  `marks`, if not null, spare reading some.
 template <class T>
 inline bool looks_dense(const T* x, float ref, int64_t cols, const float* g, float scale, float level,
                         const uint64_t* marks) {
@@ -310,14 +312,14 @@ inline bool looks_dense(const T* x, float ref, int64_t cols, const float* g, flo
   int live = 0;
   for (int probe = 0; probe < 2 * kProbes; ++probe) {
     const int64_t j = (probe < kProbes ? 2 * probe : 2 * (probe - kProbes) + 1) * step;
-    if (probe == kProbes && 2 * live < kProbes) return false;
+    if (probe == kProbes && (2 * live < kProbes || live == kProbes)) break;
     if (marks != nullptr && !is_marked(marks, j / kSinkhornChunk)) continue;
     vmask alive = not_below(fma(load(x + j), s, minus) + load(g + j), dead);
     for (int64_t v = W; v < kSinkhornChunk; v += W)
       alive = alive | not_below(fma(load(x + j + v), s, minus) + load(g + j + v), dead);
     live += any(alive);
   }
-  return live >= kProbes;
+  return live >= kProbes;  // broken off: of four
 }
 
 /// max_j of scale * x[j] + g[j], NaN ignored.

@@ -14,10 +14,10 @@ namespace sela {
 ///
 /// A row with a label >= 0 gets a list when its regret is above `slack`: first the best column (the lowest of equals),
 /// then, in ascending order, the other good ones, then its label if that is missing.  Good are the columns that score
-/// at least the label's score + `floor`; if there are more than 2 * count of them, then between `count` and 2 * count
-/// of the best, none left out above one that is in.  Of columns with equal scores the list then takes those that follow
-/// column ((first_row + row) * count) % cols, cyclically, so that many equal rows do not all list the same few. Columns
-/// at -inf (logit or price) are never listed, unless as the label.
+/// at least the best score + `floor`, after their bonus; if there are more than 2 * count of them, then between `count`
+/// and 2 * count of the best, none left out above one that is in.  Of columns with equal scores the list then takes
+/// those that follow column ((first_row + row) * count) % cols, cyclically, so that many equal rows do not all list the
+/// same few.  Columns at -inf (logit or price) are never listed, unless as the label.
 struct CandidateSearch {
   const void* logits = nullptr;  ///< [rows, cols] row-major, elements of `type`
   LogitsType type = LogitsType::float32;
@@ -27,13 +27,16 @@ struct CandidateSearch {
   double scale = 1.0;                    ///< > 0, finite; rounded to float unless type is float64
   const double* prices = nullptr;        ///< [cols], finite or -inf: column left out
   const double* label_prices = nullptr;  ///< [cols], finite
-  const int32_t* labels = nullptr;       ///< [rows], -1: the row is left out
-  const int64_t* selected = nullptr;     ///< [selected_count] rows to look at, or null: all
-  int64_t selected_count = 0;            ///< rows when `selected` is null
-  int64_t first_row = 0;                 ///< number of row 0 in the matrix that the rows are a part of
-  int32_t count = 0;                     ///< columns per list, 1 .. cols
-  float slack = 0.0f;                    ///< nats; -inf: every row gets a list
-  float floor = 0.0f;                    ///< nats; -inf: any column is good
+  const double* bonus = nullptr;      ///< [cols] >= 0, finite: makes a column good, and better among good ones; or null
+  const int32_t* labels = nullptr;    ///< [rows], -1: the row is left out
+  const int64_t* selected = nullptr;  ///< [selected_count] rows to look at, or null: all
+  int64_t selected_count = 0;         ///< rows when `selected` is null
+  int64_t first_row = 0;              ///< number of row 0 in the matrix that the rows are a part of
+  int32_t count = 0;                  ///< columns per list, 1 .. cols
+  float slack = 0.0f;                 ///< nats; -inf: every row gets a list
+  float floor = 0.0f;                 ///< nats; -inf: any column is good
+  float tie = 0.0f;                   ///< nats >= 0; columns that score so little less than the best are its equals
+                                      ///< where there are many of them
 };
 
 /// Outputs by place in `selected`; width = 2 * count + 2.
@@ -48,15 +51,44 @@ struct CandidateLists {
 /// Throws std::invalid_argument for sizes out of range.
 void find_candidates_cpu(const CandidateSearch& search, const CandidateLists& lists, int threads, Isa isa);
 
-/// Brings prices nearer to those at which the best columns of the lists have the wanted sizes: `iterations` times
-///   p[j] += log(wanted[j] / sum_i q[i, j]) / sharpness,   q[i, :] = softmax(sharpness * (v[i, :] + p)) over row i's
-///   list,
-/// with steps of at most kLargestStep / sharpness; columns of which nothing is wanted keep their price.
-/// columns, values: [rows, width]; found: [rows]; wanted, prices: [clusters]; labels: [rows] best column of each list
-/// at the new prices, the lowest of equals, untouched without a list.  The result does not depend on threads.
-void smooth_prices_cpu(int64_t rows, int32_t width, const int32_t* columns, const float* values, const int32_t* found,
-                       int32_t clusters, const double* wanted, double sharpness, int iterations, double* prices,
-                       int32_t* labels, int threads);
+/// Number of losses that column_margins_cpu looks for.
+constexpr int kColumnMargins = 4;
+
+/// margins[m * cols + j]: the m-th smallest loss (best score - score of j, nats, > 0) of column j among the selected
+/// rows, m < kColumnMargins; +inf where fewer rows lose anything finite.  Of the search logits, scale, prices, labels
+/// and selected count.
+void column_margins_cpu(const CandidateSearch& search, float* margins, int threads, Isa isa);
+
+/// So many sharp Sinkhorn iterations.
+struct SmoothStage {
+  double sharpness = 1.0;  ///< > 0
+  int iterations = 0;      ///< at most
+};
+
+/// Brings prices nearer to those at which the best columns of the lists have the wanted sizes: per stage, `iterations`
+/// times or until sum_j |wanted[j] - sum_i q[i, j]| <= tolerance * sum_j wanted[j],
+///   p[j] += relaxation / sharpness * log(wanted[j] / sum_i q[i, j]),   q[i, :] = softmax(sharpness * (v[i, :] + p))
+///   over row i's list,
+/// with logarithms of at most 3.  Columns of which nothing is wanted keep their price.  Entries that are 20 nats
+/// of the sharpened score below the best of their row when a stage begins are left out of it.
+struct SmoothProblem {
+  int64_t rows = 0;
+  int32_t width = 0;                 ///< of the lists
+  const int32_t* columns = nullptr;  ///< [rows, width]
+  const float* values = nullptr;     ///< [rows, width]
+  const int32_t* found = nullptr;    ///< [rows]
+  int32_t clusters = 0;
+  const double* wanted = nullptr;  ///< [clusters] >= 0
+  std::vector<SmoothStage> stages;
+  double relaxation = 1.0;  ///< 0 .. 2: above 1 errors that fade slowly do so twice as fast and more
+  double tolerance = 0.0;
+  double tie = 0.0;  ///< nats: columns within this of a row's best are as good
+};
+
+/// prices: [clusters], changed.  labels: [rows], or null when not wanted: the best column of each list at the new
+/// prices, the lowest of equals; a row to which several are as good takes that which lacks most rows at its turn.
+/// Untouched without a list.  The result does not depend on threads.
+void smooth_prices_cpu(const SmoothProblem& problem, double* prices, int32_t* labels, int threads, Isa isa);
 
 /// Labels of admissible cluster sizes that lose as little as possible: a transport problem on candidate lists, solved
 /// by successive shortest paths over the clusters (see Note [Shortest paths over clusters] in rounding.cpp).
@@ -144,7 +176,6 @@ class Rounding {
   std::vector<float> by_loss_;             ///< loss of that edge at the time
   std::vector<int32_t> queue_, place_, settled_, sinks_;
   std::vector<std::pair<int64_t, int32_t>> moves_;
-  std::vector<uint8_t> done_;
 };
 
 }  // namespace sela

@@ -71,13 +71,21 @@ def solve(job, group):
     import torch
 
     import sela_ext
-    from sela_ext.assign import problem
+    from sela_ext.assign import problem, shards
 
     logits = job["logits"]
     if job.get("torch"):
         logits = torch.from_numpy(logits).to(getattr(torch, job["torch"]))
+    if "weight" in job:
+        logits = sela_ext.FeatureLogits(logits, job["weight"])
     at_once = job.get("at_once", problem.AT_ONCE)
-    with patch.object(problem, "AT_ONCE", at_once), planted(problem, job.get("fault")), card_of(job):
+    backend = {"backend_of": lambda _: job["backend"]} if "backend" in job else {}
+    with (
+        patch.multiple(shards, **backend) if backend else contextlib.nullcontext(),
+        patch.object(problem, "AT_ONCE", at_once),
+        planted(problem, job.get("fault")),
+        card_of(job),
+    ):
         found = sela_ext.assign(logits, group=group, threads=1, **job["options"])
     fields = dict(vars(found))
     for name in ("labels", "potential", "sizes", "prices"):

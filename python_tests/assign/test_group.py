@@ -204,6 +204,24 @@ CASES = {
         spoiled(smooth_logits(1001, 9, seed=10)),
         {"balance": "exact", "row_weights": RNG.choice([0, 1.0], 1001)},
     ),
+    "a 16-bit copy": (peaked_logits(3001, 60, seed=20), {"tol": 1e-3, "storage": "fixed16"}),
+    "exact sizes, far from balance": (
+        smooth_logits(6001, 101, seed=21) @ np.diag(1 + np.arange(101) / 20).astype(np.float32),
+        {"balance": "exact", "tol": 0.3},
+    ),
+    "an empty cluster": (smooth_logits(1501, 31, seed=22), {"marginals": np.arange(31)}),
+    "bounded, sampled": (
+        peaked_logits(17_000, 40, seed=23),
+        {"size_bounds": (300, 500), "tol": 1e-5, "max_passes": 30},
+    ),
+    "relaxed, sampled, weights": (
+        peaked_logits(17_000, 40, seed=24),
+        {"relax": 1.0, "tol": 1e-5, "max_passes": 30, "row_weights": np.arange(17_000) % 7 / 3},
+    ),
+    "bounded, sampled, weights": (
+        peaked_logits(17_000, 40, seed=24),
+        {"size_bounds": (300, 500), "tol": 1e-5, "max_passes": 30, "row_weights": 0.5 + np.arange(17_000) % 7 / 6},
+    ),
     "ties": (np.zeros((1001, 7), np.float32), {}),
     "one block": (smooth_logits(100, 5, seed=11), {"tol": 1e-5}),
     "one row": (smooth_logits(1, 5, seed=12), {}),
@@ -262,6 +280,17 @@ def test_tensors_on_cards_give_the_bits_of_one_card(pool, as_cuda, host_card, sh
     one = alone(logits, options, "float32")
     assert one.backend == "cuda"
     check_bits(pool.run(jobs(logits, shards, options, torch="float32", card=True)), one)
+
+
+@pytest.mark.parametrize("options", [{"tol": 1e-5}, {"balance": "exact"}, {"storage": "fixed16", "tol": 1e-3}])
+@pytest.mark.parametrize("shards", [even(17_000, 3), cut(0, 128, 17_000)])
+def test_features_give_the_bits_of_one_process(pool, options, shards):
+    rng = np.random.default_rng(25)
+    features = rng.standard_normal((17_000, 24)).astype(np.float32)
+    weight = rng.standard_normal((40, 24)).astype(np.float32)
+    one = sela_ext.assign(sela_ext.FeatureLogits(features, weight), threads=2, **options)
+    given = [{"logits": features[part], "weight": weight, "options": options} for part in shards]
+    check_bits(pool.run(given), one)
 
 
 def test_faint_columns_that_do_not_fit_into_memory_give_the_same_bits(pool):
@@ -323,6 +352,13 @@ def test_shapes_and_types_that_differ_are_named_on_all_ranks(pool):
     other = smooth_logits(500, 9, dtype=np.float64)
     messages = refusals(pool.run([given[0], {**given[1], "logits": other}]), "OptionError")
     assert all("dtype: " in words and "float32 on rank 0, float64 on rank 1" in words for words in messages)
+
+
+def test_instruction_sets_that_differ_are_named_with_the_remedy(pool):
+    given = jobs(smooth_logits(1000, 9), even(1000, 2), {})
+    given[1]["backend"], given[0]["backend"] = "cpu-avx2", "cpu-avx512"
+    for message in refusals(pool.run(given), "OptionError"):
+        assert "found cpu-avx512 on rank 0, cpu-avx2 on rank 1; set SELA_CPU_ISA to the same on all" in message
 
 
 def test_shards_that_are_not_aligned_are_named_with_the_remedy(pool):

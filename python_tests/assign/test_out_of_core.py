@@ -197,12 +197,14 @@ print(resident() - before, a.passes, int(a.labels.min()))
 """
 
 
-@pytest.mark.parametrize("method", ["newton", "anderson"])
-def test_little_of_a_file_is_resident(method, tmp_path):
-    block = peaked(4096, 500).astype(np.float16)
+@pytest.mark.parametrize(
+    ("method", "sharpness", "rows", "cols"), [("newton", 1.0, 409_600, 500), ("anderson", 0.1, 102_400, 2000)]
+)
+def test_little_of_a_file_is_resident(method, sharpness, rows, cols, tmp_path):
+    block = (sharpness * peaked(4096, cols)).astype(np.float16)
     path = tmp_path / "logits.npy"
-    logits = np.lib.format.open_memmap(path, "w+", np.float16, (100 * 4096, 500))
-    for first in range(0, len(logits), 4096):
+    logits = np.lib.format.open_memmap(path, "w+", np.float16, (rows, cols))
+    for first in range(0, rows, 4096):
         logits[first : first + 4096] = block
     size = logits.nbytes
     del logits

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sela_ext import build_info
 from sela_ext.errors import OptionError
-from sela_ext.kernels import Rounding, find_candidates, reference, smooth_prices
+from sela_ext.kernels import Rounding, column_margins, find_candidates, reference, smooth_prices
 
 ISAS = ["generic", "avx2", "avx512"]
 ISAS = ISAS[: ISAS.index(build_info()["cpu_isa"]) + 1]
@@ -93,6 +93,23 @@ def test_equal_scores_are_listed_in_turn():
     assert set(np.unique(lists.columns)) == set(range(40))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_columns_within_a_tie_are_listed_in_turn(isa):
+    logits = np.random.default_rng(0).random((60, 200)).astype(np.float32) * 1e-4
+    logits[:, 150:] -= 1.0
+    lists = find_candidates(logits, np.zeros(200), np.zeros(60, np.int32), count=4, tie=1e-3, isa=isa)
+    expected = reference.find_candidates(logits, np.zeros(200), np.zeros(60, np.int32), count=4, tie=1e-3)
+    for place in range(60):
+        turn = {(place * 4 + k) % 200 for k in range(4)}
+        turn = turn if max(turn) < 150 else None  # otherwise it goes on at the beginning
+        for found in (listed(lists, place), listed(expected, place)):
+            assert max(found) < 150
+            assert turn is None or turn <= set(found)
+    assert len(np.unique(lists.columns)) == 150
+    plain = find_candidates(logits, np.zeros(200), np.zeros(60, np.int32), count=4, isa=isa)
+    assert (logits[np.arange(60)[:, None], plain.columns[:, :4]] > 0.8e-4).all()
+
+
 def test_lists_depend_on_neither_threads_nor_strides():
     logits, prices, labels = problem(1000, 130, seed=2)
     one = find_candidates(logits, prices, labels, count=5, threads=1)
@@ -115,16 +132,93 @@ def test_smoothed_prices_agree_with_the_twin_and_balance_the_lists(rows, cols):
     lists = find_candidates(logits, prices, labels, scale=5.0, count=6)
     wanted = np.full(cols, (labels >= 0).sum() / cols)
     wanted[cols // 2] *= 0 if cols > 1 else 1
-    expected = reference.smooth_prices(lists, prices, wanted, labels, sharpness=4.0, iterations=7)
-    for threads in (1, 3):
-        found = smooth_prices(lists, prices, wanted, labels, sharpness=4.0, iterations=7, threads=threads)
+    stages = [(1.0, 4), (4.0, 7)]
+    options = {"stages": stages, "relaxation": 1.5}
+    expected = reference.smooth_prices(lists, prices, wanted, labels, **options)
+    for isa in ISAS:
+        one = smooth_prices(lists, prices, wanted, labels, **options, threads=1, isa=isa)
+        found = smooth_prices(lists, prices, wanted, labels, **options, threads=3, isa=isa)
+        assert np.array_equal(found[0], one[0])
+        assert np.array_equal(found[1], one[1])
         np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
         assert (found[1] == expected[1]).mean() > 0.999
         assert np.array_equal(found[1] == -1, labels == -1)
-    at_start = smooth_prices(lists, prices, wanted, labels, sharpness=4.0, iterations=0)[1]
+    at_start = smooth_prices(lists, prices, wanted, labels, stages=[])[1]
     before = np.bincount(at_start[labels >= 0], minlength=cols)
     after = np.bincount(found[1][labels >= 0], minlength=cols)
     assert rows < 9001 or np.abs(after - wanted)[wanted > 0].sum() < 0.5 * np.abs(before - wanted)[wanted > 0].sum()
+
+
+def test_long_lists_are_smoothed_as_well():
+    logits, prices, _ = problem(70, 90, seed=8)
+    labels = np.zeros(70, np.int32)
+    lists = find_candidates(logits, prices, labels, count=90)
+    assert lists.found.max() > 32
+    options = {"stages": [(1.0, 5)], "tolerance": 1e-9}
+    expected = reference.smooth_prices(lists, prices, np.full(90, 70 / 90), labels, **options)
+    for isa in ISAS:
+        found = smooth_prices(lists, prices, np.full(90, 70 / 90), labels, **options, isa=isa)
+        np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+
+
+def test_smoothing_ends_at_its_tolerance():
+    logits, prices, labels = problem(500, 20, seed=4)
+    labels[:] = 0
+    lists = find_candidates(logits, prices, labels, count=20)
+    wanted = np.full(20, 25.0)
+    one = smooth_prices(lists, prices, wanted, labels, stages=[(1.0, 1)])[0]
+    for smooth in (smooth_prices, reference.smooth_prices):
+        assert np.allclose(smooth(lists, prices, wanted, labels, stages=[(1.0, 9)], tolerance=2.0)[0], one, atol=1e-5)
+        assert not np.allclose(smooth(lists, prices, wanted, labels, stages=[(1.0, 9)])[0], one, atol=1e-3)
+
+
+def test_rows_with_equal_columns_are_dealt_out_in_their_order():
+    lists = find_candidates(np.zeros((9, 3), np.float32), np.zeros(3), np.zeros(9, np.int32), count=3)
+    wanted = np.array([2.0, 3.0, 4.0])
+    for smooth in (smooth_prices, reference.smooth_prices):
+        _, labels = smooth(lists, np.zeros(3), wanted, np.zeros(9, np.int32), stages=[], tie=1e-6)
+        assert labels.tolist() == [2, 1, 2, 0, 1, 2, 0, 1, 2]
+        # A column that is better by more than a tie is taken, whatever is wanted.
+        _, labels = smooth(lists, np.array([1e-3, 0, 0]), wanted, np.zeros(9, np.int32), stages=[], tie=1e-6)
+        assert labels.tolist() == [0] * 9
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("rows", "cols"), [(3, 5), (301, 33), (130, 129)])
+def test_margins_of_columns_agree_with_the_twin(rows, cols, dtype, isa):
+    logits, prices, labels = problem(rows, cols, seed=6, dtype=dtype)
+    logits[:, 1] = -torch.inf
+    prices[2] = -np.inf
+    selected = np.arange(0, rows, 2)
+    expected = reference.column_margins(logits, prices, labels, scale=3.0, selected=selected)
+    found = column_margins(logits, prices, labels, scale=3.0, selected=selected, threads=1, isa=isa)
+    assert np.array_equal(np.isfinite(found), np.isfinite(expected))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.array_equal(
+        column_margins(logits, prices, labels, scale=3.0, selected=selected, threads=3, isa=isa), found
+    )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bonus_makes_columns_good_but_not_best(dtype, isa):
+    logits, prices, labels = problem(200, 77, seed=9, dtype=dtype)
+    bonus = np.zeros(77)
+    bonus[[3, 40]] = 2.5
+    options = {"scale": 2.0, "count": 20, "floor": -0.5, "bonus": bonus}
+    found = find_candidates(logits, prices, labels, **options, isa=isa)
+    expected = reference.find_candidates(logits, prices, labels, **options)
+    np.testing.assert_allclose(found.regret, expected.regret, atol=1e-4)
+    scores = 2.0 * logits.double().numpy() + prices
+    near = scores.max(axis=1, keepdims=True) - scores
+    for row in np.flatnonzero(labels >= 0):
+        mine = listed(found, row)
+        assert mine[0] == scores[row].argmax()
+        good = set(np.flatnonzero(near[row] < 0.5 + bonus - 1e-4)) | {int(labels[row])}
+        maybe = set(np.flatnonzero(near[row] < 0.5 + bonus + 1e-4)) | {int(labels[row])}
+        assert good <= set(mine) <= maybe
+        assert good <= set(listed(expected, row)) <= maybe
 
 
 @settings(max_examples=150, deadline=None)
@@ -192,6 +286,8 @@ def test_rows_that_no_list_leads_out_of_are_left_over_and_can_be_forced():
         ({"count": 0}, "count: expected an integer >= 1, found 0"),
         ({"selected": [4]}, "selected: expected row numbers in 0 .. 3"),
         ({"scale": -1.0}, "scale: expected a finite number > 0"),
+        ({"bonus": [0.0, np.inf, 0.0]}, "bonus: expected 3 finite numbers >= 0"),
+        ({"bonus": [0.0, -1.0, 0.0]}, "bonus: expected 3 finite numbers >= 0"),
     ],
 )
 def test_wrong_arguments_of_the_search_are_refused(options, message):

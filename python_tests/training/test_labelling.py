@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from sela_ext import FeatureLogits
 from sela_ext.errors import OptionError
 from sela_ext.models import Heads
+from sela_ext.training import labelling
 from sela_ext.training.labelling import choose_head, label_pass, random_labels
 from sela_ext.training.prototypes import place_prototypes
 
@@ -91,6 +93,45 @@ def test_rows_of_nan_are_masked_and_counted():
     assert result.masked == 1
     assert result.labels[0, 7] == -1
     assert np.isfinite(result.heads[0]["cross_entropy"])
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_logits_that_memory_cannot_hold_are_computed(kind, dtype, monkeypatch):
+    torch.manual_seed(0)
+    embeddings, _ = points_in_clusters(401, 6)
+    heads = Heads(16, [6, 11], kind)
+    torch.nn.init.normal_(heads.weight)
+    valid = torch.ones(401, dtype=torch.bool)
+    valid[[0, 130]] = False
+    taken = []
+    solve = labelling.assign
+    monkeypatch.setattr(labelling, "assign", lambda logits, **given: taken.append(logits) or solve(logits, **given))
+    options = {"lam": 25.0, "tol": 1e-5, "threads": 1}
+    given = (heads, embeddings.to(dtype), valid, np.zeros((2, 401), np.int32))
+    stored = label_pass(*given, **options)
+    monkeypatch.setattr(labelling, "_free_memory", lambda device: 0.0)
+    computed = label_pass(*given, **options)
+    assert [isinstance(logits, FeatureLogits) for logits in taken] == [False, False, True, True]
+    assert (computed.labels == stored.labels).mean() > 0.99
+    assert (computed.labels[:, [0, 130]] == -1).all()
+    same = computed.labels == stored.labels
+    np.testing.assert_allclose(computed.confidence[same], stored.confidence[same], atol=1e-4)
+    for a, b in zip(computed.heads, stored.heads, strict=True):
+        assert a["cross_entropy"] == pytest.approx(b["cross_entropy"], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_head_as_a_linear_map_gives_its_logits(kind):
+    torch.manual_seed(0)
+    heads = Heads(16, [6, 11], kind)
+    if heads.bias is not None:
+        torch.nn.init.normal_(heads.bias)
+    embeddings = torch.randn(50, 16)
+    for head in (0, 1):
+        weight, bias, normalize = heads.as_linear(head)
+        logits = FeatureLogits(embeddings, weight, bias, normalize=normalize)[:]
+        torch.testing.assert_close(logits, heads.logits_of(head, embeddings).detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_heads_that_are_not_asked_for_keep_their_labels():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sela_ext.assign.sources import best_columns
+from sela_ext.assign.sources import best_columns, column_losses, logits_pass
 from sela_ext.assign.ties import UnbalancedLabelsWarning
 from sela_ext.kernels.rounding import Candidates, Rounding, smooth_prices
 
@@ -26,16 +26,40 @@ if TYPE_CHECKING:
 # make it faster; what is missing shows in the gap and is added.
 COUNTS = (4, 8, 16)
 SMALL = 1 << 19  # entries of a matrix up to which every column is listed
-# When many images are misplaced, most columns would never be used: the first lists hold only those inside a window,
-# set on a sample of rows so that so many columns per row lie in it; the number grows with the misplaced share.
-MISPLACED = 0.01
-FAR = 0.1  # a larger misplaced share needs the longer lists at once
-LISTED, LISTED_MISPLACED = 0.4, 10.0
-SAMPLE = 2048
-PEAKED = 6.0  # nats: where the window would be wider, the plan is as good as labels, and most lists are short anyway
-# Then sharper Sinkhorn iterations on the lists, (sharpness, iterations), bring the prices near those of the rounded
-# problem: half of the rows are left to be moved one by one. More iterations cost more than the paths that they save.
-SHARPER = ((4.0, 6),)
+MISPLACED = 0.01  # with a smaller share the prices move too little for a sample to pay
+# A sample of the rows tells by its margins which sharpness and which window the problem needs. When a larger share than
+# FAR is misplaced, the prices are first improved by passes at a larger lambda over a part of the rows, so many per
+# cluster: the rounded problem has other prices than the plan, and lists made at those would have to be long. When a
+# smaller share is misplaced, what a part of the rows says is worse than what is known.
+SAMPLE, SAMPLE_PER_CLUSTER, SAMPLE_COUNT = 2048, 8, 16
+FAR = 0.12
+# Sharpness of the Sinkhorn iterations: at least so much (1 is the plan itself), and so many times 1 / (the margin that
+# NEARBY columns per row lie within); and iterations. At the last of them few rows are undecided, and most of the
+# misplaced ones have found their place.
+NEARBY = 0.25
+SAMPLE_SHARPNESS, SAMPLE_PASSES, SAMPLE_ERROR = 0.25, 6, 0.1
+STAGES = ((1.0, 0.75, 6), (2.0, 1.5, 6), (4.0, 3.0, 6), (8.0, 6.0, 6))
+# Rows are many times the same when a sample has fewer different ones than this part of it, as the first SAME values of
+# their lists tell. All columns that one kind of row must share are listed then, if they are at most MOST, and a sharper
+# plan finds the prices at which they are equally good.
+DIFFERENT, SAME, MOST = 0.5, 4, 64
+STAGES_OF_EQUALS = ((32.0, 24.0, 8), (128.0, 96.0, 8), (512.0, 384.0, 8))
+RELAXATION = 1.8  # of the iterations: half as many reach as far
+TOLERANCE = 2e-3  # of the sizes, where a stage ends
+LARGEST_STEP = 3.0  # nats of the sharpened score, as smooth_prices has it
+# Columns per row inside the window, beside the best; and so many more times the misplaced share.
+LISTED, LISTED_MISPLACED, LISTED_FAR = 0.4, 10.0, 3.0
+# Every cluster should be listed by so many times its share of the images, beside those that like it best: clusters that
+# few images know would otherwise become far too dear before one of these comes. This happens in plans that are nearly
+# labels: margins are wider than PEAKED nats.
+KNOWN_BY, PEAKED = 1.3, 5.0
+COLUMN_MARGINS = 4  # the loss that column_margins returns
+LEFT = 0.05  # a larger share of images left over needs longer lists
+FEW_LEFT = 64  # so many images left over are moved from where the others are
+# Clusters that lack images and that no list leads to are offered so many images, and so many more per image they lack.
+OFFERED, OFFERED_PER_IMAGE = 64, 8
+TIE = 2e-5  # nats: two clusters that differ by less are the same to a row
+INDIFFERENT = 2e-4  # nats: margins so small mean that all columns are the same to most rows
 SLACK = 1e-3  # nats: a row that loses less to its best cluster is at its best
 GAP_GOAL = 1e-3  # nats per image: good enough to stop
 ROUNDS = 10  # looks at the whole matrix at most
@@ -82,9 +106,11 @@ def least_price(prices: Vector, low: Longs, high: Longs, total: int) -> float:
 def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: npt.NDArray[np.bool_]) -> Balanced:
     """Round a plan to labels of admissible sizes, starting from its potential and argmax labels.
 
-    The rows of least margin leave the clusters that are too full along shortest paths between clusters, on lists of a
-    few good columns per row (`Rounding`); one more read of the matrix gives the gap to the bound of the dual linear
-    program, and adds columns that the lists lack until it is small. The result depends on neither threads nor luck.
+    A few good columns per row are listed, in one read of the matrix. Sinkhorn iterations at a growing sharpness bring
+    the prices on the lists near those of the rounded problem; then the rows of least margin leave the clusters that are
+    still too full along shortest paths between clusters (`Rounding`). One more read gives the gap to the bound of the
+    dual linear program, and columns that the lists lack, until it is small. The result depends on neither threads nor
+    luck.
 
     Args:
         problem: the logits, lambda, shares, threads; its count of passes goes on.
@@ -115,6 +141,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
             at[own],
             scale=problem.lam,
             count=count,
+            tie=TIE,
             threads=problem.threads,
             first_row=own.start,
             **options,
@@ -122,54 +149,92 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
         arrays = (lists.columns, lists.values, lists.found, lists.regret)
         return Candidates(*problem.shard.joined("lists of columns", arrays))
 
+    def rounded(lists: Candidates, prices: Vector, at: Labels, unit: float) -> tuple[Rounding, int]:
+        """Labels from these lists, after Sinkhorn iterations on them; and how many images are left over."""
+        prices, at = smooth_prices(
+            lists,
+            prices,
+            wanted,
+            at,
+            stages=[(max(least, often / unit), iterations) for least, often, iterations in stages],
+            relaxation=RELAXATION,
+            tolerance=TOLERANCE,
+            tie=TIE,
+            threads=problem.threads,
+        )
+        rounding = Rounding(len(labels), total, prices, low, high, threads=problem.threads)
+        rounding.add(np.arange(len(labels)), at, lists)
+        return rounding, rounding.solve()
+
+    start = potential
     window = math.inf
-    smooth = True
+    bonus: Vector | None = None
+    stages: tuple[tuple[float, float, int], ...] = STAGES
     sizes = np.bincount(labels[rows], minlength=len(low))
     misplaced = float(np.maximum(sizes - high, 0).sum()) / total
     counts: tuple[int, ...] = (len(low),) if labels.size * len(low) <= SMALL else COUNTS
+    few = rows[:: max(1, total // SAMPLE)]
     if len(counts) > 1 and misplaced > MISPLACED:
-        sample = rows[:: max(1, total // SAMPLE)]
-        listed = (LISTED + LISTED_MISPLACED * misplaced) * len(sample)
-        window = _window(search(potential, labels, COUNTS[0], selected=sample), labels[sample], potential, listed)
-        if window > PEAKED or misplaced > FAR:
-            smooth, window, counts = window <= PEAKED, math.inf, counts[1:]
+        listed = LISTED + LISTED_MISPLACED * misplaced
+        margins = search(start, labels, SAMPLE_COUNT, selected=few)
+        unit = _margin(margins, start, NEARBY)
+        if (
+            misplaced > FAR and unit > INDIFFERENT
+        ):  # otherwise all columns are the same to most rows: lists take them in turn
+            listed = LISTED_FAR
+            kinds = len(np.unique(margins.values[:, :SAME], axis=0))
+            needed = int(len(low) / kinds) + COUNTS[-1]
+            if kinds < DIFFERENT * len(few) and needed <= MOST:
+                counts, stages = (min(needed, len(low)), len(low)), STAGES + STAGES_OF_EQUALS
+            # On CUDA all rows are read.
+            every = 1 if problem.on_cuda else max(1, total // max(SAMPLE, SAMPLE_PER_CLUSTER * len(low)))
+            start = _improved(problem, start, active, shares, max(1.0, SAMPLE_SHARPNESS / unit), every)
+            margins = search(start, labels, SAMPLE_COUNT, selected=few, label_prices=potential)
+            unit = _margin(margins, start, NEARBY)
+        if stages is STAGES and unit > INDIFFERENT:
+            window = _margin(margins, start, listed)
+        if unit > PEAKED and window < math.inf:
+            bonus = _bonus(problem, start, labels, rows, window)
     for count in counts:
-        lists = search(potential, labels, count, floor=-window)
-        prices, at = potential, labels
-        for sharpness, iterations in SHARPER if smooth and misplaced > MISPLACED else ():
-            prices, at = smooth_prices(
-                lists, prices, wanted, at, sharpness=sharpness, iterations=iterations, threads=problem.threads
-            )
-        rounding = Rounding(len(labels), total, prices, low, high, threads=problem.threads)
-        rounding.add(np.arange(len(labels)), at, lists)
-        if rounding.solve() == 0 or count >= len(low):
+        lists = search(start, labels, count, floor=-window, label_prices=potential, bonus=bonus)
+        unit = _margin(_part(lists, few), start, NEARBY)
+        rounding, left = rounded(lists, start, labels, unit)
+        if left <= LEFT * total or count >= len(low):
             break
-        window = math.inf
+        window, bonus = math.inf, None
 
     best: Balanced | None = None
     impossible = 0
+    offered = OFFERED
     for _ in range(ROUNDS):
-        left = rounding.solve()
         while left:
-            fresh = _open(rounding, search, active)
-            if fresh == 0:
+            more = _open(rounding, search, active, offered)
+            offered *= 2
+            lists, fresh = (lists, 0) if more is None else _merged(lists, *more, rounding.labels)
+            if more is None or fresh == 0:
                 impossible += rounding.force()
                 break
-            left = rounding.solve()
+            if left <= FEW_LEFT:  # not worth a new start
+                at, part = more
+                rounding.add(at, rounding.labels[at], part)
+                left = rounding.solve()
+            else:
+                rounding, left = rounded(lists, rounding.prices, rounding.labels, unit)
         prices, found = rounding.prices, rounding.labels
-        lists = search(prices, found, COUNTS[0], slack=SLACK)
+        looked = search(prices, found, COUNTS[0], slack=SLACK)
         if impossible:
             best = Balanced(found, prices, math.inf, impossible)
             break
         sizes_part = math.fsum(prices * rounding.sizes) - least_price(prices, low, high, total)
-        loss = math.fsum(lists.regret.astype(np.float64)) + max(0.0, sizes_part)
+        loss = math.fsum(looked.regret.astype(np.float64)) + max(0.0, sizes_part)
         gap = loss / (problem.lam * total)
         if best is None or gap < best.gap:
             best = Balanced(found, prices, gap, 0)
-        worse = np.flatnonzero(lists.found > 0)
+        worse = np.flatnonzero(looked.found > 0)
         if gap <= GAP_GOAL or not len(worse):
             break
-        rounding.add(worse, lists.columns[worse, 0], _part(lists, worse))
+        lists, _ = _merged(lists, worse, _part(looked, worse), found)
+        rounding, left = rounded(lists, start, found, unit)
     assert best is not None
     if best.impossible:
         warnings.warn(
@@ -185,25 +250,106 @@ def _part(lists: Candidates, places: Longs) -> Candidates:
     return Candidates(lists.columns[places], lists.values[places], lists.found[places], lists.regret[places])
 
 
-def _window(lists: Candidates, labels: Labels, prices: Vector, listed: float) -> float:
-    """The loss inside which so many columns of these lists lie, labels not counted; nats."""
+def _bonus(problem: Problem, prices: Vector, labels: Labels, rows: Longs, window: float) -> Vector:
+    """What columns need beside the window to be listed by KNOWN_BY times their share of rows, as few rows tell."""
+    wanted = KNOWN_BY * len(rows) / len(prices)
+    few = rows[:: max(1, int(wanted / COLUMN_MARGINS))]
+    problem.passes += len(few) / len(labels)
+    own = problem.own
+    here = few[(few >= own.start) & (few < own.stop)] - own.start
+    found = column_losses(problem.logits, prices, labels[own], here, scale=problem.lam, threads=problem.threads)
+    (everywhere,) = problem.shard.joined("margins of columns", [found])
+    margins = np.sort(everywhere, axis=0)[COLUMN_MARGINS - 1]
+    return np.maximum(np.where(np.isfinite(margins), margins, 0.0).astype(np.float64) - window, 0.0)
+
+
+def _improved(
+    problem: Problem, prices: Vector, active: npt.NDArray[np.bool_], shares: Vector, sharpness: float, every: int
+) -> Vector:
+    """Sinkhorn iterations at sharpness * lambda on every so many blocks of rows."""
+    weights = None if active.all() else active[problem.own].astype(np.float32)
+    reference = None
+    wanted = shares / shares.sum()
+    for _ in range(SAMPLE_PASSES):
+        sums = logits_pass(
+            problem.logits,
+            sharpness * prices,
+            scale=sharpness * problem.lam,
+            row_weights=weights,
+            reference=reference,
+            threads=problem.threads,
+            every=every,
+            first_row=problem.shard.first_row,
+            rows_in_all=problem.rows,
+            largest_weight=1.0,
+        )
+        sums = problem.shard.add(sums, prices, f"over 1/{every} of the rows, for sharper prices")
+        problem.passes += 1 / every
+        if not sums.weight > 0:
+            return prices
+        reference = sums.lse
+        columns = sums.column_sums
+        found = np.asarray(columns.cpu().numpy() if hasattr(columns, "cpu") else columns) / sums.weight
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = np.clip(np.log(wanted / found), -LARGEST_STEP, LARGEST_STEP)
+        prices = prices + np.where(wanted > 0, RELAXATION / sharpness * step, 0.0)
+        if float(np.abs(found - wanted).sum()) < SAMPLE_ERROR:
+            break
+    return prices
+
+
+def _margin(lists: Candidates, prices: Vector, others: float) -> float:
+    """The distance from the row's best column inside which so many other columns of a row lie; nats."""
     inside = np.arange(lists.columns.shape[1]) < lists.found[:, None]
-    others = inside & (lists.columns != labels[:, None])
-    loss = prices[labels][:, None] - (lists.values + prices[lists.columns])  # values are relative to the label's
-    losses = np.sort(loss[others])
-    place = int(listed)
-    return max(0.0, float(losses[place])) if place < len(losses) else math.inf
+    score = np.where(inside, lists.values + prices[lists.columns], -np.inf)
+    loss = np.sort((score.max(axis=1, keepdims=True) - score)[inside])
+    place = int((1.0 + others) * len(score))  # the best columns themselves lose nothing
+    return max(INDIFFERENT, float(loss[place])) if place < len(loss) else math.inf
 
 
-def _open(rounding: Rounding, search: Any, active: npt.NDArray[np.bool_]) -> int:
-    """Offer all rows of closed clusters the best columns outside.
+def _open(
+    rounding: Rounding, search: Any, active: npt.NDArray[np.bool_], offered: int
+) -> tuple[Longs, Candidates] | None:
+    """Lists of the images that the clusters to which no list leads get cheapest from the closed clusters.
 
-    Returns how many columns are new to a row; 0 when nothing leads out.
+    Returns rows and their lists; None when nothing leads out.
     """
     closed, prices, labels = rounding.closed, rounding.prices, rounding.labels
     if closed.all():
-        return 0
+        return None
     rows = np.flatnonzero(active & closed[labels])
-    outside = np.where(closed, -np.inf, prices)
-    lists = search(outside, labels, COUNTS[0], label_prices=prices, selected=rows)
-    return rounding.add(rows, labels[rows], lists)
+    lists = search(np.where(closed, -np.inf, prices), labels, COUNTS[0], label_prices=prices, selected=rows)
+    # Far fewer images than all are needed: per cluster those of the largest regret.
+    found = np.flatnonzero(lists.found > 0)
+    first = lists.columns[found, 0]
+    order = found[np.lexsort((-lists.regret[found], first))]
+    column = lists.columns[order, 0]
+    begin = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=len(prices)))])
+    lacking = np.maximum(rounding.wanted - rounding.sizes, 0)
+    cheap = np.arange(len(order)) - begin[column] < offered + OFFERED_PER_IMAGE * lacking[column]
+    places = np.sort(order[cheap])
+    return rows[places], _part(lists, places)
+
+
+def _merged(lists: Candidates, rows: Longs, more: Candidates, labels: Labels) -> tuple[Candidates, int]:
+    """Append to the lists of these rows what is new in others, which hold the rows' labels and measure from them.
+
+    Returns the lists, and how many columns are new to their row.
+    """
+    columns, length = lists.columns[rows], lists.found[rows]
+    inside = np.arange(columns.shape[1]) < length[:, None]
+    at = ((columns == labels[rows][:, None]) & inside).argmax(axis=1)
+    known = np.zeros(more.columns.shape, np.bool_)
+    for k in range(columns.shape[1]):
+        known |= (more.columns == columns[:, k, None]) & inside[:, k, None]
+    new = (np.arange(more.columns.shape[1]) < more.found[:, None]) & ~known
+    to = length[:, None] + np.cumsum(new, axis=1) - 1
+    wider = max(0, int((length + new.sum(axis=1)).max(initial=0)) - columns.shape[1])
+    if wider:
+        pad = ((0, 0), (0, wider))
+        lists = Candidates(np.pad(lists.columns, pad), np.pad(lists.values, pad), lists.found, lists.regret)
+    row = np.broadcast_to(rows[:, None], new.shape)[new]
+    lists.columns[row, to[new]] = more.columns[new]
+    lists.values[row, to[new]] = (more.values + lists.values[rows, at][:, None])[new]
+    lists.found[rows] += new.sum(axis=1).astype(np.int32)
+    return lists, int(new.sum())

@@ -74,6 +74,10 @@ class RelaxedProblem(Problem):
         scaled: Vector = log_target + (potential - log_target) * ratio
         return scaled
 
+    def centred(self, potential: Vector) -> Vector:
+        """The potential itself: a shift would change what it asks of the columns."""
+        return potential
+
     def column_law(self, potential: Vector, factor: float, weight: float) -> ColumnLaw | None:
         """What a potential at factor * lambda asks of the columns of rows of this weight."""
         log_target = np.log(self.target)

@@ -361,7 +361,7 @@ class RankShard(Shard):
             self._over = True
             raise DistributedError(
                 f"group: rank {self.rank} of {self.ranks} cannot reach the others, one of them died or hangs; look at "
-                f"their messages ({first_line(error)})"
+                f"their messages ({first_line(error).split('. ')[0]})"
             ) from error
 
     def _raise_failures(self, failures: Sequence[str]) -> None:
@@ -428,7 +428,12 @@ def _difference(options: Sequence[Mapping[str, Any]]) -> Exception | None:
     for name in options[0]:
         values = [given.get(name) for given in options]
         if any(value != values[0] for value in values):
-            return OptionError(f"{name}: expected the same on all ranks of the group, found {_by_value(values)}")
+            remedy = (
+                "set SELA_CPU_ISA to the same on all, and use one kind of device" if name == "backend" else "make it so"
+            )
+            return OptionError(
+                f"{name}: expected the same on all ranks of the group, found {_by_value(values)}; {remedy}"
+            )
     return None
 
 

@@ -16,7 +16,7 @@ from sela_ext.assign.mapped import MappedRows
 from sela_ext.assign.plan import available_memory
 from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
 from sela_ext.kernels.logits import StoredLogits
-from sela_ext.kernels.rounding import Candidates, check_search, find_candidates
+from sela_ext.kernels.rounding import Candidates, check_search, column_margins, find_candidates
 from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, SAMPLE_ROWS, check_largest, sinkhorn_pass
 from sela_ext.kernels.sinkhorn import backend_of as backend_of_array
 from sela_ext.kernels.sinkhorn import on_cuda as array_on_cuda
@@ -283,6 +283,15 @@ def rows_of(
         yield where, as_double(block)
         if mapped is not None:
             mapped.done(first, last)
+
+
+def column_losses(
+    logits: Any, prices: Any, labels: Any, selected: Any, *, scale: float, threads: int
+) -> npt.NDArray[np.float32]:
+    """`column_margins` of selected rows of anything that `assign` takes."""
+    if isinstance(logits, FeatureLogits):
+        return column_margins(logits[selected], prices, labels[selected], scale=scale, threads=threads)
+    return column_margins(logits, prices, labels, scale=scale, selected=selected, threads=threads)
 
 
 def best_columns(

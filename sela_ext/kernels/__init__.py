@@ -21,7 +21,7 @@ from sela_ext.kernels.newton import (
     newton_solve,
     newton_sums,
 )
-from sela_ext.kernels.rounding import Candidates, Rounding, find_candidates, smooth_prices
+from sela_ext.kernels.rounding import Candidates, Rounding, column_margins, find_candidates, smooth_prices
 from sela_ext.kernels.self_check import RefusedDeviceWarning, Verdict, device_verdict
 from sela_ext.kernels.sinkhorn import sinkhorn_pass
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums, add_sums
@@ -44,6 +44,7 @@ __all__ = [
     "augment_resident",
     "bounds_nbytes",
     "chunk_bounds",
+    "column_margins",
     "device_verdict",
     "empty_stored",
     "find_candidates",

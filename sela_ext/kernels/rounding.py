@@ -15,6 +15,8 @@ from sela_ext.kernels.logits import StoredLogits, check_logits, rows_of
 from sela_ext.kernels.sinkhorn import check_scale
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     Vector = npt.NDArray[np.float64]
@@ -65,6 +67,14 @@ def check_search(
     return name, scale, price, own, label, chosen, min(count, cols)
 
 
+def check_bonus(bonus: Any, cols: int) -> Vector:
+    """Check the bonus of `find_candidates`."""
+    extra = np.ascontiguousarray(bonus, np.float64)
+    if extra.shape != (cols,) or not (np.isfinite(extra).all() and (extra >= 0).all()):
+        raise OptionError(f"bonus: expected {cols} finite numbers >= 0, found shape {extra.shape}")
+    return extra
+
+
 def find_candidates(
     logits: Any,
     prices: Any,
@@ -75,6 +85,8 @@ def find_candidates(
     label_prices: Any = None,
     slack: float = -math.inf,
     floor: float = -math.inf,
+    bonus: Any = None,
+    tie: float = 0.0,
     selected: Any = None,
     threads: int = 0,
     isa: str = "",
@@ -94,7 +106,9 @@ def find_candidates(
         count: columns per list, beside the label.
         label_prices: [K] nats, finite: the prices that the labels' own scores are taken with; None: `prices`.
         slack: only rows with a larger regret, best score minus the label's score, get a list. Nats.
-        floor: only columns that score at least the label's score + floor are listed. Nats.
+        floor: only columns that score at least the row's best score + floor are listed. Nats, <= 0.
+        bonus: [K] nats, finite and >= 0: added to the scores when `floor` is asked and when the best are chosen.
+        tie: nats, >= 0: where many columns score so little less than the best, they count as its equals.
         selected: int64 [n] row numbers, or None for all rows.
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use (for tests).
@@ -116,6 +130,7 @@ def find_candidates(
     name, scale, price, own, label, chosen, count = check_search(
         logits, prices, label_prices, labels, scale, count, selected
     )
+    extra = None if bonus is None else check_bonus(bonus, len(price))
     if is_tensor(logits) and logits.device.type != "cpu":
         from sela_ext.kernels.reference.rounding import find_candidates as on_device
 
@@ -128,6 +143,8 @@ def find_candidates(
             label_prices=own,
             slack=slack,
             floor=floor,
+            bonus=extra,
+            tie=tie,
             selected=chosen,
             first_row=first_row,
         )
@@ -150,12 +167,14 @@ def find_candidates(
         scale,
         price.ctypes.data,
         own.ctypes.data,
+        0 if extra is None else extra.ctypes.data,
         label.ctypes.data,
         0 if chosen is None else chosen.ctypes.data,
         n,
         count,
         slack,
         floor,
+        tie,
         lists.columns.ctypes.data,
         lists.values.ctypes.data,
         lists.found.ctypes.data,
@@ -168,35 +187,102 @@ def find_candidates(
     return lists
 
 
+def column_margins(
+    logits: Any,
+    prices: Any,
+    labels: Any,
+    *,
+    scale: float = 1.0,
+    selected: Any = None,
+    threads: int = 0,
+    isa: str = "",
+) -> npt.NDArray[np.float32]:
+    """How far columns are from rows that have another best column: the four smallest losses among the rows.
+
+    In torch, with score = scale * logits + prices and loss = score.amax(1, keepdim=True) - score:
+    ``loss.where(loss > 0, inf).sort(0).values[:4]``. Logits on CUDA are read there, by torch.
+
+    Args:
+        logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch.
+        prices: [K] nats, finite or -inf.
+        labels: int32 [N]; -1 leaves a row out.
+        scale: lambda > 0.
+        selected: int64 [n] row numbers, or None for all rows.
+        threads: CPU threads, 0 for all; the result does not depend on it.
+        isa: CPU instruction set, "" for the one in use (for tests).
+
+    Returns:
+        float32 [4, K] nats, > 0, ascending; inf where fewer rows lose something finite.
+
+    Raises:
+        DataError: logits of a wrong shape or type.
+        OptionError: another argument of a wrong shape or value.
+    """
+    name, scale, price, _, label, chosen, _ = check_search(
+        logits, prices, np.zeros_like(prices), labels, scale, 1, selected
+    )
+    if is_tensor(logits) and logits.device.type != "cpu":
+        from sela_ext.kernels.reference.rounding import column_margins as on_device
+
+        return on_device(logits, price, label, scale=scale, selected=chosen)
+    rows, cols = (int(n) for n in logits.shape)
+    keep, address, stride = rows_of(logits)
+    margins = _core.column_margins_cpu(
+        address,
+        name,
+        rows,
+        cols,
+        stride,
+        scale,
+        price,
+        label,
+        np.arange(rows) if chosen is None else chosen,
+        threads,
+        isa,
+    )
+    del keep
+    return margins
+
+
 def smooth_prices(
     lists: Candidates,
     prices: Any,
     wanted: Any,
     labels: Any,
     *,
-    sharpness: float,
-    iterations: int,
+    stages: Sequence[tuple[float, int]],
+    relaxation: float = 1.0,
+    tolerance: float = 0.0,
+    tie: float = 0.0,
     threads: int = 0,
+    isa: str = "",
 ) -> tuple[Vector, npt.NDArray[np.int32]]:
     """Sharp Sinkhorn iterations on candidate lists: prices at which the best columns have nearly the wanted sizes.
 
-    Each iteration: ``prices += log(wanted / softmax(sharpness * (values + prices)).sum(0)) / sharpness``, with steps
-    of at most 3 / sharpness. Columns of which nothing is wanted keep their price.
+    Each iteration: ``prices += relaxation / sharpness * log(wanted / softmax(sharpness * (values + prices)).sum(0))``,
+    with logarithms of at most 3. Columns of which nothing is wanted keep their price. Entries that are 20 nats of the
+    sharpened score below the best of their row, when a stage begins, are left out of that stage.
 
     Args:
         lists: of n rows.
         prices: [K] nats, where to start.
         wanted: [K] sizes >= 0.
         labels: int32 [n], kept for rows without a list.
-        sharpness: > 0; 1 is the softmax of the scores themselves.
-        iterations: >= 0.
+        stages: pairs of the sharpness, > 0 (1 is the softmax of the scores themselves), and of the largest number of
+            iterations, >= 0.
+        relaxation: 0 .. 2, the length of a step; above 1, errors that fade slowly do so twice as fast and more.
+        tolerance: a stage ends when the sizes miss the wanted ones by no more than this, sum |.| / sum wanted.
+        tie: nats, >= 0; columns within this of a row's best are as good.
         threads: CPU threads, 0 for all; the result does not depend on it.
+        isa: CPU instruction set, "" for the one in use (for tests).
 
     Returns:
-        New prices [K], and labels [n]: the best column of each list at them, the lowest of equals.
+        New prices [K], and labels [n]: the best column of each list at them, the lowest of equals; a row to which
+        several are as good takes the one that lacks most rows, the rows in their order.
     """
-    if not sharpness > 0 or iterations < 0:
-        raise OptionError(f"sharpness, iterations: expected > 0 and >= 0, found {sharpness} and {iterations}")
+    for sharpness, iterations in stages:
+        if not sharpness > 0 or iterations < 0:
+            raise OptionError(f"stages: expected sharpness > 0, iterations >= 0, found {sharpness}, {iterations}")
     return _core.smooth_prices(
         lists.columns,
         lists.values,
@@ -204,9 +290,12 @@ def smooth_prices(
         np.ascontiguousarray(wanted, np.float64),
         np.ascontiguousarray(prices, np.float64),
         np.ascontiguousarray(labels, np.int32),
-        sharpness,
-        iterations,
+        list(stages),
+        relaxation,
+        tolerance,
+        tie,
         threads,
+        isa,
     )
 
 

@@ -45,6 +45,19 @@ class Heads(nn.Module):
         start = sum(self.clusters[:head])
         return self._logits(embedding, slice(start, start + self.clusters[head]))
 
+    def as_linear(self, head: int) -> tuple[Tensor, Tensor | None, bool]:
+        """Weight, bias, and whether embeddings are scaled to length one first: one head as a linear map, detached.
+
+        Returns:
+            float32 [K_head, D], float32 [K_head] or None, and a bool: `logits_of` up to rounding.
+        """
+        start = sum(self.clusters[:head])
+        rows = slice(start, start + self.clusters[head])
+        weight = self.weight[rows].detach().float()
+        if self.kind == "cosine":
+            return F.normalize(weight, dim=1) / self.temperature, None, True
+        return weight, None if self.bias is None else self.bias[rows].detach().float(), False
+
     def split(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Cut what `forward` returned into one [B, K_t] per head."""
         return torch.split(logits, self.clusters, dim=1)

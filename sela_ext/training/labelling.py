@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sela_ext.assign import UnbalancedLabelsWarning, assign
+from sela_ext.assign import FeatureLogits, UnbalancedLabelsWarning, assign
+from sela_ext.assign.plan import available_memory
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.models import Heads
 
 # Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters.
 _CHUNK = 16_384
+# Logits that would take more than this part of the free memory are not stored, but computed each time they are read:
+# more time (ten reads, say, instead of one), and hardly any memory.
+_MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,6 @@ def label_pass(
     """
     begin = time.perf_counter()
     rows = valid.nonzero()[:, 0]
-    everything = len(rows) == len(valid)
     labels, confidence = previous.copy(), np.zeros(previous.shape, np.float32)
     potentials: dict[int, NDArray[np.float64]] = {}
     records: list[dict[str, Any]] = []
@@ -119,10 +122,7 @@ def label_pass(
     complaints: list[str] = []
     for head in range(len(heads.clusters)) if which is None else which:
         k = heads.clusters[head]
-        logits = torch.empty(len(rows), k, device=embeddings.device)
-        for start in range(0, len(rows), _CHUNK):
-            chunk = embeddings[start : start + _CHUNK] if everything else embeddings[rows[start : start + _CHUNK]]
-            logits[start : start + _CHUNK] = heads.logits_of(head, chunk)
+        logits = _logits_of(heads, head, embeddings, rows)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UnbalancedLabelsWarning)
             solved = assign(
@@ -136,11 +136,13 @@ def label_pass(
                 threads=threads,
             )
         complaints += [f"head {head}: {warning.message}" for warning in caught]
-        found = torch.as_tensor(solved.labels).to(logits.device, torch.int64)
+        found = torch.as_tensor(solved.labels).to(embeddings.device, torch.int64)
         log_p = torch.cat(
             [
-                F.log_softmax(part, 1).gather(1, label.clamp(min=0)[:, None])[:, 0]
-                for part, label in zip(logits.split(_CHUNK), found.split(_CHUNK), strict=True)  # type: ignore[no-untyped-call]
+                F.log_softmax(logits[start : start + _CHUNK], 1).gather(
+                    1, found[start : start + _CHUNK].clamp(min=0)[:, None]
+                )[:, 0]
+                for start in range(0, len(rows), _CHUNK)
             ]
         )
         labelled = found >= 0
@@ -174,6 +176,30 @@ def label_pass(
         labels[head] = new
         potentials[head] = torch.as_tensor(solved.potential).cpu().numpy().astype(np.float64)
     return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
+
+
+def _logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Tensor | FeatureLogits:
+    """Logits of one head for these rows: stored, or where they would take most of the memory, computed when read."""
+    k = heads.clusters[head]
+    everything = len(rows) == len(embeddings)
+    if len(rows) * k * 4 > _MEMORY_SHARE * _free_memory(embeddings.device):
+        weight, bias, normalize = heads.as_linear(head)
+        chosen = embeddings if everything else embeddings[rows]
+        chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
+        return FeatureLogits(chosen, weight.to(chosen.device), bias, normalize=normalize)
+    logits = torch.empty(len(rows), k, device=embeddings.device)
+    for start in range(0, len(rows), _CHUNK):
+        chunk = embeddings[start : start + _CHUNK] if everything else embeddings[rows[start : start + _CHUNK]]
+        logits[start : start + _CHUNK] = heads.logits_of(head, chunk)
+    return logits
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that can still be had on a device; inf where nobody says."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    free = available_memory()
+    return math.inf if free is None else float(free)
 
 
 def choose_head(records: Iterable[dict[str, Any]]) -> int:

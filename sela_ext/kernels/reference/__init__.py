@@ -11,13 +11,14 @@ from sela_ext.kernels.reference.augment import (
 )
 from sela_ext.kernels.reference.logits import store_logits
 from sela_ext.kernels.reference.newton import newton_product, newton_prune, newton_rows, newton_solve, newton_sums
-from sela_ext.kernels.reference.rounding import best_labels, find_candidates, smooth_prices
+from sela_ext.kernels.reference.rounding import best_labels, column_margins, find_candidates, smooth_prices
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
 
 __all__ = [
     "augment",
     "augment_resident",
     "best_labels",
+    "column_margins",
     "find_candidates",
     "newton_product",
     "newton_prune",

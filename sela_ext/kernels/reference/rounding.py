@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from sela_ext.errors import OptionError
-from sela_ext.kernels.rounding import Candidates, check_search
+from sela_ext.kernels.rounding import Candidates, check_bonus, check_search
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
 ENTRIES_AT_ONCE = 1 << 24
@@ -27,6 +29,8 @@ def find_candidates(
     label_prices: Any = None,
     slack: float = -math.inf,
     floor: float = -math.inf,
+    bonus: Any = None,
+    tie: float = 0.0,
     selected: Any = None,
     threads: int = 0,
     isa: str = "",
@@ -44,7 +48,9 @@ def find_candidates(
         count: columns per list.
         label_prices: [K] nats or None.
         slack: rows with a larger regret get a list.
-        floor: columns of at least the label's score + floor are good.
+        floor: columns of at least the best score + floor are good.
+        bonus: [K] or None: added to the scores when columns are compared for the list.
+        tie: nats: columns so little below the best equal it.
         selected: int64 [n] or None.
         threads: unused.
         isa: unused.
@@ -59,6 +65,7 @@ def find_candidates(
     rows, cols = (int(n) for n in logits.shape)
     if name != "float64":
         scale = float(np.float32(scale))
+    extra = None if bonus is None else torch.from_numpy(check_bonus(bonus, cols))
     index = np.arange(rows) if chosen is None else chosen
     n, width = len(index), 2 * count + 2
     lists = Candidates(
@@ -86,7 +93,12 @@ def find_candidates(
         regret = torch.where(has_any, best - torch.where(possible[:, 0], 0.0, -math.inf), -math.inf)
         lists.regret[places] = regret.float().cpu().numpy()
         wanted = has_any & (regret > slack)
-        good = (score >= torch.where(possible, floor, -math.inf)) & (score > -math.inf)
+        if extra is not None:
+            score = score + extra.to(device)
+        good = (score >= (best + floor)[:, None]) & (score > -math.inf)
+        if tie > 0:
+            top_score = score.amax(1, keepdim=True)
+            score = torch.where(score >= top_score - tie, top_score, score)
         # Best first; of equals, those that follow `start`, cyclically: a stable sort of the turned row.
         start = torch.from_numpy((first_row + index[places]) * count % cols).to(device)
         turned = (start[:, None] + torch.arange(cols, device=device)) % cols
@@ -105,15 +117,67 @@ def find_candidates(
     return lists
 
 
+def column_margins(
+    logits: Any,
+    prices: Any,
+    labels: Any,
+    *,
+    scale: float = 1.0,
+    selected: Any = None,
+    threads: int = 0,
+    isa: str = "",
+) -> npt.NDArray[np.float32]:
+    """The same as `sela_ext.kernels.column_margins`, in torch, in float64; `threads` and `isa` change nothing.
+
+    Args:
+        logits: [N, K].
+        prices: [K] nats.
+        labels: int32 [N], -1 leaves a row out.
+        scale: lambda > 0.
+        selected: int64 [n] or None.
+        threads: unused.
+        isa: unused.
+
+    Returns:
+        float32 [4, K].
+    """
+    name, scale, price, _, label, chosen, _ = check_search(
+        logits, prices, np.zeros_like(prices), labels, scale, 1, selected
+    )
+    if name != "float64":
+        scale = float(np.float32(scale))
+    cols = int(logits.shape[1])
+    index = np.arange(len(label)) if chosen is None else chosen
+    index = index[label[index] >= 0]
+    smallest: Any = torch.full((4, cols), torch.inf, dtype=torch.float64)
+    step = max(1, ENTRIES_AT_ONCE // cols)
+    for first in range(0, len(index), step):
+        places = index[first : first + step]
+        part = (
+            logits[places]
+            if isinstance(logits, np.ndarray)
+            else logits.detach()[torch.from_numpy(places).to(logits.device)]
+        )
+        score = scale * torch.as_tensor(part).double() + torch.from_numpy(price).to(getattr(part, "device", "cpu"))
+        loss = score.amax(1, keepdim=True) - score
+        loss = torch.where(loss > 0, loss, torch.inf)
+        smallest = torch.cat([smallest.to(loss.device), loss]).topk(4, dim=0, largest=False).values
+    margins: npt.NDArray[np.float32] = smallest.sort(0).values.float().cpu().numpy()
+    return margins
+
+
 def smooth_prices(
     lists: Candidates,
     prices: Any,
     wanted: Any,
     labels: Any,
     *,
-    sharpness: float,
-    iterations: int,
+    stages: Sequence[tuple[float, int]],
+    relaxation: float = 1.0,
+    tolerance: float = 0.0,
+    tie: float = 0.0,
     threads: int = 0,
+    isa: str = "",
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
     """The same as `sela_ext.kernels.smooth_prices`, in torch and in float64; `threads` changes nothing.
 
@@ -122,9 +186,12 @@ def smooth_prices(
         prices: [K] nats.
         wanted: [K] sizes.
         labels: int32 [n].
-        sharpness: > 0.
-        iterations: >= 0.
+        stages: pairs of sharpness and iterations.
+        relaxation: length of a step.
+        tolerance: of the sizes, ends a stage.
+        tie: nats.
         threads: unused.
+        isa: unused.
 
     Returns:
         New prices [K] and labels [n].
@@ -138,14 +205,32 @@ def smooth_prices(
     def scores() -> torch.Tensor:
         return (values + p[columns]).masked_fill(outside, -torch.inf)[listed]
 
-    for _ in range(iterations):
-        q = (sharpness * scores()).softmax(1)
-        sums = torch.zeros_like(p).index_add(0, columns[listed].flatten(), q.flatten())
-        step = (sizes.log() - sums.log()).clamp(-3.0, 3.0) / sharpness
-        p = torch.where(sizes > 0, p + step, p)
+    for sharpness, iterations in stages:
+        begin = scores()
+        far = begin < begin.amax(1, keepdim=True) - 20.0 / sharpness
+        for _ in range(iterations):
+            q = (sharpness * scores()).masked_fill(far, -torch.inf).softmax(1)
+            sums = torch.zeros_like(p).index_add(0, columns[listed].flatten(), q.flatten())
+            step = relaxation * (sizes.log() - sums.log()).clamp(-3.0, 3.0) / sharpness
+            p = torch.where(sizes > 0, p + step, p)
+            if float((sums - sizes)[sizes > 0].abs().sum()) <= tolerance * float(sizes.sum()):
+                break
     found = np.asarray(labels, np.int32).copy()
-    ties = (scores() == scores().amax(1, keepdim=True)) & ~outside[listed]
-    found[listed.numpy()] = torch.where(ties, columns[listed], len(p)).amin(1).numpy()
+    final = scores()
+    ties = (final >= final.amax(1, keepdim=True) - tie) & ~outside[listed]
+    rows = np.flatnonzero(listed.numpy())
+    first = torch.where(final == final.amax(1, keepdim=True), columns[listed], len(p)).amin(1).numpy()
+    found[rows] = first
+    single = (ties.sum(1) == 1).numpy()
+    lacking = sizes.numpy() - np.bincount(first[single], minlength=len(p))
+    for place in np.flatnonzero(~single):
+        row = rows[place]
+        best = found[row]
+        for column in lists.columns[row, : columns.shape[1]][ties[place].numpy()]:
+            if (lacking[column], -column) > (lacking[best], -best):
+                best = column
+        found[row] = best
+        lacking[best] -= 1
     return p.numpy(), found
 
 

@@ -1,0 +1,312 @@
+"""Write the tables of docs/performance.md from the rows in bench/results; the prose between them is kept.
+
+    python bench/performance.py [--check]
+
+A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. Those of the solver show the latest full run of
+bench/solver.py (all rows of a run have one time), those of the images the latest run that has the case. Exit status:
+0; with --check 1 when the document is not what the rows give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import solver_targets as targets
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "bench" / "results"
+NOTHING = "*No full run is recorded yet.*"
+
+Row = Mapping[str, Any]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file; none when it does not exist."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def latest_full(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the latest full run of bench/solver.py."""
+    full = [row for row in rows if row.get("mode") == "full"]
+    last = max((row["time"] for row in full), default=None)
+    return [row for row in full if row["time"] == last]
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
+
+
+def seconds(value: float) -> str:
+    """Seconds with three digits."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2g}" if value < 0.1 else f"{value:.3g}"
+
+
+def small(value: float | None) -> str:
+    """An error."""
+    return "-" if value is None else f"{value:.1e}"
+
+
+def percent(value: float | None) -> str:
+    """A share of labels: so many digits that what is not all does not read as all."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.4f}%".replace(".0000%", "%")
+
+
+def in_order(values: Sequence[Any]) -> list[Any]:
+    """Each once, as they come."""
+    return list(dict.fromkeys(values))
+
+
+# ---------------------------------------------------------------- the solver
+
+
+def machine(rows: Sequence[Row]) -> str:
+    """Where and with what."""
+    if not rows:
+        return NOTHING
+    facts = rows[0]["machine"]
+    names = (("torch", "torch"), ("numpy", "numpy"), ("POT", "POT"), ("ott-jax", "OTT-JAX"), ("jax", "JAX"))
+    versions = ", ".join(f"{shown} {facts[name]}" for name, shown in names if facts.get(name))
+    absent = ", ".join(shown for name, shown in names if name in facts and not facts[name])
+    gb_s = max((row["bandwidth_gb_s"] for row in rows if row.get("bandwidth_gb_s")), default=None)
+    lines = [
+        f"{facts['cpu']} with {facts['cores']} cores and {facts['memory_gib']} GiB, {rows[0]['threads']} threads for "
+        f"every competitor; {rows[0]['time'][:10]}.",
+        f"sela_ext {facts['sela_ext']} ({facts['isa']}, {facts['compiler']}), {versions}, Python {facts['python']};",
+        f"numpy's products: {facts['blas']}." + (f" Not installed: {absent}." if absent else ""),
+        f"Load before the run: {facts['load']}." + (f" Plain reads: {gb_s:.1f} GB/s." if gb_s else ""),
+    ]
+    return "\n".join(lines)
+
+
+def target_table(rows: Sequence[Row]) -> str:
+    """The targets."""
+    if not rows:
+        return NOTHING
+    header = ("Measure", "Gate", "Stretch", "Here", "Met", "")
+    return table(header, targets.lines(rows))
+
+
+def iterations(rows: Sequence[Row]) -> str:
+    """One iteration of each competitor."""
+    rows = targets.pick(rows, question="iteration")
+    if not rows:
+        return NOTHING
+    out = []
+    for case in in_order([row["case"] for row in rows]):
+        part = targets.pick(rows, case=case)
+        first = part[0]
+        out.append(
+            f"**{case.capitalize()}**, {first['rows']:,} x {first['cols']:,}: {first['live']:.3g} live entries a row, "
+            f"whose median span is {first['span']:.0f} nats.\n"
+        )
+        lines = [
+            (
+                row["what"],
+                f"{1e3 * row['seconds']:.1f}",
+                f"{row['ratio']:.2f}",
+                f"{row['share_of_bandwidth']:.0%}" if row["share_of_bandwidth"] else "-",
+                small(row["columns_l1"]),
+                percent(row["labels"]),
+            )
+            for row in part
+        ]
+        header = ("", "ms", "x fused float32", "of the read bandwidth", "columns, L1 from float64", "labels")
+        out.append(table(header, lines) + "\n")
+    return "\n".join(out).rstrip()
+
+
+def solves(rows: Sequence[Row]) -> str:
+    """Whole solves, one table per case."""
+    rows = targets.pick(rows, question="solve")
+    if not rows:
+        return NOTHING
+    out = []
+    for case in in_order([row["case"] for row in rows]):
+        part = targets.pick(rows, case=case)
+        thresholds = sorted({row["threshold"] for row in part}, reverse=True)
+        mine = {row["threshold"]: row for row in targets.pick(part, what="assign auto") if row["reached"]}
+        lines = []
+        for what in in_order([row["what"] for row in part]):
+            found = {row["threshold"]: row for row in targets.pick(part, what=what)}
+            last = list(found.values())[-1]
+            cells = []
+            for t in thresholds:
+                row = found.get(t)
+                cells.append("-" if row is None else ("" if row["reached"] else "> ") + seconds(row["seconds"]))
+            both = [t for t in thresholds if t in mine and t in found and found[t]["reached"]]
+            ratio = f"{found[both[-1]]['seconds'] / mine[both[-1]]['seconds']:.3g}" if both else "-"
+            a_read = 1e3 * last["seconds"] / max(last["reads"], 1)
+            reads = f"{last['reads']:,.1f}".removesuffix(".0")
+            lines.append((what, *cells, reads, f"{a_read:.3g}", small(last["true_l1"]), percent(last["labels"]), ratio))
+        header = ("", *(f"s to {t:g}" for t in thresholds), "reads", "ms per read", "true L1", "labels", "x auto")
+        live = part[0]["live"]
+        out.append(f"**{case[:1].upper() + case[1:]}**, {live:.3g} live entries per row.\n\n{table(header, lines)}\n")
+    return "\n".join(out).rstrip()
+
+
+def large(rows: Sequence[Row]) -> str:
+    """ImageNet's size."""
+    rows = targets.pick(rows, question="large")
+    if not rows:
+        return NOTHING
+    live = {row["case"]: row["live"] for row in rows if row.get("live")}
+    lines = []
+    for row in rows:
+        name = f"{row['case']}, {row['what']}, to {row['tol']:g}"
+        a_read = "-" if row["seconds_per_read"] is None else f"{row['seconds_per_read']:.2f}"
+        entries = f"{live[row['case']]:.3g}" if row["case"] in live else "-"
+        lines.append(
+            (
+                name,
+                seconds(row["seconds"]),
+                f"{row['reads']:.2f}",
+                a_read,
+                small(row.get("true_l1")),
+                row["method"],
+                entries,
+                f"{row['resident_gb']:.2f}",
+                f"{row['bytes_per_entry']:.2f}",
+            )
+        )
+    header = ("", "s", "reads", "s per read", "true L1", "method", "live entries", "resident GB", "bytes per entry")
+    return table(header, lines)
+
+
+def memory(rows: Sequence[Row]) -> str:
+    """Memory of smaller solves."""
+    rows = targets.pick(rows, question="memory")
+    if not rows:
+        return NOTHING
+    lines = [
+        (f"{row['case']}, {row['what']}", f"{row['bytes_per_entry']:.2f}", f"{row['peak_gb']:.3f}", f"{row['tol']:g}")
+        for row in rows
+    ]
+    return table(("", "bytes per entry", "GB", "L1 asked for"), lines)
+
+
+def accuracy(rows: Sequence[Row]) -> str:
+    """What float32 reaches."""
+    rows = targets.pick(rows, question="accuracy")
+    if not rows:
+        return NOTHING
+    lines = [(row["case"], f"{row['span']:,.0f}", f"{row['reads']:.1f}", small(row["true_l1"])) for row in rows]
+    return table(("", "widest span, nats", "reads", "true L1"), lines)
+
+
+def balance(rows: Sequence[Row]) -> str:
+    """Exact balance."""
+    rows = targets.pick(rows, question="balance")
+    if not rows:
+        return NOTHING
+    lines = [
+        (
+            row["case"],
+            small(row["error_before"]),
+            "..".join(map(str, row["sizes_before"])),
+            f"{row['misplaced']:.1%}",
+            f"{1e3 * row['seconds']:.0f}",
+            f"{row['dense_passes']:.1f}",
+            f"{row['reads']:.1f}",
+            small(row["gap"]),
+        )
+        for row in rows
+    ]
+    return table(
+        ("", "L1 before", "sizes", "misplaced", "ms", "in dense passes", "reads", "gap, nats per image"), lines
+    )
+
+
+# ---------------------------------------------------------------- images
+
+
+def images(rows: Sequence[Row]) -> str:
+    """Each case of bench/images.py as its latest run has it."""
+    if not rows:
+        return NOTHING
+    out = []
+    for case in in_order([row["case"] for row in rows]):
+        part = targets.pick(rows, case=case)
+        last = max(row["time"] for row in part)
+        part = targets.pick(part, time=last)
+        facts = part[0]["machine"]
+        names = [name for name in part[0] if name not in ("time", "machine", "case", "name", "mode")]
+        lines = [(row["name"], *(quantity(row.get(name)) for name in names)) for row in part]
+        out.append(f"**{case}**, {facts['cpu']}, {last[:10]}.\n")
+        out.append(table(("", *(name.replace("_", " ") for name in names)), lines) + "\n")
+    return "\n".join(out).rstrip()
+
+
+def quantity(value: Any) -> str:
+    """A figure of unknown kind."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return "-" if value is None else str(value)
+
+
+# ---------------------------------------------------------------- the document
+
+SOLVER: dict[str, Callable[[Sequence[Row]], str]] = {
+    "machine": machine,
+    "targets": target_table,
+    "iterations": iterations,
+    "solves": solves,
+    "large": large,
+    "memory": memory,
+    "accuracy": accuracy,
+    "balance": balance,
+}
+
+
+def filled(text: str, results: Path) -> str:
+    """The document with its tables made anew.
+
+    Raises:
+        ValueError: a marker is missing, doubled or unknown.
+    """
+    full = latest_full(rows_of(results / "solver.jsonl"))
+    made = {name: make(full) for name, make in SOLVER.items()}
+    made["images"] = images(rows_of(results / "images.jsonl"))
+    found = re.findall(r"<!-- (\w+):(begin|end) -->", text)
+    wanted = [(name, side) for name in in_order([name for name, _ in found]) for side in ("begin", "end")]
+    if found != wanted or {name for name, _ in found} != set(made):
+        raise ValueError(f"docs/performance.md: expected each of {', '.join(made)} begun and ended once, found {found}")
+    for name, inside in made.items():
+        pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
+        text = re.sub(pattern, lambda m, inside=inside: f"{m[1]}\n{inside}\n\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 when the tables are out of date")
+    options = parser.parse_args()
+    old = DOCUMENT.read_text(encoding="utf-8")
+    new = filled(old, RESULTS)
+    if options.check:
+        if new != old:
+            print("docs/performance.md is not what bench/results gives; run python bench/performance.py")
+        return int(new != old)
+    DOCUMENT.write_text(new, encoding="utf-8")
+    print(f"{DOCUMENT.relative_to(ROOT)} written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

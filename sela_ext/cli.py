@@ -231,7 +231,7 @@ def _bounds(text: str) -> tuple[float, float]:
 def _assign(given: argparse.Namespace) -> int:
     import numpy as np
 
-    from sela_ext import FeatureLogits, assign
+    from sela_ext.assign import FeatureLogits, assign
 
     def optional(path: str | None, what: str) -> Any:
         return None if path is None else np.asarray(_read_array(path, what))

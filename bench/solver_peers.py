@@ -214,14 +214,18 @@ def pot(
     if least > cap:
         exact = truth(logits, potential, labels=False).l1
         return [Reached(thresholds[0], False, 1, least, exact, potential, "time")]
-    more = max(0.0, (solve(11)[0] - least) / 10) if least < cap / 4 else least
+    more = max(0.0, (solve(11)[0] - least) / 10) if least < cap / 2 else least
     out = []
     for threshold, count in zip(thresholds, counts, strict=True):
         fits = int((cap - least) / max(more, 1e-9))
-        wanted = fits if count is None else count
+        wanted = max(1, fits) if count is None else count
         run = max(1, min(wanted, fits))
         seconds, potential = solve(run)
         exact = truth(logits, potential, labels=False).l1
+        while exact > threshold and run < wanted and seconds < cap / 3:  # faster than it seemed
+            run = min(2 * run, wanted)
+            seconds, potential = solve(run)
+            exact = truth(logits, potential, labels=False).l1
         if exact > threshold and count is not None and run == count and run + 2 <= fits:  # other rounding
             run += 2
             seconds, potential = solve(run)

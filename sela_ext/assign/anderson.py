@@ -21,6 +21,7 @@ MEMORY = 10  # pairs of differences kept; 12 passes where plain Sinkhorn needs 2
 RESTART = 3.0  # an error this many times the best one means that the model is wrong: back to the best
 STEP_CAP = 10.0  # nats: the accelerated step may go this far, or twice as far as the plain one
 PATIENCE = 40  # passes that may fail to halve the error, before rounding is taken for the reason (see turn_to_float64)
+STALLED = 60  # passes that may fail to halve the error, before as many plain ones, and again
 # With many rows the first passes read a part of them, at least so many, in all and per column, and then MORE_ROWS times
 # as many: until the error there is PART_ERROR sqrt(columns / rows), a fifth or so of the error that all rows have then.
 PART_ROWS, PART_ROWS_PER_COLUMN, MORE_ROWS = 4096, 4, 8
@@ -128,12 +129,20 @@ def solve_anderson(
     residual = problem.centred(at.sinkhorn_step(problem.target))
     plain = False  # the last step was the plain one from `best`
     lowest, since = best.error, 0  # passes since the error was last halved
+    highest, resting = at, 0  # in the objective; plain iterations to come
     while best.excess(problem.target) > problem.tol or problem.tol == 0:
         if problem.exhausted:
             break
         if problem.last and best.sums.labels is None:
             return problem.evaluate(best.potential, labels=True)  # the last pass: labels of the best point
-        if at.error > RESTART * best.error and not plain:
+        if since >= STALLED:  # going in circles: plain iterations from the highest point raise the objective each time
+            memory.clear()
+            at, residual = highest, problem.centred(highest.sinkhorn_step(problem.target))
+            since, resting = 0, STALLED
+        if resting > 0:
+            resting -= 1
+            step = residual
+        elif at.error > RESTART * best.error and not plain:
             memory.clear()
             at, residual, plain = best, problem.centred(best.sinkhorn_step(problem.target)), True
             step = residual
@@ -143,6 +152,7 @@ def solve_anderson(
         since += 1
         if since >= PATIENCE and problem.turn_to_float64(best):
             at = best = problem.evaluate(best.potential)
+            highest = at
             residual, since = problem.centred(best.sinkhorn_step(problem.target)), 0
             continue
         new = problem.evaluate(problem.centred(at.potential + step), previous=at)
@@ -153,4 +163,6 @@ def solve_anderson(
             lowest, since = at.error, 0
         if at.error < best.error:
             best = at
+        if at.objective > highest.objective:
+            highest = at
     return best

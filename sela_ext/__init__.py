@@ -20,6 +20,7 @@ except ImportError as error:  # pragma: no cover - depends on how the package wa
 
 from sela_ext.assign import Assignment, Certificate, assign, assign_batch, verify
 from sela_ext.kernels.build import build_info
+from sela_ext.kernels.jpeg import decode_jpeg
 
 __version__: str = build_info()["version"]
 
@@ -30,7 +31,17 @@ _LAZY = {
     "Augment": "sela_ext.data",
 }
 
-__all__ = ["Assignment", "Certificate", "__version__", "assign", "assign_batch", "build_info", "verify", *sorted(_LAZY)]
+__all__ = [
+    "Assignment",
+    "Certificate",
+    "__version__",
+    "assign",
+    "assign_batch",
+    "build_info",
+    "decode_jpeg",
+    "verify",
+    *sorted(_LAZY),
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -52,13 +53,15 @@ const char* word_of(JpegColour colour) {
 /// Checks what the caller has looked up in the headers before; a height of 0 means the whole image.
 JpegBox box_of(const JpegFile& file, const JpegBox& box, int scale) {
   if (scale != 1 && scale != 2 && scale != 4 && scale != 8)
-    throw std::invalid_argument("jpeg: expected scale 1, 2, 4 or 8, found " + std::to_string(scale));
+    throw std::invalid_argument("scale: expected 1, 2, 4 or 8, found " + std::to_string(scale));
   const int64_t height = jpeg_scaled(file.height, scale), width = jpeg_scaled(file.width, scale);
+  if (scale > std::min(file.height, file.width))
+    throw std::invalid_argument("scale: expected at most the " + std::to_string(std::min(file.height, file.width)) +
+                                " pixels of the shorter side, found " + std::to_string(scale));
   if (box.height == 0) return {0, 0, height, width};
   if (box.top < 0 || box.left < 0 || box.height < 1 || box.width < 1 || box.top > height - box.height ||
       box.left > width - box.width)
-    throw std::invalid_argument("jpeg: expected a box within " + std::to_string(height) + " x " +
-                                std::to_string(width));
+    throw std::invalid_argument("box: expected one within " + std::to_string(height) + " x " + std::to_string(width));
   return box;
 }
 

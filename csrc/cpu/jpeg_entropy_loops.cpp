@@ -83,16 +83,19 @@ inline __attribute__((always_inline)) int32_t read_dc(JpegBits& r, const JpegDcT
   return size > 0 ? value_of(r, size) : 0;
 }
 
-/// A symbol the long way, after k.  Returns the new k.
+/// A symbol the long way, after k; e: what its bits look up.  Returns the new k.
 template <bool kStore>
-inline __attribute__((always_inline)) uint32_t read_long(JpegBits& r, const JpegAcTable& table, const uint16_t* quant,
-                                                         int16_t* block, uint32_t k, uint32_t* wrong) {
+inline __attribute__((always_inline)) uint32_t read_long(JpegBits& r, const JpegAcTable& table, uint64_t e,
+                                                         const uint16_t* quant, int16_t* block, uint32_t k,
+                                                         uint32_t* wrong) {
   load_bits(r);
-  int length = 0;
-  const int symbol = long_symbol(r.held, table.rest, &length);
-  if (symbol < 0) {
-    *wrong = 1;
-    return 128;
+  int length = static_cast<int>(e >> 32) & 255, symbol = static_cast<int>(e >> 48);
+  if (__builtin_expect((e & 63) != 0 || length == 0, 0)) {
+    symbol = long_symbol(r.held, table.rest, &length);
+    if (symbol < 0) {
+      *wrong = 1;
+      return 128;
+    }
   }
   drop(r, length);
   const int size = symbol & 15;
@@ -139,7 +142,7 @@ inline __attribute__((always_inline)) uint32_t read_ac(JpegBits& bits, const Jpe
     if (__builtin_expect(unfit || before + ((e >> 8) & 255) == 63, 0)) {
       r.held = held;
       r.count = count;
-      k = read_long<kStore>(r, table, quant, block, before, wrong);
+      k = read_long<kStore>(r, table, e, quant, block, before, wrong);
       if (k < 63) continue;
     }
     break;
@@ -167,7 +170,7 @@ bool jpeg_read(const JpegScan& scan, JpegBits& bits, int first, int last, int32_
       wrong |= static_cast<uint32_t>(level > scan.dc_limit[c] || level < -scan.dc_limit[c]);
       const uint32_t k = read_ac<true>(r, *scan.ac[c], scan.quant[c], block, &wrong);
       block[0] = static_cast<int16_t>(level);
-      out.ac[which.batch[m]] |= static_cast<uint8_t>(k != 128);
+      out.last[which.batch[m]] |= static_cast<uint8_t>(k & 63);
       wrong |= k & 64;
     }
     if (wrong != 0 || r.at > r.last) return false;

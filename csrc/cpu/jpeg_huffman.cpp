@@ -10,8 +10,9 @@
 //   bits 24..31  what k grows by
 //   bits 32..47, 48..63  the values
 // Both values are always written.  What has no value goes kNowhere further, where a table of places leads to waste. The
-// end of the block adds kEnd to k, so that k >= 63 says: complete (63), ended (kEnd + k), or too far (bit 6 set).  A
-// code that does not fit into the bits uses none and adds kLong: the long way is gone.
+// end of the block adds kEnd to k, so that k >= 63 says: complete (63), ended (kEnd + k), or too far (bit 6 set).
+// What does not fit into the bits uses none and adds kLong; the first value then is the length of the code, or 0 if not
+// even that is known, and the second one the symbol.
 #include <cstring>
 #include <memory>
 
@@ -31,29 +32,39 @@ int extended(int bits, int s) {
 
 /// One symbol, decoded from the first bits of an index; length 0 = does not fit.
 struct Symbol {
-  int length = 0;  ///< with the value's bits
-  int run = 0, size = 0, value = 0;
+  uint8_t length = 0;  ///< with the value's bits
+  uint8_t run : 4, size : 4;
+  int16_t value = 0;
 };
 
-/// All symbols by the next `bits` bits.  value_bits: how to take the size out of a symbol.
+/// put(bits, length of the code, symbol) for all values of the next `bits` bits that begin with a code of at most as
+/// many.
 template <class Put>
-void each_index(const JpegCode& code, int bits, bool ac, const Put& put) {
+void each_code(const JpegCode& code, int bits, const Put& put) {
   uint32_t next = 0;
   int k = 0;
   for (int length = 1; length <= bits; ++length, next <<= 1) {
     for (int i = 0; i < code.counts[length - 1]; ++i, ++k, ++next) {
-      Symbol s;
-      s.run = ac ? code.symbols[k] >> 4 : 0;
-      s.size = ac ? code.symbols[k] & 15 : code.symbols[k];
-      s.length = length + s.size;
-      if (s.size > kShortValue || s.length > bits) continue;
-      const int spare = bits - length;
-      for (uint32_t j = 0; j < 1u << spare; ++j) {
-        s.value = s.size > 0 ? extended(static_cast<int>(j >> (spare - s.size)), s.size) : 0;
-        put((next << spare) + j, s);
-      }
+      const uint32_t first = next << (bits - length), count = 1u << (bits - length);
+      for (uint32_t j = 0; j < count; ++j) put(first + j, length, code.symbols[k]);
     }
   }
+}
+
+/// put(bits, symbol with its value) where both fit.
+template <class Put>
+void each_symbol(const JpegCode& code, int bits, bool ac, const Put& put) {
+  each_code(code, bits, [&](uint32_t index, int length, int symbol) {
+    Symbol s;
+    const int size = ac ? symbol & 15 : symbol;
+    if (size > kShortValue || length + size > bits) return;
+    s.run = static_cast<uint8_t>(ac ? symbol >> 4 : 0) & 15;
+    s.size = static_cast<uint8_t>(size) & 15;
+    s.length = static_cast<uint8_t>(length + size);
+    const uint32_t rest = index & ((1u << (bits - length)) - 1);
+    if (size > 0) s.value = static_cast<int16_t>(extended(static_cast<int>(rest >> (bits - s.length)), size));
+    put(index, s);
+  });
 }
 
 void fill(const JpegCode& code, JpegLongCodes& rest) {
@@ -73,7 +84,7 @@ void fill(const JpegCode& code, JpegLongCodes& rest) {
 
 void fill(const JpegCode& code, JpegDcTable& table) {
   std::memset(table.fast, 0, sizeof(table.fast));
-  each_index(code, kJpegDcBits, false, [&](uint32_t index, const Symbol& s) {
+  each_symbol(code, kJpegDcBits, false, [&](uint32_t index, const Symbol& s) {
     table.fast[index] = static_cast<int32_t>(static_cast<uint32_t>(s.value) << 16 | static_cast<uint32_t>(s.length));
   });
   fill(code, table.rest);
@@ -87,8 +98,8 @@ uint64_t entry(int length, uint64_t to1, uint64_t to2, uint64_t growth, int valu
 
 void fill(const JpegCode& code, JpegAcTable& table) {
   constexpr uint32_t kCount = 1u << kJpegAcBits;
-  Symbol single[kCount];
-  each_index(code, kJpegAcBits, true, [&](uint32_t index, const Symbol& s) { single[index] = s; });
+  Symbol single[kCount] = {};
+  each_symbol(code, kJpegAcBits, true, [&](uint32_t index, const Symbol& s) { single[index] = s; });
   for (uint32_t i = 0; i < kCount; ++i) {
     const Symbol& a = single[i];
     if (a.length == 0) {
@@ -108,6 +119,9 @@ void fill(const JpegCode& code, JpegAcTable& table) {
                               a.value, b.value);
     }
   }
+  each_code(code, kJpegAcBits, [&](uint32_t index, int length, int symbol) {
+    if (single[index].length == 0) table.fast[index] = entry(0, kNowhere, kNowhere, kLong, length, symbol);
+  });
   fill(code, table.rest);
 }
 

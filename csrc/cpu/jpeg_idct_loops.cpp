@@ -25,6 +25,8 @@ namespace SELA_ISA {
 namespace {
 
 constexpr int kBits = 13, kKept = 2;
+/// Up to here in zigzag order, coefficients lie in the first four rows and columns.
+constexpr int kFewLast = 9;
 
 inline uint8_t sample(int32_t biased) {
   const int32_t value = biased - (kJpegBias - 128);
@@ -32,6 +34,30 @@ inline uint8_t sample(int32_t biased) {
 }
 
 #if defined(SELA_ISA_avx512) || defined(SELA_ISA_avx2)
+
+/// Weights of inputs 1, 3 in the odd part of results 0 / 7, 1 / 6, 2 / 5, 3 / 4; then those of inputs 5, 7.
+constexpr int kOdd13[4][2] = {{11363, 9633}, {9633, -2259}, {6437, -11362}, {2260, -6436}};
+constexpr int kOdd57[4][2] = {{6437, 2260}, {-11362, -6436}, {2261, 9633}, {9633, -11363}};
+
+/// The pass below where only the first four inputs are not zero.
+template <int kShift>
+inline void short_pass(Shorts* v, int bias) {
+  const Shorts rounding = set1_ints((bias << kShift) + (1 << (kShift - 1)));
+  const Shorts first02 = low16(v[0], v[2]), last02 = high16(v[0], v[2]);
+  const Shorts first13 = low16(v[1], v[3]), last13 = high16(v[1], v[3]);
+  constexpr int kEven[4] = {10703, 4433, -4433, -10703};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const Shorts even = pair_of(8192, kEven[i]), odd = pair_of(kOdd13[i][0], kOdd13[i][1]);
+    const Shorts even_a = add_ints(multiply_pairs(first02, even), rounding);
+    const Shorts even_b = add_ints(multiply_pairs(last02, even), rounding);
+    const Shorts a = multiply_pairs(first13, odd), b = multiply_pairs(last13, odd);
+    v[7 - i] = pack_ints(shift_ints<kShift>(subtract_ints(even_a, a)), shift_ints<kShift>(subtract_ints(even_b, b)));
+    // The first four are still needed: their results go where the upper inputs were.
+    v[8 + i] = pack_ints(shift_ints<kShift>(add_ints(even_a, a)), shift_ints<kShift>(add_ints(even_b, b)));
+  }
+  for (int i = 0; i < 4; ++i) v[i] = v[8 + i];
+}
 
 /// One pass over eight vectors; v[i] holds the i-th input of every column.  bias: what to add to the results, which
 /// are the sums shifted to the right by kShift.
@@ -56,15 +82,11 @@ inline void pass(Shorts* v, int bias) {
     base[2][half] = subtract_ints(even[half][1], even[half][2]);
     base[3][half] = subtract_ints(even[half][0], even[half][3]);
   }
-  // Weights of inputs 1, 3 and 5, 7 in the odd part of results 0 / 7, 1 / 6, 2 / 5, 3 / 4.
-  const Shorts odd[4][2] = {{pair_of(11363, 9633), pair_of(6437, 2260)},
-                            {pair_of(9633, -2259), pair_of(-11362, -6436)},
-                            {pair_of(6437, -11362), pair_of(2261, 9633)},
-                            {pair_of(2260, -6436), pair_of(9633, -11363)}};
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    const Shorts a = add_ints(multiply_pairs(first13, odd[i][0]), multiply_pairs(first57, odd[i][1]));
-    const Shorts b = add_ints(multiply_pairs(last13, odd[i][0]), multiply_pairs(last57, odd[i][1]));
+    const Shorts odd13 = pair_of(kOdd13[i][0], kOdd13[i][1]), odd57 = pair_of(kOdd57[i][0], kOdd57[i][1]);
+    const Shorts a = add_ints(multiply_pairs(first13, odd13), multiply_pairs(first57, odd57));
+    const Shorts b = add_ints(multiply_pairs(last13, odd13), multiply_pairs(last57, odd57));
     v[i] = pack_ints(shift_ints<kShift>(add_ints(base[i][0], a)), shift_ints<kShift>(add_ints(base[i][1], b)));
     v[7 - i] =
         pack_ints(shift_ints<kShift>(subtract_ints(base[i][0], a)), shift_ints<kShift>(subtract_ints(base[i][1], b)));
@@ -86,23 +108,34 @@ inline void transpose(Shorts* v) {
   v[7] = high64(b3, b7);
 }
 
-/// kLanes blocks of 8 x 8.
-inline void islow(const int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
-  Shorts v[8];
+/// kLanes blocks of 8 x 8; kFew: nothing is outside of their first four rows and columns.  Clears the coefficients.
+template <bool kFew>
+inline void islow(int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
+  constexpr int kRows = kFew ? 4 : 8;
+  Shorts v[12];
   Shorts seen = load_shorts(range);
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) v[i] = load_shorts(in + 8 * kLanes * i);
+  for (int i = 0; i < kRows; ++i) {
+    v[i] = load_shorts(in + 8 * kLanes * i);
+    store_shorts(in + 8 * kLanes * i, zero_shorts());
+  }
   if (task.limits != nullptr) {
     Shorts beyond = zero_shorts();
-    for (int i = 0; i < 8; ++i)
+    for (int i = 0; i < kRows; ++i)
       beyond = either(beyond, subtract_to_zero(abs_shorts(v[i]), repeat_eight(task.limits + 8 * i)));
     seen = either(seen, marked(beyond));
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) v[i] = multiply(v[i], repeat_eight(task.quant + 8 * i));
-  pass<kBits - kKept>(v, 0);
-  transpose(v);
-  pass<kBits + kKept + 3>(v, kJpegBias);
+  for (int i = 0; i < kRows; ++i) v[i] = multiply(v[i], repeat_eight(task.quant + 8 * i));
+  if (kFew) {
+    short_pass<kBits - kKept>(v, 0);
+    transpose(v);
+    short_pass<kBits + kKept + 3>(v, kJpegBias);
+  } else {
+    pass<kBits - kKept>(v, 0);
+    transpose(v);
+    pass<kBits + kKept + 3>(v, kJpegBias);
+  }
   const Shorts down = set1_shorts(kJpegBias - 128);
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
@@ -151,7 +184,8 @@ inline void pass(int32_t* v, int step, int shift, int32_t bias) {
   }
 }
 
-inline void islow(const int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
+template <bool kFew>
+inline void islow(int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
   int32_t v[64];
   uint32_t wrong = 0;
   for (int i = 0; i < 64; ++i) {
@@ -159,6 +193,7 @@ inline void islow(const int16_t* in, const JpegTransform& task, uint16_t* range,
     wrong |= static_cast<uint32_t>(product + 32768) >> 16;
     v[i] = static_cast<int16_t>(product);
   }
+  std::memset(in, 0, 64 * sizeof(int16_t));
   uint32_t seen = wrong != 0 ? 0x8000 : 0;
   for (int x = 0; x < 8; ++x) pass(v + x, 8, kBits - kKept, 0);
   for (int y = 0; y < 8; ++y) {
@@ -173,77 +208,95 @@ inline void islow(const int16_t* in, const JpegTransform& task, uint16_t* range,
 
 #endif
 
-/// Blocks without AC coefficients.
-inline void flat(const int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
+/// kLanes blocks without AC coefficients, n x n samples each.  Clears the others.
+template <int n>
+inline void flat(int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
   for (int lane = 0; lane < kLanes; ++lane) {
     const int32_t biased = ((in[8 * lane] * task.quant[0] + 4) >> 3) + kJpegBias;
     range[0] |= static_cast<uint16_t>(biased | (biased >> 16));
     const uint64_t eight = 0x0101010101010101u * sample(biased);
-    for (int y = 0; y < 8; ++y) std::memcpy(out + y * stride + 8 * lane, &eight, 8);
+    for (int y = 0; y < n; ++y) std::memcpy(out + y * stride + n * lane, &eight, n);
+    in[8 * lane] = 0;
   }
 }
 
-/// Four numbers of a pass of the transform to 4 x 4.
-inline void four(const int64_t* x, int shift, int64_t bias, int64_t* out) {
-  const int64_t sum = x[0] * 16384 + (bias << shift) + (int64_t{1} << (shift - 1));
-  const int64_t even = x[2] * 15137 - x[6] * 6270;
-  const int64_t near = -1730 * x[7] + 11893 * x[5] - 17799 * x[3] + 8697 * x[1];
-  const int64_t far = -4176 * x[7] - 4926 * x[5] + 7373 * x[3] + 20995 * x[1];
-  out[0] = (sum + even + far) >> shift;
-  out[3] = (sum + even - far) >> shift;
-  out[1] = (sum - even + near) >> shift;
-  out[2] = (sum - even - near) >> shift;
-}
-
-/// Two numbers of a pass of the transform to 2 x 2.
-inline void two(const int64_t* x, int shift, int64_t bias, int64_t* out) {
-  const int64_t sum = x[0] * 32768 + (bias << shift) + (int64_t{1} << (shift - 1));
-  const int64_t odd = -5906 * x[7] + 6967 * x[5] - 10426 * x[3] + 29692 * x[1];
-  out[0] = (sum + odd) >> shift;
-  out[1] = (sum - odd) >> shift;
-}
-
-/// One block to 4 x 4, 2 x 2 or 1 x 1 samples: libjpeg's reduced transforms.
-void reduced(const int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
-  constexpr int64_t kLargest = 16383;
-  int64_t x[64], columns[4][8] = {}, result[4];
-  int64_t wrong = 0;
-  for (int i = 0; i < 64; ++i) {
-    x[i] = int64_t{in[(i >> 3) * 8 * kLanes + (i & 7)]} * task.quant[i];
-    wrong |= x[i] > kLargest || x[i] < -kLargest;
+/// Inputs [8][n] to outputs [kSize][n]: a pass of the transform to 4 x 4 or 2 x 2.  Rows of x that have no weight are
+/// not read.
+template <int kSize, int n>
+inline void reduced_pass(const int32_t (*x)[n], int shift, int32_t bias, int32_t (*out)[n]) {
+  const int32_t rounding = (bias << shift) + (1 << (shift - 1));
+  for (int i = 0; i < n; ++i) {
+    if (kSize == 4) {
+      const int32_t sum = x[0][i] * 16384 + rounding, even = x[2][i] * 15137 - x[6][i] * 6270;
+      const int32_t inner = -1730 * x[7][i] + 11893 * x[5][i] - 17799 * x[3][i] + 8697 * x[1][i];
+      const int32_t outer = -4176 * x[7][i] - 4926 * x[5][i] + 7373 * x[3][i] + 20995 * x[1][i];
+      out[0][i] = (sum + even + outer) >> shift;
+      out[1][i] = (sum - even + inner) >> shift;
+      out[2][i] = (sum - even - inner) >> shift;
+      out[3][i] = (sum + even - outer) >> shift;
+    } else {
+      const int32_t sum = x[0][i] * 32768 + rounding;
+      const int32_t odd = -5906 * x[7][i] + 6967 * x[5][i] - 10426 * x[3][i] + 29692 * x[1][i];
+      out[0][i] = (sum + odd) >> shift;
+      out[1][i] = (sum - odd) >> shift;
+    }
   }
-  const int n = task.size;
-  if (n == 1) {
-    columns[0][0] = ((x[0] + 4) >> 3) + kJpegBias;
-  } else {
+}
+
+/// One block to 4 x 4 or 2 x 2 samples: libjpeg's reduced transforms.  Numbers up to kLargest in either pass are known
+/// not to overflow in any implementation: 8 * 8191 * 29692 < 2^31.
+template <int kSize>
+inline void reduced(const int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
+  constexpr int32_t kLargest = 8191;
+  int32_t x[8][8], columns[kSize][8], turned[8][kSize], rows[kSize][kSize];
+  uint32_t wrong = 0;
+  for (int r = 0; r < 8; ++r) {
     for (int c = 0; c < 8; ++c) {
-      if (n == 4 ? c == 4 : (c != 0 && c % 2 == 0)) continue;  // not read by the second pass
-      int64_t column[8];
-      for (int r = 0; r < 8; ++r) column[r] = x[8 * r + c];
-      if (n == 4)
-        four(column, kBits - kKept + 1, 0, result);
-      else
-        two(column, kBits - kKept + 2, 0, result);
-      for (int r = 0; r < n; ++r) {
-        columns[r][c] = result[r];
-        wrong |= result[r] > kLargest || result[r] < -kLargest;
+      x[r][c] = in[r * 8 * kLanes + c] * task.quant[8 * r + c];
+      wrong |= static_cast<uint32_t>(x[r][c] > kLargest) | static_cast<uint32_t>(x[r][c] < -kLargest);
+    }
+  }
+  if (wrong == 0) {
+    reduced_pass<kSize>(x, kBits - kKept + (kSize == 4 ? 1 : 2), 0, columns);
+    for (int r = 0; r < kSize; ++r) {
+      for (int c = 0; c < 8; ++c) {
+        turned[c][r] = columns[r][c];
+        wrong |= static_cast<uint32_t>(columns[r][c] > kLargest) | static_cast<uint32_t>(columns[r][c] < -kLargest);
       }
     }
   }
-  int64_t seen = wrong != 0 ? 0x8000 : 0;
-  for (int r = 0; r < n; ++r) {
-    if (n == 4)
-      four(columns[r], kBits + kKept + 4, kJpegBias, result);
-    else if (n == 2)
-      two(columns[r], kBits + kKept + 5, kJpegBias, result);
-    else
-      result[0] = columns[0][0];
-    for (int c = 0; c < n; ++c) {
-      seen |= result[c] < 0 || result[c] > 1023 ? 0x8000 : result[c];
-      out[r * stride + c] = sample(static_cast<int32_t>(result[c] < 0 ? 0 : result[c] > 1023 ? 1023 : result[c]));
+  if (wrong != 0) {
+    range[0] |= 0x8000;
+    return;
+  }
+  reduced_pass<kSize>(turned, kBits + kKept + (kSize == 4 ? 4 : 5), kJpegBias, rows);
+  uint32_t seen = 0;
+  for (int c = 0; c < kSize; ++c) {
+    for (int r = 0; r < kSize; ++r) {
+      seen |= static_cast<uint32_t>(rows[c][r]);
+      out[r * stride + c] = sample(rows[c][r]);
     }
   }
-  range[0] |= static_cast<uint16_t>(seen);
+  range[0] |= static_cast<uint16_t>(seen | (seen >> 16));
+}
+
+/// kLanes blocks of any size.  Clears the coefficients.
+template <int n>
+inline void transformed(int16_t* block, int last, const JpegTransform& task, uint16_t* range, uint8_t* out,
+                        int64_t stride) {
+  if (last == 0 || n == 1) {
+    flat<n>(block, task, range, out, stride);
+  } else if (n == 8) {
+    if (last <= kFewLast)
+      islow<true>(block, task, range, out, stride);
+    else
+      islow<false>(block, task, range, out, stride);
+    return;
+  } else {
+    for (int lane = 0; lane < kLanes; ++lane)
+      reduced<n == 2 ? 2 : 4>(block + 8 * lane, task, range, out + lane * n, stride);
+  }
+  if (last != 0) std::memset(block, 0, 64 * kLanes * sizeof(int16_t));
 }
 
 }  // namespace
@@ -255,16 +308,16 @@ void jpeg_transform(const JpegTransform& task, JpegCoefficients& work, uint8_t* 
       const int batch = task.first_batch + row * batches + i;
       int16_t* const block = work.value + batch * kJpegBlockRoom * kLanes;
       uint8_t* const to = out + row * task.size * stride + i * kLanes * task.size;
-      if (task.size != 8) {
-        for (int lane = 0; lane < kLanes; ++lane)
-          reduced(block + 8 * lane, task, work.range, to + lane * task.size, stride);
-      } else if (work.ac[batch] == 0) {
-        flat(block, task, work.range, to, stride);
-      } else {
-        islow(block, task, work.range, to, stride);
-      }
-      std::memset(block, 0, 64 * kLanes * sizeof(int16_t));
-      work.ac[batch] = 0;
+      const int last = work.last[batch];
+      if (task.size == 8)
+        transformed<8>(block, last, task, work.range, to, stride);
+      else if (task.size == 4)
+        transformed<4>(block, last, task, work.range, to, stride);
+      else if (task.size == 2)
+        transformed<2>(block, last, task, work.range, to, stride);
+      else
+        transformed<1>(block, last, task, work.range, to, stride);
+      work.last[batch] = 0;
     }
   }
 }

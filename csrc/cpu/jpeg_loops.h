@@ -85,8 +85,8 @@ struct JpegTransform {
 /// A part of the coefficients of a group, and what is known of its batches.
 struct JpegCoefficients {
   alignas(64) int16_t value[kJpegGroup * kJpegBlocks * kJpegBlockRoom];
-  uint8_t ac[kJpegGroup * kJpegBlocks];  ///< [batch]: whether a block has more than a DC coefficient
-  alignas(64) uint16_t range[32];        ///< all biased results, or-ed
+  uint8_t last[kJpegGroup * kJpegBlocks];  ///< [batch]: places of the last coefficients in zigzag order, or-ed
+  alignas(64) uint16_t range[32];          ///< all biased results, or-ed
 };
 
 #define SELA_DECLARE_JPEG(isa)                                                                                     \

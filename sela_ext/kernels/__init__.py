@@ -9,6 +9,17 @@ from typing import Any
 
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
 from sela_ext.kernels.augment_resident import augment_resident
+from sela_ext.kernels.jpeg import (
+    JpegHeader,
+    JpegPlane,
+    JpegPlanes,
+    decode_crop,
+    decode_jpeg,
+    decode_planes,
+    jpeg_header,
+    jpeg_index,
+    try_decode_jpeg,
+)
 from sela_ext.kernels.newton import (
     NewtonSolution,
     NewtonSums,
@@ -26,6 +37,9 @@ __all__ = [
     "PARAMETERS",
     "Augment",
     "Candidates",
+    "JpegHeader",
+    "JpegPlane",
+    "JpegPlanes",
     "NewtonSolution",
     "NewtonSums",
     "RefusedDeviceWarning",
@@ -34,8 +48,13 @@ __all__ = [
     "Verdict",
     "augment",
     "augment_resident",
+    "decode_crop",
+    "decode_jpeg",
+    "decode_planes",
     "device_verdict",
     "find_candidates",
+    "jpeg_header",
+    "jpeg_index",
     "newton_product",
     "newton_prune",
     "newton_rows",
@@ -45,6 +64,7 @@ __all__ = [
     "sample_parameters",
     "sinkhorn_pass",
     "smooth_prices",
+    "try_decode_jpeg",
 ]
 
 

@@ -1,10 +1,13 @@
 """A small JPEG encoder that writes what others do not: any sampling factors, restart intervals, codes and markers.
 
-It aims at variety, not at speed or at pictures: `write` takes coefficients as they are to be stored.
+It aims at variety, not at speed or at pictures: `write` takes coefficients as they are to be stored. Run with the
+name of a folder, it writes seeds for `nox -s fuzz` there.
 """
 
 import heapq
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 from scipy.fft import dctn
@@ -206,3 +209,22 @@ def picture(rng, width, height, factors, *, quality=None, **options):
     quant = np.clip(step + step * np.arange(64) // 16, 1, 255)
     blocks = coefficients(rng, width, height, factors, quant)
     return write(width, height, factors, blocks, quant.tolist(), **options)
+
+
+def corpus():
+    """Small files of many kinds: seeds of a fuzzer, each behind as many zeros as csrc/fuzz/jpeg_fuzz.h says."""
+    rng = np.random.default_rng(0)
+    kinds = [[(1, 1)] * 3, [(2, 1), (1, 1), (1, 1)], [(1, 2), (1, 1), (1, 1)], [(2, 2), (1, 1), (1, 1)]]
+    kinds += [[(4, 1), (1, 1), (1, 1)], [(2, 2), (1, 2), (2, 1)], [(1, 1)]]
+    for k in range(42):
+        width, height = (int(n) for n in rng.integers(1, 80 if k % 6 == 0 else 34, 2))
+        markers = [b"", jfif(), adobe(0), jfif() + adobe(1)][k % 4]
+        data = picture(rng, width, height, kinds[k % 7], restart=[0, 0, 1, 5][k % 4], markers=markers)
+        yield f"{k:02d}.jpg", bytes(12) + data
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    for name, content in corpus():
+        (target / name).write_bytes(content)

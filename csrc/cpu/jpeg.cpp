@@ -292,7 +292,7 @@ class Decoding {
  private:
   static constexpr int64_t kWhole = INT64_MAX;
 
-  /// MCUs from..to-1 of a row.  At the beginning of each group: the index is compared, or built.
+  /// MCUs from..to-1 of a row.  The index is compared at the last group, or built at each.
   bool row(int64_t y, int64_t from, int64_t to, const JpegIndex* index, JpegIndex* built) {
     const bool rows_wanted = y >= layout_.mcu_top && y < layout_.mcu_bottom;
     const int64_t interval = file_.restart_interval;
@@ -309,7 +309,8 @@ class Decoding {
         stop = std::min(stop, layout_.mcu_left);
       if (x % kJpegGroup == 0) {
         if (built != nullptr) built->push_back(reader_.position());
-        if (index != nullptr && x > from &&
+        // A wrong turn does not come back to the right bit and predictors, so the last group of a row tells for all.
+        if (index != nullptr && x > from && x + kJpegGroup >= to &&
             !same(reader_.position(), (*index)[static_cast<size_t>(y * groups_of(file_) + x / kJpegGroup)]))
           return false;
       }

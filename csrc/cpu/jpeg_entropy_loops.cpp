@@ -8,7 +8,7 @@
 // Note [Bits]
 // `held` is shifted to the left as bits are used up; 8 bytes are or-ed in below the `count` bits that are still valid,
 // which makes at least 56 valid ones without a branch.  Bits beyond `count` are right, too, but are loaded again.  A
-// look-up uses kJpegAcBits at most, the long way 31: hence up to four look-ups between two loads.
+// look-up uses kJpegAcBits at most, hence kLookups of them between two loads, and the long way 31.
 //   Reading beyond the end is not looked for but between MCUs: kJpegSlack readable bytes follow the data.
 #include <cstring>
 
@@ -19,7 +19,7 @@ namespace sela {
 namespace SELA_ISA {
 namespace {
 
-constexpr int kLookups = 4;
+constexpr int kLookups = 5;
 
 struct Places {
   int16_t at[128];
@@ -121,7 +121,7 @@ inline __attribute__((always_inline)) uint32_t read_ac(JpegBits& bits, const Jpe
     uint64_t e = 0, held = 0;
     int count = 0;
     uint32_t before = 0;
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int i = 0; i < kLookups; ++i) {
       e = table.fast[r.held >> (64 - kJpegAcBits)];
       held = r.held;

@@ -19,7 +19,9 @@ namespace sela {
 namespace SELA_ISA {
 namespace {
 
-constexpr int kLookups = 5;
+/// Look-ups that 56 bits are enough for, and those that are left when a DC difference came out of its table.
+constexpr int kLookups = 56 / kJpegAcBits;
+constexpr int kLookupsBehindDc = (56 - kJpegDcBits) / kJpegAcBits;
 
 struct Places {
   int16_t at[128];
@@ -65,7 +67,7 @@ __attribute__((noinline)) int long_symbol(uint64_t held, const JpegLongCodes& co
   return -1;
 }
 
-/// The next DC difference; *wrong is set at a bad code.
+/// The next DC difference; *wrong is set at a bad code.  Leaves bits for kLookupsBehindDc.
 inline __attribute__((always_inline)) int32_t read_dc(JpegBits& r, const JpegDcTable& table, uint32_t* wrong) {
   load_bits(r);
   const int32_t e = table.fast[r.held >> (64 - kJpegDcBits)];
@@ -80,7 +82,9 @@ inline __attribute__((always_inline)) int32_t read_dc(JpegBits& r, const JpegDcT
     return 0;
   }
   drop(r, length);
-  return size > 0 ? value_of(r, size) : 0;
+  const int32_t difference = size > 0 ? value_of(r, size) : 0;
+  load_bits(r);
+  return difference;
 }
 
 /// A symbol the long way, after k; e: what its bits look up.  Returns the new k.
@@ -110,45 +114,53 @@ inline __attribute__((always_inline)) uint32_t read_long(JpegBits& r, const Jpeg
   return k;
 }
 
-/// The AC coefficients of a block.  Returns k as in Note [Two coefficients per look-up].
-template <bool kStore>
-inline __attribute__((always_inline)) uint32_t read_ac(JpegBits& bits, const JpegAcTable& table, const uint16_t* quant,
-                                                       int16_t* block, uint32_t* wrong) {
-  JpegBits r = bits;
-  uint32_t k = 0;
-  for (;;) {
-    load_bits(r);
-    uint64_t e = 0, held = 0;
-    int count = 0;
-    uint32_t before = 0;
+/// What a look-up found and where it began.
+struct Step {
+  uint64_t entry = 0, held = 0;
+  int count = 0;
+  uint32_t before = 0;
+};
+
+/// Up to kTimes look-ups, until k >= 63.
+template <int kTimes, bool kStore>
+inline __attribute__((always_inline)) void look_up(JpegBits& r, const JpegAcTable& table, int16_t* block, uint32_t& k,
+                                                   Step& step) {
 #pragma GCC unroll 5
-    for (int i = 0; i < kLookups; ++i) {
-      e = table.fast[r.held >> (64 - kJpegAcBits)];
-      held = r.held;
-      count = r.count;
-      before = k;
-      drop(r, static_cast<int>(e & 63));
-      if (kStore) {
-        block[kPlaces.at[k + ((e >> 8) & 255)]] = static_cast<int16_t>(e >> 32);
-        block[kPlaces.at[k + ((e >> 16) & 255)]] = static_cast<int16_t>(e >> 48);
-      }
-      k += static_cast<uint32_t>(e >> 24) & 255;
-      if (k >= 63) break;
+  for (int i = 0; i < kTimes; ++i) {
+    const uint64_t e = table.fast[r.held >> (64 - kJpegAcBits)];
+    step = {e, r.held, r.count, k};
+    drop(r, static_cast<int>(e & 63));
+    if (kStore) {
+      block[kPlaces.at[k + ((e >> 8) & 255)]] = static_cast<int16_t>(e >> 32);
+      block[kPlaces.at[k + ((e >> 16) & 255)]] = static_cast<int16_t>(e >> 48);
     }
-    if (k < 63) continue;
-    if (k == 63) break;
-    const bool unfit = (e & 63) == 0;
-    // What followed the 64th coefficient in the same look-up belongs to the next block.
-    if (__builtin_expect(unfit || before + ((e >> 8) & 255) == 63, 0)) {
-      r.held = held;
-      r.count = count;
-      k = read_long<kStore>(r, table, e, quant, block, before, wrong);
-      if (k < 63) continue;
-    }
-    break;
+    k += static_cast<uint32_t>(e >> 24) & 255;
+    if (k >= 63) break;
   }
-  bits = r;
-  return k;
+}
+
+/// The AC coefficients of a block, behind a DC difference.  Returns k as in Note [Two coefficients per look-up].
+template <bool kStore>
+inline __attribute__((always_inline)) uint32_t read_ac(JpegBits& r, const JpegAcTable& table, const uint16_t* quant,
+                                                       int16_t* block, uint32_t* wrong) {
+  uint32_t k = 0;
+  Step step;
+  look_up<kLookupsBehindDc, kStore>(r, table, block, k, step);
+  for (;;) {
+    if (k >= 63) {
+      const uint64_t e = step.entry;
+      const bool unfit = (e & 63) == 0;
+      // What followed the 64th coefficient in the same look-up belongs to the next block.
+      const bool beyond = k != 63 && step.before + ((e >> 8) & 255) == 63;
+      if (__builtin_expect(!unfit && !beyond, 1)) return k;
+      r.held = step.held;
+      r.count = step.count;
+      k = read_long<kStore>(r, table, e, quant, block, step.before, wrong);
+      if (k >= 63) return k;
+    }
+    load_bits(r);
+    look_up<kLookups, kStore>(r, table, block, k, step);
+  }
 }
 
 }  // namespace

@@ -20,7 +20,10 @@ uint64_t digest(uint64_t seed, const uint8_t* data, size_t size) {
   uint64_t h = seed ^ (size * 0x9E3779B97F4A7C15u);
   for (size_t i = 0; i < size; i += 8) {
     uint64_t word = 0;
-    for (size_t k = 0; k < std::min<size_t>(8, size - i); ++k) word |= static_cast<uint64_t>(data[i + k]) << (8 * k);
+    std::memcpy(&word, data + i, std::min<size_t>(8, size - i));
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = __builtin_bswap64(word);
+#endif
     h = (h ^ word) * 0xD6E8FEB86659FD93u;
     h ^= h >> 32;
   }

@@ -15,7 +15,7 @@ namespace sela {
 namespace {
 
 /// Larger images take too long to be worth it.
-constexpr int64_t kMostPixels = 1 << 18;
+constexpr int64_t kMostPixels = 1 << 15;
 
 void fail(const char* what) {
   std::fprintf(stderr, "fuzz: %s\n", what);

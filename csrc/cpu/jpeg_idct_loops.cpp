@@ -244,10 +244,12 @@ inline void reduced_pass(const int32_t (*x)[n], int shift, int32_t bias, int32_t
 }
 
 /// One block to 4 x 4 or 2 x 2 samples: libjpeg's reduced transforms.  Numbers up to kLargest in either pass are known
-/// not to overflow in any implementation: 8 * 8191 * 29692 < 2^31.
+/// not to overflow in any implementation: with all weights of a result, 85,759 at most, and the bias they stay below
+/// 2^31.  A block without AC coefficients gets there only when its samples are out of range: so it does not matter
+/// whether it is transformed here or, with others like it, by flat().
 template <int kSize>
 inline void reduced(const int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
-  constexpr int32_t kLargest = 8191;
+  constexpr int32_t kLargest = 16400;
   int32_t x[8][8], columns[kSize][8], turned[8][kSize], rows[kSize][kSize];
   uint32_t wrong = 0;
   for (int r = 0; r < 8; ++r) {

@@ -305,6 +305,21 @@ def test_coefficients_out_of_range_are_left_to_pillow(writer):
     np.testing.assert_array_equal(decode_jpeg(data), pillow(data))
 
 
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize("level", [-4101, -4100, -2500, 2500, 4091, 4092])
+def test_a_level_at_the_edge_of_the_range_is_judged_alike_beside_any_neighbours(writer, level, scale):
+    blocks = [np.zeros((2, 8, 64), int)]
+    blocks[0][..., 0] = level
+    blocks[0][:, 1::3, 0] = 10
+    blocks[0][:, 1::3, 1] = 30
+    data = writer.write(64, 16, FACTORS["grey"], blocks, [1] * 64)
+    found = [core(data, isa, scale) for isa in isas()]
+    assert {status for status, _ in found} == {"ok" if -4100 <= level < 4092 else "damaged"}
+    for _, pixels in found:
+        if pixels is not None:
+            np.testing.assert_array_equal(pixels, pillow(data, scale))
+
+
 def test_a_header_that_claims_more_than_the_file_can_hold_is_not_decoded(writer):
     data = bytearray(writer.picture(np.random.default_rng(15), 16, 16, FACTORS["4:4:4"]))
     at = data.index(b"\xff\xc0") + 5

@@ -158,6 +158,33 @@ def sanitize(session: nox.Session) -> None:
     session.run(python, "-c", RUN_PYTEST, *(session.posargs or named), env=env, external=True)
 
 
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The JPEG decoder on mutated files under AddressSanitizer and UBSan; `-- 10000000` sets the number of runs.
+
+    With CXX=clang++ by libFuzzer, otherwise by csrc/fuzz/driver.cpp. An input that fails is in build/fuzz/crash.jpg,
+    and run again by `build/fuzz/csrc/fuzz/fuzz_jpeg 0 0 again.jpg build/fuzz/crash.jpg`.
+    """
+    session.install(*requirements("build"))
+    python = prepared_python(session, "numpy", "scipy")
+    headers = str(session.run("pybind11-config", "--cmakedir", silent=True)).strip()
+    built = ROOT / "build" / "fuzz"
+    session.run(
+        "cmake", "-S", ".", "-B", str(built), "-G", "Ninja", "-DSELA_FUZZ=ON", "-DSELA_CUDA=OFF",
+        f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={headers}", "-Wno-dev",
+    )  # fmt: skip
+    session.run("cmake", "--build", str(built), "--target", "fuzz_jpeg")
+    seeds = built / "seeds"
+    session.run(python, "python_tests/kernels/jpeg_writer.py", str(seeds), external=True)
+    runs = session.posargs[0] if session.posargs else "200000"
+    program = str(built / "csrc" / "fuzz" / "fuzz_jpeg")
+    if "clang" in os.environ.get("CXX", ""):
+        session.run(program, f"-runs={runs}", f"-artifact_prefix={built}/", str(seeds), external=True)
+    else:
+        files = [str(path) for path in sorted(seeds.iterdir())]
+        session.run(program, runs, "1", str(built / "crash.jpg"), *files, external=True)
+
+
 def may_fix_addresses() -> bool:
     """Whether addresses can be kept from being randomised, which may take what ThreadSanitizer needs for itself."""
     if not shutil.which("setarch"):

@@ -9,6 +9,7 @@ Checked first: on the same drawn parameters the kernel equals torchvision v2 run
    as their users run them, one image at a time or in batches of 256 where they take batches.
 2. The same with each instruction set, and with two threads by the wall clock.
 3. 224 px: the paper's augmentation of decoded photographs (decoding is not timed).
+4. Decoding alone, whole and in part, against torchvision.io, Pillow and simplejpeg; pixels equal to Pillow's.
 
 Photographs: a folder of JPEG files named by SELA_DATA_DIR (or ../shared/data beside the repository, unpacked or as
 photos_250.tar.zst); without one, smooth generated images of the same sizes.
@@ -17,6 +18,7 @@ photos_250.tar.zst); without one, smooth generated images of the same sizes.
 from __future__ import annotations
 
 import functools
+import io
 import os
 import subprocess
 import sys
@@ -47,13 +49,13 @@ LIMIT = 0.01  # of 255
 # ---------------------------------------------------------------- images
 
 
-def photographs(count: int) -> tuple[list[np.ndarray], str]:
-    """(uint8 images [H, W, 3], where they are from)."""
+def photograph_files(count: int) -> tuple[list[bytes], str]:
+    """(JPEG files, where they are from)."""
     folder = Path(os.environ.get("SELA_DATA_DIR") or Path(__file__).resolve().parents[2] / "shared" / "data")
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpeg", ".jpg"))
     archive = folder / "photos_250.tar.zst"
     if files:
-        return [_decode(p) for p in files[:count]], f"{min(count, len(files))} photographs"
+        return [p.read_bytes() for p in files[:count]], f"{min(count, len(files))} photographs"
     if archive.is_file():
         with tempfile.TemporaryDirectory() as unpacked:
             raw = Path(unpacked) / "photos.tar"
@@ -61,20 +63,29 @@ def photographs(count: int) -> tuple[list[np.ndarray], str]:
                 subprocess.run(["zstd", "-dqo", str(raw), str(archive)], check=True)
                 with tarfile.open(raw) as tar:
                     members = sorted(tar.getnames())
-                    files = [m for m in members if m.lower().endswith((".jpeg", ".jpg"))][:count]
-                    images = [_decode(tar.extractfile(m)) for m in files]
-                return images, f"{len(images)} photographs"
+                    names = [m for m in members if m.lower().endswith((".jpeg", ".jpg"))][:count]
+                    found = [file.read() for m in names if (file := tar.extractfile(m)) is not None]
+                return found, f"{len(found)} photographs"
             except (OSError, subprocess.CalledProcessError):
                 print(f"{archive.name}: cannot be unpacked here (zstd)")
     rng = np.random.default_rng(0)
-    return [smooth(rng, *((375, 500) if i % 3 else (500, 375))) for i in range(count)], f"{count} generated images"
+    shapes = [(375, 500) if i % 3 else (500, 375) for i in range(count)]
+    return [_encode(smooth(rng, *shape)) for shape in shapes], f"{count} generated images"
 
 
-def _decode(file: Any) -> np.ndarray:
+def _decode(data: bytes) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(file) as image:
+    with Image.open(io.BytesIO(data)) as image:
         return np.array(image.convert("RGB"))
+
+
+def _encode(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=92)
+    return file.getvalue()
 
 
 def smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -266,6 +277,48 @@ def dali(images: Any, augment: Augment) -> Callable[[int], None] | None:
     return run
 
 
+# ---------------------------------------------------------------- decoding alone
+
+
+def crop_boxes(images: list[np.ndarray]) -> list[tuple[int, int, int, int]]:
+    """Boxes as the paper's augmentation draws them: RandomResizedCrop, 0.2 to 1 of the area."""
+    heights, widths = np.array([image.shape[:2] for image in images]).T
+    params = kernels.sample_parameters(Augment.sela(224), heights, widths, range(len(images)), seed=SEED, epoch=0)
+    return [tuple(int(p[name]) for name in ("top", "left", "height", "width")) for p in params]
+
+
+def decoders(files: list[bytes], images: list[np.ndarray]) -> dict[str, tuple[Callable[[int], None], int]]:
+    """Ways to decode, one thread each; all pixels are compared with Pillow's first."""
+    from torchvision.io import decode_jpeg
+
+    unequal = sum(not np.array_equal(kernels.decode_jpeg(d), image) for d, image in zip(files, images, strict=True))
+    if unequal:
+        sys.exit(f"bench/images.py: expected Pillow's pixels, found {unequal} files with others; nothing is timed")
+    boxes = crop_boxes(images)
+    indices = [kernels.jpeg_index(d) for d in files]
+    tensors = [torch.frombuffer(bytearray(d), dtype=torch.uint8) for d in files]
+    ways: dict[str, Callable[[int], Any]] = {
+        "sela_ext to RGB": lambda i: kernels.decode_jpeg(files[i]),
+        "sela_ext to planes": lambda i: kernels.decode_planes(files[i]),
+        "sela_ext to planes of a crop": lambda i: kernels.decode_planes(files[i], boxes[i]),
+        "the same with an index": lambda i: kernels.decode_planes(files[i], boxes[i], index=indices[i]),
+        "torchvision.io": lambda i: decode_jpeg(tensors[i]),
+        "Pillow": lambda i: _decode(files[i]),
+    }
+    simplejpeg = peer("simplejpeg", "simplejpeg")
+    if simplejpeg is not None:
+        ways["simplejpeg"] = lambda i: simplejpeg.decode_jpeg(files[i])
+
+    def repeated(way: Callable[[int], Any]) -> Callable[[int], None]:
+        def run(count: int) -> None:
+            for i in range(count):
+                way(i % len(files))
+
+        return run
+
+    return {name: (repeated(way), len(files)) for name, way in ways.items()}
+
+
 # ---------------------------------------------------------------- timing
 
 
@@ -323,7 +376,8 @@ def main() -> None:
     common.print_machine(facts, 1)
     small, large = Augment.cifar(32, gray_first=True), Augment.sela(224)
 
-    images, origin = photographs(48 if options.quick else 240)
+    files, origin = photograph_files(48 if options.quick else 240)
+    images = [_decode(data) for data in files]
     data = patches(images, 50_000)
     differences = {
         "32 px": agreement(list(data[:256]), small),
@@ -341,6 +395,13 @@ def main() -> None:
         lines = [(name, rate, ours / rate) for name, rate in found.items()]
         common.table(title, ("", "images / s", "sela_ext is x faster"), lines)
         rows.extend({"case": case, "name": name, "images_per_second": rate, "ratio": x} for name, rate, x in lines)
+
+    found = rates(decoders(files, images), rounds, time.process_time)
+    peers = [name for name in ("torchvision.io", "simplejpeg", "Pillow") if name in found]
+    decoded = [(name, rate, *(rate / found[p] for p in peers)) for name, rate in found.items()]
+    title = f"Decoding {origin}, images per second of processor time, one thread"
+    common.table(title, ("", "images / s", *(f"x {p}" for p in peers)), decoded)
+    rows.extend({"case": "decode", "name": name, "images_per_second": rate} for name, rate in found.items())
 
     few = 512 if options.quick else 2048
     tensors = torch.from_numpy(data[: 4 * BATCH]).permute(0, 3, 1, 2)

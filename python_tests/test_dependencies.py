@@ -35,6 +35,7 @@ INCLUDES = {
     "cpu": {"sela", "cpu"},
     "cuda": {"sela", "cuda"},
     "simt": {"sela", "cuda", "simt"},
+    "fuzz": {"sela", "fuzz"},
     "bindings": {"sela", "cpu", "cuda", "bindings"},
 }
 # The test-only runner stands in for CUDA in two headers, and has its own module of bindings.

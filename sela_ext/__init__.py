@@ -31,6 +31,7 @@ from sela_ext.assign import (
     verify,
 )
 from sela_ext.kernels.build import build_info
+from sela_ext.kernels.jpeg import decode_jpeg
 
 __version__: str = build_info()["version"]
 
@@ -51,6 +52,7 @@ __all__ = [
     "assign_batch",
     "assign_heads",
     "build_info",
+    "decode_jpeg",
     "memory_plan",
     "shard_rows",
     "verify",

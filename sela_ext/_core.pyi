@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
 
 AUGMENT_CUDA_SIDE: int
 
@@ -182,6 +183,37 @@ def check_parameters(
 
 def cuda_device_count() -> int:
     """Number of CUDA devices; 0 without CUDA, without a driver or a card."""
+
+def jpeg_header(data: Buffer) -> dict[str, Any]:
+    """What the headers say; status "ok" if the file may be decoded."""
+
+def jpeg_planes(
+    data: Buffer,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    scale: int,
+    index: Any,
+    build: bool,
+    max_pixels: int,
+    isa: str,
+) -> tuple[str, Any, bytes | None]:
+    """(status, (colour, planes), index); height 0 = the whole image."""
+
+def jpeg_rgb(
+    data: Buffer,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    scale: int,
+    index: Any,
+    build: bool,
+    max_pixels: int,
+    isa: str,
+) -> tuple[str, Any, bytes | None]:
+    """(status, uint8 [height, width, 3], index); height 0 = the whole image."""
 
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> npt.NDArray[np.uint32]:
     """Four random words: Philox4x32-10 of one counter."""

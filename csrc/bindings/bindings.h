@@ -5,6 +5,7 @@ namespace sela {
 
 void bind_augment(pybind11::module_& m);
 void bind_build(pybind11::module_& m);
+void bind_jpeg(pybind11::module_& m);
 void bind_newton(pybind11::module_& m);
 void bind_rounding(pybind11::module_& m);
 void bind_sinkhorn(pybind11::module_& m);
@@ -13,6 +14,7 @@ void bind_sinkhorn(pybind11::module_& m);
 inline void bind_all(pybind11::module_& m) {
   bind_build(m);
   bind_augment(m);
+  bind_jpeg(m);
   bind_newton(m);
   bind_rounding(m);
   bind_sinkhorn(m);

@@ -1,4 +1,6 @@
-"""Image files to pixels, by Pillow, with one documented conversion for every kind of file.
+"""Image files to pixels, with one documented conversion for every kind of file.
+
+Baseline JPEG files are decoded by the compiled core, to Pillow's pixels; all others, and any with a fault, by Pillow.
 
 Note [Conversion to RGB]
     * Grey and 1-bit images: the value in all three channels.
@@ -23,6 +25,7 @@ from PIL import Image
 
 from sela_ext.data.source import UInt8Array
 from sela_ext.errors import DataError
+from sela_ext.kernels import try_decode_jpeg
 
 # A 1.7 kB JPEG can claim 65000 x 65000 pixels: sizes in headers are checked before anything is allocated.
 # Pillow's own limit for an error, so that both agree.
@@ -137,6 +140,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _decode(data: bytes, format_name: str) -> UInt8Array:
+    if format_name == "JPEG":
+        found = try_decode_jpeg(data, max_pixels=MAX_PIXELS)
+        if found is not None:
+            return found
     with Image.open(BytesIO(data), formats=(format_name,)) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:

@@ -10,6 +10,17 @@ from typing import Any
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
 from sela_ext.kernels.augment_resident import augment_resident
 from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
+from sela_ext.kernels.jpeg import (
+    JpegHeader,
+    JpegPlane,
+    JpegPlanes,
+    decode_crop,
+    decode_jpeg,
+    decode_planes,
+    jpeg_header,
+    jpeg_index,
+    try_decode_jpeg,
+)
 from sela_ext.kernels.logits import StoredLogits, empty_stored, store_logits
 from sela_ext.kernels.newton import (
     ColumnLaw,
@@ -32,6 +43,9 @@ __all__ = [
     "Candidates",
     "ChunkBounds",
     "ColumnLaw",
+    "JpegHeader",
+    "JpegPlane",
+    "JpegPlanes",
     "NewtonSolution",
     "NewtonSums",
     "RefusedDeviceWarning",
@@ -45,9 +59,14 @@ __all__ = [
     "bounds_nbytes",
     "chunk_bounds",
     "column_margins",
+    "decode_crop",
+    "decode_jpeg",
+    "decode_planes",
     "device_verdict",
     "empty_stored",
     "find_candidates",
+    "jpeg_header",
+    "jpeg_index",
     "newton_product",
     "newton_prune",
     "newton_rows",
@@ -58,6 +77,7 @@ __all__ = [
     "sinkhorn_pass",
     "smooth_prices",
     "store_logits",
+    "try_decode_jpeg",
 ]
 
 

@@ -1,0 +1,110 @@
+// What the fuzzers do with one input: everything the decoder offers, on copies of exactly the right size, so that
+// AddressSanitizer sees the first byte too far.  Beside memory faults, a difference between two ways to the same pixels
+// ends the process.
+#include "sela/jpeg.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "fuzz/jpeg_fuzz.h"
+
+namespace sela {
+namespace {
+
+/// Larger images take too long to be worth it.
+constexpr int64_t kMostPixels = 1 << 15;
+
+void fail(const char* what) {
+  std::fprintf(stderr, "fuzz: %s\n", what);
+  std::abort();
+}
+
+uint32_t number(const uint8_t* p) {
+  return static_cast<uint32_t>(p[0] | p[1] << 8);
+}
+
+struct Decoded {
+  JpegStatus status;
+  std::vector<uint8_t> rgb;
+};
+
+Decoded decoded(const std::vector<uint8_t>& data, const JpegFile& file, const JpegBox& box, int scale,
+                const JpegIndex* index, JpegIndex* built, Isa isa) {
+  Decoded out;
+  out.rgb.resize(static_cast<size_t>(box.height * box.width * 3));
+  out.status = decode_jpeg_rgb(data.data(), data.size(), file, box, scale, out.rgb.data(), index, built, isa);
+  return out;
+}
+
+bool is_crop(const Decoded& whole, const JpegBox& all, const Decoded& part, const JpegBox& box) {
+  for (int64_t y = 0; y < box.height; ++y)
+    if (std::memcmp(whole.rgb.data() + ((box.top + y) * all.width + box.left) * 3, part.rgb.data() + y * box.width * 3,
+                    static_cast<size_t>(box.width * 3)) != 0)
+      return false;
+  return true;
+}
+
+void one(const uint8_t* head, const std::vector<uint8_t>& data) {
+  JpegFile file;
+  if (read_jpeg_header(data.data(), data.size(), file) != JpegStatus::ok) return;
+  if (file.height * file.width > kMostPixels) return;
+  int scale = 1 << head[0] % 4;
+  while (scale > std::min(file.height, file.width)) scale /= 2;
+  const Isa best = cpu_isa();
+  const Isa isa = static_cast<Isa>(head[1] % (static_cast<int>(best) + 1));
+  const JpegBox all{0, 0, jpeg_scaled(file.height, scale), jpeg_scaled(file.width, scale)};
+  JpegBox box;
+  box.top = number(head + 2) % all.height;
+  box.left = number(head + 4) % all.width;
+  box.height = 1 + number(head + 6) % (all.height - box.top);
+  box.width = 1 + number(head + 8) % (all.width - box.left);
+
+  const Decoded whole = decoded(data, file, all, scale, nullptr, nullptr, isa);
+  JpegIndex built;
+  const Decoded again = decoded(data, file, all, scale, nullptr, &built, best);
+  if (whole.status != again.status) fail("two instruction sets disagree whether the file is in order");
+  const Decoded part = decoded(data, file, box, scale, nullptr, nullptr, isa);
+  if (whole.status == JpegStatus::ok) {
+    if (whole.rgb != again.rgb) fail("two instruction sets give different pixels");
+    if (part.status != JpegStatus::ok || !is_crop(whole, all, part, box)) fail("a crop is not the crop of the whole");
+    const std::vector<uint8_t> bytes = write_jpeg_index(data.data(), data.size(), file, built);
+    JpegIndex read;
+    if (!read_jpeg_index(bytes.data(), bytes.size(), data.data(), data.size(), file, read)) fail("index lost");
+    const Decoded indexed = decoded(data, file, box, scale, &read, nullptr, isa);
+    if (indexed.status != JpegStatus::ok || !is_crop(whole, all, indexed, box)) fail("an index gives other pixels");
+  }
+
+  // An index of another file: whatever it says.
+  built.resize(static_cast<size_t>((file.mcus_x + kJpegGroup - 1) / kJpegGroup * file.mcus_y));
+  uint64_t state = number(head + 8) * 2654435769u + number(head + 10) + 1;
+  for (JpegCheckpoint& at : built) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    const uint32_t bits = static_cast<uint32_t>(state >> 32);
+    if (bits % 8 == 0) at.offset = bits % 16 == 0 ? bits : static_cast<uint32_t>((bits >> 8) % (data.size() + 9));
+    if (bits % 8 == 1) at.bit = static_cast<uint8_t>(bits >> 8);
+    if (bits % 8 == 2) at.dc[bits % 3] = static_cast<int16_t>(bits >> 16);
+  }
+  decoded(data, file, box, scale, &built, nullptr, isa);
+  const JpegLayout layout = jpeg_layout(file, box, scale);
+  std::vector<uint8_t> planes(static_cast<size_t>(layout.bytes));
+  decode_jpeg_planes(data.data(), data.size(), file, layout, planes.data(), &built, nullptr, isa);
+}
+
+}  // namespace
+}  // namespace sela
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  if (size < sela::kFuzzHead) return 0;
+  uint8_t head[sela::kFuzzHead];
+  std::memcpy(head, data, sizeof(head));
+  sela::one(head, std::vector<uint8_t>(data + sela::kFuzzHead, data + size));
+  // The index reader on bytes that are no index.
+  sela::JpegFile file;
+  sela::JpegIndex index;
+  if (sela::read_jpeg_header(data, size, file) == sela::JpegStatus::ok)
+    sela::read_jpeg_index(data, size, data, size, file, index);
+  return 0;
+}

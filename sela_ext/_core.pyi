@@ -30,6 +30,22 @@ class AugmentOptions:
         std: Sequence[float],
     ) -> None: ...
 
+class EffectOptions:
+    """What follows the colour operations."""
+
+    def __init__(
+        self,
+        *,
+        blur_probability: float,
+        blur_sigma: Sequence[float],
+        blur_radius: int,
+        tone_probability: float,
+        sharpness: Sequence[float],
+        noise_probability: float,
+        noise_sigma: Sequence[float],
+        sobel: bool,
+    ) -> None: ...
+
 class Candidates:
     """The entries of a plan that count, row by row, as one pass found them."""
 
@@ -123,9 +139,11 @@ class NewtonRows:
 
 def augment_array(
     options: AugmentOptions,
+    effect_options: EffectOptions,
     source: npt.NDArray[np.uint8],
     rows: npt.NDArray[np.int64],
     parameters: npt.NDArray[np.void],
+    effects: npt.NDArray[np.void] | None,
     out: int,
     dtype: str,
     channels_last: bool,
@@ -135,14 +153,31 @@ def augment_array(
 
 def augment_list(
     options: AugmentOptions,
+    effect_options: EffectOptions,
     source: Sequence[npt.NDArray[np.uint8]],
     parameters: npt.NDArray[np.void],
+    effects: npt.NDArray[np.void] | None,
     out: int,
     dtype: str,
     channels_last: bool,
     threads: int,
 ) -> None:
     """The fused pass over a list of arrays [H, W, C] of any sizes; out is an address."""
+
+def augment_planes(
+    options: AugmentOptions,
+    effect_options: EffectOptions,
+    source: Sequence[tuple[Sequence[npt.NDArray[np.uint8]], npt.NDArray[np.int32], bool, int, int]],
+    exact: bool,
+    channels: int,
+    parameters: npt.NDArray[np.void],
+    effects: npt.NDArray[np.void] | None,
+    out: int,
+    dtype: str,
+    channels_last: bool,
+    threads: int,
+) -> None:
+    """The fused pass over images as planes: (arrays, geometry, rgb, height, width) each; out is an address."""
 
 def augment_resident_cuda(
     options: AugmentOptions,
@@ -179,8 +214,27 @@ def check_parameters(
 def cuda_device_count() -> int:
     """Number of CUDA devices; 0 without CUDA, without a driver or a card."""
 
+def needed_box(
+    options: AugmentOptions,
+    parameters: npt.NDArray[np.void],
+    geometry: npt.NDArray[np.int32],
+    height: int,
+    width: int,
+) -> list[int]:
+    """Top, left, bottom, right of the pixels whose samples one record of parameters needs."""
+
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> npt.NDArray[np.uint32]:
     """Four random words: Philox4x32-10 of one counter."""
+
+def sample_effects(
+    options: EffectOptions,
+    index: npt.NDArray[np.int64],
+    seed: int,
+    epoch: int,
+    view: int,
+    out: npt.NDArray[np.void],
+) -> None:
+    """Draws effects into the records of out, which are zeros."""
 
 def sample_parameters(
     options: AugmentOptions,

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
+from sela_ext.kernels.augment import (
+    EFFECTS,
+    PARAMETERS,
+    Augment,
+    augment,
+    augment_views,
+    permutation,
+    sample_effects,
+    sample_parameters,
+)
+from sela_ext.kernels.augment_planes import Planes, augment_planes, needed_boxes
 from sela_ext.kernels.augment_resident import augment_resident
 from sela_ext.kernels.newton import (
     NewtonSolution,
@@ -24,26 +34,32 @@ from sela_ext.kernels.sinkhorn import sinkhorn_pass
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums, add_sums
 
 __all__ = [
+    "EFFECTS",
     "PARAMETERS",
     "Augment",
     "Candidates",
     "NewtonSolution",
     "NewtonSums",
+    "Planes",
     "RefusedDeviceWarning",
     "Rounding",
     "SinkhornSums",
     "Verdict",
     "add_sums",
     "augment",
+    "augment_planes",
     "augment_resident",
+    "augment_views",
     "device_verdict",
     "find_candidates",
+    "needed_boxes",
     "newton_product",
     "newton_prune",
     "newton_rows",
     "newton_solve",
     "newton_sums",
     "permutation",
+    "sample_effects",
     "sample_parameters",
     "sinkhorn_pass",
     "smooth_prices",

@@ -5,19 +5,25 @@ from __future__ import annotations
 from sela_ext.kernels.reference.augment import (
     augment,
     augment_resident,
+    augment_views,
     permutation,
     philox4x32,
+    sample_effects,
     sample_parameters,
 )
+from sela_ext.kernels.reference.augment_planes import augment_planes, needed_boxes
 from sela_ext.kernels.reference.newton import newton_product, newton_prune, newton_rows, newton_solve, newton_sums
 from sela_ext.kernels.reference.rounding import best_labels, find_candidates, smooth_prices
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
 
 __all__ = [
     "augment",
+    "augment_planes",
     "augment_resident",
+    "augment_views",
     "best_labels",
     "find_candidates",
+    "needed_boxes",
     "newton_product",
     "newton_prune",
     "newton_rows",
@@ -25,6 +31,7 @@ __all__ = [
     "newton_sums",
     "permutation",
     "philox4x32",
+    "sample_effects",
     "sample_parameters",
     "sinkhorn_pass",
     "smooth_prices",

@@ -1,0 +1,129 @@
+#pragma once
+// How the scratch of one image is laid out: the driver counts it, the loops use it.
+#include <cstdint>
+
+#include "cpu/augment_loops.h"
+#include "sela/resample.h"
+
+namespace sela {
+
+/// The longest vector of any instruction set: scratch is laid out for it, whichever runs.
+constexpr int64_t kScratchLanes = 16;
+
+/// Rows that are unpacked before they are resampled horizontally: loads that straddle two stores must not come right
+/// behind them.
+constexpr int32_t kBlockRows = 4;
+
+SELA_SHARED_INLINE int64_t round_up(int64_t n) {
+  return (n + kScratchLanes - 1) / kScratchLanes * kScratchLanes;
+}
+
+/// Output i is sum over k < count[i] of weight[k * stride + i] * input[start[i] + k].
+struct Axis {
+  int32_t* start;
+  int32_t* count;
+  float* weight;
+  float* total;  ///< [stride] floats to work with
+  int64_t stride;
+  int32_t taps;         ///< at least every count; weights from count[i] to taps are zero
+  int32_t first, last;  ///< inputs in use: [first, last)
+};
+
+/// Scratch of one image.
+struct Buffers {
+  Axis x, y;                ///< of the pixels
+  Axis sample_x, sample_y;  ///< of the samples of a component at another resolution
+  float* row;               ///< [kBlockRows, channels, row_stride]: rows of the input, or of the mixed input
+  int64_t row_stride;
+  float* middle;  ///< [rows, channels, middle_stride]: horizontally resampled rows
+  int64_t middle_stride;
+  float* plane;  ///< [channels, plane_stride]: the resampled image
+  int64_t plane_stride;
+  float* spare;  ///< [plane_stride]: one more
+  float* line;   ///< [3, line_stride]: rows with a margin
+  int64_t line_stride;
+  uint8_t* ring;  ///< [ring_rows, 3, ring_stride]: rows as RGB
+  int64_t ring_stride;
+  int32_t ring_rows;
+  uint8_t* sample;  ///< [3, ring_stride]: a row of every component, upsampled
+  uint16_t* sum;    ///< [ring_stride]: a row of a component on the way there
+};
+
+/// Whether something follows the colour operations besides normalisation to a floating-point type.
+SELA_SHARED_INLINE bool has_effects(const AugmentJob& job) {
+  const AugmentEffects& e = job.effects;
+  return e.blur > 0.0f || e.tone != Tone::none || e.noise > 0.0f || job.effect_options->sobel ||
+         job.type == PixelType::uint8;
+}
+
+/// Channels of the output.
+SELA_SHARED_INLINE int32_t output_channels(const AugmentJob& job) {
+  return job.effect_options->sobel ? 2 : job.channels;
+}
+
+/// Whether any component has another resolution than the image.
+SELA_SHARED_INLINE bool subsampled(const PlanarImage& image) {
+  bool any = false;
+  for (int32_t c = 0; c < image.count; ++c) any |= image.plane[c].step_x > 1 || image.plane[c].step_y > 1;
+  return any;
+}
+
+/// Room that lay_out asks for.
+struct ScratchSize {
+  int64_t floats, bytes;
+};
+
+/// Lays the buffers out in job.scratch and job.bytes (null while they are only counted) and says how large these are.
+SELA_SHARED_INLINE ScratchSize lay_out(const AugmentJob& job, Buffers* b) {
+  const AugmentOptions& options = *job.options;
+  const AugmentParameters& p = *job.parameters;
+  const bool center = options.crop == Crop::center;
+  const int64_t height = center ? job.image.height : p.height, width = center ? job.image.width : p.width;
+  const int64_t size = options.size, padded = round_up(size);
+  const int64_t taps_x = most_taps(width, resampled_length(options, p.width));
+  const int64_t taps_y = most_taps(height, resampled_length(options, p.height));
+  const bool colour = job.planes != nullptr && job.planes->count == 3;
+  const bool exact = colour && job.exact;
+  const bool effects = has_effects(job);
+
+  int64_t floats = 0;
+  auto take = [&](int64_t n) __attribute__((always_inline)) {
+    float* const begin = job.scratch == nullptr ? nullptr : job.scratch + floats;
+    floats += round_up(n);
+    return begin;
+  };
+  b->plane_stride = round_up(size * size) + 2 * kScratchLanes;
+  b->plane = take((effects ? 3 : job.channels) * b->plane_stride);  // gradients take three, whatever the image has
+  b->spare = take(effects ? b->plane_stride : 0);
+  b->line_stride = effects ? 3 * padded + 2 * kScratchLanes : 0;
+  b->line = take(3 * b->line_stride);
+  b->middle_stride = padded;
+  b->middle = take((size + 2) * job.channels * b->middle_stride);
+  b->row_stride = round_up(width + taps_x + 8) + 2 * kScratchLanes;
+  b->row = take(kBlockRows * job.channels * b->row_stride);
+  Axis* const axis[4] = {&b->x, &b->y, &b->sample_x, &b->sample_y};
+  const int axes = colour && !exact && subsampled(*job.planes) ? 4 : 2;
+  for (int i = 0; i < axes; ++i) {
+    const int64_t taps = (i % 2 == 0 ? taps_x : taps_y) + (i < 2 ? 0 : 3);
+    axis[i]->stride = padded;
+    axis[i]->start = reinterpret_cast<int32_t*>(take(padded));
+    axis[i]->count = reinterpret_cast<int32_t*>(take(padded));
+    axis[i]->total = take(padded);
+    axis[i]->weight = take(taps * padded);
+  }
+
+  int64_t bytes = 0;
+  auto take_bytes = [&](int64_t n) __attribute__((always_inline)) {
+    uint8_t* const begin = job.bytes == nullptr ? nullptr : job.bytes + bytes;
+    bytes += round_up(n);
+    return begin;
+  };
+  b->ring_rows = exact ? static_cast<int32_t>(taps_y) : 0;
+  b->ring_stride = exact ? round_up(width + 8) + 4 * kScratchLanes : 0;
+  b->ring = take_bytes(3 * b->ring_rows * b->ring_stride);
+  b->sample = take_bytes(3 * b->ring_stride);
+  b->sum = reinterpret_cast<uint16_t*>(take_bytes(2 * b->ring_stride));
+  return {floats + 10 * kScratchLanes, bytes};
+}
+
+}  // namespace sela

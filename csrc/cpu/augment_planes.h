@@ -1,0 +1,176 @@
+#pragma once
+// Resampling an image that is given as the planes of a JPEG file.
+//
+// Default: every component from its own resolution straight to the output's, with the upsampling of chroma in the
+// weights (fold_axis); colours are converted at the size of the output.  Exact: rows become RGB bytes as libjpeg makes
+// them, one by one as the vertical pass reaches them, and only those between its first and its last tap are kept.
+#include "cpu/augment_resample.h"
+
+namespace sela::SELA_ISA {
+namespace {
+
+// ---------------------------------------------------------------- exact
+
+/// libjpeg's colour conversion in 16-bit fixed point.
+constexpr int32_t kFixedOne = 1 << 16, kFixedHalf = 1 << 15;
+constexpr int32_t fixed(double x) {
+  return static_cast<int32_t>(x * kFixedOne + 0.5);
+}
+constexpr int32_t kCrRed = fixed(1.40200), kCrGreen = fixed(0.71414), kCbGreen = fixed(0.34414),
+                  kCbBlue = fixed(1.77200);
+
+inline uint8_t clamp_byte(int32_t x) {
+  return static_cast<uint8_t>(x < 0 ? 0 : x > 255 ? 255 : x);
+}
+
+void colour_row(const uint8_t* __restrict y, const uint8_t* __restrict cb, const uint8_t* __restrict cr, int32_t width,
+                uint8_t* __restrict red, uint8_t* __restrict green, uint8_t* __restrict blue) {
+  for (int32_t x = 0; x < width; ++x) {
+    const int32_t luma = y[x], b = cb[x] - 128, r = cr[x] - 128;
+    red[x] = clamp_byte(luma + ((kCrRed * r + kFixedHalf) >> 16));
+    green[x] = clamp_byte(luma + ((kFixedHalf - kCbGreen * b - kCrGreen * r) >> 16));
+    blue[x] = clamp_byte(luma + ((kCbBlue * b + kFixedHalf) >> 16));
+  }
+}
+
+/// Two pixels per sample: out[2 j] = (3 sum[j] + sum[j - 1] + even) >> kShift, out[2 j + 1] the same of sum[j + 1].
+template <int kShift>
+void smooth_row(const uint16_t* __restrict sum, int32_t count, uint32_t even, uint32_t odd, uint8_t* __restrict out) {
+  for (int32_t j = 0; j < count; ++j) {
+    const uint32_t middle = 3u * sum[j];
+    out[2 * j] = static_cast<uint8_t>((middle + sum[j - 1] + even) >> kShift);
+    out[2 * j + 1] = static_cast<uint8_t>((middle + sum[j + 1] + odd) >> kShift);
+  }
+}
+
+/// Pixels [left, left + width) of row y of a component at full resolution, as libjpeg upsamples it: where they are.
+/// sum: width + 4 numbers; out: width + 4 bytes; both to work with.
+const uint8_t* upsample_row(const PlaneView& plane, int32_t y, int32_t left, int32_t width, uint16_t* sum,
+                            uint8_t* out) {
+  auto row = [&plane](int32_t sample) { return plane.data + (sample - plane.top) * plane.stride - plane.left; };
+  const int32_t near = y / plane.step_y;
+  const uint8_t* from = row(near);
+  if (plane.step_x == 1 && !plane.smooth_y) return from + left;
+  int32_t far = y % 2 == 0 ? near - 1 : near + 1;
+  far = far < 0 ? 0 : far > plane.full_height - 1 ? plane.full_height - 1 : far;
+  const uint8_t* beside = plane.smooth_y ? row(far) : from;
+
+  if (!plane.smooth_x) {
+    const int32_t step = plane.step_x;
+    const uint32_t bias = y % 2 == 0 ? 1 : 2;
+    for (int32_t x = 0; x < width; ++x) {
+      const int32_t j = (left + x) / step;
+      out[x] = plane.smooth_y ? static_cast<uint8_t>((3u * from[j] + beside[j] + bias) >> 2) : from[j];
+    }
+    return out;
+  }
+  // Samples begin - 1 .. end, the outermost repeated at the border.
+  const int32_t begin = left / 2, end = (left + width - 1) / 2 + 1;
+  const int32_t low = begin > 0 ? begin - 1 : 0, high = end < plane.full_width ? end + 1 : plane.full_width;
+  uint16_t* const to = sum + 1 - begin;  // to[j]: sample j
+  if (plane.smooth_y) {
+    for (int32_t j = low; j < high; ++j) to[j] = static_cast<uint16_t>(3 * from[j] + beside[j]);
+  } else {
+    for (int32_t j = low; j < high; ++j) to[j] = from[j];
+  }
+  if (begin == 0) to[-1] = to[0];
+  if (high == end) to[end] = to[end - 1];
+  if (plane.smooth_y) {
+    smooth_row<4>(to + begin, end - begin, 8, 7, out);
+  } else {
+    smooth_row<2>(to + begin, end - begin, 1, 2, out);
+  }
+  return out + (left - 2 * begin);
+}
+
+/// Rows as RGB, made when they are first asked for.  Requests move downwards, and each is for at most ring_rows rows.
+struct ConvertedRows {
+  const PlanarImage* image;
+  const Buffers* b;
+  int32_t top, left;  ///< pixel of row 0 and of the first column in use
+  int32_t width;
+  int32_t next;  ///< the first row that has not been made
+
+  uint8_t* ring_row(int32_t row, int channel) const {
+    return b->ring + (row % b->ring_rows * 3 + channel) * b->ring_stride;
+  }
+  void make(int32_t row) {
+    const uint8_t* from[3];
+    for (int c = 0; c < 3; ++c)
+      from[c] = upsample_row(image->plane[c], top + row, left, width, b->sum, b->sample + c * b->ring_stride);
+    if (image->rgb) {
+      for (int c = 0; c < 3; ++c) std::memcpy(ring_row(row, c), from[c], static_cast<size_t>(width));
+    } else {
+      colour_row(from[0], from[1], from[2], width, ring_row(row, 0), ring_row(row, 1), ring_row(row, 2));
+    }
+  }
+  void mix(int32_t first, const float* weight, int64_t weight_stride, int32_t count, float* row, int64_t row_stride) {
+    next = next < first ? first : next;
+    for (; next < first + count; ++next) make(next);
+    const int32_t before = b->ring_rows - first % b->ring_rows;  // rows until the ring begins anew
+    const int32_t front = count < before ? count : before;
+    const uint8_t* end = b->ring + int64_t{3} * b->ring_rows * b->ring_stride;
+    for (int c = 0; c < 3; ++c) {
+      mix_bytes<false>(ring_row(first, c), 3 * b->ring_stride, end, width, weight, weight_stride, front,
+                       row + c * row_stride);
+      if (front < count)
+        mix_bytes<true>(ring_row(0, c), 3 * b->ring_stride, end, width, weight + front * weight_stride, weight_stride,
+                        count - front, row + c * row_stride);
+    }
+  }
+};
+
+// ---------------------------------------------------------------- planar
+
+/// Y, Cb, Cr to RGB in [0, 1], in place.
+void convert_colours(float* y, float* cb, float* cr, int64_t pixels) {
+  const Floats zero = splat(0.0f), one = splat(1.0f), middle = splat(128.0f / 255.0f);
+  for (int64_t i = 0; i < pixels; i += kLanes) {
+    const Floats luma = load(y + i), b = load(cb + i) - middle, r = load(cr + i) - middle;
+    store(y + i, min(max(fma(r, splat(1.402f), luma), zero), one));
+    store(cb + i, min(max(fma(r, splat(-0.71414f), fma(b, splat(-0.34414f), luma)), zero), one));
+    store(cr + i, min(max(fma(b, splat(1.772f), luma), zero), one));
+  }
+}
+
+void resample_component(const PlaneView& plane, const Axis& x, const Axis& y, int32_t top, int32_t left, int32_t size,
+                        const Buffers& b, float* out) {
+  const uint8_t* end = plane.data + (plane.height - 1) * plane.stride + plane.width;
+  PlaneRows rows = {plane.data + (top - plane.top) * plane.stride + (left + x.first - plane.left), plane.stride, end,
+                    x.last - x.first};
+  resample<1>(rows, x, y, size, b, out, 0);
+}
+
+/// (top, left): the pixel that the axes count from.
+void resample_planes(const AugmentJob& job, Buffers& b, int32_t top, int32_t left) {
+  const PlanarImage& image = *job.planes;
+  const int32_t size = job.options->size;
+  if (image.count == 3 && job.exact) {
+    ConvertedRows rows = {&image, &b, top, left + b.x.first, b.x.last - b.x.first, 0};
+    resample<3>(rows, b.x, b.y, size, b, b.plane, b.plane_stride);
+    return;
+  }
+  const PlaneView* folded = nullptr;  // the plane that sample_x and sample_y are made for
+  for (int32_t c = 0; c < image.count; ++c) {
+    const PlaneView& plane = image.plane[c];
+    float* out = b.plane + c * b.plane_stride;
+    if (plane.step_x == 1 && plane.step_y == 1) {
+      resample_component(plane, b.x, b.y, top, left, size, b, out);
+      continue;
+    }
+    const bool same = folded != nullptr && plane.step_x == folded->step_x && plane.step_y == folded->step_y &&
+                      plane.smooth_x == folded->smooth_x && plane.smooth_y == folded->smooth_y &&
+                      plane.full_height == folded->full_height && plane.full_width == folded->full_width;
+    if (!same) {
+      fold_axis(b.x, left, plane.step_x, plane.smooth_x, plane.full_width, &b.sample_x);
+      fold_axis(b.y, top, plane.step_y, plane.smooth_y, plane.full_height, &b.sample_y);
+      folded = &plane;
+    }
+    resample_component(plane, b.sample_x, b.sample_y, 0, 0, size, b, out);
+  }
+  if (image.count == 3 && !image.rgb)
+    convert_colours(b.plane, b.plane + b.plane_stride, b.plane + 2 * b.plane_stride, int64_t{size} * size);
+}
+
+}  // namespace
+}  // namespace sela::SELA_ISA

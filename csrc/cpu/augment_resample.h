@@ -1,0 +1,162 @@
+#pragma once
+// Resampling an image in two passes: rows are mixed and rows are resampled horizontally.
+//
+// Enlarging: every input row horizontally, then rows are mixed; reducing: rows are mixed first, so that the horizontal
+// pass runs once per output row.  Where rows come from is a source's business: it mixes `count` of its rows, from
+// number `first` on, into one row of floats per channel.
+#include "cpu/augment_axis.h"
+#include "sela/planes.h"
+
+namespace sela::SELA_ISA {
+namespace {
+
+using namespace pixels;
+
+/// planes[c][x] = sum over k of weight[k] * rows[k][first + x][c] for kLanes pixels at a time, x < width.
+/// Loads may pass the row's end, up to `end`, the end of the image; what they find there meets weights of zero.
+template <int Channels>
+void mix_input_rows(const uint8_t* source, int64_t stride, const uint8_t* end, int32_t width, const float* weight,
+                    int64_t weight_stride, int32_t count, float* row, int64_t row_stride) {
+  constexpr int kBytes = Channels * kLanes;
+  for (int32_t x = 0; x < width; x += kLanes) {
+    Floats total[Channels];
+    for (int c = 0; c < Channels; ++c) total[c] = splat(0.0f);
+    for (int32_t k = 0; k < count; ++k) {
+      const uint8_t* from = source + k * stride + static_cast<int64_t>(x) * Channels;
+      uint8_t tail[kBytes];
+      if (end - from < kBytes) {
+        std::memset(tail, 0, kBytes);
+        std::memcpy(tail, from, static_cast<size_t>(end - from));
+        from = tail;
+      }
+      const Floats w = splat(weight[k * weight_stride]);
+      if constexpr (Channels == 3) {
+        Floats red, green, blue;
+        load_rgb(from, &red, &green, &blue);
+        total[0] = fma(red, w, total[0]);
+        total[1] = fma(green, w, total[1]);
+        total[2] = fma(blue, w, total[2]);
+      } else {
+        total[0] = fma(load_gray(from), w, total[0]);
+      }
+    }
+    for (int c = 0; c < Channels; ++c) store(row + c * row_stride + x, total[c]);
+  }
+}
+
+/// row[x] = sum over k of weight[k] * source[k * stride + x], kLanes bytes at a time; plus what is in row, if asked
+/// for.
+template <bool kAdd>
+void mix_bytes(const uint8_t* source, int64_t stride, const uint8_t* end, int32_t width, const float* weight,
+               int64_t weight_stride, int32_t count, float* row) {
+  constexpr int kTogether = 4;  // vectors whose sums grow side by side
+  int32_t x = 0;
+  if (count > 0) {
+    const uint8_t* last = source + (count - 1) * stride;
+    for (; x + kTogether * kLanes <= width && last + x + kTogether * kLanes <= end; x += kTogether * kLanes) {
+      Floats total[kTogether];
+      for (int j = 0; j < kTogether; ++j) total[j] = kAdd ? load(row + x + j * kLanes) : splat(0.0f);
+      const uint8_t* from = source + x;
+      for (int32_t k = 0; k < count; ++k, from += stride) {
+        const Floats w = splat(weight[k * weight_stride]);
+        for (int j = 0; j < kTogether; ++j) total[j] = fma(load_gray(from + j * kLanes), w, total[j]);
+      }
+      for (int j = 0; j < kTogether; ++j) store(row + x + j * kLanes, total[j]);
+    }
+  }
+  for (; x < width; x += kLanes) {
+    Floats total = kAdd ? load(row + x) : splat(0.0f);
+    for (int32_t k = 0; k < count; ++k) {
+      const uint8_t* from = source + k * stride + x;
+      uint8_t tail[kLanes];
+      if (end - from < kLanes) {
+        std::memset(tail, 0, kLanes);
+        std::memcpy(tail, from, static_cast<size_t>(end - from));
+        from = tail;
+      }
+      total = fma(load_gray(from), splat(weight[k * weight_stride]), total);
+    }
+    store(row + x, total);
+  }
+}
+
+/// Rows of an image with interleaved channels.
+template <int kChannels>
+struct InterleavedRows {
+  const uint8_t* corner;  ///< row 0, first column in use
+  int64_t stride;
+  const uint8_t* end;  ///< of the image's memory
+  int32_t width;
+  void mix(int32_t first, const float* weight, int64_t weight_stride, int32_t count, float* row, int64_t row_stride) {
+    mix_input_rows<kChannels>(corner + first * stride, stride, end, width, weight, weight_stride, count, row,
+                              row_stride);
+  }
+};
+
+/// Rows of one plane.
+struct PlaneRows {
+  const uint8_t* corner;
+  int64_t stride;
+  const uint8_t* end;
+  int32_t width;
+  void mix(int32_t first, const float* weight, int64_t weight_stride, int32_t count, float* row, int64_t) {
+    mix_bytes<false>(corner + first * stride, stride, end, width, weight, weight_stride, count, row);
+  }
+};
+
+/// plane[c * plane_stride + y * size + x]: the output; kChannels channels.
+template <int kChannels, class Rows>
+void resample(Rows& rows, const Axis& x, const Axis& y, int32_t size, const Buffers& b, float* plane,
+              int64_t plane_stride) {
+  const int32_t height = y.last - y.first;
+  const int64_t block_row = kChannels * b.row_stride;
+  if (height <= size + 2) {  // enlarging: horizontally first
+    const float one = 1.0f;
+    const int64_t middle_row = kChannels * b.middle_stride;
+    for (int32_t begin = 0; begin < height; begin += kBlockRows) {
+      const int32_t count = height - begin < kBlockRows ? height - begin : kBlockRows;
+      for (int32_t k = 0; k < count; ++k)
+        rows.mix(y.first + begin + k, &one, 0, 1, b.row + k * block_row, b.row_stride);
+      resample_lines(x, size, count * kChannels, b.row, b.row_stride, b.middle + begin * middle_row, b.middle_stride);
+    }
+    for (int32_t i = 0; i < size; ++i) {
+      const float* from = b.middle + (y.start[i] - y.first) * middle_row;
+      const float* weight = y.weight + i;
+      const int32_t count = y.count[i];
+      for (int c = 0; c < kChannels; ++c, from += b.middle_stride) {
+        float* to = plane + c * plane_stride + int64_t{i} * size;
+        for (int32_t j = 0; j < size; j += kLanes) {
+          Floats total = load(from + j) * splat(weight[0]);
+          for (int32_t k = 1; k < count; ++k)
+            total = fma(load(from + k * middle_row + j), splat(weight[k * y.stride]), total);
+          store(to + j, total);  // what passes the row's end is overwritten by the next row
+        }
+      }
+    }
+  } else {
+    for (int32_t begin = 0; begin < size; begin += kBlockRows) {
+      const int32_t count = size - begin < kBlockRows ? size - begin : kBlockRows;
+      for (int32_t k = 0; k < count; ++k) {
+        const int32_t i = begin + k;
+        rows.mix(y.start[i], y.weight + i, y.stride, y.count[i], b.row + k * block_row, b.row_stride);
+      }
+      for (int c = 0; c < kChannels; ++c)
+        resample_lines(x, size, count, b.row + c * b.row_stride, block_row,
+                       plane + c * plane_stride + int64_t{begin} * size, size);
+    }
+  }
+}
+
+/// The image with interleaved channels.
+template <int kChannels>
+void resample_image(const AugmentJob& job, const Buffers& b, int32_t top, int32_t left) {
+  const ImageView& image = job.image;
+  const int64_t stride = image.row_stride;
+  InterleavedRows<kChannels> rows = {image.data + top * stride + int64_t{kChannels} * (left + b.x.first), stride,
+                                     image.data + (image.height - 1) * stride + int64_t{kChannels} * image.width,
+                                     b.x.last - b.x.first};
+  resample<kChannels>(rows, b.x, b.y, job.options->size, b, b.plane, b.plane_stride);
+}
+
+}  // namespace
+}  // namespace sela::SELA_ISA

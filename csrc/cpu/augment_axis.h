@@ -146,10 +146,17 @@ void resample_lines(const Axis& x, int32_t size, int lines, const float* in, int
 
 void resample_lines(const Axis& x, int32_t size, int lines, const float* in, int64_t in_stride, float* out,
                     int64_t out_stride) {
-  if (x.taps == 2) {
-    resample_lines<2>(x, size, lines, in, in_stride, out, out_stride);
-  } else {
-    resample_lines<0>(x, size, lines, in, in_stride, out, out_stride);
+  switch (x.taps) {  // unrolled up to halving
+    case 2:
+      return resample_lines<2>(x, size, lines, in, in_stride, out, out_stride);
+    case 3:
+      return resample_lines<3>(x, size, lines, in, in_stride, out, out_stride);
+    case 4:
+      return resample_lines<4>(x, size, lines, in, in_stride, out, out_stride);
+    case 5:
+      return resample_lines<5>(x, size, lines, in, in_stride, out, out_stride);
+    default:
+      return resample_lines<0>(x, size, lines, in, in_stride, out, out_stride);
   }
 }
 

@@ -28,6 +28,7 @@ struct Factors {
   float hue;                        ///< in sixths of a turn
   float contrast, contrast_offset;  ///< v * contrast + contrast_offset
   float scale[3], shift[3];         ///< v * scale + shift normalises
+  bool stream;                      ///< what is written goes past the caches
 };
 
 template <uint32_t kOp>
@@ -111,9 +112,15 @@ void after_contrast(const Factors& f, const Planes& p, float* const out[3]) {
     g = fma(g, splat(f.scale[1]), splat(f.shift[1]));
     b = fma(b, splat(f.scale[2]), splat(f.shift[2]));
     if (p.count - i >= kLanes) {
-      store(out[0] + i, r);
-      store(out[1] + i, g);
-      store(out[2] + i, b);
+      if (f.stream) {
+        stream(out[0] + i, r);
+        stream(out[1] + i, g);
+        stream(out[2] + i, b);
+      } else {
+        store(out[0] + i, r);
+        store(out[1] + i, g);
+        store(out[2] + i, b);
+      }
     } else {
       float tail[3][kLanes];
       store(tail[0], r);
@@ -187,12 +194,16 @@ double gray_steps(const Step* steps, int count, float* plane, int64_t pixels) {
   return total;
 }
 
-/// out[0 .. count) = v * scale + shift
-void normalise(const float* plane, int64_t pixels, float scale, float shift, float* out) {
+/// out[0 .. count) = v * scale + shift; streamed: past the caches.
+void normalise(const float* plane, int64_t pixels, float scale, float shift, float* out, bool streamed) {
   for (int64_t i = 0; i < pixels; i += kLanes) {
     const Floats v = fma(load(plane + i), splat(scale), splat(shift));
     if (pixels - i >= kLanes) {
-      store(out + i, v);
+      if (streamed) {
+        stream(out + i, v);
+      } else {
+        store(out + i, v);
+      }
     } else {
       float tail[kLanes];
       store(tail, v);

@@ -31,9 +31,9 @@ struct Axis {
 
 /// Scratch of one image.
 struct Buffers {
-  Axis x, y;                ///< of the pixels
-  Axis sample_x, sample_y;  ///< of the samples of a component at another resolution
-  float* row;               ///< [kBlockRows, channels, row_stride]: rows of the input, or of the mixed input
+  Axis x, y;                      ///< of the pixels
+  Axis sample_x[3], sample_y[3];  ///< of the samples of components at another resolution
+  float* row;                     ///< [kBlockRows, channels, row_stride]: rows of the input, or of the mixed input
   int64_t row_stride;
   float* middle;  ///< [rows, channels, middle_stride]: horizontally resampled rows
   int64_t middle_stride;
@@ -59,13 +59,6 @@ SELA_SHARED_INLINE bool has_effects(const AugmentJob& job) {
 /// Channels of the output.
 SELA_SHARED_INLINE int32_t output_channels(const AugmentJob& job) {
   return job.effect_options->sobel ? 2 : job.channels;
-}
-
-/// Whether any component has another resolution than the image.
-SELA_SHARED_INLINE bool subsampled(const PlanarImage& image) {
-  bool any = false;
-  for (int32_t c = 0; c < image.count; ++c) any |= image.plane[c].step_x > 1 || image.plane[c].step_y > 1;
-  return any;
 }
 
 /// Room that lay_out asks for.
@@ -101,15 +94,19 @@ SELA_SHARED_INLINE ScratchSize lay_out(const AugmentJob& job, Buffers* b) {
   b->middle = take((size + 2) * job.channels * b->middle_stride);
   b->row_stride = round_up(width + taps_x + 8) + 2 * kScratchLanes;
   b->row = take(kBlockRows * job.channels * b->row_stride);
-  Axis* const axis[4] = {&b->x, &b->y, &b->sample_x, &b->sample_y};
-  const int axes = colour && !exact && subsampled(*job.planes) ? 4 : 2;
-  for (int i = 0; i < axes; ++i) {
-    const int64_t taps = (i % 2 == 0 ? taps_x : taps_y) + (i < 2 ? 0 : 3);
-    axis[i]->stride = padded;
-    axis[i]->start = reinterpret_cast<int32_t*>(take(padded));
-    axis[i]->count = reinterpret_cast<int32_t*>(take(padded));
-    axis[i]->total = take(padded);
-    axis[i]->weight = take(taps * padded);
+  auto take_axis = [&](Axis* axis, int64_t taps) __attribute__((always_inline)) {
+    axis->stride = padded;
+    axis->start = reinterpret_cast<int32_t*>(take(padded));
+    axis->count = reinterpret_cast<int32_t*>(take(padded));
+    axis->total = take(padded);
+    axis->weight = take(taps * padded);
+  };
+  take_axis(&b->x, taps_x);
+  take_axis(&b->y, taps_y);
+  for (int32_t c = 0; colour && !exact && c < 3; ++c) {
+    if (job.planes->plane[c].step_x == 1 && job.planes->plane[c].step_y == 1) continue;
+    take_axis(&b->sample_x[c], taps_x + 3);
+    take_axis(&b->sample_y[c], taps_y + 3);
   }
 
   int64_t bytes = 0;

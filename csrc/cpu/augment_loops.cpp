@@ -121,6 +121,17 @@ void normalised_gray(const Image& image, const Normalisation& n, float* to) {
   }
 }
 
+/// Outputs of at least so many bytes are written past the caches: the next image would push them out before anybody
+/// reads them, and a store through the cache reads what it is going to overwrite.
+constexpr int64_t kStreamBytes = int64_t{1} << 18;
+
+/// Whether planes of `pixels` numbers from out on are written past the caches.
+bool streams(const float* out, int32_t count, int64_t pixels) {
+  const int64_t bytes = pixels * static_cast<int64_t>(sizeof(float));
+  return reinterpret_cast<uintptr_t>(out) % kStreamAlignment == 0 &&
+         static_cast<uintptr_t>(bytes) % kStreamAlignment == 0 && count * bytes >= kStreamBytes;
+}
+
 /// Everything behind the colour operations, which have left the image in [0, 1].
 void finish(const AugmentJob& job, const Buffers& b, const Normalisation& n, Image* image) {
   const int64_t pixels = int64_t{image->size} * image->size;
@@ -135,8 +146,16 @@ void finish(const AugmentJob& job, const Buffers& b, const Normalisation& n, Ima
     const float* const shown[3] = {plane[0], plane[image->distinct > 1 ? 1 : 0], plane[image->distinct > 1 ? 2 : 0]};
     return write_output(job, shown, job.channels, pixels);
   }
+  if (job.type == PixelType::float32 && !(job.channels_last && job.channels == 3)) {
+    float* const out = static_cast<float*>(job.out);
+    const bool streamed = streams(out, job.channels, pixels);
+    for (int32_t c = 0; c < job.channels; ++c)
+      normalise(plane[c < image->distinct ? c : 0], pixels, n.scale[c], n.shift[c], out + c * pixels, streamed);
+    if (streamed) finish_streams();
+    return;
+  }
   for (int32_t c = job.channels - 1; c >= 0; --c)
-    normalise(plane[c < image->distinct ? c : 0], pixels, n.scale[c], n.shift[c], plane[c]);
+    normalise(plane[c < image->distinct ? c : 0], pixels, n.scale[c], n.shift[c], plane[c], false);
   write_output(job, plane, job.channels, pixels);
 }
 
@@ -176,6 +195,8 @@ void augment_image(const AugmentJob& job) {
   for (int c = 0; c < job.channels; ++c)
     out[c] = direct && !effects ? static_cast<float*>(job.out) + c * pixels : plane[c];
 
+  const bool streamed = direct && !effects && streams(out[0], job.channels, pixels);
+
   // A gray plane of a file, shown as three channels: they are equal from the start.
   const bool expanded = job.channels == 3 && job.planes != nullptr && job.planes->count == 1;
   const bool gray_now = job.channels == 3 && p.gray && options.gray_first;
@@ -193,6 +214,7 @@ void augment_image(const AugmentJob& job) {
     }
   } else if (p.jitter || p.gray) {
     Factors f = {};
+    f.stream = streamed;
     for (int c = 0; c < 3; ++c) {
       f.scale[c] = effects ? 1.0f : n.scale[c];
       f.shift[c] = effects ? 0.0f : n.shift[c];
@@ -205,8 +227,9 @@ void augment_image(const AugmentJob& job) {
   }
   if (single || !(p.jitter || p.gray)) {
     for (int c = job.channels - 1; c >= 0; --c)
-      normalise(plane[single ? 0 : c], pixels, n.scale[c], n.shift[c], out[c]);
+      normalise(plane[single ? 0 : c], pixels, n.scale[c], n.shift[c], out[c], streamed);
   }
+  if (streamed) finish_streams();
   if (!direct) write_output(job, out, job.channels, pixels);
 }
 

@@ -122,7 +122,12 @@ struct ConvertedRows {
 
 // ---------------------------------------------------------------- planar
 
-/// Y, Cb, Cr to RGB in [0, 1], in place.
+bool same_sampling(const PlaneView& a, const PlaneView& b) {
+  return a.step_x == b.step_x && a.step_y == b.step_y && a.smooth_x == b.smooth_x && a.smooth_y == b.smooth_y &&
+         a.full_height == b.full_height && a.full_width == b.full_width;
+}
+
+/// Y, Cb, Cr to RGB in [0, 1], in place; what lies within a vector behind `pixels` may change.
 void convert_colours(float* y, float* cb, float* cr, int64_t pixels) {
   const Floats zero = splat(0.0f), one = splat(1.0f), middle = splat(128.0f / 255.0f);
   for (int64_t i = 0; i < pixels; i += kLanes) {
@@ -133,12 +138,12 @@ void convert_colours(float* y, float* cb, float* cr, int64_t pixels) {
   }
 }
 
-void resample_component(const PlaneView& plane, const Axis& x, const Axis& y, int32_t top, int32_t left, int32_t size,
-                        const Buffers& b, float* out) {
-  const uint8_t* end = plane.data + (plane.height - 1) * plane.stride + plane.width;
-  PlaneRows rows = {plane.data + (top - plane.top) * plane.stride + (left + x.first - plane.left), plane.stride, end,
-                    x.last - x.first};
-  resample<1>(rows, x, y, size, b, out, 0);
+/// One component.  (top, left): the sample that the axes count from; channel: whose part of b.middle it has.
+Resampler<1, PlaneRows> component_resampler(const PlaneView& plane, const Axis& x, const Axis& y, int32_t top,
+                                            int32_t left, int32_t size, const Buffers& b, int32_t channel) {
+  const PlaneRows rows = {plane.data + (top - plane.top) * plane.stride + (left + x.first - plane.left), plane.stride,
+                          plane.data + (plane.height - 1) * plane.stride + plane.width, x.last - x.first};
+  return {rows, x, y, size, b.row, b.row_stride, b.middle + channel * (size + 2) * b.middle_stride, b.middle_stride};
 }
 
 /// (top, left): the pixel that the axes count from.
@@ -146,30 +151,39 @@ void resample_planes(const AugmentJob& job, Buffers& b, int32_t top, int32_t lef
   const PlanarImage& image = *job.planes;
   const int32_t size = job.options->size;
   if (image.count == 3 && job.exact) {
-    ConvertedRows rows = {&image, &b, top, left + b.x.first, b.x.last - b.x.first, 0};
-    resample<3>(rows, b.x, b.y, size, b, b.plane, b.plane_stride);
+    resample_rows<3>(ConvertedRows{&image, &b, top, left + b.x.first, b.x.last - b.x.first, 0}, size, b);
     return;
   }
-  const PlaneView* folded = nullptr;  // the plane that sample_x and sample_y are made for
-  for (int32_t c = 0; c < image.count; ++c) {
-    const PlaneView& plane = image.plane[c];
-    float* out = b.plane + c * b.plane_stride;
-    if (plane.step_x == 1 && plane.step_y == 1) {
-      resample_component(plane, b.x, b.y, top, left, size, b, out);
-      continue;
-    }
-    const bool same = folded != nullptr && plane.step_x == folded->step_x && plane.step_y == folded->step_y &&
-                      plane.smooth_x == folded->smooth_x && plane.smooth_y == folded->smooth_y &&
-                      plane.full_height == folded->full_height && plane.full_width == folded->full_width;
-    if (!same) {
-      fold_axis(b.x, left, plane.step_x, plane.smooth_x, plane.full_width, &b.sample_x);
-      fold_axis(b.y, top, plane.step_y, plane.smooth_y, plane.full_height, &b.sample_y);
-      folded = &plane;
-    }
-    resample_component(plane, b.sample_x, b.sample_y, 0, 0, size, b, out);
+  if (image.count == 1) {
+    resample_rows<1>(component_resampler(image.plane[0], b.x, b.y, top, left, size, b, 0).rows, size, b);
+    return;
   }
-  if (image.count == 3 && !image.rgb)
-    convert_colours(b.plane, b.plane + b.plane_stride, b.plane + 2 * b.plane_stride, int64_t{size} * size);
+  bool folded[3];
+  for (int32_t c = 0; c < 3; ++c) {
+    const PlaneView& plane = image.plane[c];
+    folded[c] = plane.step_x > 1 || plane.step_y > 1;
+    if (!folded[c]) continue;
+    if (c > 0 && folded[c - 1] && same_sampling(plane, image.plane[c - 1])) {
+      b.sample_x[c] = b.sample_x[c - 1];
+      b.sample_y[c] = b.sample_y[c - 1];
+    } else {
+      fold_axis(b.x, left, plane.step_x, plane.smooth_x, plane.full_width, &b.sample_x[c]);
+      fold_axis(b.y, top, plane.step_y, plane.smooth_y, plane.full_height, &b.sample_y[c]);
+    }
+  }
+  auto resampler = [&](int32_t c) {
+    return folded[c] ? component_resampler(image.plane[c], b.sample_x[c], b.sample_y[c], 0, 0, size, b, c)
+                     : component_resampler(image.plane[c], b.x, b.y, top, left, size, b, c);
+  };
+  Resampler<1, PlaneRows> components[3] = {resampler(0), resampler(1), resampler(2)};
+  for (auto& component : components) component.prepare();
+  float* const plane[3] = {b.plane, b.plane + b.plane_stride, b.plane + 2 * b.plane_stride};
+  for (int32_t begin = 0; begin < size; begin += kBlockRows) {
+    const int32_t count = size - begin < kBlockRows ? size - begin : kBlockRows;
+    const int64_t first = int64_t{begin} * size;
+    for (int32_t c = 0; c < 3; ++c) components[c].make(begin, count, plane[c], 0);
+    if (!image.rgb) convert_colours(plane[0] + first, plane[1] + first, plane[2] + first, int64_t{count} * size);
+  }
 }
 
 }  // namespace

@@ -104,47 +104,96 @@ struct PlaneRows {
   }
 };
 
-/// plane[c * plane_stride + y * size + x]: the output; kChannels channels.
+/// to[j] = sum over k < kCount of weight[k * weight_stride] * from[k * stride + j], j < size, and up to a vector more.
+template <int kCount>
+void mix_lines(const float* from, int64_t stride, const float* weight, int64_t weight_stride, int32_t size, float* to) {
+  Floats w[kCount];
+  for (int k = 0; k < kCount; ++k) w[k] = splat(weight[k * weight_stride]);
+  for (int32_t j = 0; j < size; j += kLanes) {
+    Floats total = load(from + j) * w[0];
+    for (int k = 1; k < kCount; ++k) total = fma(load(from + k * stride + j), w[k], total);
+    store(to + j, total);
+  }
+}
+
+void mix_lines(const float* from, int64_t stride, const float* weight, int64_t weight_stride, int32_t count,
+               int32_t size, float* to) {
+  switch (count) {  // all that enlarging needs, folded weights included
+    case 1:
+      return mix_lines<1>(from, stride, weight, weight_stride, size, to);
+    case 2:
+      return mix_lines<2>(from, stride, weight, weight_stride, size, to);
+    case 3:
+      return mix_lines<3>(from, stride, weight, weight_stride, size, to);
+    default:
+      break;
+  }
+  for (int32_t j = 0; j < size; j += kLanes) {
+    Floats total = load(from + j) * splat(weight[0]);
+    for (int32_t k = 1; k < count; ++k)
+      total = fma(load(from + k * stride + j), splat(weight[k * weight_stride]), total);
+    store(to + j, total);
+  }
+}
+
+/// Resamples an image, a few rows of the output at a time.
 template <int kChannels, class Rows>
-void resample(Rows& rows, const Axis& x, const Axis& y, int32_t size, const Buffers& b, float* plane,
-              int64_t plane_stride) {
-  const int32_t height = y.last - y.first;
-  const int64_t block_row = kChannels * b.row_stride;
-  if (height <= size + 2) {  // enlarging: horizontally first
+struct Resampler {
+  Rows rows;
+  const Axis& x;
+  const Axis& y;
+  int32_t size;
+  float* row;  ///< [kBlockRows, kChannels, row_stride] to work with, shared with others
+  int64_t row_stride;
+  float* middle;  ///< [size + 2, kChannels, middle_stride], its own
+  int64_t middle_stride;
+
+  bool enlarges() const { return y.last - y.first <= size + 2; }
+
+  /// Before the first call of make.
+  void prepare() {
+    if (!enlarges()) return;
     const float one = 1.0f;
-    const int64_t middle_row = kChannels * b.middle_stride;
+    const int32_t height = y.last - y.first;
     for (int32_t begin = 0; begin < height; begin += kBlockRows) {
       const int32_t count = height - begin < kBlockRows ? height - begin : kBlockRows;
       for (int32_t k = 0; k < count; ++k)
-        rows.mix(y.first + begin + k, &one, 0, 1, b.row + k * block_row, b.row_stride);
-      resample_lines(x, size, count * kChannels, b.row, b.row_stride, b.middle + begin * middle_row, b.middle_stride);
-    }
-    for (int32_t i = 0; i < size; ++i) {
-      const float* from = b.middle + (y.start[i] - y.first) * middle_row;
-      const float* weight = y.weight + i;
-      const int32_t count = y.count[i];
-      for (int c = 0; c < kChannels; ++c, from += b.middle_stride) {
-        float* to = plane + c * plane_stride + int64_t{i} * size;
-        for (int32_t j = 0; j < size; j += kLanes) {
-          Floats total = load(from + j) * splat(weight[0]);
-          for (int32_t k = 1; k < count; ++k)
-            total = fma(load(from + k * middle_row + j), splat(weight[k * y.stride]), total);
-          store(to + j, total);  // what passes the row's end is overwritten by the next row
-        }
-      }
-    }
-  } else {
-    for (int32_t begin = 0; begin < size; begin += kBlockRows) {
-      const int32_t count = size - begin < kBlockRows ? size - begin : kBlockRows;
-      for (int32_t k = 0; k < count; ++k) {
-        const int32_t i = begin + k;
-        rows.mix(y.start[i], y.weight + i, y.stride, y.count[i], b.row + k * block_row, b.row_stride);
-      }
-      for (int c = 0; c < kChannels; ++c)
-        resample_lines(x, size, count, b.row + c * b.row_stride, block_row,
-                       plane + c * plane_stride + int64_t{begin} * size, size);
+        rows.mix(y.first + begin + k, &one, 0, 1, row + k * kChannels * row_stride, row_stride);
+      resample_lines(x, size, count * kChannels, row, row_stride, middle + begin * kChannels * middle_stride,
+                     middle_stride);
     }
   }
+
+  /// plane[c * plane_stride + i * size + j] for output rows i in [begin, begin + count), count <= kBlockRows; what lies
+  /// within a vector behind them may change. To be called from top to bottom.
+  void make(int32_t begin, int32_t count, float* plane, int64_t plane_stride) {
+    if (!enlarges()) {
+      for (int32_t k = 0; k < count; ++k) {
+        const int32_t i = begin + k;
+        rows.mix(y.start[i], y.weight + i, y.stride, y.count[i], row + k * kChannels * row_stride, row_stride);
+      }
+      for (int c = 0; c < kChannels; ++c)
+        resample_lines(x, size, count, row + c * row_stride, kChannels * row_stride,
+                       plane + c * plane_stride + int64_t{begin} * size, size);
+      return;
+    }
+    const int64_t middle_row = kChannels * middle_stride;
+    for (int32_t i = begin; i < begin + count; ++i) {
+      const float* from = middle + (y.start[i] - y.first) * middle_row;
+      const float* weight = y.weight + i;
+      for (int c = 0; c < kChannels; ++c, from += middle_stride)
+        mix_lines(from, middle_row, weight, y.stride, y.count[i], size, plane + c * plane_stride + int64_t{i} * size);
+    }
+  }
+};
+
+/// The whole output of one source, into b.plane.
+template <int kChannels, class Rows>
+void resample_rows(const Rows& rows, int32_t size, const Buffers& b) {
+  Resampler<kChannels, Rows> resampler = {rows, b.x, b.y, size, b.row, b.row_stride, b.middle, b.middle_stride};
+  resampler.prepare();
+  for (int32_t begin = 0; begin < size; begin += kBlockRows)
+    resampler.make(begin, size - begin < kBlockRows ? size - begin : kBlockRows, b.plane, b.plane_stride);
 }
 
 /// The image with interleaved channels.
@@ -152,10 +201,10 @@ template <int kChannels>
 void resample_image(const AugmentJob& job, const Buffers& b, int32_t top, int32_t left) {
   const ImageView& image = job.image;
   const int64_t stride = image.row_stride;
-  InterleavedRows<kChannels> rows = {image.data + top * stride + int64_t{kChannels} * (left + b.x.first), stride,
-                                     image.data + (image.height - 1) * stride + int64_t{kChannels} * image.width,
-                                     b.x.last - b.x.first};
-  resample<kChannels>(rows, b.x, b.y, job.options->size, b, b.plane, b.plane_stride);
+  const InterleavedRows<kChannels> rows = {image.data + top * stride + int64_t{kChannels} * (left + b.x.first), stride,
+                                           image.data + (image.height - 1) * stride + int64_t{kChannels} * image.width,
+                                           b.x.last - b.x.first};
+  resample_rows<kChannels>(rows, job.options->size, b);
 }
 
 }  // namespace

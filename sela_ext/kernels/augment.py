@@ -94,7 +94,7 @@ class Augment:
         sobel: the output is two channels, the horizontal and the vertical gradient of the normalised image's gray
             version, with zeros around it: the fixed first layers of DeepCluster's networks.
         mean: subtracted from channels in [0, 1], one per channel. One-channel images use the mean of the three.
-        std: the divisor after that, > 0; likewise.
+        std: the divisor after that, 1e-15 to 1e15; likewise.
 
     Raises:
         OptionError: a value outside its range.
@@ -161,8 +161,9 @@ class Augment:
             _check(fits, name, f"a range within [{bounds[0]}, {bounds[1]}]", getattr(self, name))
         for name in ("mean", "std"):
             values = getattr(self, name)
-            fits = len(values) in (1, 3) and all(math.isfinite(x) and (name == "mean" or x > 0) for x in values)
-            _check(fits, name, "1 or 3 finite numbers" + (" > 0" if name == "std" else ""), values)
+            low, high = (1e-15, 1e15) if name == "std" else (-1e15, 1e15)  # no float32 overflows
+            fits = len(values) in (1, 3) and all(low <= x <= high for x in values)
+            _check(fits, name, f"1 or 3 numbers within [{low:g}, {high:g}]", values)
 
     def factor_range(self, name: str) -> tuple[float, float]:
         """The range (low, high) that `name`, a colour operation or "sharpness", is drawn from."""

@@ -356,16 +356,21 @@ def option_fields(augment: Augment, channels: int) -> dict[str, Any]:
 @functools.lru_cache(maxsize=64)
 def effect_options(augment: Augment) -> _core.EffectOptions:
     """What follows the colour operations, as the kernels take it."""
-    return _core.EffectOptions(
-        blur_probability=augment.blur_probability,
-        blur_sigma=augment.blur_sigma,
-        blur_radius=augment.blur_radius,
-        tone_probability=augment.tone_probability,
-        sharpness=augment.factor_range("sharpness"),
-        noise_probability=augment.noise_probability,
-        noise_sigma=augment.noise_sigma,
-        sobel=augment.sobel,
-    )
+    return _core.EffectOptions(**effect_fields(augment))
+
+
+def effect_fields(augment: Augment) -> dict[str, Any]:
+    """The fields of the compiled EffectOptions."""
+    return {
+        "blur_probability": augment.blur_probability,
+        "blur_sigma": augment.blur_sigma,
+        "blur_radius": augment.blur_radius,
+        "tone_probability": augment.tone_probability,
+        "sharpness": augment.factor_range("sharpness"),
+        "noise_probability": augment.noise_probability,
+        "noise_sigma": augment.noise_sigma,
+        "sobel": augment.sobel,
+    }
 
 
 def check_key(seed: int, epoch: int, view: int = 0) -> None:
@@ -707,8 +712,8 @@ def augment_views(
 
     Example:
         >>> images = np.zeros((2, 40, 50, 3), np.uint8)
-        >>> [tuple(batch.shape) for batch in augment_views(images, Augment.multi_crop((32, 16), (1, 2)), [0, 1], \
-        ...  seed=0, epoch=0)]
+        >>> views = Augment.multi_crop((32, 16), (1, 2))
+        >>> [tuple(batch.shape) for batch in augment_views(images, views, [0, 1], seed=0, epoch=0)]
         [(2, 3, 32, 32), (2, 3, 16, 16), (2, 3, 16, 16)]
     """
     shapes = [source.shape[1:3]] if hasattr(source, "shape") else [image.shape[:2] for image in source]

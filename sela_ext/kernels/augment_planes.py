@@ -220,7 +220,7 @@ def augment_planes(
     """`sela_ext.kernels.augment` for images given as planes.
 
     By default every plane is resampled from its own resolution, libjpeg's interpolation of chroma included, and colours
-    are converted at the size of the output: about 0.1 of 255 from `exact` in the mean, more at single saturated pixels.
+    are converted at the size of the output: about 0.2 of 255 from `exact` in the mean, more at single saturated pixels.
 
     Args:
         source: B images, which hold at least what `needed_boxes` says.

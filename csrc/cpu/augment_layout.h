@@ -42,11 +42,12 @@ struct Buffers {
   float* spare;  ///< [plane_stride]: one more
   float* line;   ///< [3, line_stride]: rows with a margin
   int64_t line_stride;
-  uint8_t* ring;  ///< [ring_rows, 3, ring_stride]: rows as RGB
+  float* ring;  ///< [ring_rows, 3, ring_stride]: rows as RGB in 0..255
   int64_t ring_stride;
   int32_t ring_rows;
-  uint8_t* sample;  ///< [3, ring_stride]: a row of every component, upsampled
-  uint16_t* sum;    ///< [ring_stride]: a row of a component on the way there
+  uint8_t* sample;  ///< [3, sample_stride]: a row of every component, upsampled
+  int64_t sample_stride;
+  uint16_t* sum;  ///< [sample_stride]: a row of a component on the way there
 };
 
 /// Whether something follows the colour operations besides normalisation to a floating-point type.
@@ -109,17 +110,19 @@ SELA_SHARED_INLINE ScratchSize lay_out(const AugmentJob& job, Buffers* b) {
     take_axis(&b->sample_y[c], taps_y + 3);
   }
 
+  b->ring_rows = exact ? static_cast<int32_t>(taps_y) : 0;
+  b->ring_stride = exact ? round_up(width) + kScratchLanes : 0;
+  b->ring = take(3 * b->ring_rows * b->ring_stride);
+
   int64_t bytes = 0;
   auto take_bytes = [&](int64_t n) __attribute__((always_inline)) {
     uint8_t* const begin = job.bytes == nullptr ? nullptr : job.bytes + bytes;
     bytes += round_up(n);
     return begin;
   };
-  b->ring_rows = exact ? static_cast<int32_t>(taps_y) : 0;
-  b->ring_stride = exact ? round_up(width + 8) + 4 * kScratchLanes : 0;
-  b->ring = take_bytes(3 * b->ring_rows * b->ring_stride);
-  b->sample = take_bytes(3 * b->ring_stride);
-  b->sum = reinterpret_cast<uint16_t*>(take_bytes(2 * b->ring_stride));
+  b->sample_stride = exact ? round_up(width + 8) + 8 * kScratchLanes : 0;  // two blocks more: augment_planes.h
+  b->sample = take_bytes(3 * b->sample_stride);
+  b->sum = reinterpret_cast<uint16_t*>(take_bytes(2 * b->sample_stride));
   return {floats + 10 * kScratchLanes, bytes};
 }
 

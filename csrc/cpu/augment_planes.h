@@ -2,8 +2,8 @@
 // Resampling an image that is given as the planes of a JPEG file.
 //
 // Default: every component from its own resolution straight to the output's, with the upsampling of chroma in the
-// weights (fold_axis); colours are converted at the size of the output.  Exact: rows become RGB bytes as libjpeg makes
-// them, one by one as the vertical pass reaches them, and only those between its first and its last tap are kept.
+// weights (fold_axis); colours are converted at the size of the output.  Exact: rows become RGB as libjpeg makes them,
+// one by one as the vertical pass reaches them, and only those between its first and its last tap are kept.
 #include "cpu/augment_resample.h"
 
 namespace sela::SELA_ISA {
@@ -11,40 +11,70 @@ namespace {
 
 // ---------------------------------------------------------------- exact
 
-/// libjpeg's colour conversion in 16-bit fixed point.
-constexpr int32_t kFixedOne = 1 << 16, kFixedHalf = 1 << 15;
-constexpr int32_t fixed(double x) {
-  return static_cast<int32_t>(x * kFixedOne + 0.5);
-}
-constexpr int32_t kCrRed = fixed(1.40200), kCrGreen = fixed(0.71414), kCbGreen = fixed(0.34414),
-                  kCbBlue = fixed(1.77200);
-
-inline uint8_t clamp_byte(int32_t x) {
-  return static_cast<uint8_t>(x < 0 ? 0 : x > 255 ? 255 : x);
+/// libjpeg's colour conversion: factors and a rounded sum in 16-bit fixed point.  All sums stay below 2^24, so float
+/// holds them exactly.
+constexpr float fixed(double x) {
+  return static_cast<float>(static_cast<int32_t>(x * 65536 + 0.5));
 }
 
-void colour_row(const uint8_t* __restrict y, const uint8_t* __restrict cb, const uint8_t* __restrict cr, int32_t width,
-                uint8_t* __restrict red, uint8_t* __restrict green, uint8_t* __restrict blue) {
-  for (int32_t x = 0; x < width; ++x) {
-    const int32_t luma = y[x], b = cb[x] - 128, r = cr[x] - 128;
-    red[x] = clamp_byte(luma + ((kCrRed * r + kFixedHalf) >> 16));
-    green[x] = clamp_byte(luma + ((kFixedHalf - kCbGreen * b - kCrGreen * r) >> 16));
-    blue[x] = clamp_byte(luma + ((kCbBlue * b + kFixedHalf) >> 16));
+/// `width` pixels to RGB in 0..255, whole numbers, and up to a vector more.  y: nothing from y_end on is read; cb, cr:
+/// padded.
+void colour_row(const uint8_t* y, const uint8_t* y_end, const uint8_t* cb, const uint8_t* cr, int32_t width, float* red,
+                float* green, float* blue) {
+  const Floats half = splat(32768.0f), part = splat(1.0f / 65536.0f), middle = splat(128.0f);
+  const Floats low = splat(0.0f), high = splat(255.0f);
+  for (int32_t x = 0; x < width; x += kLanes) {
+    const uint8_t* from = y + x;
+    uint8_t tail[kLanes];
+    if (y_end - from < kLanes) {
+      std::memset(tail, 0, kLanes);
+      std::memcpy(tail, from, static_cast<size_t>(y_end - from));
+      from = tail;
+    }
+    const Floats luma = load_gray(from), b = load_gray(cb + x) - middle, r = load_gray(cr + x) - middle;
+    const Floats more_red = floor(fma(r, splat(fixed(1.40200)), half) * part);
+    const Floats more_green = floor(fma(r, splat(-fixed(0.71414)), fma(b, splat(-fixed(0.34414)), half)) * part);
+    const Floats more_blue = floor(fma(b, splat(fixed(1.77200)), half) * part);
+    store(red + x, min(max(luma + more_red, low), high));
+    store(green + x, min(max(luma + more_green, low), high));
+    store(blue + x, min(max(luma + more_blue, low), high));
   }
 }
 
-/// Two pixels per sample: out[2 j] = (3 sum[j] + sum[j - 1] + even) >> kShift, out[2 j + 1] the same of sum[j + 1].
+/// Numbers that a loop takes at a time where it may pass the end into padding: the compiler makes vectors of them.
+constexpr int32_t kBlock = 32;
+
+/// Two pixels per sample: out[2 j] = (3 sum[j] + sum[j - 1] + even) >> kShift, out[2 j + 1] the same of sum[j + 1]; j <
+/// count, and up to kBlock more.
 template <int kShift>
-void smooth_row(const uint16_t* __restrict sum, int32_t count, uint32_t even, uint32_t odd, uint8_t* __restrict out) {
-  for (int32_t j = 0; j < count; ++j) {
-    const uint32_t middle = 3u * sum[j];
-    out[2 * j] = static_cast<uint8_t>((middle + sum[j - 1] + even) >> kShift);
-    out[2 * j + 1] = static_cast<uint8_t>((middle + sum[j + 1] + odd) >> kShift);
+void smooth_row(const uint16_t* __restrict sum, int32_t count, uint16_t even, uint16_t odd, uint8_t* __restrict out) {
+  for (int32_t begin = 0; begin < count; begin += kBlock) {
+    for (int32_t j = begin; j < begin + kBlock; ++j) {
+      const uint16_t middle = static_cast<uint16_t>(3 * sum[j]);
+      out[2 * j] = static_cast<uint8_t>(static_cast<uint16_t>(middle + sum[j - 1] + even) >> kShift);
+      out[2 * j + 1] = static_cast<uint8_t>(static_cast<uint16_t>(middle + sum[j + 1] + odd) >> kShift);
+    }
   }
 }
 
-/// Pixels [left, left + width) of row y of a component at full resolution, as libjpeg upsamples it: where they are.
-/// sum: width + 4 numbers; out: width + 4 bytes; both to work with.
+/// to[j] = near[j] * kNear + far[j], j < count.
+template <int kNear>
+void sum_rows(const uint8_t* __restrict near, const uint8_t* __restrict far, int32_t count, uint16_t* __restrict to) {
+  auto block = [&](int32_t begin) {
+    for (int32_t j = begin; j < begin + kBlock; ++j)
+      to[j] = static_cast<uint16_t>(kNear * near[j] + (kNear > 1 ? far[j] : 0));
+  };
+  if (count < kBlock) {
+    for (int32_t j = 0; j < count; ++j) to[j] = static_cast<uint16_t>(kNear * near[j] + (kNear > 1 ? far[j] : 0));
+    return;
+  }
+  for (int32_t j = 0; j + kBlock <= count; j += kBlock) block(j);
+  block(count - kBlock);  // overlaps
+}
+
+/// Pixels [left, left + width) of row y of a component at full resolution, as libjpeg upsamples it: where they are, in
+/// the component itself or in out.  sum: width / 2 + 4 numbers, out: width + 4 bytes, and two blocks each; to work
+/// with.
 const uint8_t* upsample_row(const PlaneView& plane, int32_t y, int32_t left, int32_t width, uint16_t* sum,
                             uint8_t* out) {
   auto row = [&plane](int32_t sample) { return plane.data + (sample - plane.top) * plane.stride - plane.left; };
@@ -57,28 +87,28 @@ const uint8_t* upsample_row(const PlaneView& plane, int32_t y, int32_t left, int
 
   if (!plane.smooth_x) {
     const int32_t step = plane.step_x;
-    const uint32_t bias = y % 2 == 0 ? 1 : 2;
+    const int32_t bias = y % 2 == 0 ? 1 : 2;
     for (int32_t x = 0; x < width; ++x) {
       const int32_t j = (left + x) / step;
-      out[x] = plane.smooth_y ? static_cast<uint8_t>((3u * from[j] + beside[j] + bias) >> 2) : from[j];
+      out[x] = plane.smooth_y ? static_cast<uint8_t>((3 * from[j] + beside[j] + bias) >> 2) : from[j];
     }
     return out;
   }
   // Samples begin - 1 .. end, the outermost repeated at the border.
   const int32_t begin = left / 2, end = (left + width - 1) / 2 + 1;
   const int32_t low = begin > 0 ? begin - 1 : 0, high = end < plane.full_width ? end + 1 : plane.full_width;
-  uint16_t* const to = sum + 1 - begin;  // to[j]: sample j
+  uint16_t* const first = sum + 1;  // of sample `begin`
   if (plane.smooth_y) {
-    for (int32_t j = low; j < high; ++j) to[j] = static_cast<uint16_t>(3 * from[j] + beside[j]);
+    sum_rows<3>(from + low, beside + low, high - low, first + (low - begin));
   } else {
-    for (int32_t j = low; j < high; ++j) to[j] = from[j];
+    sum_rows<1>(from + low, from + low, high - low, first + (low - begin));
   }
-  if (begin == 0) to[-1] = to[0];
-  if (high == end) to[end] = to[end - 1];
+  if (begin == 0) first[-1] = first[0];
+  if (high == end) first[end - begin] = first[end - begin - 1];
   if (plane.smooth_y) {
-    smooth_row<4>(to + begin, end - begin, 8, 7, out);
+    smooth_row<4>(first, end - begin, 8, 7, out);
   } else {
-    smooth_row<2>(to + begin, end - begin, 1, 2, out);
+    smooth_row<2>(first, end - begin, 1, 2, out);
   }
   return out + (left - 2 * begin);
 }
@@ -91,31 +121,42 @@ struct ConvertedRows {
   int32_t width;
   int32_t next;  ///< the first row that has not been made
 
-  uint8_t* ring_row(int32_t row, int channel) const {
+  float* ring_row(int32_t row, int channel) const {
     return b->ring + (row % b->ring_rows * 3 + channel) * b->ring_stride;
   }
   void make(int32_t row) {
     const uint8_t* from[3];
-    for (int c = 0; c < 3; ++c)
-      from[c] = upsample_row(image->plane[c], top + row, left, width, b->sum, b->sample + c * b->ring_stride);
-    if (image->rgb) {
-      for (int c = 0; c < 3; ++c) std::memcpy(ring_row(row, c), from[c], static_cast<size_t>(width));
-    } else {
-      colour_row(from[0], from[1], from[2], width, ring_row(row, 0), ring_row(row, 1), ring_row(row, 2));
+    for (int c = 0; c < 3; ++c) {
+      uint8_t* const room = b->sample + c * b->sample_stride;
+      from[c] = upsample_row(image->plane[c], top + row, left, width, b->sum, room);
+      if (from[c] >= room && from[c] < room + b->sample_stride) continue;
+      if (c == 0 && !image->rgb) continue;  // not padded, but its end is known
+      std::memcpy(room, from[c], static_cast<size_t>(width));
+      from[c] = room;
     }
+    if (image->rgb) {
+      const float one = 1.0f;
+      for (int c = 0; c < 3; ++c)
+        mix_plane<false>(from[c], 0, from[c] + round_up(width), width, &one, 0, 1, ring_row(row, c));
+      return;
+    }
+    const PlaneView& luma = image->plane[0];
+    const bool direct = luma.step_x == 1 && !luma.smooth_y;
+    const uint8_t* end = direct ? luma.data + (luma.height - 1) * luma.stride + luma.width : from[0] + round_up(width);
+    colour_row(from[0], end, from[1], from[2], width, ring_row(row, 0), ring_row(row, 1), ring_row(row, 2));
   }
   void mix(int32_t first, const float* weight, int64_t weight_stride, int32_t count, float* row, int64_t row_stride) {
     next = next < first ? first : next;
     for (; next < first + count; ++next) make(next);
     const int32_t before = b->ring_rows - first % b->ring_rows;  // rows until the ring begins anew
     const int32_t front = count < before ? count : before;
-    const uint8_t* end = b->ring + int64_t{3} * b->ring_rows * b->ring_stride;
+    const float* end = b->ring + int64_t{3} * b->ring_rows * b->ring_stride;
     for (int c = 0; c < 3; ++c) {
-      mix_bytes<false>(ring_row(first, c), 3 * b->ring_stride, end, width, weight, weight_stride, front,
-                       row + c * row_stride);
+      mix_plane<false, float>(ring_row(first, c), 3 * b->ring_stride, end, width, weight, weight_stride, front,
+                              row + c * row_stride);
       if (front < count)
-        mix_bytes<true>(ring_row(0, c), 3 * b->ring_stride, end, width, weight + front * weight_stride, weight_stride,
-                        count - front, row + c * row_stride);
+        mix_plane<true, float>(ring_row(0, c), 3 * b->ring_stride, end, width, weight + front * weight_stride,
+                               weight_stride, count - front, row + c * row_stride);
     }
   }
 };

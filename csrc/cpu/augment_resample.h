@@ -44,22 +44,29 @@ void mix_input_rows(const uint8_t* source, int64_t stride, const uint8_t* end, i
   }
 }
 
-/// row[x] = sum over k of weight[k] * source[k * stride + x], kLanes bytes at a time; plus what is in row, if asked
-/// for.
-template <bool kAdd>
-void mix_bytes(const uint8_t* source, int64_t stride, const uint8_t* end, int32_t width, const float* weight,
-               int64_t weight_stride, int32_t count, float* row) {
+inline Floats load_any(const uint8_t* p) {
+  return load_gray(p);
+}
+inline Floats load_any(const float* p) {
+  return load(p);
+}
+
+/// row[x] = sum over k of weight[k] * source[k * stride + x], kLanes numbers at a time; plus what is in row, if asked
+/// for.  Nothing from `end` on is read.
+template <bool kAdd, class T>
+void mix_plane(const T* source, int64_t stride, const T* end, int32_t width, const float* weight, int64_t weight_stride,
+               int32_t count, float* row) {
   constexpr int kTogether = 4;  // vectors whose sums grow side by side
   int32_t x = 0;
   if (count > 0) {
-    const uint8_t* last = source + (count - 1) * stride;
-    for (; x + kTogether * kLanes <= width && last + x + kTogether * kLanes <= end; x += kTogether * kLanes) {
+    const T* last = source + (count - 1) * stride;
+    for (; x + kTogether * kLanes <= width && end - last >= x + kTogether * kLanes; x += kTogether * kLanes) {
       Floats total[kTogether];
       for (int j = 0; j < kTogether; ++j) total[j] = kAdd ? load(row + x + j * kLanes) : splat(0.0f);
-      const uint8_t* from = source + x;
+      const T* from = source + x;
       for (int32_t k = 0; k < count; ++k, from += stride) {
         const Floats w = splat(weight[k * weight_stride]);
-        for (int j = 0; j < kTogether; ++j) total[j] = fma(load_gray(from + j * kLanes), w, total[j]);
+        for (int j = 0; j < kTogether; ++j) total[j] = fma(load_any(from + j * kLanes), w, total[j]);
       }
       for (int j = 0; j < kTogether; ++j) store(row + x + j * kLanes, total[j]);
     }
@@ -67,14 +74,14 @@ void mix_bytes(const uint8_t* source, int64_t stride, const uint8_t* end, int32_
   for (; x < width; x += kLanes) {
     Floats total = kAdd ? load(row + x) : splat(0.0f);
     for (int32_t k = 0; k < count; ++k) {
-      const uint8_t* from = source + k * stride + x;
-      uint8_t tail[kLanes];
+      const T* from = source + k * stride + x;
+      T tail[kLanes];
       if (end - from < kLanes) {
-        std::memset(tail, 0, kLanes);
-        std::memcpy(tail, from, static_cast<size_t>(end - from));
+        std::memset(tail, 0, sizeof(tail));
+        std::memcpy(tail, from, static_cast<size_t>(end - from) * sizeof(T));
         from = tail;
       }
-      total = fma(load_gray(from), splat(weight[k * weight_stride]), total);
+      total = fma(load_any(from), splat(weight[k * weight_stride]), total);
     }
     store(row + x, total);
   }
@@ -100,7 +107,7 @@ struct PlaneRows {
   const uint8_t* end;
   int32_t width;
   void mix(int32_t first, const float* weight, int64_t weight_stride, int32_t count, float* row, int64_t) {
-    mix_bytes<false>(corner + first * stride, stride, end, width, weight, weight_stride, count, row);
+    mix_plane<false>(corner + first * stride, stride, end, width, weight, weight_stride, count, row);
   }
 };
 

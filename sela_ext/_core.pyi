@@ -167,7 +167,9 @@ def augment_list(
 def augment_planes(
     options: AugmentOptions,
     effect_options: EffectOptions,
-    source: Sequence[tuple[Sequence[npt.NDArray[np.uint8]], npt.NDArray[np.int32], bool, int, int]],
+    source: Sequence[
+        tuple[Sequence[npt.NDArray[np.uint8]], int, int, int, int, Sequence[int], Sequence[bool] | None, bool]
+    ],
     exact: bool,
     channels: int,
     parameters: npt.NDArray[np.void],
@@ -177,7 +179,7 @@ def augment_planes(
     channels_last: bool,
     threads: int,
 ) -> None:
-    """The fused pass over images as planes: (arrays, geometry, rgb, height, width) each; out is an address."""
+    """The fused pass over images as planes, see `sela_ext.kernels.augment_planes`; out is an address."""
 
 def augment_resident_cuda(
     options: AugmentOptions,
@@ -214,14 +216,15 @@ def check_parameters(
 def cuda_device_count() -> int:
     """Number of CUDA devices; 0 without CUDA, without a driver or a card."""
 
-def needed_box(
+def needed_boxes(
     options: AugmentOptions,
     parameters: npt.NDArray[np.void],
-    geometry: npt.NDArray[np.int32],
-    height: int,
-    width: int,
-) -> list[int]:
-    """Top, left, bottom, right of the pixels whose samples one record of parameters needs."""
+    heights: npt.NDArray[np.int32],
+    widths: npt.NDArray[np.int32],
+    steps: Sequence[int],
+    smooth: Sequence[bool] | None,
+) -> npt.NDArray[np.int32]:
+    """Top, left, bottom, right of the pixels whose samples each record of parameters needs, [count, 4]."""
 
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> npt.NDArray[np.uint32]:
     """Four random words: Philox4x32-10 of one counter."""

@@ -210,36 +210,41 @@ void bind_augment_list(const AugmentOptions& options, const EffectOptions& effec
 
 using Bytes = py::array_t<uint8_t>;
 
-/// Rows of `geometry`, int32 [planes, 8]: top, left, full height, full width, step y, step x, smooth y, smooth x.
-/// data: as many arrays [height, width], pixels side by side in memory, or none where only the geometry counts.
-PlanarImage planar_image(const std::vector<Bytes>* data, const Ints& geometry, bool rgb, int32_t height,
-                         int32_t width) {
-  const int64_t count = geometry.shape(0);
-  if (geometry.ndim() != 2 || geometry.shape(1) != 8 || (count != 1 && count != 3) ||
-      (data != nullptr && static_cast<int64_t>(data->size()) != count))
-    throw std::invalid_argument("planes: expected 1 or 3 planes with 8 numbers each");
-  PlanarImage image = {};
-  image.count = static_cast<int32_t>(count);
+using Steps = std::array<int32_t, 2>;
+using Smooth = std::optional<std::array<bool, 2>>;
+
+/// steps: pixels per chroma sample, (rows, columns); smooth: None = where libjpeg interpolates.
+Subsampling subsampling_of(const Steps& steps, const Smooth& smooth, int32_t width) {
+  for (int32_t step : steps)
+    if (step != 1 && step != 2 && step != 4)
+      throw std::invalid_argument("subsampling: expected 1, 2 or 4 pixels per sample, found " + std::to_string(step));
+  if (!smooth) return libjpeg_subsampling(steps[0], steps[1], width);
+  return {steps[0], steps[1], (*smooth)[0], (*smooth)[1]};
+}
+
+/// (planes [height, width], top, left, height and width of the image, pixels per chroma sample, smooth, rgb)
+using PlanarTuple = std::tuple<std::vector<Bytes>, int32_t, int32_t, int32_t, int32_t, Steps, Smooth, bool>;
+
+PlanarImage planar_image(const PlanarTuple& source) {
+  const auto& [data, top, left, height, width, steps, smooth, rgb] = source;
+  if (data.size() != 1 && data.size() != 3) throw std::invalid_argument("planes: expected 1 or 3 of them");
+  const auto chroma = subsampling_of(steps, smooth, width);
+  PlanarImage image = planar_geometry(static_cast<int32_t>(data.size()), chroma, height, width);
   image.rgb = rgb;
-  image.height = height;
-  image.width = width;
-  for (int64_t c = 0; c < count; ++c) {
-    const int32_t* g = geometry.data(c, 0);
-    PlaneView& plane = image.plane[c];
-    plane = {nullptr, 0, g[0], g[1], 0, 0, g[2], g[3], g[4], g[5], g[6] != 0, g[7] != 0};
-    if (data == nullptr) continue;
-    const Bytes& array = (*data)[static_cast<size_t>(c)];
+  for (size_t c = 0; c < data.size(); ++c) {
+    const Bytes& array = data[c];
     if (array.ndim() != 2 || (array.shape(1) > 1 && array.strides(1) != 1) || array.strides(0) < array.shape(1))
       throw std::invalid_argument("planes: expected uint8 [height, width] with the pixels of a row side by side");
+    PlaneView& plane = image.plane[c];
     plane.data = array.data();
     plane.stride = array.strides(0);
+    plane.top = top / plane.step_y;
+    plane.left = left / plane.step_x;
     plane.height = static_cast<int32_t>(array.shape(0));
     plane.width = static_cast<int32_t>(array.shape(1));
   }
   return image;
 }
-
-using PlanarTuple = std::tuple<std::vector<Bytes>, Ints, bool, int32_t, int32_t>;
 
 void bind_augment_planes(const AugmentOptions& options, const EffectOptions& effect_options,
                          const std::vector<PlanarTuple>& source, bool exact, int32_t channels,
@@ -251,8 +256,8 @@ void bind_augment_planes(const AugmentOptions& options, const EffectOptions& eff
   const Target target = {out, dtype, channels_last, threads};
   std::vector<PlanarImage> images;
   images.reserve(source.size());
-  for (const auto& [data, geometry, rgb, height, width] : source) {
-    images.push_back(planar_image(&data, geometry, rgb, height, width));
+  for (const PlanarTuple& image : source) {
+    images.push_back(planar_image(image));
     if (channels == 1 && images.back().count != 1)
       throw std::invalid_argument("channels: expected 3 for images of 3 planes, found 1");
   }
@@ -269,12 +274,20 @@ void bind_augment_planes(const AugmentOptions& options, const EffectOptions& eff
   augment_planes(options, effect_options, planar, images.data(), channels, p, e, count, target.output(), threads);
 }
 
-std::array<int32_t, 4> bind_needed_box(const AugmentOptions& options, const py::array& parameters, const Ints& geometry,
-                                       int32_t height, int32_t width) {
-  const AugmentParameters* p = records(parameters, 1);
-  check_all(options, p, 1, [height, width](int64_t) { return std::make_pair(height, width); });
-  const PixelBox box = needed_box(options, *p, planar_image(nullptr, geometry, false, height, width));
-  return {box.top, box.left, box.bottom, box.right};
+py::array_t<int32_t> bind_needed_boxes(const AugmentOptions& options, const py::array& parameters, const Ints& heights,
+                                       const Ints& widths, const Steps& steps, const Smooth& smooth) {
+  const int64_t count = parameters.size();
+  const AugmentParameters* p = records(parameters, count);
+  if (heights.size() != count || widths.size() != count)
+    throw std::invalid_argument("needed_boxes: heights, widths and parameters differ in length");
+  const int32_t* h = heights.data();
+  const int32_t* w = widths.data();
+  check_all(options, p, count, [h, w](int64_t i) { return std::make_pair(h[i], w[i]); });
+  py::array_t<int32_t> out({count, int64_t{4}});
+  auto* boxes = static_cast<PixelBox*>(static_cast<void*>(out.mutable_data()));
+  for (int64_t i = 0; i < count; ++i)
+    boxes[i] = needed_box(options, p[i], planar_geometry(3, subsampling_of(steps, smooth, w[i]), h[i], w[i]));
+  return out;
 }
 
 void bind_check_parameters(const AugmentOptions& options, const py::array& parameters, int32_t height, int32_t width) {
@@ -342,13 +355,15 @@ void bind_augment(py::module_& m) {
   m.def("augment_list", &bind_augment_list, py::arg("options"), py::arg("effect_options"), py::arg("source"),
         py::arg("parameters"), py::arg("effects"), py::arg("out"), py::arg("dtype"), py::arg("channels_last"),
         py::arg("threads"), "The fused pass over a list of arrays [H, W, C] of any sizes; out is an address.");
-  m.def("augment_planes", &bind_augment_planes, py::arg("options"), py::arg("effect_options"), py::arg("source"),
-        py::arg("exact"), py::arg("channels"), py::arg("parameters"), py::arg("effects"), py::arg("out"),
-        py::arg("dtype"), py::arg("channels_last"), py::arg("threads"),
-        "The fused pass over images as planes: (arrays, geometry, rgb, height, width) each; out is an address.");
-  m.def("needed_box", &bind_needed_box, py::arg("options"), py::arg("parameters"), py::arg("geometry"),
-        py::arg("height"), py::arg("width"),
-        "Top, left, bottom, right of the pixels whose samples one record of parameters needs.");
+  m.def(
+      "augment_planes", &bind_augment_planes, py::arg("options"), py::arg("effect_options"), py::arg("source"),
+      py::arg("exact"), py::arg("channels"), py::arg("parameters"), py::arg("effects"), py::arg("out"),
+      py::arg("dtype"), py::arg("channels_last"), py::arg("threads"),
+      "The fused pass over images as planes: (arrays, top, left, height, width, pixels per chroma sample, smooth, rgb) "
+      "each; out is an address.");
+  m.def("needed_boxes", &bind_needed_boxes, py::arg("options"), py::arg("parameters"), py::arg("heights"),
+        py::arg("widths"), py::arg("steps"), py::arg("smooth"),
+        "Top, left, bottom, right of the pixels whose samples each record of parameters needs, [count, 4].");
   m.def("check_parameters", &bind_check_parameters, py::arg("options"), py::arg("parameters"), py::arg("height"),
         py::arg("width"), "Raises ValueError for parameters that do not fit images of height x width.");
   m.def("augment_resident_cuda", &bind_augment_resident_cuda, py::arg("options"), py::arg("images"),

@@ -28,6 +28,38 @@ struct PlanarImage {
   int32_t height, width;  ///< pixels of the whole image
 };
 
+/// How chroma is stored: pixels per sample, and whether it is interpolated.
+struct Subsampling {
+  int32_t step_y, step_x;
+  bool smooth_y, smooth_x;
+};
+
+/// Where libjpeg interpolates ("fancy upsampling"): two pixels per sample, but not in components of one or two columns.
+SELA_HOST_DEVICE inline Subsampling libjpeg_subsampling(int32_t step_y, int32_t step_x, int32_t width) {
+  const bool wide = (width + step_x - 1) / step_x > 2;
+  if (step_y == 2 && step_x == 1) return {2, 1, true, false};
+  return {step_y, step_x, step_y == 2 && step_x == 2 && wide, step_y <= 2 && step_x == 2 && wide};
+}
+
+/// The sampling of an image of count planes: luma at full resolution, chroma as said; no samples yet.
+SELA_HOST_DEVICE inline PlanarImage planar_geometry(int32_t count, const Subsampling& chroma, int32_t height,
+                                                    int32_t width) {
+  PlanarImage image = {};
+  image.count = count;
+  image.height = height;
+  image.width = width;
+  for (int32_t c = 0; c < count; ++c) {
+    PlaneView& plane = image.plane[c];
+    plane.step_y = c == 0 ? 1 : chroma.step_y;
+    plane.step_x = c == 0 ? 1 : chroma.step_x;
+    plane.smooth_y = c > 0 && chroma.smooth_y;
+    plane.smooth_x = c > 0 && chroma.smooth_x;
+    plane.full_height = (height + plane.step_y - 1) / plane.step_y;
+    plane.full_width = (width + plane.step_x - 1) / plane.step_x;
+  }
+  return image;
+}
+
 /// Pixels [top, bottom) x [left, right).
 struct PixelBox {
   int32_t top, left, bottom, right;

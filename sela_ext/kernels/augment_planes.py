@@ -97,10 +97,6 @@ class Planes:
         """Pixels per sample of every plane, (rows, columns)."""
         return ((1, 1), self.step, self.step)[: len(self.data)]
 
-    def geometry(self) -> npt.NDArray[np.int32]:
-        """int32 [planes, 8] for the kernel: top, left, full height, full width, steps, smoothness."""
-        return plane_geometry(self.height, self.width, self.step, len(self.data), self.smooth, self.top, self.left)
-
 
 def libjpeg_smooth(width: int, step: tuple[int, int]) -> tuple[bool, bool]:
     """Whether libjpeg interpolates chroma between (rows, columns), which it does not in narrow planes."""
@@ -110,23 +106,6 @@ def libjpeg_smooth(width: int, step: tuple[int, int]) -> tuple[bool, bool]:
     if step == (2, 2):
         return wide, wide
     return step == (2, 1), False
-
-
-def plane_geometry(
-    height: int,
-    width: int,
-    step: tuple[int, int],
-    count: int,
-    smooth: tuple[bool, bool] | None = None,
-    top: int = 0,
-    left: int = 0,
-) -> npt.NDArray[np.int32]:
-    """`Planes.geometry` from its parts."""
-    rows = np.zeros((count, 8), np.int32)
-    for c, (row, column) in enumerate(((1, 1), step, step)[:count]):
-        between = (False, False) if c == 0 else smooth if smooth is not None else libjpeg_smooth(width, step)
-        rows[c] = (top // row, left // column, -(-height // row), -(-width // column), row, column, *between)
-    return rows
 
 
 def needed_boxes(
@@ -164,16 +143,11 @@ def needed_boxes(
     if step is None:
         raise OptionError(f"subsampling: expected one of {', '.join(SUBSAMPLINGS)}, found {subsampling!r}")
     records = check_params(params, len(params))
-    tall, wide = (np.broadcast_to(np.asarray(n), records.shape) for n in (heights, widths))
-    options = augment_options(augment, 3)
-    boxes = np.empty((len(records), 4), np.int32)
+    tall, wide = (np.ascontiguousarray(np.broadcast_to(n, records.shape), np.int32) for n in (heights, widths))
     try:
-        for i, (height, width) in enumerate(zip(tall.tolist(), wide.tolist(), strict=True)):
-            geometry = plane_geometry(height, width, step, 3)
-            boxes[i] = _core.needed_box(options, records[i : i + 1], geometry, height, width)
+        return _core.needed_boxes(augment_options(augment, 3), records, tall, wide, step, None)
     except ValueError as error:
         raise DataError(str(error)) from error
-    return boxes
 
 
 def check_params(params: Any, count: int) -> npt.NDArray[np.void]:
@@ -256,10 +230,13 @@ def augment_planes(
     images = [
         (
             [p if p.strides[1] == 1 and p.strides[0] >= p.shape[1] else np.ascontiguousarray(p) for p in planes.data],
-            planes.geometry(),
-            planes.colour == "rgb",
+            planes.top,
+            planes.left,
             planes.height,
             planes.width,
+            planes.step,
+            planes.smooth,
+            planes.colour == "rgb",
         )
         for planes in source
     ]

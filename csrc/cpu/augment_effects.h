@@ -143,7 +143,7 @@ void sharpen(const float* from, int32_t size, float factor, float* to) {
   if (n < 3) return;
   const Floats share = splat(1.0f - factor), five = splat(5.0f), part = splat(1.0f / 13.0f);
   for (int64_t y = 1; y < n - 1; ++y) {
-    for (int64_t x = 0; x < n; x += kLanes) {
+    for (int64_t x = 1; x < n - 1; x += kLanes) {
       const float* at = from + y * n + x;
       const Floats v = load(at);
       Floats total = load(at - n - 1) + load(at - n) + load(at - n + 1);

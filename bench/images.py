@@ -10,6 +10,7 @@ Checked first: on the same drawn parameters the kernel equals torchvision v2 run
 2. The same with each instruction set, and with two threads by the wall clock.
 3. 224 px: the paper's augmentation of decoded photographs (decoding is not timed).
 4. Decoding alone, whole and in part, against torchvision.io, Pillow and simplejpeg; pixels equal to Pillow's.
+5. 224 px: the same part of a pipeline, and Aug++ and the evaluation's, from decoded RGB and from a JPEG file's planes.
 
 Photographs: a folder of JPEG files named by SELA_DATA_DIR (or ../shared/data beside the repository, unpacked or as
 photos_250.tar.zst); without one, smooth generated images of the same sizes.
@@ -319,6 +320,77 @@ def decoders(files: list[bytes], images: list[np.ndarray]) -> dict[str, tuple[Ca
     return {name: (repeated(way), len(files)) for name, way in ways.items()}
 
 
+# ---------------------------------------------------------------- from planes
+
+
+def planes_of(image: np.ndarray) -> kernels.Planes:
+    """What a JPEG file of 4:2:0 would hold of an RGB image."""
+    from PIL import Image
+
+    ycc = np.array(Image.fromarray(image).convert("YCbCr"))
+    height, width = ycc.shape[:2]
+    data = [np.ascontiguousarray(ycc[..., 0])]
+    for c in (1, 2):
+        even = np.pad(ycc[..., c], ((0, height % 2), (0, width % 2)), mode="edge").astype(np.uint16)
+        data.append(((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) >> 2).astype(np.uint8))
+    return kernels.Planes(tuple(data), height, width, subsampling="4:2:0")
+
+
+def planes_part(images: list[np.ndarray], rounds: int) -> list[tuple[str, float, float, float, float, float]]:
+    """The part of a pipeline behind the decoder at 224 px, one thread, per preset.
+
+    (name, microseconds per image from decoded RGB, from planes, from planes exactly, by torchvision v2 from RGB
+    tensors with its own parameters of the same distribution, mean difference of planes from exact of 255).
+    """
+    source = [planes_of(image) for image in images]
+    tensors = [torch.from_numpy(image).permute(2, 0, 1).contiguous() for image in images]
+    heights, widths = np.array([image.shape[:2] for image in images]).T
+    index = range(len(images))
+    rows = []
+    for name in ("sela", "aug_plus", "eval"):
+        augment = getattr(Augment, name)(224)
+        params = kernels.sample_parameters(augment, heights, widths, index, seed=SEED, epoch=0)
+        effects = kernels.sample_effects(augment, index, seed=SEED, epoch=0)
+        out = torch.empty(len(images), 3, 224, 224)
+        shared: dict[str, Any] = {"effects": effects, "out": out, "threads": 1}
+        theirs: list[Any] = [v2.Resize(256, antialias=True), v2.CenterCrop(224)] if name == "eval" else []
+        if name == "sela":
+            theirs = transforms_of(augment, v2)
+        elif name == "aug_plus":
+            theirs = [
+                v2.RandomResizedCrop(224, scale=augment.scale, antialias=True),
+                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+                v2.RandomGrayscale(0.2),
+                v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], p=0.5),
+                v2.RandomHorizontalFlip(),
+            ]
+        pipeline = v2.Compose(
+            [*theirs, v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(augment.mean), list(augment.std))]
+        )
+        runs: list[Callable[[], Any]] = [
+            functools.partial(kernels.augment, images, params, augment, **shared),
+            functools.partial(kernels.augment_planes, source, params, augment, **shared),
+            functools.partial(kernels.augment_planes, source, params, augment, exact=True, **shared),
+            functools.partial(_all_of, pipeline, tensors),
+        ]
+        best = [float("inf")] * len(runs)
+        for _ in range(rounds + 1):
+            for k, run in enumerate(runs):
+                began = time.process_time()
+                run()
+                best[k] = min(best[k], (time.process_time() - began) / len(images))
+        apart = kernels.augment_planes(source, params, augment, exact=True, effects=effects)
+        apart -= kernels.augment_planes(source, params, augment, effects=effects)
+        difference = float((apart * torch.tensor(augment.std)[:, None, None]).abs().mean()) * 255
+        rows.append((name, *(1e6 * seconds for seconds in best), difference))
+    return rows
+
+
+def _all_of(pipeline: Any, tensors: list[torch.Tensor]) -> None:
+    for tensor in tensors:
+        pipeline(tensor)
+
+
 # ---------------------------------------------------------------- timing
 
 
@@ -451,6 +523,17 @@ def main() -> None:
         rates(competitors, rounds, time.process_time),
         "224px",
     )
+    parts = planes_part(images[:64], rounds)
+    common.table(
+        f"224 px behind the decoder, microseconds of processor time per image, the first 64 of {origin} as 4:2:0",
+        ("", "from RGB", "from planes", "exactly", "torchvision v2", "x", "planes - exact, mean of 255"),
+        [
+            (name, rgb, planar, exact, v2_time, v2_time / planar, off)
+            for name, rgb, planar, exact, v2_time, off in parts
+        ],
+    )
+    names = ("name", "rgb", "planes", "exact", "torchvision_v2", "mean_difference")
+    rows.extend({"case": "224px planes", **dict(zip(names, part, strict=True))} for part in parts)
     print(f"\n32 px: {best:.0f} images / s per core, {best / baseline:.0f} x torchvision v2")
     if not options.no_record:
         print(f"rows appended to {common.record('images', rows, {**facts, 'differences': differences})}")

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from sela_ext import _core
-from sela_ext.kernels import PARAMETERS, device
+from sela_ext.kernels import PARAMETERS, Augment, device
+from sela_ext.kernels.augment import effect_options
 
 
 def array_at(address, dtype, *shape):
@@ -73,7 +74,8 @@ class HostCore:
             params = array_at(drawn, PARAMETERS, count) if drawn else np.empty(count, PARAMETERS)
             sides = (np.full(count, side, np.int32) for side in (height, width))
             _core.sample_parameters(options, *sides, rows, seed, epoch, view, params)
-        _core.augment_array(options, source, rows, params, out, dtype, channels_last, 1)
+        further = effect_options(Augment.none(1))
+        _core.augment_array(options, further, source, rows, params, None, out, dtype, channels_last, 1)
         self.spoil({"params": params, "out": out, "dtype": dtype, "given": bool(given)})
 
 

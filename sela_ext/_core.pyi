@@ -31,6 +31,22 @@ class AugmentOptions:
         std: Sequence[float],
     ) -> None: ...
 
+class EffectOptions:
+    """What follows the colour operations."""
+
+    def __init__(
+        self,
+        *,
+        blur_probability: float,
+        blur_sigma: Sequence[float],
+        blur_radius: int,
+        tone_probability: float,
+        sharpness: Sequence[float],
+        noise_probability: float,
+        noise_sigma: Sequence[float],
+        sobel: bool,
+    ) -> None: ...
+
 class Candidates:
     """The entries of a plan that count, row by row, as one pass found them."""
 
@@ -128,9 +144,11 @@ class NewtonRows:
 
 def augment_array(
     options: AugmentOptions,
+    effect_options: EffectOptions,
     source: npt.NDArray[np.uint8],
     rows: npt.NDArray[np.int64],
     parameters: npt.NDArray[np.void],
+    effects: npt.NDArray[np.void] | None,
     out: int,
     dtype: str,
     channels_last: bool,
@@ -140,14 +158,33 @@ def augment_array(
 
 def augment_list(
     options: AugmentOptions,
+    effect_options: EffectOptions,
     source: Sequence[npt.NDArray[np.uint8]],
     parameters: npt.NDArray[np.void],
+    effects: npt.NDArray[np.void] | None,
     out: int,
     dtype: str,
     channels_last: bool,
     threads: int,
 ) -> None:
     """The fused pass over a list of arrays [H, W, C] of any sizes; out is an address."""
+
+def augment_planes(
+    options: AugmentOptions,
+    effect_options: EffectOptions,
+    source: Sequence[
+        tuple[Sequence[npt.NDArray[np.uint8]], int, int, int, int, Sequence[int], Sequence[bool] | None, bool]
+    ],
+    exact: bool,
+    channels: int,
+    parameters: npt.NDArray[np.void],
+    effects: npt.NDArray[np.void] | None,
+    out: int,
+    dtype: str,
+    channels_last: bool,
+    threads: int,
+) -> None:
+    """The fused pass over images as planes, see `sela_ext.kernels.augment_planes`; out is an address."""
 
 def augment_resident_cuda(
     options: AugmentOptions,
@@ -215,8 +252,28 @@ def jpeg_rgb(
 ) -> tuple[str, Any, bytes | None]:
     """(status, uint8 [height, width, 3], index); height 0 = the whole image."""
 
+def needed_boxes(
+    options: AugmentOptions,
+    parameters: npt.NDArray[np.void],
+    heights: npt.NDArray[np.int32],
+    widths: npt.NDArray[np.int32],
+    steps: Sequence[int],
+    smooth: Sequence[bool] | None,
+) -> npt.NDArray[np.int32]:
+    """Top, left, bottom, right of the pixels whose samples each record of parameters needs, [count, 4]."""
+
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> npt.NDArray[np.uint32]:
     """Four random words: Philox4x32-10 of one counter."""
+
+def sample_effects(
+    options: EffectOptions,
+    index: npt.NDArray[np.int64],
+    seed: int,
+    epoch: int,
+    view: int,
+    out: npt.NDArray[np.void],
+) -> None:
+    """Draws effects into the records of out, which are zeros."""
 
 def sample_parameters(
     options: AugmentOptions,

@@ -1,16 +1,19 @@
-// Augmentation: options, sampled parameters, the fused pass, the shuffle.
+// Augmentation: options, sampled parameters and effects, the fused pass, the shuffle.
 #include "sela/augment.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "sela/planes.h"
 
 namespace py = pybind11;
 
@@ -57,12 +60,53 @@ AugmentOptions make_options(int32_t size, const std::string& crop, int32_t resiz
   return o;
 }
 
+EffectOptions make_effects(float blur_probability, Pair blur_sigma, int32_t blur_radius, float tone_probability,
+                           Pair sharpness, float noise_probability, Pair noise_sigma, bool sobel) {
+  EffectOptions o;
+  o.blur_probability = blur_probability;
+  o.blur_radius = blur_radius;
+  o.tone_probability = tone_probability;
+  o.noise_probability = noise_probability;
+  o.sobel = sobel;
+  for (int i = 0; i < 2; ++i) {
+    o.blur_sigma[i] = blur_sigma[i];
+    o.sharpness[i] = sharpness[i];
+    o.noise_sigma[i] = noise_sigma[i];
+  }
+  return o;
+}
+
 /// The records of a contiguous numpy array, which Python has checked to be of the dtype PARAMETERS.
 const AugmentParameters* records(const py::array& parameters) {
   if (parameters.itemsize() != static_cast<py::ssize_t>(sizeof(AugmentParameters)) ||
       !(parameters.flags() & py::array::c_style))
     throw std::invalid_argument("parameters: expected a contiguous array of records of 60 bytes");
   return static_cast<const AugmentParameters*>(parameters.data());
+}
+
+/// The same for the dtype EFFECTS; null for None.
+const AugmentEffects* effect_records(const std::optional<py::array>& effects, int64_t count) {
+  if (!effects) return nullptr;
+  if (effects->itemsize() != static_cast<py::ssize_t>(sizeof(AugmentEffects)) ||
+      !(effects->flags() & py::array::c_style) || effects->size() != count)
+    throw std::invalid_argument("effects: expected a contiguous array of " + std::to_string(count) +
+                                " records of 24 bytes");
+  const auto* records = static_cast<const AugmentEffects*>(effects->data());
+  for (int64_t i = 0; i < count; ++i)
+    if (const char* expected = check_effects(records[i]))
+      throw std::invalid_argument("effects[" + std::to_string(i) + "]: expected " + expected);
+  return records;
+}
+
+void bind_sample_effects(const EffectOptions& options, const Longs& index, uint64_t seed, uint32_t epoch, uint32_t view,
+                         py::array& out) {
+  if (out.size() != index.size()) throw std::invalid_argument("sample_effects: index and out differ in length");
+  effect_records(out, out.size());  // checks the size of a record; zeros pass
+  auto* effects = static_cast<AugmentEffects*>(out.mutable_data());
+  const int64_t* i = index.data();
+  const int64_t count = index.size();
+  py::gil_scoped_release unlocked;
+  sample_effects(options, i, count, seed, epoch, view, effects);
 }
 
 void bind_sample(const AugmentOptions& options, const Ints& heights, const Ints& widths, const Longs& index,
@@ -96,28 +140,43 @@ PixelType pixel_type(const std::string& dtype) {
   if (dtype == "float32") return PixelType::float32;
   if (dtype == "float16") return PixelType::float16;
   if (dtype == "bfloat16") return PixelType::bfloat16;
-  throw std::invalid_argument("dtype: expected float32, float16 or bfloat16, found " + dtype);
+  if (dtype == "uint8") return PixelType::uint8;
+  throw std::invalid_argument("dtype: expected float32, float16, bfloat16 or uint8, found " + dtype);
 }
 
-void run(const AugmentOptions& options, const std::vector<ImageView>& images, int32_t channels,
-         const py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last, int threads) {
-  const int64_t count = static_cast<int64_t>(images.size());
+/// Where a batch goes and how.
+struct Target {
+  uintptr_t out;
+  const std::string& dtype;
+  bool channels_last;
+  int threads;
+  AugmentOutput output() const { return {reinterpret_cast<void*>(out), pixel_type(dtype), channels_last}; }
+};
+
+const AugmentParameters* records(const py::array& parameters, int64_t count) {
   if (parameters.size() != count)
     throw std::invalid_argument("params: expected " + std::to_string(count) + " records, found " +
                                 std::to_string(parameters.size()));
-  const AugmentParameters* p = records(parameters);
+  return records(parameters);
+}
+
+void run(const AugmentOptions& options, const EffectOptions& effect_options, const std::vector<ImageView>& images,
+         int32_t channels, const py::array& parameters, const std::optional<py::array>& effects, const Target& target) {
+  const int64_t count = static_cast<int64_t>(images.size());
+  const AugmentParameters* p = records(parameters, count);
+  const AugmentEffects* e = effect_records(effects, count);
   py::gil_scoped_release unlocked;
   check_all(options, p, count, [&images](int64_t i) {
     const ImageView& image = images[static_cast<size_t>(i)];
     return std::make_pair(image.height, image.width);
   });
-  augment_images(options, images.data(), channels, p, count,
-                 {reinterpret_cast<void*>(out), pixel_type(dtype), channels_last}, threads);
+  augment_images(options, effect_options, images.data(), channels, p, e, count, target.output(), target.threads);
 }
 
-void bind_augment_array(const AugmentOptions& options, const py::array_t<uint8_t>& source, const Longs& rows,
-                        const py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last,
-                        int threads) {
+void bind_augment_array(const AugmentOptions& options, const EffectOptions& effect_options,
+                        const py::array_t<uint8_t>& source, const Longs& rows, const py::array& parameters,
+                        const std::optional<py::array>& effects, uintptr_t out, const std::string& dtype,
+                        bool channels_last, int threads) {
   const uint8_t* data = source.data();
   const int64_t total = source.shape(0), step = source.strides(0);
   ImageView view = {nullptr, static_cast<int32_t>(source.shape(1)), static_cast<int32_t>(source.shape(2)),
@@ -130,12 +189,14 @@ void bind_augment_array(const AugmentOptions& options, const py::array_t<uint8_t
                                   std::to_string(row[i]));
     images[i].data = data + row[i] * step;
   }
-  run(options, images, static_cast<int32_t>(source.shape(3)), parameters, out, dtype, channels_last, threads);
+  run(options, effect_options, images, static_cast<int32_t>(source.shape(3)), parameters, effects,
+      {out, dtype, channels_last, threads});
 }
 
-void bind_augment_list(const AugmentOptions& options, const std::vector<py::array_t<uint8_t>>& source,
-                       const py::array& parameters, uintptr_t out, const std::string& dtype, bool channels_last,
-                       int threads) {
+void bind_augment_list(const AugmentOptions& options, const EffectOptions& effect_options,
+                       const std::vector<py::array_t<uint8_t>>& source, const py::array& parameters,
+                       const std::optional<py::array>& effects, uintptr_t out, const std::string& dtype,
+                       bool channels_last, int threads) {
   std::vector<ImageView> images;
   images.reserve(source.size());
   int32_t channels = 1;
@@ -144,7 +205,89 @@ void bind_augment_list(const AugmentOptions& options, const std::vector<py::arra
     images.push_back(
         {image.data(), static_cast<int32_t>(image.shape(0)), static_cast<int32_t>(image.shape(1)), image.strides(0)});
   }
-  run(options, images, channels, parameters, out, dtype, channels_last, threads);
+  run(options, effect_options, images, channels, parameters, effects, {out, dtype, channels_last, threads});
+}
+
+using Bytes = py::array_t<uint8_t>;
+
+using Steps = std::array<int32_t, 2>;
+using Smooth = std::optional<std::array<bool, 2>>;
+
+/// steps: pixels per chroma sample, (rows, columns); smooth: None = where libjpeg interpolates.
+Subsampling subsampling_of(const Steps& steps, const Smooth& smooth, int32_t width) {
+  for (int32_t step : steps)
+    if (step != 1 && step != 2 && step != 4)
+      throw std::invalid_argument("subsampling: expected 1, 2 or 4 pixels per sample, found " + std::to_string(step));
+  if (!smooth) return libjpeg_subsampling(steps[0], steps[1], width);
+  return {steps[0], steps[1], (*smooth)[0], (*smooth)[1]};
+}
+
+/// (planes [height, width], top, left, height and width of the image, pixels per chroma sample, smooth, rgb)
+using PlanarTuple = std::tuple<std::vector<Bytes>, int32_t, int32_t, int32_t, int32_t, Steps, Smooth, bool>;
+
+PlanarImage planar_image(const PlanarTuple& source) {
+  const auto& [data, top, left, height, width, steps, smooth, rgb] = source;
+  if (data.size() != 1 && data.size() != 3) throw std::invalid_argument("planes: expected 1 or 3 of them");
+  const auto chroma = subsampling_of(steps, smooth, width);
+  PlanarImage image = planar_geometry(static_cast<int32_t>(data.size()), chroma, height, width);
+  image.rgb = rgb;
+  for (size_t c = 0; c < data.size(); ++c) {
+    const Bytes& array = data[c];
+    if (array.ndim() != 2 || (array.shape(1) > 1 && array.strides(1) != 1) || array.strides(0) < array.shape(1))
+      throw std::invalid_argument("planes: expected uint8 [height, width] with the pixels of a row side by side");
+    PlaneView& plane = image.plane[c];
+    plane.data = array.data();
+    plane.stride = array.strides(0);
+    plane.top = top / plane.step_y;
+    plane.left = left / plane.step_x;
+    plane.height = static_cast<int32_t>(array.shape(0));
+    plane.width = static_cast<int32_t>(array.shape(1));
+  }
+  return image;
+}
+
+void bind_augment_planes(const AugmentOptions& options, const EffectOptions& effect_options,
+                         const std::vector<PlanarTuple>& source, bool exact, int32_t channels,
+                         const py::array& parameters, const std::optional<py::array>& effects, uintptr_t out,
+                         const std::string& dtype, bool channels_last, int threads) {
+  const int64_t count = static_cast<int64_t>(source.size());
+  const AugmentParameters* p = records(parameters, count);
+  const AugmentEffects* e = effect_records(effects, count);
+  const Target target = {out, dtype, channels_last, threads};
+  std::vector<PlanarImage> images;
+  images.reserve(source.size());
+  for (const PlanarTuple& image : source) {
+    images.push_back(planar_image(image));
+    if (channels == 1 && images.back().count != 1)
+      throw std::invalid_argument("channels: expected 3 for images of 3 planes, found 1");
+  }
+  py::gil_scoped_release unlocked;
+  check_all(options, p, count, [&images](int64_t i) {
+    const PlanarImage& image = images[static_cast<size_t>(i)];
+    return std::make_pair(image.height, image.width);
+  });
+  for (int64_t i = 0; i < count; ++i)
+    if (const char* expected = check_planes(options, p[i], images[static_cast<size_t>(i)]))
+      throw std::invalid_argument("planes[" + std::to_string(i) + "]: expected " + expected);
+  PlanarOptions planar;
+  planar.exact = exact;
+  augment_planes(options, effect_options, planar, images.data(), channels, p, e, count, target.output(), threads);
+}
+
+py::array_t<int32_t> bind_needed_boxes(const AugmentOptions& options, const py::array& parameters, const Ints& heights,
+                                       const Ints& widths, const Steps& steps, const Smooth& smooth) {
+  const int64_t count = parameters.size();
+  const AugmentParameters* p = records(parameters, count);
+  if (heights.size() != count || widths.size() != count)
+    throw std::invalid_argument("needed_boxes: heights, widths and parameters differ in length");
+  const int32_t* h = heights.data();
+  const int32_t* w = widths.data();
+  check_all(options, p, count, [h, w](int64_t i) { return std::make_pair(h[i], w[i]); });
+  py::array_t<int32_t> out({count, int64_t{4}});
+  auto* boxes = static_cast<PixelBox*>(static_cast<void*>(out.mutable_data()));
+  for (int64_t i = 0; i < count; ++i)
+    boxes[i] = needed_box(options, p[i], planar_geometry(3, subsampling_of(steps, smooth, w[i]), h[i], w[i]));
+  return out;
 }
 
 void bind_check_parameters(const AugmentOptions& options, const py::array& parameters, int32_t height, int32_t width) {
@@ -156,6 +299,8 @@ void bind_augment_resident_cuda(const AugmentOptions& options, uintptr_t images,
                                 int32_t width, int32_t channels, uintptr_t index, int64_t count, uint64_t seed,
                                 uint32_t epoch, uint32_t view, uintptr_t given, uintptr_t drawn, uintptr_t out,
                                 const std::string& dtype, bool channels_last, uintptr_t stream) {
+  if (pixel_type(dtype) == PixelType::uint8)
+    throw std::invalid_argument("dtype: expected float32, float16 or bfloat16 on CUDA, found uint8");
   py::gil_scoped_release unlocked;
   augment_resident_cuda(options, {reinterpret_cast<const uint8_t*>(images), images_count, height, width, channels},
                         reinterpret_cast<const int64_t*>(index), count, {seed, epoch, view},
@@ -197,12 +342,28 @@ void bind_augment(py::module_& m) {
   m.def("sample_parameters", &bind_sample, py::arg("options"), py::arg("heights"), py::arg("widths"), py::arg("index"),
         py::arg("seed"), py::arg("epoch"), py::arg("view"), py::arg("out"),
         "Draws augmentation parameters into the records of out.");
-  m.def("augment_array", &bind_augment_array, py::arg("options"), py::arg("source"), py::arg("rows"),
-        py::arg("parameters"), py::arg("out"), py::arg("dtype"), py::arg("channels_last"), py::arg("threads"),
+  py::class_<EffectOptions>(m, "EffectOptions", py::module_local(), "What follows the colour operations.")
+      .def(py::init(&make_effects), py::kw_only(), py::arg("blur_probability"), py::arg("blur_sigma"),
+           py::arg("blur_radius"), py::arg("tone_probability"), py::arg("sharpness"), py::arg("noise_probability"),
+           py::arg("noise_sigma"), py::arg("sobel"));
+  m.def("sample_effects", &bind_sample_effects, py::arg("options"), py::arg("index"), py::arg("seed"), py::arg("epoch"),
+        py::arg("view"), py::arg("out"), "Draws effects into the records of out, which are zeros.");
+  m.def("augment_array", &bind_augment_array, py::arg("options"), py::arg("effect_options"), py::arg("source"),
+        py::arg("rows"), py::arg("parameters"), py::arg("effects"), py::arg("out"), py::arg("dtype"),
+        py::arg("channels_last"), py::arg("threads"),
         "The fused pass over rows of one array [N, H, W, C]; out is an address.");
-  m.def("augment_list", &bind_augment_list, py::arg("options"), py::arg("source"), py::arg("parameters"),
-        py::arg("out"), py::arg("dtype"), py::arg("channels_last"), py::arg("threads"),
-        "The fused pass over a list of arrays [H, W, C] of any sizes; out is an address.");
+  m.def("augment_list", &bind_augment_list, py::arg("options"), py::arg("effect_options"), py::arg("source"),
+        py::arg("parameters"), py::arg("effects"), py::arg("out"), py::arg("dtype"), py::arg("channels_last"),
+        py::arg("threads"), "The fused pass over a list of arrays [H, W, C] of any sizes; out is an address.");
+  m.def(
+      "augment_planes", &bind_augment_planes, py::arg("options"), py::arg("effect_options"), py::arg("source"),
+      py::arg("exact"), py::arg("channels"), py::arg("parameters"), py::arg("effects"), py::arg("out"),
+      py::arg("dtype"), py::arg("channels_last"), py::arg("threads"),
+      "The fused pass over images as planes: (arrays, top, left, height, width, pixels per chroma sample, smooth, rgb) "
+      "each; out is an address.");
+  m.def("needed_boxes", &bind_needed_boxes, py::arg("options"), py::arg("parameters"), py::arg("heights"),
+        py::arg("widths"), py::arg("steps"), py::arg("smooth"),
+        "Top, left, bottom, right of the pixels whose samples each record of parameters needs, [count, 4].");
   m.def("check_parameters", &bind_check_parameters, py::arg("options"), py::arg("parameters"), py::arg("height"),
         py::arg("width"), "Raises ValueError for parameters that do not fit images of height x width.");
   m.def("augment_resident_cuda", &bind_augment_resident_cuda, py::arg("options"), py::arg("images"),

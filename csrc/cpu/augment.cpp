@@ -4,13 +4,16 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
+#include "cpu/augment_layout.h"
 #include "cpu/augment_loops.h"
 #include "sela/dispatch.h"
 #include "sela/parallel.h"
-#include "sela/resample.h"
+#include "sela/planes.h"
 
 namespace sela {
 namespace {
@@ -20,24 +23,6 @@ constexpr int64_t kBlockImages = 16;
 
 /// A thread costs about as much to start as this many values to read or write (some 30 microseconds).
 constexpr int64_t kThreadValues = 1 << 16;
-
-int64_t round_up(int64_t n) {
-  return (n + kScratchLanes - 1) / kScratchLanes * kScratchLanes;
-}
-
-/// Floats of scratch for one image; the layout is in augment_loops.cpp.
-int64_t scratch_floats(const AugmentOptions& options, const ImageView& image, int32_t channels,
-                       const AugmentParameters& p) {
-  const bool center = options.crop == Crop::center;
-  const int64_t height = center ? image.height : p.height, width = center ? image.width : p.width;
-  const int64_t size = options.size, padded = round_up(size);
-  const int64_t taps_x = most_taps(width, resampled_length(options, p.width));
-  const int64_t taps_y = most_taps(height, resampled_length(options, p.height));
-  const int64_t planes = channels * (round_up(size * size) + 2 * kScratchLanes);
-  const int64_t middle = (size + 2) * channels * padded;
-  const int64_t row = kBlockRows * channels * (round_up(width + taps_x) + 2 * kScratchLanes);
-  return planes + middle + row + (6 + taps_x + taps_y) * padded + 10 * kScratchLanes;
-}
 
 void augment_image(Isa isa, const AugmentJob& job) {
   switch (isa) {
@@ -90,38 +75,197 @@ const char* check_parameters(const AugmentOptions& options, const AugmentParamet
   return nullptr;
 }
 
-void augment_images(const AugmentOptions& options, const ImageView* images, int32_t channels,
-                    const AugmentParameters* parameters, int64_t count, const AugmentOutput& out, int threads) {
+void sample_effects(const EffectOptions& options, const int64_t* index, int64_t count, uint64_t seed, uint32_t epoch,
+                    uint32_t view, AugmentEffects* effects) {
+  for (int64_t i = 0; i < count; ++i)
+    effects[i] = sample_effects(options, seed, epoch, static_cast<uint64_t>(index[i]), view);
+}
+
+const char* check_effects(const AugmentEffects& e) {
+  if (!(e.blur >= 0.0f && std::isfinite(e.blur))) return "a finite blur >= 0";
+  if (e.tone < Tone::none || e.tone > Tone::sharpness) return "a tone of 0, 1, 2 or 3";
+  if (!(e.sharpness >= 0.0f && std::isfinite(e.sharpness))) return "a finite sharpness >= 0";
+  if (!(e.noise >= 0.0f && std::isfinite(e.noise))) return "a finite noise >= 0";
+  return nullptr;
+}
+
+PixelBox needed_box(const AugmentOptions& options, const AugmentParameters& parameters, const PlanarImage& image) {
+  PixelBox box = shown_box(options, parameters, image.height, image.width);
+  const PixelBox shown = box;
+  for (int32_t c = 0; c < image.count; ++c) {
+    const PlaneView& plane = image.plane[c];
+    int32_t first, last;
+    sample_range(shown.top, shown.bottom, plane.step_y, plane.smooth_y, plane.full_height, &first, &last);
+    box.top = std::min(box.top, first * plane.step_y);
+    box.bottom = std::max(box.bottom, std::min(last * plane.step_y, image.height));
+    sample_range(shown.left, shown.right, plane.step_x, plane.smooth_x, plane.full_width, &first, &last);
+    box.left = std::min(box.left, first * plane.step_x);
+    box.right = std::max(box.right, std::min(last * plane.step_x, image.width));
+  }
+  return box;
+}
+
+const char* check_planes(const AugmentOptions& options, const AugmentParameters& parameters, const PlanarImage& image) {
+  if (image.count != 1 && image.count != 3) return "1 or 3 planes";
+  const PixelBox shown = shown_box(options, parameters, image.height, image.width);
+  for (int32_t c = 0; c < image.count; ++c) {
+    const PlaneView& plane = image.plane[c];
+    for (int32_t step : {plane.step_y, plane.step_x})
+      if (step != 1 && step != 2 && step != 4) return "1, 2 or 4 pixels per sample";
+    if ((plane.smooth_y && plane.step_y != 2) || (plane.smooth_x && plane.step_x != 2))
+      return "interpolation only of 2 pixels per sample";
+    if (int64_t{plane.full_height} * plane.step_y < image.height ||
+        int64_t{plane.full_width} * plane.step_x < image.width)
+      return "components that cover the image";
+    int32_t top, bottom, left, right;
+    sample_range(shown.top, shown.bottom, plane.step_y, plane.smooth_y, plane.full_height, &top, &bottom);
+    sample_range(shown.left, shown.right, plane.step_x, plane.smooth_x, plane.full_width, &left, &right);
+    if (plane.top < 0 || plane.left < 0 || plane.height > plane.full_height - plane.top ||
+        plane.width > plane.full_width - plane.left || top < plane.top || left < plane.left ||
+        bottom > plane.top + plane.height || right > plane.left + plane.width)
+      return "planes that hold the samples of needed_box";
+  }
+  return nullptr;
+}
+
+namespace {
+
+/// What one worker works in.
+struct Scratch {
+  std::unique_ptr<float[]> floats;
+  std::unique_ptr<uint8_t[]> bytes;
+  ScratchSize size = {0, 0};
+
+  void grow(const ScratchSize& needed) {
+    if (size.floats < needed.floats) {
+      floats.reset();
+      floats.reset(new float[static_cast<size_t>(needed.floats)]());
+      size.floats = needed.floats;
+    }
+    if (size.bytes < needed.bytes) {
+      bytes.reset();
+      bytes.reset(new uint8_t[static_cast<size_t>(needed.bytes)]());
+      size.bytes = needed.bytes;
+    }
+  }
+};
+
+/// Scratch that calls leave for the next ones: fresh pages cost a quarter of the time of a small batch.
+class KeptScratch {
+ public:
+  Scratch take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (kept_.empty()) return {};
+    Scratch last = std::move(kept_.back());
+    kept_.pop_back();
+    return last;
+  }
+  void give_back(Scratch scratch) {
+    if (scratch.size.floats * 4 + scratch.size.bytes > kMostBytes) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (kept_.size() < kMost) kept_.push_back(std::move(scratch));
+  }
+
+ private:
+  static constexpr size_t kMost = 64;                       // threads
+  static constexpr int64_t kMostBytes = int64_t{16} << 20;  // each: outputs of 224 pixels need 3 to 5 MiB
+  std::mutex mutex_;
+  std::vector<Scratch> kept_;
+};
+
+KeptScratch& kept_scratch() {
+  static KeptScratch* const kept = new KeptScratch;  // never destroyed: threads may outlive static objects
+  return *kept;
+}
+
+/// Shares count images out over threads.  job_of(i): everything but the scratch of image i; before(i): called when
+/// image i is about to be the next one.
+template <class JobOf, class Before>
+void run_jobs(int64_t count, int64_t values, int64_t pixels, int threads, JobOf job_of, Before before) {
   if (count <= 0) return;
   const Isa isa = cpu_isa();
-  const int64_t values = int64_t{channels} * options.size * options.size;
-  const int64_t bytes = values * (out.type == PixelType::float32 ? 4 : 2);
   if (threads <= 0) threads = available_threads();
-  const int64_t pixels = int64_t{images[0].height} * images[0].width;
-  const int64_t work = count * std::max(values, channels * pixels);
+  const int64_t work = count * std::max(values, pixels);
   threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / (2 * kThreadValues))));
   const int64_t per_block = std::max<int64_t>(1, std::min(kBlockImages, (count + threads - 1) / threads));
   const int64_t blocks = (count + per_block - 1) / per_block;
-  struct Scratch {
-    std::unique_ptr<float[]> data;
-    int64_t floats = 0;
-  };
   std::vector<Scratch> scratch(static_cast<size_t>(std::min<int64_t>(threads, blocks)));
+  for (Scratch& one : scratch) one = kept_scratch().take();
 
   parallel_blocks(blocks, threads, [&](int64_t block, int worker) {
     Scratch& mine = scratch[static_cast<size_t>(worker)];
     const int64_t end = std::min(count, (block + 1) * per_block);
     for (int64_t i = block * per_block; i < end; ++i) {
-      if (i + 1 < end) prefetch(images[i + 1].data, images[i + 1].height * images[i + 1].row_stride);
-      const int64_t needed = scratch_floats(options, images[i], channels, parameters[i]);
-      if (mine.floats < needed) {
-        mine.data.reset(new float[static_cast<size_t>(needed)]());
-        mine.floats = needed;
-      }
-      augment_image(isa, {&options, images[i], channels, &parameters[i], static_cast<char*>(out.data) + i * bytes,
-                          out.type, out.channels_last, mine.data.get()});
+      if (i + 1 < end) before(i + 1);
+      AugmentJob job = job_of(i);
+      Buffers buffers;
+      mine.grow(lay_out(job, &buffers));
+      job.scratch = mine.floats.get();
+      job.bytes = mine.bytes.get();
+      augment_image(isa, job);
     }
   });
+  for (Scratch& one : scratch) kept_scratch().give_back(std::move(one));
+}
+
+int64_t bytes_of(PixelType type) {
+  return type == PixelType::float32 ? 4 : type == PixelType::uint8 ? 1 : 2;
+}
+
+constexpr AugmentEffects kNoEffects = {0.0f, Tone::none, 1.0f, 0.0f, {0, 0}};
+
+}  // namespace
+
+void augment_images(const AugmentOptions& options, const EffectOptions& effect_options, const ImageView* images,
+                    int32_t channels, const AugmentParameters* parameters, const AugmentEffects* effects, int64_t count,
+                    const AugmentOutput& out, int threads) {
+  if (count <= 0) return;
+  const int64_t pixels = int64_t{options.size} * options.size;
+  const int64_t bytes = (effect_options.sobel ? 2 : channels) * pixels * bytes_of(out.type);
+  run_jobs(
+      count, channels * pixels, int64_t{channels} * images[0].height * images[0].width, threads,
+      [&](int64_t i) -> AugmentJob {
+        return {&options,
+                &effect_options,
+                images[i],
+                nullptr,
+                false,
+                channels,
+                &parameters[i],
+                effects != nullptr ? effects[i] : kNoEffects,
+                static_cast<char*>(out.data) + i * bytes,
+                out.type,
+                out.channels_last,
+                nullptr,
+                nullptr};
+      },
+      [&](int64_t i) { prefetch(images[i].data, images[i].height * images[i].row_stride); });
+}
+
+void augment_planes(const AugmentOptions& options, const EffectOptions& effect_options, const PlanarOptions& planar,
+                    const PlanarImage* images, int32_t channels, const AugmentParameters* parameters,
+                    const AugmentEffects* effects, int64_t count, const AugmentOutput& out, int threads) {
+  if (count <= 0) return;
+  const int64_t pixels = int64_t{options.size} * options.size;
+  const int64_t bytes = (effect_options.sobel ? 2 : channels) * pixels * bytes_of(out.type);
+  run_jobs(
+      count, channels * pixels, int64_t{channels} * images[0].plane[0].height * images[0].plane[0].width, threads,
+      [&](int64_t i) -> AugmentJob {
+        return {&options,
+                &effect_options,
+                {nullptr, images[i].height, images[i].width, 0},
+                &images[i],
+                planar.exact,
+                channels,
+                &parameters[i],
+                effects != nullptr ? effects[i] : kNoEffects,
+                static_cast<char*>(out.data) + i * bytes,
+                out.type,
+                out.channels_last,
+                nullptr,
+                nullptr};
+      },
+      [](int64_t) {});
 }
 
 void shuffle(int64_t count, uint64_t seed, uint32_t epoch, int64_t* out) {

@@ -2,28 +2,27 @@
 #include <cstdint>
 
 #include "sela/augment.h"
+#include "sela/planes.h"
 
 namespace sela {
 
-/// Everything that the loops need for one image.  They allocate nothing: scratch has scratch_floats(...) floats, all
-/// of them finite.
+/// Everything that the loops need for one image.  They allocate nothing: scratch and bytes are as large as lay_out
+/// says, and all floats are finite.
 struct AugmentJob {
   const AugmentOptions* options;
+  const EffectOptions* effect_options;
   ImageView image;
+  const PlanarImage* planes;  ///< the image as planes, of which image.height and width are the size; or null
+  bool exact;                 ///< planes become RGB at full resolution
   int32_t channels;
   const AugmentParameters* parameters;
+  AugmentEffects effects;
   void* out;  ///< [channels, size, size] (or [size, size, channels] with channels_last) of `type`
   PixelType type;
   bool channels_last;
   float* scratch;
+  uint8_t* bytes;
 };
-
-/// The longest vector of any instruction set: scratch is laid out for it, whichever runs.
-constexpr int64_t kScratchLanes = 16;
-
-/// Rows that are unpacked before they are resampled horizontally: loads that straddle two stores must not come right
-/// behind them.
-constexpr int32_t kBlockRows = 4;
 
 #define SELA_DECLARE_LOOPS(ISA)              \
   namespace ISA {                            \

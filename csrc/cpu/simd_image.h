@@ -27,6 +27,10 @@ inline Floats load(const float* p) {
 inline void store(float* p, Floats v) {
   _mm512_storeu_ps(p, v);
 }
+/// The same past the caches, for what is not read again soon; p is a multiple of kStreamAlignment.
+inline void stream(float* p, Floats v) {
+  _mm512_stream_ps(p, v);
+}
 inline Floats splat(float x) {
   return _mm512_set1_ps(x);
 }
@@ -116,6 +120,9 @@ inline Floats load(const float* p) {
 }
 inline void store(float* p, Floats v) {
   _mm256_storeu_ps(p, v);
+}
+inline void stream(float* p, Floats v) {
+  _mm256_stream_ps(p, v);
 }
 inline Floats splat(float x) {
   return _mm256_set1_ps(x);
@@ -210,6 +217,9 @@ inline Floats load(const float* p) {
 inline void store(float* p, Floats v) {
   std::memcpy(p, &v, sizeof(v));
 }
+inline void stream(float* p, Floats v) {
+  store(p, v);
+}
 inline Floats splat(float x) {
   return Floats{x, x, x, x};
 }
@@ -289,5 +299,14 @@ inline void load_rgb(const uint8_t* p, Floats* red, Floats* green, Floats* blue)
 }
 
 #endif
+
+constexpr uintptr_t kStreamAlignment = kLanes * sizeof(float);
+
+/// Makes streamed stores visible to other threads before anything that this thread does next.
+inline void finish_streams() {
+#if !defined(SELA_ISA_generic)
+  _mm_sfence();
+#endif
+}
 
 }  // namespace sela::SELA_ISA::pixels

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "sela/effects.h"
 #include "sela/host_device.h"
 #include "sela/philox.h"
 
@@ -169,9 +170,11 @@ struct ImageView {
   int64_t row_stride;
 };
 
-enum class PixelType : int32_t { float32 = 0, float16 = 1, bfloat16 = 2 };
+/// uint8: not normalised, [0, 1] becomes 0..255, rounded to nearest; CPU only.
+enum class PixelType : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, uint8 = 3 };
 
 /// Where images go: [count, channels, size, size], contiguous, as NCHW or (channels_last) NHWC memory.
+/// With EffectOptions::sobel there are two channels.
 struct AugmentOutput {
   void* data;
   PixelType type;
@@ -187,12 +190,15 @@ void sample_parameters(const AugmentOptions& options, const int32_t* heights, co
 const char* check_parameters(const AugmentOptions& options, const AugmentParameters& parameters, int32_t height,
                              int32_t width);
 
-/// out[i] = normalise(jitter(gray(flip(resample(crop(images[i]))))), in one pass over memory per image.
+/// out[i] = normalise(noise(blur(tone(jitter(gray(flip(resample(crop(images[i])))))))), in one pass over memory per
+/// image, and its gradients with EffectOptions::sobel.
 /// Equal to torchvision v2 run in float on the same parameters, within 0.01 of 255.
-/// images: count views of `channels` (1 or 3) channels; parameters: [count], checked by check_parameters.
+/// images: count views of `channels` (1 or 3) channels; parameters: [count], checked by check_parameters; effects:
+/// [count], checked by check_effects, or null: none.
 /// With one channel gray, saturation and hue change nothing.  Same bits for every number of threads (<= 0: all).
-void augment_images(const AugmentOptions& options, const ImageView* images, int32_t channels,
-                    const AugmentParameters* parameters, int64_t count, const AugmentOutput& out, int threads);
+void augment_images(const AugmentOptions& options, const EffectOptions& effect_options, const ImageView* images,
+                    int32_t channels, const AugmentParameters* parameters, const AugmentEffects* effects, int64_t count,
+                    const AugmentOutput& out, int threads);
 
 /// Longest side of images, and of the output, that the CUDA kernel takes: what fits the shared memory of every card.
 constexpr int32_t kAugmentCudaSide = 64;

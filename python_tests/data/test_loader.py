@@ -383,3 +383,27 @@ def test_photographs_load_and_resume():
     whole = as_list(make())
     assert sum(len(batch.index) for batch in whole) == len(paths)
     assert_equal_batches(as_list(make(), start=8), whole[1:])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_effects_are_drawn_for_each_image_and_stand_in_the_batch(threads):
+    images = random_images(50, 24, 20, 3)
+    augment = Augment.aug_plus_more(16)
+    loader = Loader(images, batch_size=16, augment=augment, seed=5, threads=threads)
+    for batch in loader.epoch(2):
+        index = batch.index.numpy()
+        effects = kernels.sample_effects(augment, index, seed=5, epoch=2)
+        assert np.array_equal(batch.effects, effects)
+        expected = kernels.augment(images, batch.params, augment, effects=effects, rows=index)
+        assert torch.equal(batch.images, expected)
+    assert next(Loader(images, augment=Augment.sela(16)).epoch(0)).effects is None
+
+
+def test_batches_may_be_bytes_or_gradients(folder):
+    batch = next(Loader(folder, batch_size=5, augment=Augment.aug_plus(16), dtype=torch.uint8).epoch(0))
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.shape == (5, 3, 16, 16)
+    batch = next(Loader(folder, batch_size=5, augment=Augment.deepcluster(16), dtype=torch.bfloat16).epoch(0))
+    assert batch.images.shape == (5, 2, 16, 16)
+    with pytest.raises(OptionError, match="floating-point type with sobel"):
+        Loader(folder, augment=Augment.deepcluster(16), dtype=torch.uint8)

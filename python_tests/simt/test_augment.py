@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sela_ext.kernels import PARAMETERS, Augment
-from sela_ext.kernels.augment import option_fields
+from sela_ext.kernels.augment import effect_fields, option_fields
 
 LIMIT = 0.01 / 255  # what is promised
 CLOSE = 4e-6  # what the mean's other order of summation can cost
@@ -87,9 +87,9 @@ def on_cpu(simt, images, index, params, augment, dtype="float32", channels_last=
     channels = images.shape[3]
     _, out = empty_output(len(index), channels, augment.size, dtype)
     rows = np.ascontiguousarray(index, np.int64)
-    simt.augment_array(
-        make_options(simt, augment, channels), images, rows, params, out.ctypes.data, dtype, channels_last, 1
-    )
+    further = simt.EffectOptions(**effect_fields(augment))
+    target = (out.ctypes.data, dtype, channels_last, 1)
+    simt.augment_array(make_options(simt, augment, channels), further, images, rows, params, None, *target)
     return out
 
 

@@ -6,6 +6,7 @@ view). So batches do not depend on threads or ranks, and an epoch can begin at a
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections import deque
@@ -31,7 +32,7 @@ BATCHES_AHEAD = 3
 IMAGES_PER_TASK = 8
 # Output side for images whose sizes differ, when no augmentation is given.
 DEFAULT_SIZE = 224
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ class Batch:
     """B images of one epoch, in its order.
 
     Attributes:
-        images: [B, C, S, S] of the loader's dtype, on its device.
+        images: [B, C, S, S] of the loader's dtype, on its device; C = 2 where the augmentation takes gradients.
         index: Numbers of the images in the source, int64 [B], on the CPU.
         labels: True labels, int64 [B], -1 where unknown, on the CPU; None if the source has none.
         params: What was drawn for each image: structured array [B], see `sela_ext.kernels.sample_parameters`.
         position: Images of this rank's order that are done with this batch: `epoch(e, start=position)` goes on here.
+        effects: What was drawn besides, see `sela_ext.kernels.sample_effects`; None if the augmentation draws none.
     """
 
     images: torch.Tensor
@@ -51,6 +53,7 @@ class Batch:
     labels: torch.Tensor | None
     params: npt.NDArray[Any]
     position: int
+    effects: npt.NDArray[Any] | None = None
 
 
 class Loader:
@@ -62,7 +65,7 @@ class Loader:
         augment: Default: `Augment.none` at the longer side of images of one known size, `Augment.eval(224)` otherwise.
         seed: 0..2**64 - 1; with the epoch and the image it determines the order and all that is drawn.
         shuffle: A new order for every epoch, or 0..N-1.
-        dtype: torch.float32, bfloat16 or float16.
+        dtype: torch.float32, bfloat16 or float16; or uint8, which is not normalised.
         channels_last: Memory format of the images.
         threads: Threads for decoding and for augmentation; "auto" = processors that this process may use. The bits do
             not depend on it.
@@ -121,13 +124,15 @@ class Loader:
         self._rank = _integer("rank", rank, 0, self._world_size - 1)
         self._threads = _processors() if threads == "auto" else _integer("threads", threads, 1)
         if dtype not in DTYPES:
-            raise OptionError(f"dtype: expected torch.float32, torch.bfloat16 or torch.float16, found {dtype}")
+            raise OptionError(f"dtype: expected torch.float32, bfloat16, float16 or uint8, found {dtype}")
         if augment is not None and not isinstance(augment, Augment):
             raise OptionError(f"augment: expected a sela_ext.Augment, found {type(augment).__name__}")
         if on_bad_image not in ("raise", "skip"):
             raise OptionError(f'on_bad_image: expected "raise" or "skip", found {on_bad_image!r}')
         if not 0 <= max_bad_fraction <= 1:
             raise OptionError(f"max_bad_fraction: expected 0..1, found {max_bad_fraction}")
+        if augment is not None and augment.sobel and dtype == torch.uint8:
+            raise OptionError("dtype: expected a floating-point type with sobel, found torch.uint8")
         self._dtype = dtype
         self._channels_last = bool(channels_last)
         self._shuffle = bool(shuffle)
@@ -179,7 +184,7 @@ class Loader:
                     yield batch
                 else:
                     images = batch.images.to(self._device, non_blocking=True)
-                    yield Batch(images, batch.index, batch.labels, batch.params, batch.position)
+                    yield dataclasses.replace(batch, images=images)
         finally:
             batches.close()
 
@@ -226,9 +231,12 @@ class Loader:
         params = kernels.sample_parameters(
             self.augment, heights, widths, index, seed=self._seed, epoch=epoch, view=self._view
         )
+        effects = None
+        if self.augment.draws_effects:
+            effects = kernels.sample_effects(self.augment, index, seed=self._seed, epoch=epoch, view=self._view)
         size = self.augment.size
         out = torch.empty(
-            (len(index), self.source.channels, size, size),
+            (len(index), self.augment.output_channels(self.source.channels), size, size),
             dtype=self._dtype,
             memory_format=torch.channels_last if self._channels_last else torch.contiguous_format,
             pin_memory=self._device.type == "cuda",
@@ -237,6 +245,7 @@ class Loader:
             images,
             params,
             self.augment,
+            effects=effects,
             rows=rows,
             out=out,
             dtype=self._dtype,
@@ -250,6 +259,7 @@ class Loader:
             labels=None if labels is None else torch.from_numpy(labels.copy()),
             params=params,
             position=position,
+            effects=effects,
         )
 
     def _read(

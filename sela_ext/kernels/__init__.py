@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sela_ext.kernels.augment import PARAMETERS, Augment, augment, permutation, sample_parameters
+from sela_ext.kernels.augment import (
+    EFFECTS,
+    PARAMETERS,
+    Augment,
+    augment,
+    augment_views,
+    permutation,
+    sample_effects,
+    sample_parameters,
+)
+from sela_ext.kernels.augment_planes import Planes, augment_planes, needed_boxes
 from sela_ext.kernels.augment_resident import augment_resident
 from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
 from sela_ext.kernels.jpeg import (
@@ -38,6 +48,7 @@ from sela_ext.kernels.sinkhorn import sinkhorn_pass
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums, add_sums
 
 __all__ = [
+    "EFFECTS",
     "PARAMETERS",
     "Augment",
     "Candidates",
@@ -48,6 +59,7 @@ __all__ = [
     "JpegPlanes",
     "NewtonSolution",
     "NewtonSums",
+    "Planes",
     "RefusedDeviceWarning",
     "Rounding",
     "SinkhornSums",
@@ -55,7 +67,9 @@ __all__ = [
     "Verdict",
     "add_sums",
     "augment",
+    "augment_planes",
     "augment_resident",
+    "augment_views",
     "bounds_nbytes",
     "chunk_bounds",
     "column_margins",
@@ -67,12 +81,14 @@ __all__ = [
     "find_candidates",
     "jpeg_header",
     "jpeg_index",
+    "needed_boxes",
     "newton_product",
     "newton_prune",
     "newton_rows",
     "newton_solve",
     "newton_sums",
     "permutation",
+    "sample_effects",
     "sample_parameters",
     "sinkhorn_pass",
     "smooth_prices",

@@ -47,14 +47,25 @@ PARAMETERS = np.dtype(
 )
 """What is drawn for one image, as csrc/sela/augment.h lays it out."""
 
+EFFECTS = np.dtype(
+    [
+        ("blur", np.float32),
+        ("tone", np.int32),
+        ("sharpness", np.float32),
+        ("noise", np.float32),
+        ("noise_key", np.uint32, (2,)),
+    ]
+)
+"""What is drawn for one image besides, as csrc/sela/effects.h lays it out."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
     """How an image becomes a training input; presets are the class methods.
 
     The steps, in torchvision's float semantics: crop and antialiased bilinear resampling to size x size; gray; colour
-    jitter (clamped to [0, 1] after each operation); horizontal flip; normalisation. One-channel images pass through
-    gray, saturation and hue unchanged, as in torchvision.
+    jitter (clamped to [0, 1] after each operation); one tone operation; Gaussian blur; horizontal flip; Gaussian noise;
+    normalisation; gradients. One-channel images pass through gray, saturation and hue unchanged, as in torchvision.
 
     Attributes:
         size: side of the square output, pixels, >= 1.
@@ -72,8 +83,18 @@ class Augment:
         saturation: likewise.
         hue: turn's range within [-0.5, 0.5]; a number x stands for (-x, x).
         gray_first: gray before the colour operations, else after them.
+        blur_probability: share of images blurred, in [0, 1].
+        blur_sigma: range of the Gaussian's deviation, pixels of the output, > 0.
+        blur_kernel: its width, an odd number of pixels with blur_kernel // 2 < size; None: a tenth of the size, as
+            SimCLR has it (23 at 224).
+        tone_probability: share of images that one of equalize, autocontrast and sharpness is applied to, each as often.
+        sharpness: range of the sharpness factor, as for brightness; 0 blurs, 1 changes nothing, 2 sharpens.
+        noise_probability: share of images that noise is added to, in [0, 1].
+        noise_sigma: range of its deviation, of channels in [0, 1], >= 0; the sum is clamped.
+        sobel: the output is two channels, the horizontal and the vertical gradient of the normalised image's gray
+            version, with zeros around it: the fixed first layers of DeepCluster's networks.
         mean: subtracted from channels in [0, 1], one per channel. One-channel images use the mean of the three.
-        std: the divisor after that, > 0; likewise.
+        std: the divisor after that, 1e-15 to 1e15; likewise.
 
     Raises:
         OptionError: a value outside its range.
@@ -100,6 +121,14 @@ class Augment:
     saturation: Range = 0.0
     hue: Range = 0.0
     gray_first: bool = True
+    blur_probability: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_kernel: int | None = None
+    tone_probability: float = 0.0
+    sharpness: Range = 0.9
+    noise_probability: float = 0.0
+    noise_sigma: tuple[float, float] = (0.0, 0.1)
+    sobel: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -107,15 +136,23 @@ class Augment:
         _check(self.size >= 1, "size", ">= 1", self.size)
         _check(self.crop in ("random", "center", "resize"), "crop", '"random", "center" or "resize"', self.crop)
         _check(self.resize is None or self.resize >= self.size, "resize", ">= size", self.resize)
-        for name in ("scale", "ratio", "mean", "std"):
+        for name in ("scale", "ratio", "blur_sigma", "noise_sigma", "mean", "std"):
             object.__setattr__(self, name, tuple(float(x) for x in getattr(self, name)))
         low, high = self.scale if len(self.scale) == 2 else (0.0, 0.0)
         _check(0 < low <= high <= 1, "scale", "0 < low <= high <= 1", self.scale)
         low, high = self.ratio if len(self.ratio) == 2 else (0.0, 0.0)
         _check(0 < low <= high < math.inf, "ratio", "0 < low <= high", self.ratio)
-        for name in ("flip_probability", "gray_probability", "jitter_probability"):
-            _check(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
-        for name in ("brightness", "contrast", "saturation", "hue"):
+        low, high = self.blur_sigma if len(self.blur_sigma) == 2 else (0.0, 0.0)
+        _check(0 < low <= high < math.inf, "blur_sigma", "0 < low <= high", self.blur_sigma)
+        low, high = self.noise_sigma if len(self.noise_sigma) == 2 else (-1.0, 0.0)
+        _check(0 <= low <= high < math.inf, "noise_sigma", "0 <= low <= high", self.noise_sigma)
+        width = self.blur_kernel
+        fits = width is None or (width >= 1 and width % 2 == 1 and width // 2 < self.size)
+        _check(fits, "blur_kernel", "an odd number >= 1 below 2 * size", width)
+        for name in ("flip", "gray", "jitter", "blur", "tone", "noise"):
+            share = getattr(self, f"{name}_probability")
+            _check(0 <= share <= 1, f"{name}_probability", "a number in [0, 1]", share)
+        for name in ("brightness", "contrast", "saturation", "hue", "sharpness"):
             low, high = self.factor_range(name)
             if isinstance(getattr(self, name), list):  # as read from JSON
                 object.__setattr__(self, name, (low, high))
@@ -124,11 +161,12 @@ class Augment:
             _check(fits, name, f"a range within [{bounds[0]}, {bounds[1]}]", getattr(self, name))
         for name in ("mean", "std"):
             values = getattr(self, name)
-            fits = len(values) in (1, 3) and all(math.isfinite(x) and (name == "mean" or x > 0) for x in values)
-            _check(fits, name, "1 or 3 finite numbers" + (" > 0" if name == "std" else ""), values)
+            low, high = (1e-15, 1e15) if name == "std" else (-1e15, 1e15)  # no float32 overflows
+            fits = len(values) in (1, 3) and all(low <= x <= high for x in values)
+            _check(fits, name, f"1 or 3 numbers within [{low:g}, {high:g}]", values)
 
     def factor_range(self, name: str) -> tuple[float, float]:
-        """The range (low, high) that `name`, one of the four colour operations, is drawn from."""
+        """The range (low, high) that `name`, a colour operation or "sharpness", is drawn from."""
         value = getattr(self, name)
         if isinstance(value, (tuple, list)):
             _check(len(value) == 2, name, "a number or (low, high)", value)
@@ -142,6 +180,20 @@ class Augment:
         """Whether any colour operation can change an image."""
         idle = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
         return self.jitter_probability > 0 and any(self.factor_range(n) != (x, x) for n, x in idle.items())
+
+    @property
+    def draws_effects(self) -> bool:
+        """Whether `sample_effects` has anything to draw: tone, blur or noise."""
+        return max(self.blur_probability, self.tone_probability, self.noise_probability) > 0
+
+    @property
+    def blur_radius(self) -> int:
+        """Half the width of the blur's kernel, without its middle, pixels."""
+        return self.blur_kernel // 2 if self.blur_kernel is not None else self.size // 20
+
+    def output_channels(self, channels: int) -> int:
+        """Channels of the output for images of `channels` channels."""
+        return 2 if self.sobel else channels
 
     @property
     def resize_side(self) -> int:
@@ -178,6 +230,79 @@ class Augment:
         """The paper's set for CIFAR: boxes of 20-100%, jitter before gray, CIFAR's mean and deviation."""
         preset = {"scale": (0.2, 1.0), "gray_first": False, "mean": CIFAR_MEAN, "std": CIFAR_STD}
         return cls.sela(size, **{**preset, **fields})
+
+    @classmethod
+    def aug_plus(cls, size: int, **fields: Any) -> Augment:
+        """Aug++: boxes of 20-100%, jitter (.4, .4, .4, .1) for 80%, gray (.2), blur of .1 to 2 pixels for half, flip.
+
+        Source: the set of MoCo v2 (Chen et al. 2020), after SimCLR; the paper's "Aug++" models. Deviations are MoCo's,
+        at 224 pixels; the kernel is SimCLR's.
+        """
+        preset = {"scale": (0.2, 1.0), "hue": 0.1, "jitter_probability": 0.8, "gray_first": False}
+        return cls.sela(size, **{**preset, "blur_probability": 0.5, **fields})
+
+    @classmethod
+    def aug_plus_more(cls, size: int, **fields: Any) -> Augment:
+        """`aug_plus` and one of equalize, autocontrast and sharpness, for training on fixed labels.
+
+        Source: the paper's "+more". It publishes neither how often nor how sharp: here always, and a factor of .1 to
+        1.9, AutoAugment's range.
+        """
+        return cls.aug_plus(size, **{"tone_probability": 1.0, **fields})
+
+    @classmethod
+    def deepcluster(cls, size: int, **fields: Any) -> Augment:
+        """DeepCluster's training input: random box of 8-100%, flip, and the gradients that its networks see.
+
+        Source: Caron et al., ECCV 2018: the Sobel filter in front of the network. With a network that has a Sobel
+        filter of its own, use `resized_crop`.
+        """
+        return cls.resized_crop(size, **{"sobel": True, **fields})
+
+    @classmethod
+    def deepcluster_eval(cls, size: int, **fields: Any) -> Augment:
+        """DeepCluster's input for clustering: short side to size * 256 / 224, central window, gradients."""
+        return cls.eval(size, **{"sobel": True, **fields})
+
+    @classmethod
+    def multi_crop(
+        cls,
+        sizes: Sequence[int] = (224, 96),
+        counts: Sequence[int] = (2, 6),
+        *,
+        scales: Sequence[tuple[float, float]] = ((0.14, 1.0), (0.05, 0.14)),
+        **fields: Any,
+    ) -> tuple[Augment, ...]:
+        """SwAV's views of one image: counts[i] boxes of sizes[i] x sizes[i] pixels, in that order.
+
+        Args:
+            sizes: side of the output of each kind of view, pixels.
+            counts: views of each kind, >= 1.
+            scales: share of the image's area that their boxes cover.
+            **fields: of `Augment`, for all views.
+
+        Returns:
+            One `Augment` per view, for `sela_ext.kernels.augment_views`.
+
+        Raises:
+            OptionError: sizes, counts and scales of different lengths, counts below 1, or more than 256 views.
+
+        Example:
+            >>> [view.size for view in Augment.multi_crop((160, 96), (2, 4))]
+            [160, 160, 96, 96, 96, 96]
+
+        Source: Caron et al., SwAV (NeurIPS 2020): colour jitter (.8, .8, .8, .2) for 80%, gray (.2), blur for half.
+        SeLa-v2 is (160, 96) with counts (2, 4).
+        """
+        same = len(sizes) == len(counts) == len(scales)
+        _check(same, "multi_crop", "as many sizes as counts and scales", (len(sizes), len(counts), len(scales)))
+        _check(all(n >= 1 for n in counts) and sum(counts) <= 256, "counts", ">= 1 each, 256 in all", tuple(counts))
+        jitter = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+        return tuple(
+            cls.aug_plus(size, **{"scale": scale, **jitter, **fields})
+            for size, count, scale in zip(sizes, counts, scales, strict=True)
+            for _ in range(count)
+        )
 
     @classmethod
     def eval(cls, size: int, **fields: Any) -> Augment:
@@ -225,6 +350,26 @@ def option_fields(augment: Augment, channels: int) -> dict[str, Any]:
         "gray_first": augment.gray_first,
         "mean": mean * (3 // channels),
         "std": std * (3 // channels),
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def effect_options(augment: Augment) -> _core.EffectOptions:
+    """What follows the colour operations, as the kernels take it."""
+    return _core.EffectOptions(**effect_fields(augment))
+
+
+def effect_fields(augment: Augment) -> dict[str, Any]:
+    """The fields of the compiled EffectOptions."""
+    return {
+        "blur_probability": augment.blur_probability,
+        "blur_sigma": augment.blur_sigma,
+        "blur_radius": augment.blur_radius,
+        "tone_probability": augment.tone_probability,
+        "sharpness": augment.factor_range("sharpness"),
+        "noise_probability": augment.noise_probability,
+        "noise_sigma": augment.noise_sigma,
+        "sobel": augment.sobel,
     }
 
 
@@ -311,6 +456,57 @@ def sample_parameters(
     return out
 
 
+def sample_effects(
+    augment: Augment, index: npt.ArrayLike, *, seed: int, epoch: int, view: int = 0
+) -> npt.NDArray[np.void]:
+    """Draw what follows the colour operations for a batch, from Philox4x32-10.
+
+    Independent of `sample_parameters`, which draws the same with these steps and without them.
+
+    Args:
+        augment: what may be drawn.
+        index: int64 [B], the images' ids in [0, 2^40).
+        seed: the key, [0, 2^64).
+        epoch: [0, 2^32).
+        view: several views of an image in one epoch differ by this, [0, 256).
+
+    Returns:
+        Records [B] of dtype EFFECTS. blur: the deviation, pixels, 0 = none. tone: 0 none, 1 equalize, 2 autocontrast,
+        3 sharpness, of which `sharpness` is the factor. noise: the deviation, of channels in [0, 1], 0 = none;
+        noise_key: the key of its numbers.
+
+    Raises:
+        DataError: ids out of range.
+        OptionError: seed, epoch or view out of range.
+
+    Example:
+        >>> drawn = sample_effects(Augment.aug_plus(32), [7, 8], seed=1, epoch=0)
+        >>> bool((drawn["blur"] <= 2).all())
+        True
+    """
+    check_key(seed, epoch, view)
+    ids = check_sampling(augment, 1, 1, index)[2]
+    out = np.zeros(len(ids), EFFECTS)
+    _core.sample_effects(effect_options(augment), ids, seed, epoch, view, out)
+    return out
+
+
+def check_effects(effects: npt.NDArray[np.void] | None, augment: Augment, count: int) -> npt.NDArray[np.void] | None:
+    """The records as the kernels take them; None where there are none.
+
+    Raises:
+        DataError: no records although `augment` draws them, or records of another type or number.
+    """
+    if effects is None:
+        if augment.draws_effects:
+            raise DataError("effects: expected records as sample_effects returns them, since augment draws some")
+        return None
+    if getattr(effects, "dtype", None) != EFFECTS or effects.shape != (count,):
+        found = f"{getattr(effects, 'dtype', type(effects).__name__)} {getattr(effects, 'shape', '')}"
+        raise DataError(f"effects: expected {count} records as sample_effects returns them, found {found}")
+    return np.ascontiguousarray(effects)
+
+
 def check_source(source: Any, rows: npt.ArrayLike | None, params: npt.NDArray[np.void]) -> tuple[Any, Any, int]:
     """(source, rows, channels): an array and int64 rows, or a list of arrays [H, W, C] and None.
 
@@ -371,13 +567,15 @@ def check_output(
 
     Raises:
         DataError: `out` of another shape, dtype, device or memory order.
-        OptionError: a dtype other than float32, bfloat16, float16.
+        OptionError: a dtype other than float32, bfloat16, float16, or uint8 on the CPU.
     """
     import torch
 
     wanted = dtype if dtype is not None else torch.float32 if out is None else out.dtype
-    if wanted not in (torch.float32, torch.bfloat16, torch.float16):
-        raise OptionError(f"dtype: expected torch.float32, bfloat16 or float16, found {wanted}")
+    on_cpu = device is None or device.type == "cpu"
+    if wanted not in (torch.float32, torch.bfloat16, torch.float16) and not (wanted == torch.uint8 and on_cpu):
+        known = "float32, bfloat16, float16 or uint8" if on_cpu else "float32, bfloat16 or float16 on CUDA"
+        raise OptionError(f"dtype: expected torch.{known}, found {wanted}")
     order = torch.channels_last if channels_last else torch.contiguous_format
     place = torch.device("cpu") if device is None else device
     if out is None:
@@ -392,38 +590,55 @@ def check_output(
     return out
 
 
+def output_shape(augment: Augment, count: int, channels: int, dtype: torch.dtype | None) -> tuple[int, ...]:
+    """[B, C, size, size].
+
+    Raises:
+        OptionError: gradients as uint8, which has no negative numbers.
+    """
+    import torch
+
+    if augment.sobel and dtype == torch.uint8:
+        raise OptionError("dtype: expected a floating-point type with sobel, found torch.uint8")
+    return (count, augment.output_channels(channels), augment.size, augment.size)
+
+
 def augment(
     source: npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]],
     params: npt.NDArray[np.void],
     augment: Augment,
     *,
+    effects: npt.NDArray[np.void] | None = None,
     rows: npt.ArrayLike | None = None,
     out: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
     threads: int = 0,
 ) -> torch.Tensor:
-    """Crop, resample, flip, jitter, gray and normalise a batch of images in one pass each.
+    """Crop, resample, flip, jitter, gray, blur and normalise a batch of images in one pass each.
 
     Equal to torchvision.transforms.v2 in float on the same parameters, within 0.01 of 255. The same bits for every
-    number of threads. Runs where the images are: on a CUDA device for a tensor there, with sides of at most 64 pixels.
+    number of threads. Runs where the images are: on a CUDA device for a tensor there, with sides of at most 64 pixels,
+    and without effects or gradients.
 
     Args:
         source: uint8 [N, H, W, C] with C = 1 or 3, numpy or torch, or a list of B arrays uint8 [H, W, C] of any sizes.
         params: [B] records of sample_parameters (or edited ones); honoured exactly.
-        augment: the size, the order of gray and jitter, and the normalisation.
+        augment: the size, the order of gray and jitter, the normalisation, the blur's kernel, gradients.
+        effects: [B] records of sample_effects (or edited ones); needed where augment draws tone, blur or noise.
         rows: int64 [B], the images of an array to take; default the first B.
         out: [B, C, size, size] tensor to write into, where the images are; default a new one.
-        dtype: torch.float32, bfloat16 or float16; default that of out, or float32.
+        dtype: torch.float32, bfloat16 or float16; or uint8, which is not normalised: [0, 1] becomes 0..255, rounded.
+            Default that of out, or float32.
         channels_last: NHWC memory (the shape stays NCHW).
         threads: CPU threads, 0 = all processors.
 
     Returns:
-        [B, C, size, size] tensor: out, where given.
+        [B, C, size, size] tensor: out, where given. C is 2 with augment.sobel.
 
     Raises:
-        DataError: images, rows, params or out that do not fit together.
-        OptionError: an unknown dtype.
+        DataError: images, rows, params, effects or out that do not fit together.
+        OptionError: an unknown dtype, or effects and gradients on a CUDA device.
         ResourceError: a launch on a CUDA device that failed.
 
     Example:
@@ -436,22 +651,90 @@ def augment(
     if cuda_place(source) is not None:
         from sela_ext.kernels.augment_resident import augment_given
 
+        if effects is not None:
+            raise OptionError("effects: expected None on CUDA, found records; augment these images on the CPU")
         return augment_given(source, params, augment, rows, out, dtype, channels_last)
     images, picked, channels = check_source(source, rows, params)
-    result = check_output(out, (len(params), channels, augment.size, augment.size), dtype, channels_last)
-    options = augment_options(augment, channels)
+    drawn = check_effects(effects, augment, len(params))
+    shape = output_shape(augment, len(params), channels, out.dtype if dtype is None and out is not None else dtype)
+    result = check_output(out, shape, dtype, channels_last)
+    options, further = augment_options(augment, channels), effect_options(augment)
     records = np.ascontiguousarray(params)
-    name = str(result.dtype).removeprefix("torch.")
+    target = (result.data_ptr(), str(result.dtype).removeprefix("torch."), channels_last, threads)
     try:
         if picked is None:
             images = [_pixels_together(image) for image in images]
-            _core.augment_list(options, images, records, result.data_ptr(), name, channels_last, threads)
+            _core.augment_list(options, further, images, records, drawn, *target)
         else:
             images = _pixels_together(images)
-            _core.augment_array(options, images, picked, records, result.data_ptr(), name, channels_last, threads)
+            _core.augment_array(options, further, images, picked, records, drawn, *target)
     except ValueError as error:
         raise DataError(str(error)) from error
     return result
+
+
+def augment_views(
+    source: npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]],
+    views: Sequence[Augment],
+    index: npt.ArrayLike,
+    *,
+    seed: int,
+    epoch: int,
+    first_view: int = 0,
+    rows: npt.ArrayLike | None = None,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    threads: int = 0,
+) -> list[torch.Tensor]:
+    """Several views of every image, as multi-crop training takes them; the images are decoded once.
+
+    View i is drawn with the number first_view + i: the same as `sample_parameters`, `sample_effects` and `augment` with
+    that number.
+
+    Args:
+        source: images as for `augment`.
+        views: what each view is, as `Augment.multi_crop` returns them.
+        index: int64 [B], the images' ids in [0, 2^40).
+        seed: the key, [0, 2^64).
+        epoch: [0, 2^32).
+        first_view: number of the first view; all are within [0, 256).
+        rows: int64 [B], the images of an array to take; default the first B.
+        dtype: as for `augment`.
+        channels_last: NHWC memory.
+        threads: CPU threads, 0 = all processors.
+
+    Returns:
+        One tensor [B, C, views[i].size, views[i].size] per view.
+
+    Raises:
+        DataError: images, rows or index that do not fit together.
+        OptionError: seed, epoch or a view's number out of range, an unknown dtype.
+
+    Example:
+        >>> images = np.zeros((2, 40, 50, 3), np.uint8)
+        >>> views = Augment.multi_crop((32, 16), (1, 2))
+        >>> [tuple(batch.shape) for batch in augment_views(images, views, [0, 1], seed=0, epoch=0)]
+        [(2, 3, 32, 32), (2, 3, 16, 16), (2, 3, 16, 16)]
+    """
+    shapes = [source.shape[1:3]] if hasattr(source, "shape") else [image.shape[:2] for image in source]
+    heights, widths = np.array(shapes, dtype=np.int64).reshape(-1, 2).T
+    batches = []
+    for view, what in enumerate(views, first_view):
+        params = sample_parameters(what, heights, widths, index, seed=seed, epoch=epoch, view=view)
+        effects = sample_effects(what, index, seed=seed, epoch=epoch, view=view) if what.draws_effects else None
+        batches.append(
+            augment(
+                source,
+                params,
+                what,
+                effects=effects,
+                rows=rows,
+                dtype=dtype,
+                channels_last=channels_last,
+                threads=threads,
+            )
+        )
+    return batches
 
 
 def _pixels_together(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

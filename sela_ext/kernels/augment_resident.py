@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sela_ext import _core
-from sela_ext.errors import DataError, ResourceError
+from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels.augment import (
     PARAMETERS,
     Augment,
     augment_options,
     check_key,
     check_output,
+    sample_effects,
     sample_parameters,
 )
 from sela_ext.kernels.augment import augment as augment_on_cpu
@@ -80,15 +81,17 @@ def augment_resident(
     """Draw the parameters of images `index` and augment these, where `images` lie.
 
     The same as ``params = sample_parameters(augment, H, W, index, seed=seed, epoch=epoch, view=view)`` and
-    ``augment(images, params, augment, rows=index)``. On a CUDA device it is one launch on the current stream, which is
-    not waited for; parameters have the same bits there, and pixels are within 0.01 of 255. On a device whose kernels
-    are not used (see `sela_ext.kernels.device_verdict`) the images of the batch visit the CPU.
+    ``augment(images, params, augment, rows=index)``, with `sample_effects` where there are any. On a CUDA device it is
+    one launch on the current stream, which is not waited for; parameters have the same bits there, and pixels are
+    within 0.01 of 255. On a device whose kernels are not used (see `sela_ext.kernels.device_verdict`) the images of the
+    batch visit the CPU.
 
     Args:
         images: uint8 [N, H, W, C] with C = 1 or 3, numpy or torch, contiguous; at most 64 pixels a side on CUDA.
         index: int64 [B], numbers of images in [0, N), which are also the ids that parameters are drawn with. Numbers
             that lie on a CUDA device are not looked at before the launch: one outside [0, N) gives NaN.
-        augment: what may be drawn, and the output's size, at most 64 on CUDA.
+        augment: what may be drawn, and the output's size, at most 64 on CUDA; tone, blur, noise and sobel are for the
+            CPU only.
         seed: the key, [0, 2^64).
         epoch: [0, 2^32).
         view: several views of an image in one epoch differ by this, [0, 256).
@@ -103,7 +106,7 @@ def augment_resident(
 
     Raises:
         DataError: images, index or out that do not fit together or are too large for the kernel.
-        OptionError: seed, epoch, view or dtype out of range.
+        OptionError: seed, epoch, view or dtype out of range, or an augmentation that CUDA kernels cannot do.
         ResourceError: a launch on a CUDA device that failed.
 
     Example:
@@ -128,8 +131,17 @@ def augment_resident(
         raise DataError(f"images: expected uint8 images [N, H, W, C], found {found}")
     rows = check_index(index, len(source))
     params = sample_parameters(augment, source.shape[1], source.shape[2], rows, seed=seed, epoch=epoch, view=view)
+    effects = sample_effects(augment, rows, seed=seed, epoch=epoch, view=view) if augment.draws_effects else None
     result = augment_on_cpu(
-        source, params, augment, rows=rows, out=out, dtype=dtype, channels_last=channels_last, threads=threads
+        source,
+        params,
+        augment,
+        effects=effects,
+        rows=rows,
+        out=out,
+        dtype=dtype,
+        channels_last=channels_last,
+        threads=threads,
     )
     return (result, params) if return_parameters else result
 
@@ -172,9 +184,20 @@ def check_resident(images: Any, augment: Augment) -> None:
 
     Raises:
         DataError: not contiguous uint8 [N, H, W, C] with C = 1 or 3, or a side that is too long.
+        OptionError: an augmentation that only the CPU kernels can do.
     """
     import torch
 
+    if augment.draws_effects or augment.sobel:
+        raise OptionError(
+            "augment: expected no tone, blur, noise or sobel for images on CUDA, found "
+            + ", ".join(
+                f"{name}={getattr(augment, name)}"
+                for name in ("tone_probability", "blur_probability", "noise_probability", "sobel")
+                if getattr(augment, name)
+            )
+            + "; augment these images on the CPU"
+        )
     shape = tuple(images.shape)
     if images.dtype != torch.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or min(shape[1:]) < 1:
         raise DataError(f"images: expected uint8 [N, H, W, C] with C = 1 or 3, found {images.dtype} {shape}")

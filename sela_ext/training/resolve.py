@@ -353,7 +353,7 @@ def named_augment(name: Any, size: int, option: str = "augment") -> Augment:
     Raises:
         OptionError: unknown name.
     """
-    known = ("none", "flip", "resized_crop", "sela", "cifar", "eval")
+    known = ("none", "flip", "resized_crop", "sela", "cifar", "aug_plus", "aug_plus_more", "eval")
     if isinstance(name, Augment):
         return name
     if name not in known:

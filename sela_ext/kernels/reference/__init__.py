@@ -5,10 +5,13 @@ from __future__ import annotations
 from sela_ext.kernels.reference.augment import (
     augment,
     augment_resident,
+    augment_views,
     permutation,
     philox4x32,
+    sample_effects,
     sample_parameters,
 )
+from sela_ext.kernels.reference.augment_planes import augment_planes, needed_boxes
 from sela_ext.kernels.reference.logits import store_logits
 from sela_ext.kernels.reference.newton import newton_product, newton_prune, newton_rows, newton_solve, newton_sums
 from sela_ext.kernels.reference.rounding import best_labels, column_margins, find_candidates, smooth_prices
@@ -16,10 +19,13 @@ from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
 
 __all__ = [
     "augment",
+    "augment_planes",
     "augment_resident",
+    "augment_views",
     "best_labels",
     "column_margins",
     "find_candidates",
+    "needed_boxes",
     "newton_product",
     "newton_prune",
     "newton_rows",
@@ -27,6 +33,7 @@ __all__ = [
     "newton_sums",
     "permutation",
     "philox4x32",
+    "sample_effects",
     "sample_parameters",
     "sinkhorn_pass",
     "smooth_prices",

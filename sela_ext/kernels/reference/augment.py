@@ -9,7 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sela_ext.errors import OptionError
-from sela_ext.kernels.augment import PARAMETERS, Augment, check_key, check_output, check_sampling, check_source
+from sela_ext.kernels.augment import (
+    EFFECTS,
+    PARAMETERS,
+    Augment,
+    check_effects,
+    check_key,
+    check_output,
+    check_sampling,
+    check_source,
+    output_shape,
+)
 from sela_ext.kernels.augment_resident import check_index
 
 if TYPE_CHECKING:
@@ -18,7 +28,7 @@ if TYPE_CHECKING:
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
 
-_SHUFFLE, _CROP, _FLIP, _COLOUR = 0, 1, 2, 3
+_SHUFFLE, _CROP, _FLIP, _COLOUR, _EFFECTS, _NOISE = range(6)
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
@@ -168,6 +178,26 @@ def _sample_boxes(
     out["left"][left_over] = ((wide - out["width"]) // 2)[left_over]
 
 
+def sample_effects(
+    augment: Augment, index: npt.ArrayLike, *, seed: int, epoch: int, view: int = 0
+) -> npt.NDArray[np.void]:
+    """Twin of sela_ext.kernels.sample_effects: equal bits."""
+    check_key(seed, epoch, view)
+    ids = check_sampling(augment, 1, 1, index)[2]
+    out = np.zeros(len(ids), EFFECTS)
+    first, second, third = (_draw(seed, epoch, ids, view, draw, _EFFECTS) for draw in range(3))
+    unit, more = _unit(first), _unit(second)
+    blurs = unit[:, 0] < np.float32(augment.blur_probability)
+    out["blur"] = np.where(blurs, _between(augment.blur_sigma, unit[:, 1]), 0.0)
+    tones = unit[:, 2] < np.float32(augment.tone_probability)
+    out["tone"] = np.where(tones, 1 + _below(first[:, 3], 3), 0)
+    out["sharpness"] = np.where(out["tone"] == 3, _between(augment.factor_range("sharpness"), more[:, 0]), 1.0)
+    noisy = more[:, 1] < np.float32(augment.noise_probability)
+    out["noise"] = np.where(noisy, _between(augment.noise_sigma, more[:, 2]), 0.0)
+    out["noise_key"] = third[:, :2]
+    return out
+
+
 def _luma(image: torch.Tensor) -> torch.Tensor:
     return 0.2989 * image[0:1] + 0.587 * image[1:2] + 0.114 * image[2:3] if len(image) == 3 else image
 
@@ -208,11 +238,97 @@ def _jitter(image: torch.Tensor, record: npt.NDArray[np.void]) -> torch.Tensor:
     return image
 
 
+def _equalize(plane: torch.Tensor) -> torch.Tensor:
+    """Histogram equalisation over 256 levels, as Pillow's ImageOps and torchvision do it."""
+    import torch
+
+    levels = (plane * 255.999).to(torch.uint8).long()
+    counts = torch.bincount(levels.flatten(), minlength=256)
+    step = int(counts.sum() - counts[counts.nonzero().max()]) // 255
+    if step == 0:
+        return levels / 255
+    below = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)[:-1]])
+    return ((below + step // 2) // step).clamp(0, 255)[levels] / 255
+
+
+def _autocontrast(plane: torch.Tensor) -> torch.Tensor:
+    low, high = plane.min(), plane.max()
+    return ((plane - low) / (high - low)).clamp(0, 1) if high - low > 1e-4 else plane
+
+
+def _sharpen(image: torch.Tensor, factor: float) -> torch.Tensor:
+    import torch
+
+    if min(image.shape[1:]) < 3:
+        return image.clamp(0, 1)
+    kernel = torch.ones(1, 1, 3, 3)
+    kernel[0, 0, 1, 1] = 5
+    mean = torch.nn.functional.conv2d(image[:, None], kernel / 13)[:, 0]
+    result = image.clone()
+    middle = image[:, 1:-1, 1:-1]
+    result[:, 1:-1, 1:-1] = factor * middle + (1 - factor) * mean
+    return result.clamp(0, 1)
+
+
+def _blur(image: torch.Tensor, sigma: float, radius: int) -> torch.Tensor:
+    import torch
+    import torch.nn.functional as functional
+
+    weight = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    weight = (weight / weight.sum()).float()
+    padded = functional.pad(image[:, None], [radius] * 4, mode="reflect")
+    return functional.conv2d(functional.conv2d(padded, weight.view(1, 1, -1, 1)), weight.view(1, 1, 1, -1))[:, 0]
+
+
+def _normal(key: npt.NDArray[np.uint32], channel: int, pixels: int) -> Floats:
+    """Standard normal numbers [pixels], by the polar form of Box and Muller.
+
+    Counter 16 b + l has the numbers of the pixels 64 b + 16 j + l, j = 0..3.
+    """
+    counter = np.zeros((-(-pixels // 64) * 16, 4), np.uint64)
+    counter[:, 0], counter[:, 1], counter[:, 3] = np.arange(len(counter)), channel, _NOISE
+    words = philox4x32(counter, key).reshape(-1, 16, 2, 2) >> np.uint64(8)
+    radius = np.sqrt(-2 * np.log((words[..., 0] + np.uint64(1)) / 2.0**24))
+    angle = 2 * np.pi * (words[..., 1] / 2.0**24)
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)  # [b, l, pair, half]
+    normal: Floats = pairs.transpose(0, 2, 3, 1).reshape(-1)[:pixels].astype(np.float32)
+    return normal
+
+
+def _apply_effects(image: torch.Tensor, record: npt.NDArray[np.void], augment: Augment, flip: bool) -> torch.Tensor:
+    """Tone, blur, flip and noise."""
+    import torch
+
+    tone = int(record["tone"])
+    if tone in (1, 2):
+        image = torch.stack([(_equalize if tone == 1 else _autocontrast)(plane) for plane in image])
+    if tone == 3:
+        image = _sharpen(image, float(record["sharpness"]))
+    if record["blur"] > 0:
+        image = _blur(image, float(record["blur"]), augment.blur_radius)
+    if flip:
+        image = image.flip(2)
+    if record["noise"] > 0:
+        normal = [_normal(record["noise_key"], c, image[0].numel()) for c in range(len(image))]
+        image = (image + float(record["noise"]) * torch.from_numpy(np.stack(normal)).view(image.shape)).clamp(0, 1)
+    return image
+
+
+def _gradients(image: torch.Tensor) -> torch.Tensor:
+    """DeepCluster's fixed filters on a normalised image [C, S, S]: gray of 1/C each, then Sobel's two."""
+    import torch
+
+    along = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    kernel = torch.stack([along, along.T])[:, None]
+    return torch.nn.functional.conv2d(image.mean(0)[None, None], kernel, padding=1)[0]
+
+
 def augment(
     source: npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]],
     params: npt.NDArray[np.void],
     augment: Augment,
     *,
+    effects: npt.NDArray[np.void] | None = None,
     rows: npt.ArrayLike | None = None,
     out: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
@@ -223,28 +339,80 @@ def augment(
     import torch
 
     images, picked, channels = check_source(source, rows, params)
-    size = augment.size
-    result = check_output(out, (len(params), channels, size, size), dtype, channels_last)
-    mean, std = (torch.tensor(values)[:, None, None] for values in augment.channel_values(channels))
+    drawn = check_effects(effects, augment, len(params))
+    shape = output_shape(augment, len(params), channels, out.dtype if dtype is None and out is not None else dtype)
+    result = check_output(out, shape, dtype, channels_last)
     for i, record in enumerate(params):
         pixels = images[i if picked is None else picked[i]]
         image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
-        top, left, height, width = (int(record[name]) for name in ("top", "left", "height", "width"))
-        if augment.crop == "center":
-            image = _resample(image, height, width)[:, top : top + size, left : left + size]
-        else:
-            image = _resample(image[:, top : top + height, left : left + width], size, size)
-        gray = channels == 3 and bool(record["gray"])
-        if gray and augment.gray_first:
-            image = _luma(image).expand(3, -1, -1)
-        if record["jitter"]:
-            image = _jitter(image, record)
-        if gray and not augment.gray_first:
-            image = _luma(image).expand(3, -1, -1)
-        if record["flip"]:
-            image = image.flip(2)
-        result[i] = (image - mean) / std
+        result[i] = finish(
+            resample(image, record, augment), record, None if drawn is None else drawn[i], augment, result.dtype
+        )
     return result
+
+
+def resample(image: torch.Tensor, record: npt.NDArray[np.void], augment: Augment) -> torch.Tensor:
+    """Crop and resample [C, H, W] to [C, size, size]; the flip comes later."""
+    size = augment.size
+    top, left, height, width = (int(record[name]) for name in ("top", "left", "height", "width"))
+    if augment.crop == "center":
+        return _resample(image, height, width)[:, top : top + size, left : left + size]
+    return _resample(image[:, top : top + height, left : left + width], size, size)
+
+
+def finish(
+    image: torch.Tensor,
+    record: npt.NDArray[np.void],
+    effects: npt.NDArray[np.void] | None,
+    augment: Augment,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Everything behind the resampling, for [C, size, size] in [0, 1]."""
+    import torch
+
+    channels = len(image)
+    gray = channels == 3 and bool(record["gray"])
+    if gray and augment.gray_first:
+        image = _luma(image).expand(3, -1, -1)
+    if record["jitter"]:
+        image = _jitter(image, record)
+    if gray and not augment.gray_first:
+        image = _luma(image).expand(3, -1, -1)
+    if effects is not None:
+        image = _apply_effects(image, effects, augment, bool(record["flip"]))
+    elif record["flip"]:
+        image = image.flip(2)
+    if dtype == torch.uint8:
+        return (image.clamp(0, 1) * 255).round()
+    mean, std = (torch.tensor(values)[:, None, None] for values in augment.channel_values(channels))
+    image = (image - mean) / std
+    return _gradients(image) if augment.sobel else image
+
+
+def augment_views(
+    source: npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]],
+    views: Sequence[Augment],
+    index: npt.ArrayLike,
+    *,
+    seed: int,
+    epoch: int,
+    first_view: int = 0,
+    rows: npt.ArrayLike | None = None,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    threads: int = 0,
+) -> list[torch.Tensor]:
+    """Twin of sela_ext.kernels.augment_views."""
+    shapes = [source.shape[1:3]] if hasattr(source, "shape") else [image.shape[:2] for image in source]
+    heights, widths = np.array(shapes, dtype=np.int64).reshape(-1, 2).T
+    batches = []
+    for view, what in enumerate(views, first_view):
+        params = sample_parameters(what, heights, widths, index, seed=seed, epoch=epoch, view=view)
+        effects = sample_effects(what, index, seed=seed, epoch=epoch, view=view)
+        batches.append(
+            augment(source, params, what, effects=effects, rows=rows, dtype=dtype, channels_last=channels_last)
+        )
+    return batches
 
 
 _augment = augment  # the name below is an argument's too
@@ -270,9 +438,12 @@ def augment_resident(
     tensor = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
     pixels, rows = tensor.cpu().numpy(), check_index(index, len(tensor))
     params = sample_parameters(augment, pixels.shape[1], pixels.shape[2], rows, seed=seed, epoch=epoch, view=view)
-    shape = (len(rows), pixels.shape[3], augment.size, augment.size)
+    effects = sample_effects(augment, rows, seed=seed, epoch=epoch, view=view)
+    shape = output_shape(augment, len(rows), pixels.shape[3], dtype)
     result = check_output(out, shape, dtype, channels_last, tensor.device)
-    result.copy_(_augment(pixels, params, augment, rows=rows, dtype=result.dtype, channels_last=channels_last))
+    result.copy_(
+        _augment(pixels, params, augment, effects=effects, rows=rows, dtype=result.dtype, channels_last=channels_last)
+    )
     return (result, params) if return_parameters else result
 
 
@@ -281,6 +452,8 @@ def _resample(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
     if tuple(image.shape[1:]) == (height, width):
         return image
+    if width == 1 and height > 1:  # torch 2.14 repeats the first row where the output is one pixel wide
+        return _resample(image.transpose(1, 2), width, height).transpose(1, 2)
     return functional.interpolate(
         image[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True
     )[0]

@@ -203,15 +203,18 @@ def most_resident(rows: Sequence[Row]) -> Value:
 LSE, SUM, OFFICIAL = "torch logsumexp", "torch softmax + sum", "official float64, numpy"
 
 F32 = ("float32",)
+BOUNDED = ("float32", "float32, bounds")  # the bounds are of float32 logits, too
 TARGETS = (
     Target("dense iteration, float32, against logsumexp", "x", 18, 28, True, iteration_ratio("dense", F32, LSE)),
     Target("... against softmax + sum", "x", 8, 12, True, iteration_ratio("dense", F32, SUM)),
     Target("dense iteration, 16 bits, against logsumexp", "x", 26, 40, True, iteration_ratio("dense", SIXTEEN, LSE)),
     Target("... against softmax + sum", "x", 11, 17, True, iteration_ratio("dense", SIXTEEN, SUM)),
-    Target("peaked iteration, float32, against logsumexp", "x", 100, 150, True, iteration_ratio("peaked", F32, LSE)),
-    Target("... against softmax + sum", "x", 30, 42, True, iteration_ratio("peaked", F32, SUM)),
-    Target("... against official float64", "x", 8, 12, True, iteration_ratio("peaked", F32, OFFICIAL)),
-    Target("share of the read bandwidth, peaked float32", "%", 85, 95, True, bandwidth_share("peaked")),
+    Target(
+        "peaked iteration, float32, against logsumexp", "x", 100, 150, True, iteration_ratio("peaked", BOUNDED, LSE)
+    ),
+    Target("... against softmax + sum", "x", 30, 42, True, iteration_ratio("peaked", BOUNDED, SUM)),
+    Target("... against official float64", "x", 8, 12, True, iteration_ratio("peaked", BOUNDED, OFFICIAL)),
+    Target("share of the read bandwidth, peaked float32, without bounds", "%", 85, 95, True, bandwidth_share("peaked")),
     Target("share of the read bandwidth, dense float32", "%", 42, 60, True, bandwidth_share("dense")),
     Target("reads to L1 1e-6, trained 60k x 128", "", 12, 7, False, reads("trained 60k x 128", 1e-6)),
     Target("reads to L1 1e-6, trained 60k x 1000", "", 14, 9, False, reads("trained 60k x 1000", 1e-6)),

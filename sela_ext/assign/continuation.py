@@ -38,7 +38,7 @@ STEP = math.sqrt(2.0)  # of lambda, from one solve on the candidates to the next
 # The first stages read a part of the rows, at least SAMPLE and so many per column; each stage MORE_ROWS times as many
 # as the one before: its potential is nearer to that of all rows, and less is left to do on them (1,281,167 x 1000: half
 # the time).
-SAMPLE, SAMPLE_PER_COLUMN, MORE_ROWS = 2048, 4, 8
+SAMPLE, SAMPLE_PER_COLUMN, MORE_ROWS = 2048, 8, 8
 # A part of the rows is followed up to the lambda with so many entries per row, the next one further by FURTHER: beyond,
 # few rows mislead. Where columns move further than its candidates reach, it is read up to AGAIN times more: that costs
 # less than the same on all rows.
@@ -52,6 +52,7 @@ FAINT, FAINTEST = 14.0, -280.0
 AT_REST = 1e-5  # nats: float32 potentials are not exactly log b
 SMALLEST, THIN = 2.0**-12, 6.0  # the continuation begins at a smaller lambda when rows have fewer entries
 PROGRESS = 0.8  # a stage that another pass does not improve so much is left
+LOST, DESCENTS = 0.05, 2  # for a smaller lambda while its error is above this, so many times
 
 
 def entries_per_row(problem: Problem) -> float:
@@ -162,6 +163,7 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
     rising = False  # lambda was too small before
     again = 0  # so many times this part of the rows was left unsolved
     last_factor, last_error = 0.0, math.inf
+    descents = DESCENTS
     while factor < 1.0 and problem.full_passes + problem.rows_read(every) / rows + 1 <= problem.max_passes:
         reading = every if found else looking
         at = problem.evaluate(
@@ -172,8 +174,13 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
             rising, wish = True, raised(factor, 2.0)
         elif not rising and factor > SMALLEST and at.candidates.entries < thin * at.candidates.rows:
             wish = factor / 4
-        elif factor == last_factor and at.error > PROGRESS * last_error:  # the way on may be easier than the rest here
-            wish = raised(factor, STEP)
+        elif factor == last_factor and at.error > PROGRESS * last_error:
+            if (
+                every == 1 and at.error > LOST and descents > 0
+            ):  # too far away: candidates reach further where it is smooth
+                wish, descents = factor / 4, descents - 1
+            else:  # the way on may be easier than the rest here
+                wish = raised(factor, STEP)
         if wish != factor:
             potential, factor = problem.scaled(potential, wish / factor), wish
             continue

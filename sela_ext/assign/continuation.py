@@ -175,9 +175,7 @@ def continued(problem: Problem, start: Vector, factor: float, steps: list[int]) 
         elif not rising and factor > SMALLEST and at.candidates.entries < thin * at.candidates.rows:
             wish = factor / 4
         elif factor == last_factor and at.error > PROGRESS * last_error:
-            if (
-                every == 1 and at.error > LOST and descents > 0
-            ):  # too far away: candidates reach further where it is smooth
+            if every == 1 and at.error > LOST and descents > 0:  # far away: candidates reach further where it is smooth
                 wish, descents = factor / 4, descents - 1
             else:  # the way on may be easier than the rest here
                 wish = raised(factor, STEP)

@@ -216,3 +216,22 @@ def test_little_of_a_file_is_resident(method, sharpness, rows, cols, tmp_path):
     assert int(grown) < 220e6
     assert float(passes) > 2
     assert int(smallest) >= 0
+
+
+@pytest.mark.parametrize("part", [np.s_[:, 20:], np.s_[1:, 5:], np.s_[:, ::2], np.s_[3:, 1::3], np.s_[::2, 32:]])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_some_columns_of_a_file_are_not_cut_off(part, kind, tmp_path, small_parts):
+    logits = peaked(300, 33)
+    logits.tofile(tmp_path / "logits")
+    found = np.memmap(tmp_path / "logits", np.float32, "r", shape=logits.shape)
+    if kind == "torch":
+        found = torch.from_file(str(tmp_path / "logits"), size=logits.size).reshape(logits.shape)
+    found = found[part]
+    assert MappedRows.find(found, "logits") is not None
+    g = np.linspace(-1, 1, found.shape[1])
+    a = logits_pass(found, g, scale=25.0)
+    b = logits_pass(np.ascontiguousarray(logits[part]), g, scale=25.0)
+    assert np.array_equal(a.exact, b.exact)
+    os.truncate(tmp_path / "logits", logits.nbytes - 4 * 33 * 2)
+    with pytest.raises(DataError, match="the file is cut off"):
+        MappedRows.find(found, "logits")

@@ -237,8 +237,7 @@ class RankShard(Shard):
             0 if kept is None or kept.overflow else kept.entries,
             kept is not None and kept.overflow,
         )
-        assert self.largest_weight is not None
-        columns, objective, weight, masked = from_exact(exact, self._rows, self.largest_weight)
+        columns, objective, weight, masked = from_exact(exact, sums.rows_in_all, sums.largest_weight)
         if kept is not None and (overflows or entries > kept.limit):
             kept = too_many_candidates(kept.cols, kept.level)
         elif kept is not None:

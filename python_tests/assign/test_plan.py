@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import sela_ext
 from sela_ext import memory_plan
 from sela_ext.assign import plan, storage
 from sela_ext.assign.plan import WORKSPACE, available_memory, check_memory
+from sela_ext.assign.shards import Shard
+from sela_ext.assign.ties import break_ties
 from sela_ext.errors import OptionError, ResourceError
 
 GIB = 1 << 30
@@ -238,3 +241,15 @@ def test_a_solve_keeps_to_bytes_per_entry(kind, gate, options):
     assert stored == options.get("storage", "float16" if kind != "features" else "float32")
     assert grown <= gate * rows * cols + WORKSPACE  # what does not grow with the rows
     assert grown <= 1.02 * planned.total
+
+
+def test_ties_take_no_memory_per_entry():
+    logits = np.broadcast_to(np.float32(0), (100_000, 64))
+    labels, target = np.zeros(100_000, np.int32), np.full(64, 1 / 64)
+    tracemalloc.start()
+    changed = break_ties(logits, labels, np.zeros(64), 25.0, target, Shard())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.ptp(np.bincount(labels)) <= 1
+    assert changed == (labels > 0).sum()
+    assert peak < 15e6  # 4 bytes for each entry would be 26 MB

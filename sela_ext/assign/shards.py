@@ -79,11 +79,13 @@ class Shard:
         first_row: of the whole matrix, here; a multiple of 128.
         largest_weight: of all rows of the matrix; None: of those here.
         ranks: number of ranks.
+        rank: of this process.
     """
 
     first_row: int = 0
     largest_weight: float | None = None
     ranks: int = 1
+    rank: int = 0
 
     def __enter__(self) -> Shard:
         return self

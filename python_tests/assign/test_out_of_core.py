@@ -13,6 +13,7 @@ from sela_ext.assign import mapped, sources, storage
 from sela_ext.assign.mapped import MappedRows
 from sela_ext.assign.sources import logits_pass
 from sela_ext.errors import DataError
+from sela_ext.kernels import find_candidates
 
 
 def peaked(rows, cols, seed=0):
@@ -235,3 +236,26 @@ def test_some_columns_of_a_file_are_not_cut_off(part, kind, tmp_path, small_part
     os.truncate(tmp_path / "logits", logits.nbytes - 4 * 33 * 2)
     with pytest.raises(DataError, match="the file is cut off"):
         MappedRows.find(found, "logits")
+
+
+@pytest.mark.parametrize(
+    ("selected", "read"),
+    [(None, 1001), (np.arange(100, 880, 7), 896), (np.arange(300, 310), 128), (np.zeros(0, np.int64), 0)],
+)
+def test_lists_of_columns_are_made_part_by_part(selected, read, tmp_path, small_parts, monkeypatch):
+    logits = peaked(1001, 33)
+    prices, labels = np.linspace(-1, 1, 33), np.arange(1001, dtype=np.int32) % 33
+    options = {"selected": selected, "scale": 25.0, "count": 4, "tie": 1e-5, "first_row": 256}
+    whole = sources.best_columns(logits, prices, labels, **options)
+    lengths = []
+
+    def watched(block, *arguments, **given):
+        lengths.append(len(block))
+        return find_candidates(block, *arguments, **given)
+
+    monkeypatch.setattr(sources, "find_candidates", watched)
+    parts = sources.best_columns(on_disk(tmp_path, logits), prices, labels, **options)
+    for name in ("columns", "values", "found", "regret"):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name))
+    assert max(lengths) <= 128
+    assert sum(lengths) == read

@@ -309,14 +309,11 @@ def best_columns(
     **options: Any,
 ) -> Candidates:
     """`find_candidates` over anything that `assign` takes, with its arguments; selected rows must ascend."""
-    if not isinstance(logits, FeatureLogits):
-        lists = find_candidates(
+    computed = logits if isinstance(logits, FeatureLogits) else None
+    if computed is None and _mapped(logits) is None:
+        return find_candidates(
             logits, prices, labels, selected=selected, threads=threads, first_row=first_row, **options
         )
-        mapped = _mapped(logits)
-        if mapped is not None:
-            mapped.done(0, mapped.rows)
-        return lists
     check_search(logits, prices, options.get("label_prices"), labels, 1.0, options.get("count", 16), selected)
     chosen = np.arange(len(logits)) if selected is None else np.asarray(selected, np.int64)
 
@@ -324,10 +321,9 @@ def best_columns(
         begin, end = np.searchsorted(chosen, (first, last))
         return int(begin), int(end)
 
-    def search(first: int, block: Any) -> Candidates:
+    def search(first: int, block: Any, threads: int) -> Candidates:
         begin, end = places(first, first + len(block))
         own = labels[first : first + len(block)]
-        threads = 0 if logits.on_cuda else 1
         return find_candidates(
             block,
             prices,
@@ -342,9 +338,14 @@ def best_columns(
         begin, end = places(first, last)
         return end > begin
 
-    found = list(logits.tiles(search, threads=threads, wanted=wanted))
+    if computed is not None:
+        each = 0 if computed.on_cuda else 1
+        found = list(computed.tiles(lambda first, block: search(first, block, each), threads=threads, wanted=wanted))
+    else:
+        parts = array_parts(logits)
+        found = [search(first, block, threads) for first, block in parts if wanted(first, first + len(block))]
     if not found:
-        return search(0, np.empty((0, logits.shape[1]), np.float32))
+        return search(0, np.empty((0, logits.shape[1]), np.float32) if computed is not None else logits[:0], threads)
     return Candidates(
         *(np.concatenate([getattr(part, name) for part in found]) for name in ("columns", "values", "found", "regret"))
     )

@@ -351,3 +351,12 @@ def test_cuda_logits_are_balanced():
     assert a.labels.is_cuda
     assert_balanced(a.labels.cpu().numpy(), 60)
     assert a.gap <= 1e-3
+
+
+def test_images_that_can_only_go_to_an_empty_cluster_are_balanced_as_none():
+    logits = np.full((300, 3), -np.inf, np.float32)
+    logits[:, 1] = 0.0
+    with pytest.warns(UnbalancedLabelsWarning):
+        a = sela_ext.assign(logits, marginals=[1, 0, 1], balance="exact", max_passes=5)
+    assert (a.labels == -1).all()
+    assert a.sizes.tolist() == [0, 0, 0]

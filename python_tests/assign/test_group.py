@@ -209,6 +209,10 @@ CASES = {
         smooth_logits(6001, 101, seed=21) @ np.diag(1 + np.arange(101) / 20).astype(np.float32),
         {"balance": "exact", "tol": 0.3},
     ),
+    "exact sizes, far from balance, heavy rows": (
+        smooth_logits(6001, 6, seed=1) @ smooth_logits(6, 101, seed=2) / np.float32(4),
+        {"balance": "exact", "tol": 0.3, "row_weights": np.where(np.arange(6001) % 5, 1.0, 7.0)},
+    ),
     "an empty cluster": (smooth_logits(1501, 31, seed=22), {"marginals": np.arange(31)}),
     "bounded, sampled": (
         peaked_logits(17_000, 40, seed=23),

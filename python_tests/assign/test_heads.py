@@ -131,3 +131,9 @@ def test_what_does_not_fit_is_refused():
         assign_heads(features, [own[0], np.zeros((3, 5))])
     with pytest.raises(DataError, match="features: expected"):
         assign_heads(features[0], own)
+
+
+def test_over_ranks_heads_go_one_by_one():
+    features, own = features_and_heads()
+    with pytest.raises(OptionError, match="joint: expected False or None with group=, found True"):
+        assign_heads(features, own, joint=True, group=True)

@@ -13,6 +13,7 @@ from sela_ext.assign import mapped, sources, storage
 from sela_ext.assign.mapped import MappedRows
 from sela_ext.assign.sources import logits_pass
 from sela_ext.errors import DataError
+from sela_ext.kernels import find_candidates
 
 
 def peaked(rows, cols, seed=0):
@@ -216,3 +217,45 @@ def test_little_of_a_file_is_resident(method, sharpness, rows, cols, tmp_path):
     assert int(grown) < 220e6
     assert float(passes) > 2
     assert int(smallest) >= 0
+
+
+@pytest.mark.parametrize("part", [np.s_[:, 20:], np.s_[1:, 5:], np.s_[:, ::2], np.s_[3:, 1::3], np.s_[::2, 32:]])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_some_columns_of_a_file_are_not_cut_off(part, kind, tmp_path, small_parts):
+    logits = peaked(300, 33)
+    logits.tofile(tmp_path / "logits")
+    found = np.memmap(tmp_path / "logits", np.float32, "r", shape=logits.shape)
+    if kind == "torch":
+        found = torch.from_file(str(tmp_path / "logits"), size=logits.size).reshape(logits.shape)
+    found = found[part]
+    assert MappedRows.find(found, "logits") is not None
+    g = np.linspace(-1, 1, found.shape[1])
+    a = logits_pass(found, g, scale=25.0)
+    b = logits_pass(np.ascontiguousarray(logits[part]), g, scale=25.0)
+    assert np.array_equal(a.exact, b.exact)
+    os.truncate(tmp_path / "logits", logits.nbytes - 4 * 33 * 2)
+    with pytest.raises(DataError, match="the file is cut off"):
+        MappedRows.find(found, "logits")
+
+
+@pytest.mark.parametrize(
+    ("selected", "read"),
+    [(None, 1001), (np.arange(100, 880, 7), 896), (np.arange(300, 310), 128), (np.zeros(0, np.int64), 0)],
+)
+def test_lists_of_columns_are_made_part_by_part(selected, read, tmp_path, small_parts, monkeypatch):
+    logits = peaked(1001, 33)
+    prices, labels = np.linspace(-1, 1, 33), np.arange(1001, dtype=np.int32) % 33
+    options = {"selected": selected, "scale": 25.0, "count": 4, "tie": 1e-5, "first_row": 256}
+    whole = sources.best_columns(logits, prices, labels, **options)
+    lengths = []
+
+    def watched(block, *arguments, **given):
+        lengths.append(len(block))
+        return find_candidates(block, *arguments, **given)
+
+    monkeypatch.setattr(sources, "find_candidates", watched)
+    parts = sources.best_columns(on_disk(tmp_path, logits), prices, labels, **options)
+    for name in ("columns", "values", "found", "regret"):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name))
+    assert max(lengths) <= 128
+    assert sum(lengths) == read

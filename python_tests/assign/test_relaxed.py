@@ -134,3 +134,34 @@ def test_threads_kinds_dead_clusters_and_bad_rows(options):
         dead = sela_ext.assign(logits, **options)
     assert dead.sizes[2] == 0
     assert dead.converged
+
+
+@pytest.mark.parametrize("options", [{"relax": 0.5}, {"size_bounds": (900, 1300)}])
+@pytest.mark.parametrize("method", ["newton", "anderson", "auto"])
+def test_a_part_whose_rows_all_have_weight_zero_is_read_with_the_others(options, method):
+    logits = np.random.default_rng(6).standard_normal((20_000, 12)).astype(np.float32)
+    group = np.arange(20_000) // 4
+    weights = ((group % 4 > 0) & (group % 9 > 0)).astype(float)  # parts are every 4th or every 9th group
+    a = sela_ext.assign(logits, lam=40.0, tol=1e-4, method=method, row_weights=weights, **options)
+    alone = sela_ext.assign(logits[weights > 0], lam=40.0, tol=1e-4, method=method, **options)
+    assert a.converged
+    assert a.objective == pytest.approx(alone.objective, abs=1e-5)
+    assert all(entry.get("rows", 20_000) == 20_000 for entry in a.history)
+
+
+@pytest.mark.parametrize("options", [{}, {"relax": 0.5}, {"size_bounds": (10, 120)}])
+def test_progress_is_told_what_the_history_holds(options):
+    logits = np.random.default_rng(7).standard_normal((600, 9)).astype(np.float32)
+    told = []
+    a = sela_ext.assign(logits, progress=lambda entry: told.append(dict(entry)), **options)
+    assert told == list(a.history)
+    assert told[-1]["error"] == a.error
+    assert told[-1]["objective"] == a.objective
+
+
+@pytest.mark.parametrize("max_passes", [3, 42, 60])
+def test_bounded_solves_keep_to_their_passes(max_passes):
+    logits = (3 * np.random.default_rng(8).standard_normal((20_000, 12))).astype(np.float32)
+    for method in ("auto", "anderson"):
+        a = sela_ext.assign(logits, size_bounds=(1600, 1700), tol=0.0, max_passes=max_passes, method=method)
+        assert a.passes <= max_passes

@@ -342,3 +342,15 @@ def test_first_row_and_rows_in_all_are_checked():
         kernels.sinkhorn_pass(logits, potential, first_row=128, rows_in_all=137)
     with pytest.raises(OptionError, match="largest_weight"):
         kernels.sinkhorn_pass(logits, potential, row_weights=np.full(10, 2.0), largest_weight=1.0)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 33, 1000])
+@pytest.mark.parametrize(("first_row", "rows"), [(0, 1), (0, 131), (0, 1001), (384, 1001), (128, 0)])
+def test_entries_are_those_of_the_rows_that_are_read(every, first_row, rows):
+    logits = np.random.default_rng(0).standard_normal((rows, 17)).astype(np.float32)
+    options = {"every": every, "first_row": first_row, "rows_in_all": 3000}
+    found = kernels.sinkhorn_pass(logits, np.zeros(17), **options)
+    read = np.arange(first_row, first_row + rows) // 4 % every == 0
+    assert found.entries == 17 * read.sum()
+    assert found.weight == read.sum()
+    assert found.live_share == 1.0

@@ -1,9 +1,11 @@
 """Label assignment: balanced labels from logits.
 
-`assign` is the entry. solve.py holds it; problem.py checks what it is given and runs the fused pass; sinkhorn.py,
-anderson.py and official.py are the iterations; marginals.py, ties.py and balance.py deal with cluster sizes;
-shards.py joins the ranks that rows are spread over; certificate.py judges results by the logits alone; batch.py is the
-online form for one batch.
+`assign` is the entry. solve.py holds it; problem.py runs the fused pass at a potential; newton.py (with
+continuation.py), anderson.py, sinkhorn.py and official.py are the methods; marginals.py, relaxed.py, ties.py and
+balance.py deal with cluster sizes. sources.py reads logits wherever they are: in arrays, in mapped.py's files, in
+features.py's products, which heads.py shares among several heads; storage.py makes 16-bit copies, and plan.py counts
+the memory. shards.py joins the ranks that rows are spread over; certificate.py judges results by the logits alone;
+batch.py is the online form for one batch.
 """
 
 from __future__ import annotations

@@ -100,8 +100,10 @@ def solve_part(problem: Problem, start: Vector, every: int, memory: Memory) -> V
         residual = problem.centred(at.sinkhorn_step(problem.target))
         if before is not None:
             memory.add(at.potential - before[0].potential, residual - before[1])
-        if at.error <= enough or (before is not None and at.error > RESTART * before[0].error):
+        if at.error <= enough:
             break
+        if before is not None and at.error > RESTART * before[0].error:
+            return before[0].potential
         before = at, residual
         potential = problem.centred(at.potential + memory.step(residual))
     return potential

@@ -126,6 +126,8 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
     active = labels >= 0
     total = int(active.sum())
     shares = np.where(dead, 0.0, problem.target)
+    if not total or not shares.sum() > 0:  # no image, or none that a cluster with a share may get
+        return Balanced(labels[own], potential, 0.0, 0)
     wanted = shares / shares.sum() * total
     low, high = admissible_sizes(shares / shares.sum(), total)
     rows = np.flatnonzero(active)
@@ -266,7 +268,7 @@ def _bonus(problem: Problem, prices: Vector, labels: Labels, rows: Longs, window
 def _improved(
     problem: Problem, prices: Vector, active: npt.NDArray[np.bool_], shares: Vector, sharpness: float, every: int
 ) -> Vector:
-    """Sinkhorn iterations at sharpness * lambda on every so many blocks of rows."""
+    """Sinkhorn iterations at sharpness * lambda on every so many groups of rows."""
     weights = None if active.all() else active[problem.own].astype(np.float32)
     reference = None
     wanted = shares / shares.sum()

@@ -70,8 +70,6 @@ class FeatureLogits:
     """
 
     def __init__(self, features: Any, weight: Any, bias: Any = None, *, normalize: bool = False) -> None:
-        import torch
-
         shape: tuple[int, ...] = tuple(getattr(features, "shape", ()))
         if len(shape) != 2 or shape[1] < 1:
             found = f"shape {shape}" if shape else type(features).__name__
@@ -94,7 +92,6 @@ class FeatureLogits:
         if self.weight.device.type not in ("cpu", "cuda"):
             raise OptionError(f"weight: expected it on cpu or cuda, found {self.weight.device}; move it")
         self._local = threading.local()
-        assert isinstance(self._rows, torch.Tensor)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -135,10 +132,6 @@ class FeatureLogits:
     def rows_read(self, first: int, last: int) -> torch.Tensor:
         """Features of these rows, copied."""
         return self._rows[first:last].clone()
-
-    def with_head(self, weight: Any, bias: Any = None) -> FeatureLogits:
-        """The same features under another head."""
-        return FeatureLogits(self.features, weight, bias, normalize=self.normalize)
 
     def __getitem__(self, rows: Any) -> Any:
         """Logits of some rows, float32, of the kind of the features (torch where the weights are).

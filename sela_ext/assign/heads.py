@@ -42,7 +42,7 @@ def assign_heads(
         normalize: see `FeatureLogits`.
         joint: whether to read the features once for all heads. None: where they lie in a file that the page cache
             cannot hold; otherwise the products take the time, and head by head takes the least memory. Heads that do
-            not fit into memory together are taken in groups.
+            not fit into memory together are taken in groups. Not with group=, whose ranks go head by head.
         marginals: one for each head, see `assign`; None: equal shares.
         start: one for each head, see `assign`; entries may be None.
         threads: CPU threads, 0 for all.
@@ -52,7 +52,7 @@ def assign_heads(
         One Assignment per head.
 
     Raises:
-        OptionError: no head, or other numbers of marginals or starts than of heads.
+        OptionError: no head, other numbers of marginals or starts than of heads, or joint=True with group=.
 
     Example:
         >>> import numpy as np, sela_ext
@@ -80,6 +80,10 @@ def assign_heads(
     ]
     pairs = [(head[0], head[1]) if isinstance(head, tuple) else (head, None) for head in heads]
     logits = [_JointLogits(features, *pair, normalize=normalize) for pair in pairs]
+    if options.get("group") is not None:  # side by side, solves would meet those of other heads on other ranks
+        if joint:
+            raise OptionError("joint: expected False or None with group=, found True; ranks go head by head")
+        joint = False
     if joint is None:
         mapped = logits[0].mapped()
         free = available_memory()

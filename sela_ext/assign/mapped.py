@@ -48,12 +48,15 @@ class MappedRows:
         if is_tensor(array):
             if array.device.type != "cpu":
                 return None
-            address, stride = array.data_ptr(), int(array.stride(0)) * array.element_size()
+            item = array.element_size()
+            address, strides = array.data_ptr(), [int(step) * item for step in array.stride()]
         else:
-            address, stride = array.ctypes.data, int(array.strides[0])
-        size = stride * rows
-        if size < SMALLEST:  # of negative strides, too
+            item = array.itemsize
+            address, strides = array.ctypes.data, list(array.strides)
+        stride = strides[0]
+        if stride * rows < SMALLEST or min(strides) < 0:
             return None
+        size = item + sum((int(n) - 1) * step for n, step in zip(array.shape, strides, strict=True))
         found = _map_at(address)
         if found is None:
             return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sela_ext.errors import OptionError, ResourceError
+from sela_ext.kernels.bounds import bounds_nbytes
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 STORED = ("float16", "bfloat16", "fixed16")
@@ -36,6 +37,7 @@ class MemoryPlan:
         cols: K.
         logits: the logits as they are; 0 where they are computed, or mapped from a file.
         copy: a 16-bit copy with its row maxima.
+        bounds: chunk bounds of what passes read, made when few of its entries count, and only where there is room.
         vectors: log-sum-exp, labels and the like, O(N).
         candidates: entries that Newton's method keeps: what it usually takes.
         candidates_most: the same at its limit.
@@ -47,6 +49,7 @@ class MemoryPlan:
     cols: int
     logits: int
     copy: int
+    bounds: int
     vectors: int
     candidates: int
     candidates_most: int
@@ -56,7 +59,7 @@ class MemoryPlan:
     @property
     def extra(self) -> int:
         """Beside the logits."""
-        return self.copy + self.vectors + max(self.candidates, self.balance) + self.workspace
+        return self.copy + self.bounds + self.vectors + max(self.candidates, self.balance) + self.workspace
 
     @property
     def total(self) -> int:
@@ -73,6 +76,7 @@ class MemoryPlan:
         parts = {
             "logits": self.logits,
             "16-bit copy": self.copy,
+            "bounds": self.bounds,
             "rows": self.vectors,
             "candidates": self.candidates,
             "balance": self.balance,
@@ -115,9 +119,9 @@ def memory_plan(
 
     Example:
         >>> from sela_ext import memory_plan
-        >>> plan = memory_plan(1_281_167, 3000, dtype="float16")
+        >>> plan = memory_plan(1_281_167, 3000, dtype="float16", method="anderson")
         >>> plan.describe()
-        '7.92 GiB: logits 7.16 GiB, rows 0.03 GiB, candidates 0.70 GiB, work 0.04 GiB; 2.21 bytes per entry'
+        '7.45 GiB: logits 7.16 GiB, bounds 0.23 GiB, rows 0.03 GiB, work 0.04 GiB; 2.08 bytes per entry'
         >>> memory_plan(1_281_167, 3000, source="features").per_entry < 0.25
         True
     """
@@ -135,6 +139,7 @@ def memory_plan(
     copy = rows * (2 * cols + ROW_MAXIMUM) if storage in STORED else 0
     if stop == "official":
         copy = rows * cols * 8
+    read = storage if storage in STORED else dtype if source == "memory" and not double else None
     newton = method in ("auto", "newton") and stop == "l1"
     most = min(128, max(16, 2 * cols))
     workspace = WORKSPACE + 64 * 8 * 4 * cols
@@ -147,6 +152,7 @@ def memory_plan(
         cols=cols,
         logits=rows * cols * ITEMSIZE[dtype] if source == "memory" else 0,
         copy=copy,
+        bounds=0 if read is None else bounds_nbytes(rows, cols, read),
         vectors=vectors,
         candidates=rows * (PER_ROW_OF_ENTRIES + PER_ENTRY * min(USUAL_ENTRIES, cols)) if newton else 0,
         candidates_most=rows * (PER_ROW_OF_ENTRIES + PER_ENTRY * most) if newton else 0,
@@ -174,7 +180,8 @@ def check_memory(plan: MemoryPlan, available: int | None = None) -> float:
     if free is None:
         return math.inf
     room = SPARE * free
-    if plan.extra > room:
+    needed = plan.extra - plan.bounds  # which a solve does without
+    if needed > room:
         remedies = []
         if plan.copy:
             remedies.append('storage="float32" (the logits as they are, no copy)')
@@ -184,12 +191,12 @@ def check_memory(plan: MemoryPlan, available: int | None = None) -> float:
             remedies.append("logits in a memory-mapped file or FeatureLogits")
         remedy = " or ".join(remedies) or 'method="anderson" or a machine with more memory'
         raise ResourceError(
-            f"memory: expected {gib(plan.extra)} beside the logits for {plan.rows:,} x {plan.cols:,}, "
+            f"memory: expected {gib(needed)} beside the logits for {plan.rows:,} x {plan.cols:,}, "
             f"found {gib(free)} available; use {remedy}"
         )
-    if not plan.candidates or plan.extra - plan.candidates + plan.candidates_most <= room:
+    if not plan.candidates or needed - plan.candidates + plan.candidates_most <= room:
         return math.inf
-    left = room - (plan.extra - plan.candidates)
+    left = room - (needed - plan.candidates)
     return max(1.0, (left / plan.rows - PER_ROW_OF_ENTRIES) / PER_ENTRY)
 
 

@@ -14,7 +14,7 @@ from sela_ext.assign.shards import Shard
 from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of
 from sela_ext.errors import DataError
 from sela_ext.kernels.device import is_tensor
-from sela_ext.kernels.sinkhorn import SAMPLE_ROWS, check_logits
+from sela_ext.kernels.sinkhorn import check_logits, rows_read
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 if TYPE_CHECKING:
@@ -174,8 +174,7 @@ class Problem:
 
     def rows_read(self, every: int) -> int:
         """Rows in every so many groups of rows, beginning with the first."""
-        step = SAMPLE_ROWS * every
-        return self.rows // step * SAMPLE_ROWS + min(self.rows % step, SAMPLE_ROWS)
+        return rows_read(self.rows, every)
 
     def evaluate(
         self,
@@ -260,14 +259,20 @@ class Problem:
             entry |= {"lam": self.lam * factor, "rows": read}
         if self.stored is not None:
             entry["bits"] = 64 if self.dtype == "float64" else 16
-        self.history.append(entry)
-        if self.progress is not None:
-            self.progress(entry)
         with np.errstate(divide="ignore"):
             log_shares: Vector = np.log(shares)
         if not look:
             log_shares = self._exact_log_shares(log_shares, shares, potential, sums, factor, every)
-        return Evaluation(potential, shares, log_shares, error, objective, sums)
+        at = self.judged(Evaluation(potential, shares, log_shares, error, objective, sums), factor, every)
+        entry |= {"error": at.error, "objective": at.objective}
+        self.history.append(entry)
+        if self.progress is not None:
+            self.progress(entry)
+        return at
+
+    def judged(self, at: Evaluation, factor: float, every: int) -> Evaluation:
+        """An evaluation at factor * lambda by what is asked of the columns: as it is where that is their target."""
+        return at
 
     def _bounds_for(self, every: int) -> ChunkBounds | None:
         """Chunk bounds for what passes read now, once a pass has shown that few of its entries count."""

@@ -88,26 +88,25 @@ class RelaxedProblem(Problem):
         low, high = self.bounds / self._weight * weight
         return ColumnLaw(w, bounds=(low, high))
 
-    def evaluate(self, potential: Vector, **options: Any) -> Evaluation:
-        """Run one pass, with the options of any problem's; error, objective and step are those of the relaxed one.
+    def judged(self, at: Evaluation, factor: float, every: int) -> Evaluation:
+        """The same with error, objective and step of the relaxed problem.
 
         Raises:
-            DataError: no row is left that counts.
             OptionError: no sizes within the bounds sum to the number of images.
         """
-        plain = super().evaluate(potential, **options)
+        plain = at
         possible = plain.log_shares > -np.inf
         g, log_target = plain.potential, np.log(self.target)
         log_shares = np.where(possible, plain.log_shares, log_target)
         w = g - log_target
         dual = plain.objective - float(self.target @ g)  # - sum_i a_i lse_i
         if self.rho is not None:
-            strength = options.get("factor", 1.0) * self.lam * self.rho
+            strength = factor * self.lam * self.rho
             step = log_target + strength / (1 + strength) * (g - log_shares) - g
             with np.errstate(over="ignore"):
                 dual -= strength * math.fsum(self.target * np.expm1(-w / strength))
         else:
-            low, high = self._shares_of_bounds(plain.sums.weight, possible, options.get("every", 1))
+            low, high = self._shares_of_bounds(plain.sums.weight, possible, every)
             with np.errstate(divide="ignore"):
                 least, most = np.log(low) - log_shares, np.log(high) - log_shares
             step = np.minimum(np.maximum(-w, least), most)  # the median: least <= most
@@ -121,7 +120,6 @@ class RelaxedProblem(Problem):
         asked = np.exp(np.minimum(log_shares + step, 1.0))
         errors = np.where(possible, np.abs(plain.shares - asked), 0.0)
         error = float(errors.sum())
-        self.history[-1] |= {"error": error, "objective": dual}
         fields = {**vars(plain), "error": error, "objective": dual}
         return RelaxedEvaluation(**fields, step=step + shift)
 
@@ -160,7 +158,7 @@ def solve_bounded(problem: Problem, start: Vector) -> Evaluation:
                 problem.max_passes = min(limit, math.ceil(problem.full_passes) + stretch)
                 at = solve(problem, start)
                 start = at.potential
-                if problem.full_passes >= limit or (problem.tol > 0 and at.excess(problem.target) <= problem.tol):
+                if problem.full_passes + 1 > limit or (problem.tol > 0 and at.excess(problem.target) <= problem.tol):
                     return at
             stretch *= 2
     finally:

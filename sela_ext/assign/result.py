@@ -18,8 +18,10 @@ class Assignment:
 
     Attributes:
         labels: int32 [N], -1 for masked rows.
-        potential: float64 [K], log beta for lambda * logits, nats, with sum_k b_k potential_k = 0.
-        error: sum_k |column share_k - b_k| at this potential, measured on the whole matrix; 0 .. 2.
+        potential: float64 [K], log beta for lambda * logits, nats, with sum_k b_k potential_k = 0 (with relax and
+            size_bounds the constant counts, and is what it is).
+        error: sum_k |column share_k - b_k| at this potential, measured on the whole matrix; 0 .. 2. With relax and
+            size_bounds b_k is what they ask for there.
         converged: whether the stopping rule was met.
         passes: full reads of the N x K data; a read of a part counts as that part.
         sizes: int64 [K], images per label.
@@ -31,8 +33,8 @@ class Assignment:
         reason: why that method, in words; where Newton gave up and Anderson went on, that too; and why that storage.
         history: per pass a dict of passes, error, objective, seconds (and row_error for the official rule). Newton's
             passes at a smaller lambda, or over a part of the rows, name their lam and rows; their error is the one
-            there. Passes over a copy name its bits (16; 64 where float32 did not
-            suffice); their error is that of the copy.
+            there. Passes over a copy name its bits (16; 64 where float32 did not suffice); their error is that of the
+            copy.
         storage: "fixed16", "float16" or "bfloat16" where the solve worked on such a copy; else the type of the logits.
         masked: number of masked rows.
         ties: rows whose label was chosen among equal scores to balance the clusters (0 on ordinary data).

@@ -79,11 +79,13 @@ class Shard:
         first_row: of the whole matrix, here; a multiple of 128.
         largest_weight: of all rows of the matrix; None: of those here.
         ranks: number of ranks.
+        rank: of this process.
     """
 
     first_row: int = 0
     largest_weight: float | None = None
     ranks: int = 1
+    rank: int = 0
 
     def __enter__(self) -> Shard:
         return self
@@ -237,8 +239,7 @@ class RankShard(Shard):
             0 if kept is None or kept.overflow else kept.entries,
             kept is not None and kept.overflow,
         )
-        assert self.largest_weight is not None
-        columns, objective, weight, masked = from_exact(exact, self._rows, self.largest_weight)
+        columns, objective, weight, masked = from_exact(exact, sums.rows_in_all, sums.largest_weight)
         if kept is not None and (overflows or entries > kept.limit):
             kept = too_many_candidates(kept.cols, kept.level)
         elif kept is not None:

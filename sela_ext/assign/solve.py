@@ -70,7 +70,8 @@ def assign(
         lam: lambda > 0, the inverse of the entropy's weight. float32 unless the logits are float64.
         tol: stop="l1" ends at sum_k |column share_k - b_k| <= tol, 0 .. 2, measured on the logits themselves.
             0 runs max_passes. float32 arithmetic reaches about 1e-6.
-        max_passes: at most so many reads of the logits; default 1000, for stop="official" 10,000.
+        max_passes: at most so many reads of the logits, or of their copy, which takes one more to make; default 1000,
+            for stop="official" 10,000.
         method: "newton" (few reads: Newton's method on the entries that count, for peaked logits on the CPU),
             "anderson" (accelerated Sinkhorn, for smooth ones), "sinkhorn" (plain), or "auto": newton or anderson, as
             the number of entries per row says; `reason` in the result says why.

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sela_ext.assign.features import FeatureLogits
+from sela_ext.assign.features import BLOCK, FeatureLogits
 from sela_ext.assign.mapped import MappedRows
 from sela_ext.assign.plan import available_memory
 from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
 from sela_ext.kernels.logits import StoredLogits
 from sela_ext.kernels.rounding import Candidates, check_search, column_margins, find_candidates
-from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, SAMPLE_ROWS, check_largest, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, SAMPLE_ROWS, check_largest, check_logits, sinkhorn_pass
 from sela_ext.kernels.sinkhorn import backend_of as backend_of_array
 from sela_ext.kernels.sinkhorn import on_cuda as array_on_cuda
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums, add_sums, from_exact, like
@@ -113,7 +113,7 @@ def logits_pass(
     if computed is None:
         for first, block in array_parts(logits):
             joined.add(first, len(block), part_of(first, block, threads))
-    elif computed.on_cuda:
+    elif computed.on_cuda and rows:
         return add_sums(list(computed.tiles(lambda first, block: part_of(first, block, 1))))
     else:
         found = computed.tiles(
@@ -199,7 +199,8 @@ def bounds_of(logits: Any) -> ChunkBounds | None:
     if isinstance(logits, FeatureLogits) or on_cuda(logits) or _mapped(logits) is not None:
         return None
     free = available_memory()
-    if free is not None and 2 * bounds_nbytes(logits) > free:
+    rows, cols = (int(n) for n in logits.shape)
+    if free is not None and 2 * bounds_nbytes(rows, cols, check_logits(logits)) > free:
         return None
     return chunk_bounds(logits)
 
@@ -231,7 +232,11 @@ def array_parts(logits: Any) -> Iterator[tuple[int, Any]]:
 def row_blocks(logits: Any, step: int) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
     """Consecutive rows in float64, numpy, so many at a time; those of a mapped file need not stay resident."""
     rows = int(logits.shape[0])
-    mapped = None if isinstance(logits, FeatureLogits) else _mapped(logits)
+    mapped = None
+    if isinstance(logits, FeatureLogits):
+        step = -(-step // BLOCK) * BLOCK  # whole products
+    else:
+        mapped = _mapped(logits)
     for first in range(0, rows, step):
         part = slice(first, min(rows, first + step))
         yield part, as_double(logits[part])
@@ -260,7 +265,6 @@ def rows_of(
         Row numbers (a slice, or int64 [n]) and the block [n, m].
     """
     rows = int(logits.shape[0])
-    mapped = None if isinstance(logits, FeatureLogits) or on_cuda(logits) else _mapped(logits)
     step = ROWS_TOGETHER * max(1, ENTRIES_AT_ONCE // (ROWS_TOGETHER * max(1, len(columns))))
     mapped = None if isinstance(logits, FeatureLogits) else _mapped(logits)
     if mapped is not None:
@@ -305,14 +309,11 @@ def best_columns(
     **options: Any,
 ) -> Candidates:
     """`find_candidates` over anything that `assign` takes, with its arguments; selected rows must ascend."""
-    if not isinstance(logits, FeatureLogits):
-        lists = find_candidates(
+    computed = logits if isinstance(logits, FeatureLogits) else None
+    if computed is None and _mapped(logits) is None:
+        return find_candidates(
             logits, prices, labels, selected=selected, threads=threads, first_row=first_row, **options
         )
-        mapped = _mapped(logits)
-        if mapped is not None:
-            mapped.done(0, mapped.rows)
-        return lists
     check_search(logits, prices, options.get("label_prices"), labels, 1.0, options.get("count", 16), selected)
     chosen = np.arange(len(logits)) if selected is None else np.asarray(selected, np.int64)
 
@@ -320,10 +321,9 @@ def best_columns(
         begin, end = np.searchsorted(chosen, (first, last))
         return int(begin), int(end)
 
-    def search(first: int, block: Any) -> Candidates:
+    def search(first: int, block: Any, threads: int) -> Candidates:
         begin, end = places(first, first + len(block))
         own = labels[first : first + len(block)]
-        threads = 0 if logits.on_cuda else 1
         return find_candidates(
             block,
             prices,
@@ -338,9 +338,14 @@ def best_columns(
         begin, end = places(first, last)
         return end > begin
 
-    found = list(logits.tiles(search, threads=threads, wanted=wanted))
+    if computed is not None:
+        each = 0 if computed.on_cuda else 1
+        found = list(computed.tiles(lambda first, block: search(first, block, each), threads=threads, wanted=wanted))
+    else:
+        parts = array_parts(logits)
+        found = [search(first, block, threads) for first, block in parts if wanted(first, first + len(block))]
     if not found:
-        return search(0, np.empty((0, logits.shape[1]), np.float32))
+        return search(0, np.empty((0, logits.shape[1]), np.float32) if computed is not None else logits[:0], threads)
     return Candidates(
         *(np.concatenate([getattr(part, name) for part in found]) for name in ("columns", "values", "found", "regret"))
     )

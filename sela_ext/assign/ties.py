@@ -11,6 +11,8 @@ from sela_ext.assign.shards import Shard
 from sela_ext.assign.sources import row_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
 # Two clusters tie for a row when their scores differ by less than this (nats). Far above the rounding of float32
@@ -54,40 +56,40 @@ def break_ties(
         Number of rows whose label changed; 0 when indifferent rows are not what unbalances the clusters.
     """
     cols = len(target)
-    rows, lengths, clusters = [], [], []
-    with np.errstate(invalid="ignore", over="ignore"):
-        for part, block in row_blocks(logits, max(1, ENTRIES_AT_ONCE // len(potential))):
-            score = lam * block + potential
-            near = score >= score.max(axis=1, keepdims=True) - TIE
-            tied = np.flatnonzero((near.sum(axis=1) > 1) & (labels[part] >= 0))
-            rows.append(part.start + tied)
-            lengths.append(near[tied].sum(axis=1))
-            clusters.append(np.nonzero(near[tied])[1].astype(np.int32))
-    here = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    own = shard.own(len(labels))
-    arrays = [
-        own.start + here,
-        labels[here],
-        np.concatenate(lengths) if lengths else here,
-        np.concatenate(clusters) if clusters else labels[:0],
-    ]
+    here, given = 0, np.zeros(cols, np.int64)
+    for rows, _ in _tied(logits, labels, potential, lam):
+        here += len(rows)
+        given += np.bincount(labels[rows], minlength=cols)
     sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
     count = int(sizes.sum())
-    number = int(shard.total("rows without a preference", np.array([len(here)]))[0])
+    number = int(shard.total("rows without a preference", np.array([here]))[0])
     if number < 0.5 * count * misplaced(sizes, target):
         return 0
-    every_row, given, every_length, every_cluster = shard.joined("rows without a preference", arrays)
-    lacking = target * count - (sizes - np.bincount(given, minlength=cols))
-    ends = np.cumsum(every_length)
+    lacking = target * count - (sizes - shard.total("labels without a preference", given))
     changed = 0
-    for index, label, start, end in zip(every_row, given, ends - every_length, ends, strict=True):
-        among = every_cluster[start:end]
-        choice = int(among[np.argmax(lacking[among])])
-        lacking[choice] -= 1
-        changed += int(label != choice)
-        if own.start <= index < own.stop:
-            labels[index - own.start] = choice
-    return changed
+    for rank in range(shard.ranks):  # in the order of the rows
+        if rank == shard.rank:
+            for rows, near in _tied(logits, labels, potential, lam):
+                for row, choices in zip(rows, near, strict=True):
+                    among = np.flatnonzero(choices)
+                    choice = int(among[np.argmax(lacking[among])])
+                    lacking[choice] -= 1
+                    changed += int(labels[row] != choice)
+                    labels[row] = choice
+        (lacking,) = shard.joined(f"what is lacking after rank {rank}", [lacking[: cols * (rank == shard.rank)]])
+    return int(shard.total("changed labels", np.array([changed]))[0])
+
+
+def _tied(
+    logits: Any, labels: npt.NDArray[np.int32], potential: npt.NDArray[np.float64], lam: float
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+    """Numbers of the labelled rows without a preference, and for each of them which clusters tie; a block at a time."""
+    for part, block in row_blocks(logits, max(1, ENTRIES_AT_ONCE // len(potential))):
+        with np.errstate(invalid="ignore", over="ignore"):
+            score = lam * block + potential
+            near = score >= score.max(axis=1, keepdims=True) - TIE
+        tied = np.flatnonzero((near.sum(axis=1) > 1) & (labels[part] >= 0))
+        yield part.start + tied, near[tied]
 
 
 def warn_if_unbalanced(

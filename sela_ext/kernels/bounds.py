@@ -41,11 +41,9 @@ class ChunkBounds:
         return self.values.nbytes
 
 
-def bounds_nbytes(logits: Any) -> int:
-    """Bytes of the bounds of logits [N, K] of any kind; 0 where passes make no use of them."""
-    name = check_logits(logits)
-    rows, cols = (int(n) for n in logits.shape)
-    if name == "float64" or cols < BOUNDED_COLUMNS:
+def bounds_nbytes(rows: int, cols: int, dtype: str) -> int:
+    """Bytes of the bounds of logits [rows, cols] of a type or kind, by name; 0 where passes make no use of them."""
+    if dtype == "float64" or cols < BOUNDED_COLUMNS:
         return 0
     return 2 * rows * _core.sinkhorn_bounds_stride(cols)
 
@@ -78,7 +76,7 @@ def chunk_bounds(logits: Any) -> ChunkBounds | None:
     """
     name = check_logits(logits)
     rows, cols = (int(n) for n in logits.shape)
-    if name == "float64" or cols < BOUNDED_COLUMNS:
+    if not bounds_nbytes(max(rows, 1), cols, name):
         return None
     return ChunkBounds(np.empty((rows, _core.sinkhorn_bounds_stride(cols)), np.uint16), (name, rows, cols))
 

@@ -162,13 +162,14 @@ def sanitize(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """The JPEG decoder on mutated files under AddressSanitizer and UBSan; `-- 10000000` sets the number of runs.
 
-    With CXX=clang++ by libFuzzer, otherwise by csrc/fuzz/driver.cpp. An input that fails is in build/fuzz/crash.jpg,
-    and run again by `build/fuzz/csrc/fuzz/fuzz_jpeg 0 0 again.jpg build/fuzz/crash.jpg`.
+    With CXX=clang++ by libFuzzer, in build/fuzz-clang. Otherwise by csrc/fuzz/driver.cpp: an input that fails is in
+    build/fuzz/crash.jpg, and run again by `build/fuzz/csrc/fuzz/fuzz_jpeg 0 0 again.jpg build/fuzz/crash.jpg`.
     """
+    clang = "clang" in os.environ.get("CXX", "")
     session.install(*requirements("build"))
     python = prepared_python(session, "numpy", "scipy")
     headers = str(session.run("pybind11-config", "--cmakedir", silent=True)).strip()
-    built = ROOT / "build" / "fuzz"
+    built = ROOT / "build" / ("fuzz-clang" if clang else "fuzz")  # CMake keeps the compiler of a folder
     session.run(
         "cmake", "-S", ".", "-B", str(built), "-G", "Ninja", "-DSELA_FUZZ=ON", "-DSELA_CUDA=OFF",
         f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={headers}", "-Wno-dev",
@@ -178,7 +179,7 @@ def fuzz(session: nox.Session) -> None:
     session.run(python, "python_tests/kernels/jpeg_writer.py", str(seeds), external=True)
     runs = session.posargs[0] if session.posargs else "200000"
     program = str(built / "csrc" / "fuzz" / "fuzz_jpeg")
-    if "clang" in os.environ.get("CXX", ""):
+    if clang:
         session.run(program, f"-runs={runs}", f"-artifact_prefix={built}/", str(seeds), external=True)
     else:
         files = [str(path) for path in sorted(seeds.iterdir())]

@@ -299,8 +299,8 @@ void bind_augment_resident_cuda(const AugmentOptions& options, uintptr_t images,
                                 int32_t width, int32_t channels, uintptr_t index, int64_t count, uint64_t seed,
                                 uint32_t epoch, uint32_t view, uintptr_t given, uintptr_t drawn, uintptr_t out,
                                 const std::string& dtype, bool channels_last, uintptr_t stream) {
-  if (pixel_type(dtype) == PixelType::uint8)
-    throw std::invalid_argument("dtype: expected float32, float16 or bfloat16 on CUDA, found uint8");
+  if (dtype != "float32" && dtype != "float16" && dtype != "bfloat16")
+    throw std::invalid_argument("dtype: expected float32, float16 or bfloat16 on CUDA, found " + dtype);
   py::gil_scoped_release unlocked;
   augment_resident_cuda(options, {reinterpret_cast<const uint8_t*>(images), images_count, height, width, channels},
                         reinterpret_cast<const int64_t*>(index), count, {seed, epoch, view},

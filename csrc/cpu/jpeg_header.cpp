@@ -51,7 +51,7 @@ bool read_codes(Segment s, JpegFile& file) {
     uint32_t next = 0;
     for (int length = 1; length <= 16; ++length) {
       next += code.counts[length - 1];
-      if (next > 1u << length) return false;
+      if (next >= 1u << length) return false;  // a code of ones only is none to libjpeg
       next <<= 1;
       code.total += code.counts[length - 1];
     }
@@ -97,10 +97,8 @@ JpegStatus read_frame(const Segment& s, JpegFile& file, int* ids) {
     file.component[0].h = file.component[0].v = file.max_h = file.max_v = 1;
   }
   for (int c = 0; c < file.components; ++c) {
-    JpegComponent& component = file.component[c];
+    const JpegComponent& component = file.component[c];
     if (file.max_h % component.h != 0 || file.max_v % component.v != 0) return JpegStatus::unsupported;
-    component.width = (file.width * component.h + file.max_h - 1) / file.max_h;
-    component.height = (file.height * component.v + file.max_v - 1) / file.max_v;
   }
   if (blocks_per_mcu(file) > kJpegBlocks) return JpegStatus::damaged;
   file.mcus_x = (file.width + 8 * file.max_h - 1) / (8 * file.max_h);

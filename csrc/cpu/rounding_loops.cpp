@@ -12,6 +12,7 @@
 
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <type_traits>
 
 #include "cpu/simd.h"
@@ -403,12 +404,16 @@ void smooth_part(const SmoothPart& part, float sharpness, const float* sharp, do
   const float* weights = part.weights.data();
   constexpr int32_t kTerms = 32;
   float few[kTerms * kSmoothRows], factor[kSmoothRows];
-  std::vector<float> many;
+  std::unique_ptr<float[]> many;  // no vector: its members would become functions of their own (CONTRIBUTING.md)
+  int64_t room = 0;
   for (const int32_t length : part.lengths) {
     float* terms = few;
     if (length > kTerms) {
-      many.resize(static_cast<size_t>(length * kSmoothRows));
-      terms = many.data();
+      if (length * kSmoothRows > room) {
+        room = length * kSmoothRows;
+        many.reset(new float[static_cast<size_t>(room)]);
+      }
+      terms = many.get();
     }
     group_terms(columns, values, weights, length, sharpness, sharp, terms, factor);
     for (int32_t k = 0; k < length; ++k)

@@ -29,10 +29,9 @@ enum class JpegStatus {
 enum class JpegColour { grey, ycc, rgb };
 
 struct JpegComponent {
-  int h = 1, v = 1;               ///< sampling factors, 1..4
-  int quant = 0;                  ///< index in JpegFile::quant
-  int dc = 0, ac = 0;             ///< Huffman tables
-  int64_t width = 0, height = 0;  ///< samples at full scale
+  int h = 1, v = 1;    ///< sampling factors, 1..4
+  int quant = 0;       ///< index in JpegFile::quant
+  int dc = 0, ac = 0;  ///< Huffman tables
 };
 
 /// A Huffman code as the file has it.

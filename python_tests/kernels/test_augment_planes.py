@@ -291,6 +291,18 @@ def test_needed_boxes_equal_their_twin_and_lie_in_the_image(size, subsampling, p
     assert torch.equal(kernels.augment_planes([boxed(planes, box)], params, augment), whole)
 
 
+def test_a_subsampling_may_be_given_as_any_pair():
+    planes = random_planes((31, 33), "4:2:0")
+    augment = Augment.resized_crop(16)
+    params, _ = draw(augment, [planes])
+    listed = dataclasses.replace(planes, subsampling=[2, 2])
+    for what in (kernels, reference):
+        expected = what.augment_planes([planes], params, augment)
+        assert torch.equal(what.augment_planes([listed], params, augment), expected)
+        boxes = what.needed_boxes(params, augment, 31, 33)
+        assert np.array_equal(what.needed_boxes(params, augment, 31, 33, subsampling=[2, 2]), boxes)
+
+
 def test_memory_outside_the_box_is_never_read(tmp_path):
     """Planes at the very end of a page that is followed by one which may not be read."""
     code = """
@@ -432,8 +444,14 @@ def test_refusals_name_what_was_expected_and_found():
         kernels.augment_planes([planes], outside, augment)
     with pytest.raises(DataError, match="box inside the image"):
         kernels.needed_boxes(outside, augment, 20, 30)
-    with pytest.raises(OptionError, match="subsampling"):
-        kernels.needed_boxes(params, augment, 20, 30, subsampling="4:2:1")
+    for what in (kernels, reference):
+        for wrong in ("4:2:1", (3, 1), (2, 2, 2)):
+            with pytest.raises(OptionError, match="subsampling"):
+                what.needed_boxes(params, augment, 20, 30, subsampling=wrong)
+        with pytest.raises(DataError, match="heights: expected one number or 1"):
+            what.needed_boxes(params, augment, [20, 20], 30)
+        with pytest.raises(DataError, match="heights: expected sizes in"):
+            what.needed_boxes(params, Augment.eval(16), 0, 30)
     with pytest.raises(DataError, match="multiples of"):
         dataclasses.replace(boxed(planes, (2, 2, 20, 30)), top=1)
     with pytest.raises(DataError, match="at most 10 x 15 samples"):

@@ -257,6 +257,23 @@ def assert_same_fate(data):
         np.testing.assert_array_equal(decode_jpeg(data), expected)
 
 
+@pytest.mark.parametrize("counts", [[2], [1, 2], [0, 4], [1] * 15 + [2]])
+def test_a_code_of_ones_only_is_refused_as_libjpeg_does(writer, counts):
+    symbols = list(range(sum(counts)))
+    if len(symbols) > 12:
+        symbols = [k % 12 for k in symbols]
+    tables = [[kind, *counts, *[0] * (16 - len(counts)), *part] for kind, part in ((0, symbols), (16, symbols))]
+    frame = struct.pack(">BHHBBBB", 8, 8, 8, 1, 1, 0x11, 0)
+    data = b"\xff\xd8" + writer.segment(0xDB, bytes([0] + [1] * 64)) + writer.segment(0xC0, frame)
+    data += b"".join(writer.segment(0xC4, bytes(table)) for table in tables)
+    data += writer.segment(0xDA, bytes([1, 1, 0, 0, 63, 0])) + b"\x07\xff\xd9"
+    with pytest.raises(OSError, match="broken data stream"):
+        pillow(data)
+    assert {core(data, isa)[0] for isa in isas()} == {"damaged"}
+    with pytest.raises(DataError, match="cannot be decoded as JPEG"):
+        decode_jpeg(data)
+
+
 def mutated(rng, data):
     data = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
@@ -520,6 +537,16 @@ def test_impossible_wishes_are_refused_in_one_line(arguments, message, progressi
     data = encoded(noise(np.random.default_rng(25), 9, 8), progressive=progressive)
     with pytest.raises(OptionError, match=message):
         decode_planes(data, **arguments)
+
+
+@pytest.mark.parametrize("wrong", ["text", 7, [1, 2]])
+def test_what_is_no_bytes_is_refused_in_one_line(wrong):
+    data = encoded(noise(np.random.default_rng(28), 9, 8))
+    with pytest.raises(OptionError, match="index: expected bytes, found "):
+        decode_crop(data, (0, 0, 2, 2), index=wrong)
+    for decode in (decode_jpeg, decode_planes, jpeg_header, jpeg_index):
+        with pytest.raises(OptionError, match="data: expected bytes, found "):
+            decode(wrong)
 
 
 @pytest.mark.parametrize("progressive", [False, True])

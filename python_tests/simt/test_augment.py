@@ -448,8 +448,9 @@ def test_what_the_kernel_cannot_do_is_refused(simt, height, width, channels, siz
 
 def test_names_that_do_not_exist_are_refused(simt):
     options = make_options(simt, Augment.none(8), 3)
-    with pytest.raises(ValueError, match="dtype: expected float32, float16 or bfloat16, found float64"):
-        simt.augment_resident_cuda(options, 0, 1, 8, 8, 3, 0, 1, 0, 0, 0, 0, 0, 0, "float64", False, 0)
+    for dtype in ("float64", "uint8"):
+        with pytest.raises(ValueError, match=f"dtype: expected float32, float16 or bfloat16 on CUDA, found {dtype}"):
+            simt.augment_resident_cuda(options, 0, 1, 8, 8, 3, 0, 1, 0, 0, 0, 0, 0, 0, dtype, False, 0)
     with pytest.raises(ValueError, match="crop: expected random, center or resize, found middle"):
         simt.AugmentOptions(**{**option_fields(Augment.none(8), 3), "crop": "middle"})
 

@@ -328,6 +328,8 @@ def _held_rows(count, number, seed):
         ({"holdout": 1.5}, OptionError, "holdout"),
         ({"augment": "blur"}, OptionError, "augment: expected one of none"),
         ({"label_augment": "blur"}, OptionError, "label_augment: expected one of none"),
+        ({"augment": sela_ext.Augment.deepcluster(16)}, OptionError, "augment: expected sobel=False"),
+        ({"label_augment": sela_ext.Augment.deepcluster(16)}, OptionError, "label_augment: expected sobel=False"),
         ({"marginals": [-1.0, 1, 1, 1]}, OptionError, "marginals: expected numbers > 0"),
         ({"marginals": 0.5}, OptionError, "marginals: expected a list"),
         ({"augment": sela_ext.Augment.none(16), "image_size": 32}, OptionError, "image_size: expected 16"),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 import warnings
 from io import BytesIO
 
@@ -26,13 +25,9 @@ from PIL import Image
 from sela_ext.data.source import UInt8Array
 from sela_ext.errors import DataError
 from sela_ext.kernels import try_decode_jpeg
+from sela_ext.kernels.jpeg import MAX_PIXELS, warning_lock
 
-# A 1.7 kB JPEG can claim 65000 x 65000 pixels: sizes in headers are checked before anything is allocated.
-# Pillow's own limit for an error, so that both agree.
-MAX_PIXELS = 178_956_970
 HEAD_BYTES = 16
-
-_warning_lock = threading.Lock()
 
 
 def sniff(head: bytes) -> str | None:
@@ -104,7 +99,7 @@ def decode_image(data: bytes, name: str) -> UInt8Array:
         raise DataError(f"{name}: cannot be decoded as {format_name}: {_reason(error)}") from error
     # Pillow warns of harmless faults (damaged EXIF data, for one). The filters are global, so they are touched only
     # here, where a warning would otherwise refuse a good image.
-    with _warning_lock, warnings.catch_warnings():
+    with warning_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return _decode(data, format_name)

@@ -17,6 +17,7 @@ from sela_ext.kernels.augment import (
     augment_options,
     check_effects,
     check_output,
+    check_sampling,
     effect_options,
     output_shape,
 )
@@ -63,12 +64,9 @@ class Planes:
     smooth: tuple[bool, bool] | None = None
 
     def __post_init__(self) -> None:
-        step = SUBSAMPLINGS.get(self.subsampling) if isinstance(self.subsampling, str) else tuple(self.subsampling)
-        if step is None or len(step) != 2 or any(s not in (1, 2, 4) for s in step):
-            raise OptionError(
-                f"subsampling: expected one of {', '.join(SUBSAMPLINGS)} or (rows, columns) of 1, 2 or 4, "
-                f"found {self.subsampling!r}"
-            )
+        step = step_of(self.subsampling)
+        if not isinstance(self.subsampling, str):
+            object.__setattr__(self, "subsampling", step)
         if self.colour not in ("ycc", "rgb"):
             raise OptionError(f'colour: expected "ycc" or "rgb", found {self.colour!r}')
         object.__setattr__(self, "data", tuple(self.data))
@@ -96,6 +94,21 @@ class Planes:
     def steps(self) -> tuple[tuple[int, int], ...]:
         """Pixels per sample of every plane, (rows, columns)."""
         return ((1, 1), self.step, self.step)[: len(self.data)]
+
+
+def step_of(subsampling: str | Sequence[int]) -> tuple[int, int]:
+    """Pixels per chroma sample, (rows, columns).
+
+    Raises:
+        OptionError: an unknown subsampling.
+    """
+    step = SUBSAMPLINGS.get(subsampling) if isinstance(subsampling, str) else tuple(subsampling)
+    if step is None or len(step) != 2 or any(s not in (1, 2, 4) for s in step):
+        raise OptionError(
+            f"subsampling: expected one of {', '.join(SUBSAMPLINGS)} or (rows, columns) of 1, 2 or 4, "
+            f"found {subsampling!r}"
+        )
+    return int(step[0]), int(step[1])
 
 
 def libjpeg_smooth(width: int, step: tuple[int, int]) -> tuple[bool, bool]:
@@ -139,11 +152,9 @@ def needed_boxes(
         >>> needed_boxes(params, Augment.none(32), 40, 50).tolist()
         [[0, 0, 40, 50]]
     """
-    step = SUBSAMPLINGS.get(subsampling) if isinstance(subsampling, str) else subsampling
-    if step is None:
-        raise OptionError(f"subsampling: expected one of {', '.join(SUBSAMPLINGS)}, found {subsampling!r}")
+    step = step_of(subsampling)
     records = check_params(params, len(params))
-    tall, wide = (np.ascontiguousarray(np.broadcast_to(n, records.shape), np.int32) for n in (heights, widths))
+    tall, wide, _ = check_sampling(augment, heights, widths, np.zeros(len(records), np.int64))
     try:
         return _core.needed_boxes(augment_options(augment, 3), records, tall, wide, step, None)
     except ValueError as error:

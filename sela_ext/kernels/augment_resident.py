@@ -96,7 +96,8 @@ def augment_resident(
         epoch: [0, 2^32).
         view: several views of an image in one epoch differ by this, [0, 256).
         out: [B, C, size, size] tensor to write into, where the images are; default a new one.
-        dtype: torch.float32, bfloat16 or float16; default that of out, or float32.
+        dtype: torch.float32, bfloat16 or float16, or uint8 on the CPU, as for `augment`; default that of out, or
+            float32.
         channels_last: NHWC memory (the shape stays NCHW).
         return_parameters: also return the records [B] of PARAMETERS; on CUDA this waits for the launch.
         threads: CPU threads, 0 = all processors.

@@ -32,13 +32,15 @@ if TYPE_CHECKING:
     UInt8Array = npt.NDArray[np.uint8]
     Box = tuple[int, int, int, int]
 
-# Pillow's own limit for an error: a 1.7 kB file can claim 65000 x 65000 pixels.
+# A 1.7 kB file can claim 65000 x 65000 pixels: sizes in headers are checked before anything is allocated.
+# Pillow's own limit for an error, so that both agree.
 MAX_PIXELS = 178_956_970
 SCALES = (1, 2, 4, 8)
 # What Pillow may take the bytes for.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 
-_warning_lock = threading.Lock()
+# Filters of warnings are global: whoever changes them for a while must be alone.
+warning_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class JpegPlanes:
 
 def jpeg_header(data: Any) -> JpegHeader | None:
     """Headers of a file that the core may decode; None for any other. The image itself is not looked at."""
+    _check_bytes("data", data)
     found = _core.jpeg_header(data)
     if found.pop("status") != "ok":
         return None
@@ -268,6 +271,9 @@ def _call(
     function: Any, data: Any, box: Box | None, scale: int, index: bytes | None, build: bool, max_pixels: int, isa: str
 ) -> tuple[str, Any, bytes | None]:
     """Call the core; a foreign index is left out, and a caller's fault is an OptionError."""
+    _check_bytes("data", data)
+    if index is not None:
+        _check_bytes("index", index)
     four = (0, 0, 0, 0) if box is None else box
     try:
         status, found, built = function(data, *four, scale, index, build, max_pixels, isa)
@@ -276,6 +282,13 @@ def _call(
     except (ValueError, BufferError) as error:
         raise OptionError(str(error)) from error
     return status, found, built
+
+
+def _check_bytes(name: str, value: Any) -> None:
+    try:
+        memoryview(value)
+    except TypeError as error:
+        raise OptionError(f"{name}: expected bytes, found {type(value).__name__}") from error
 
 
 def _check_scale(scale: int) -> None:
@@ -314,7 +327,7 @@ def _by_pillow(data: Any, scale: int, max_pixels: int) -> UInt8Array:
     except Exception as error:  # Pillow's plugins raise many types on damaged files
         raise DataError(f"cannot be decoded as JPEG: {_reason(error, max_pixels)}") from error
     # Pillow warns of harmless faults. The filters are global: touched only where they would refuse an image.
-    with _warning_lock, warnings.catch_warnings():
+    with warning_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return _opened(data, scale, max_pixels)

@@ -210,7 +210,10 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         if "image_size" in given and options.image_size not in (AUTO, augment.size):
             raise OptionError(f"image_size: expected {augment.size}, the size of augment, found {options.image_size}")
         values["image_size"], reasons["image_size"] = augment.size, "the size of augment"
-    named_augment(values["label_augment"], 32, "label_augment")
+    label_view = named_augment(values["label_augment"], 32, "label_augment")
+    for option, view in (("augment", augment), ("label_augment", label_view)):
+        if view.sobel:
+            raise OptionError(f"{option}: expected sobel=False, since networks take the images' channels; found True")
     return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given))
 
 

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sela_ext.errors import OptionError
-from sela_ext.kernels.augment import Augment, check_effects, check_output, output_shape
-from sela_ext.kernels.augment_planes import (
-    SUBSAMPLINGS,
-    Planes,
-    check_params,
-    check_planes,
-    libjpeg_smooth,
-)
+from sela_ext.kernels.augment import Augment, check_effects, check_output, check_sampling, output_shape
+from sela_ext.kernels.augment_planes import Planes, check_params, check_planes, libjpeg_smooth, step_of
 from sela_ext.kernels.reference.augment import finish, resample
 
 if TYPE_CHECKING:
@@ -34,12 +27,11 @@ def needed_boxes(
     subsampling: str | tuple[int, int] = "4:2:0",
 ) -> npt.NDArray[np.int32]:
     """Twin of sela_ext.kernels.needed_boxes."""
-    step = SUBSAMPLINGS.get(subsampling) if isinstance(subsampling, str) else subsampling
-    if step is None:
-        raise OptionError(f"subsampling: expected one of {', '.join(SUBSAMPLINGS)}, found {subsampling!r}")
+    step = step_of(subsampling)
     records = check_params(params, len(params))
     boxes = np.empty((len(records), 2, 2), np.int32)
-    sizes = zip(*(np.broadcast_to(np.asarray(n), records.shape).tolist() for n in (heights, widths)), strict=True)
+    tall, wide, _ = check_sampling(augment, heights, widths, np.zeros(len(records), np.int64))
+    sizes = zip(tall.tolist(), wide.tolist(), strict=True)
     for i, (record, size) in enumerate(zip(records, sizes, strict=True)):
         smooth = libjpeg_smooth(size[1], step)
         for axis, names in enumerate((("top", "height"), ("left", "width"))):

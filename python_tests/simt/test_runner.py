@@ -297,7 +297,7 @@ def test_a_kernel_gives_the_same_bits_in_every_order_and_what_the_cpu_gives(simt
     sums, labels, totals = sinkhorn(simt, logits, potential)
 
     cpu_sums, cpu_labels = np.zeros(cols, np.int64), np.zeros(rows, np.int32)
-    objective, weight, _ = simt.sinkhorn_pass_cpu(
+    objective, weight, *_ = simt.sinkhorn_pass_cpu(
         *(address(logits), "float32", rows, cols, cols, 1.0, address(potential), 0, 1.0, 0, address(cpu_sums), 0),
         *(address(cpu_labels), 1, ""),
     )

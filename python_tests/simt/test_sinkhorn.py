@@ -157,7 +157,7 @@ class Problem:
         _keep, inputs = self.inputs(simt, reference)
         out = self.outputs(simt, True, True)
         addresses = [array.address for array in out]
-        objective, weight, masked = simt.sinkhorn_pass_cpu(*inputs, *addresses, 1, "")
+        objective, weight, masked, _ = simt.sinkhorn_pass_cpu(*inputs, *addresses, 1, "")
         return self.sums(simt, out, np.array([[objective], [weight]]), masked)
 
     def sums(self, simt, out, totals, masked):

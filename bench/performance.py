@@ -37,10 +37,21 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def latest_full(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the latest full run of bench/solver.py."""
+    """The rows of the latest full run of bench/solver.py, but for parts that were run again alone since then.
+
+    A part is a question and a case.
+    """
     full = [row for row in rows if row.get("mode") == "full"]
     last = max((row["time"] for row in full), default=None)
-    return [row for row in full if row["time"] == last]
+    if last is None:
+        return []
+    shown = [row for row in full if row["time"] == last]
+    alone = [row for row in rows if row.get("mode") == "only" and row["time"] > last]
+    for time in sorted({row["time"] for row in alone}):
+        again = [row for row in alone if row["time"] == time]
+        parts = {(row["question"], row["case"]) for row in again}
+        shown = [row for row in shown if (row["question"], row["case"]) not in parts] + again
+    return shown
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -487,6 +487,17 @@ def test_the_document_shows_the_latest_full_run(performance, tmp_path):
     assert performance.filled(text, tmp_path) == text, "filling twice changes nothing"
 
 
+def test_a_part_that_was_run_again_alone_takes_the_place_of_the_full_runs(performance, tmp_path):
+    again = [{**ROWS[0], "ratio": 1.25}]
+    kept(tmp_path, ("2026-01-01", "only", again), ("2026-01-02", "full", ROWS))
+    before = performance.filled(document(performance), tmp_path)
+    assert "1.25" not in before, "it was before the full run"
+    kept(tmp_path, ("2026-01-02", "full", ROWS), ("2026-01-03", "only", again))
+    text = performance.filled(document(performance), tmp_path)
+    assert "1.25" in text
+    assert "| assign auto | - | 0.1 | 0.2 | 6.5 |" in text, "other parts stay"
+
+
 def test_rows_of_every_question_are_shown(performance, tmp_path):
     rows = [
         {"question": "large", "case": "easy", "what": "float16", "tol": 1e-4, "seconds": 1.45, "reads": 2.98},

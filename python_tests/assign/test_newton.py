@@ -152,8 +152,8 @@ def test_marginals_and_row_weights_are_met():
 
 
 def test_stages_read_more_rows_each():
-    assert continuation.samples(1_281_167, 1000) == [320, 40, 5, 1]
-    assert continuation.samples(60_000, 1000) == [15, 1]
+    assert continuation.samples(1_281_167, 1000) == [160, 20, 2, 1]
+    assert continuation.samples(60_000, 1000) == [7, 1]
     assert continuation.samples(20_000, 3000) == [1]
     assert continuation.samples(1, 1) == [1]
     logits = trained_logits(60_000, 30, sharpness=1.0)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sela_ext
-from sela_ext.assign import UnbalancedLabelsWarning
+from sela_ext.assign import UnbalancedLabelsWarning, anderson
 from sela_ext.assign.anderson import accelerated_step
 from sela_ext.errors import DataError, OptionError
 
@@ -446,3 +446,24 @@ def test_wrong_logits_are_refused():
     for wrong in ([[1.0, 2.0]], np.zeros(3, np.float32), np.zeros((2, 2), np.int32), np.zeros((0, 3), np.float32)):
         with pytest.raises(DataError, match="logits: expected"):
             sela_ext.assign(wrong)
+
+
+def test_anderson_leaves_a_circle_by_plain_iterations(monkeypatch):
+    rows = [
+        [2.6320, -0.3097, -0.0330],
+        [0.3237, 0.4339, -0.7377],
+        [2.9140, -0.0962, 0.6964],
+        [3.3023, -3.9801, -3.2993],
+        [0.3522, 1.7293, -2.9107],
+        [-2.9121, -0.9075, 2.4155],
+        [0.7385, -2.0237, -2.6719],
+        [3.3777, 0.3038, 0.2309],
+        [3.5176, 1.1360, 1.0822],
+        [1.4578, 2.6188, 0.4065],
+        [2.8582, -0.1220, -0.1746],
+        [-0.4272, -2.7153, -0.8951],
+    ]
+    logits = np.array(rows, np.float32)
+    assert sela_ext.assign(logits, tol=1e-5, method="anderson").converged
+    monkeypatch.setattr(anderson, "STALLED", 10**9)
+    assert sela_ext.assign(logits, tol=1e-5, method="anderson").error > 0.1, "the case still goes in circles without"

@@ -21,7 +21,7 @@ MEMORY = 10  # pairs of differences kept; 12 passes where plain Sinkhorn needs 2
 RESTART = 3.0  # an error this many times the best one means that the model is wrong: back to the best
 STEP_CAP = 10.0  # nats: the accelerated step may go this far, or twice as far as the plain one
 PATIENCE = 40  # passes that may fail to halve the error, before rounding is taken for the reason (see turn_to_float64)
-STALLED = 60  # passes that may fail to halve the error, before as many plain ones, and again
+STALLED = 60  # accelerated passes that may fail to halve the error, before as many plain ones
 # With many rows the first passes read a part of them, at least so many, in all and per column, and then MORE_ROWS times
 # as many: until the error there is PART_ERROR sqrt(columns / rows), a fifth or so of the error that all rows have then.
 PART_ROWS, PART_ROWS_PER_COLUMN, MORE_ROWS = 4096, 4, 8
@@ -140,7 +140,7 @@ def solve_anderson(
         if since >= STALLED:  # going in circles: plain iterations from the highest point raise the objective each time
             memory.clear()
             at, residual = highest, problem.centred(highest.sinkhorn_step(problem.target))
-            since, resting = 0, STALLED
+            since, resting = -STALLED, STALLED
         if resting > 0:
             resting -= 1
             step = residual

@@ -180,9 +180,8 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
         listed = LISTED + LISTED_MISPLACED * misplaced
         margins = search(start, labels, SAMPLE_COUNT, selected=few)
         unit = _margin(margins, start, NEARBY)
-        if (
-            misplaced > FAR and unit > INDIFFERENT
-        ):  # otherwise all columns are the same to most rows: lists take them in turn
+        # Where all columns are the same to most rows, lists take them in turn.
+        if misplaced > FAR and unit > INDIFFERENT:
             listed = LISTED_FAR
             kinds = len(np.unique(margins.values[:, :SAME], axis=0))
             needed = int(len(low) / kinds) + COUNTS[-1]

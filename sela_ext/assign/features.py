@@ -15,7 +15,7 @@ from sela_ext.assign.mapped import MappedRows
 from sela_ext.assign.plan import threads_of
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels.device import is_tensor
-from sela_ext.kernels.sinkhorn import SAMPLE_ROWS
+from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, SAMPLE_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Result = TypeVar("Result")
 
-BLOCK = 128  # rows of one product, and of one block of a pass
+BLOCK = ROWS_TOGETHER  # rows of one product, those of one block of a pass
 # Entries of a tile: 4 MiB in float32, which the pass reads from the cache, and work enough for a call.
 TILE_ENTRIES = 1 << 20
 MOST_BLOCKS = 64  # per tile

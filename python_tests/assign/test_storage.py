@@ -1,5 +1,7 @@
 """`storage=`: a solve on a 16-bit copy, measured on the logits themselves."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -212,3 +214,23 @@ def test_progress_is_told_of_every_pass():
     told = []
     a = sela_ext.assign(peaked(2000, 30), storage="fixed16", progress=told.append)
     assert tuple(told) == a.history
+
+
+def test_the_memory_of_the_copy_is_free_before_the_logits_are_read_again(monkeypatch):
+    copies, alive = [], []
+    made, at_end = solve.stored_copy, solve.evaluate_at_end
+
+    def watched(*arguments):
+        copy = made(*arguments)
+        copies.append(weakref.ref(copy))
+        return copy
+
+    def looked(problem, *arguments, **options):
+        alive.append([ref() for ref in copies])
+        return at_end(problem, *arguments, **options)
+
+    monkeypatch.setattr(solve, "stored_copy", watched)
+    monkeypatch.setattr(solve, "evaluate_at_end", looked)
+    logits = peaked(2000, 1000, sharpness=20.0, classes=300)  # wide and peaked: the copy gets chunk bounds
+    assert sela_ext.assign(logits, storage="fixed16", method="sinkhorn", max_passes=20).labels.shape == (2000,)
+    assert alive == [[None]]

@@ -274,6 +274,12 @@ class Problem:
         """An evaluation at factor * lambda by what is asked of the columns: as it is where that is their target."""
         return at
 
+    def drop_copy(self) -> None:
+        """Go back to the logits themselves; nothing holds the memory of the copy and its bounds any longer."""
+        if self._bounded is self.stored:
+            self._bounds = self._bounded = None
+        self.stored = None
+
     def _bounds_for(self, every: int) -> ChunkBounds | None:
         """Chunk bounds for what passes read now, once a pass has shown that few of its entries count."""
         if self._bounded is not self.working and every == 1 and self._live_share < PEAKED:

@@ -323,7 +323,8 @@ def _solve_on_copy(problem: Problem, kind: str, method: str, start: Any, *, warm
     note = f"; {saturated} entries beyond the copy's range of 1,024 nats" if saturated else ""
     problem.tol, problem.max_passes = copy_tolerance(tol, kind), max_passes - 1  # the last pass reads the logits
     on_copy, method, reason = _solve(problem, method, start, warm=warm)
-    problem.stored, problem.tol, problem.max_passes = None, tol, max_passes
+    problem.drop_copy()
+    problem.tol, problem.max_passes = tol, max_passes
     final = evaluate_at_end(problem, on_copy.potential, candidates=method == "newton")
     if tol == 0 or final.excess(problem.target) <= tol or problem.exhausted:
         return final, method, reason + note

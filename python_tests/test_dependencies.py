@@ -25,6 +25,7 @@ ALLOWED = {
     "data": BASE | {"kernels"},
     **{part: BASE | {"kernels", "assign", "data"} | (BESIDE_TRAINING - {part}) for part in BESIDE_TRAINING},
     "training": BASE | {"kernels", "assign", "data"} | BESIDE_TRAINING,
+    "embeddings": BASE | {"assign", "evaluation", "models", "training"},
 }
 TOP = {"cli", "__main__"}  # may import everything but the compiled core
 PUBLIC_FROM_ROOT = {"__version__", "build_info"}  # the names of sela_ext/__init__.py that are not another part's

@@ -40,6 +40,7 @@ _LAZY = {
     "train": "sela_ext.training",
     "Loader": "sela_ext.data",
     "Augment": "sela_ext.data",
+    "SelfLabelling": "sela_ext.embeddings",
 }
 
 __all__ = [

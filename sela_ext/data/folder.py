@@ -30,7 +30,7 @@ import numpy as np
 
 from sela_ext.data.decode import HEAD_BYTES, decode_file, sniff
 from sela_ext.data.labels import read_labels
-from sela_ext.data.source import Int64Array, Source, UInt8Array
+from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
 from sela_ext.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
@@ -82,6 +82,15 @@ class FileSource(Source):
     def path(self, index: int) -> str:
         """Path of the file of image `index`."""
         return os.path.join(self._root, self._paths[index])
+
+    @property
+    def encoded(self) -> bool:
+        """See `Source.encoded`."""
+        return True
+
+    def locate(self, index: int) -> Located:
+        """See `Source.locate`."""
+        return Located(path=self.path(index))
 
     def read(self, index: int) -> UInt8Array:
         """See `Source.read`."""

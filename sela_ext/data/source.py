@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,21 @@ def hash_names(names: Iterable[str]) -> str:
         digest.update(name.encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the encoded bytes of one image are: exactly one of `path` and `data` is set.
+
+    Attributes:
+        path: A file that holds this image and nothing else.
+        data: The bytes themselves, usually a slice of a memory map.
+        index: The image's JPEG checkpoint index, as `sela_ext.kernels.jpeg_index` builds it; None if it is not known.
+    """
+
+    path: str | None = None
+    data: memoryview | bytes | None = None
+    index: memoryview | bytes | None = None
 
 
 class Source(ABC):
@@ -62,6 +78,22 @@ class Source(ABC):
         Raises:
             DataError: The image cannot be decoded; the message names it and the reason.
         """
+
+    @property
+    def encoded(self) -> bool:
+        """Whether every image is an encoded file, or bytes like those of one, that `locate` finds."""
+        return False
+
+    def locate(self, index: int) -> Located:
+        """Where the encoded bytes of one image are; nothing is read. Only where `encoded` is true.
+
+        Args:
+            index: 0..N-1.
+
+        Raises:
+            DataError: The source holds no encoded images.
+        """
+        raise DataError(f"{self.kind}: expected encoded images, found pixels of image {index}; use read() instead")
 
     @property
     def labels(self) -> Int64Array | None:
@@ -169,6 +201,15 @@ class LabelledSource(Source):
         """See `Source.read`."""
         return self._parent.read(index)
 
+    @property
+    def encoded(self) -> bool:
+        """See `Source.encoded`."""
+        return self._parent.encoded
+
+    def locate(self, index: int) -> Located:
+        """See `Source.locate`."""
+        return self._parent.locate(index)
+
     def fingerprint(self) -> dict[str, Any]:
         """See `Source.fingerprint`."""
         return self._parent.fingerprint()
@@ -216,3 +257,12 @@ class SubsetSource(Source):
     def read(self, index: int) -> UInt8Array:
         """See `Source.read`."""
         return self._parent.read(int(self._indices[index]))
+
+    @property
+    def encoded(self) -> bool:
+        """See `Source.encoded`."""
+        return self._parent.encoded
+
+    def locate(self, index: int) -> Located:
+        """See `Source.locate`."""
+        return self._parent.locate(int(self._indices[index]))

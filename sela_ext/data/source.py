@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,14 @@ class Source(ABC):
     def names(self) -> list[str]:
         """One name per image, in order; relative paths where the images are files."""
 
+    def name(self, index: int) -> str:
+        """Name of one image; cheap where `names` would first have to be made for all."""
+        return self.names[index]
+
+    def iter_names(self) -> Iterator[str]:
+        """The names in order, one at a time."""
+        return iter(self.names)
+
     @abstractmethod
     def read(self, index: int) -> UInt8Array:
         """Pixels of one image.
@@ -121,15 +129,14 @@ class Source(ABC):
 
         Modification times are left out: a copied folder is the same data.
         """
-        names = self.names
         size = self.image_size
         return {
             "kind": self.kind,
             "count": len(self),
             "channels": self.channels,
             "image_size": None if size is None else list(size),
-            "names": hash_names(names),
-            "first_names": names[:3],
+            "names": hash_names(self.iter_names()),
+            "first_names": [self.name(i) for i in range(min(3, len(self)))],
         }
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Source:
@@ -181,6 +188,14 @@ class LabelledSource(Source):
     def names(self) -> list[str]:
         """See `Source.names`."""
         return self._parent.names
+
+    def name(self, index: int) -> str:
+        """See `Source.name`."""
+        return self._parent.name(index)
+
+    def iter_names(self) -> Iterator[str]:
+        """See `Source.iter_names`."""
+        return self._parent.iter_names()
 
     @property
     def labels(self) -> Int64Array:
@@ -239,6 +254,14 @@ class SubsetSource(Source):
         """See `Source.names`."""
         names = self._parent.names
         return [names[i] for i in self._indices]
+
+    def name(self, index: int) -> str:
+        """See `Source.name`."""
+        return self._parent.name(int(self._indices[index]))
+
+    def iter_names(self) -> Iterator[str]:
+        """See `Source.iter_names`."""
+        return (self._parent.name(int(i)) for i in self._indices)
 
     @property
     def labels(self) -> Int64Array | None:

@@ -10,6 +10,7 @@ import pickle
 import re
 import stat
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,7 +83,9 @@ def _load(path: Path, **how: Any) -> Any:
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path}: expected a file of torch.save, found one named .safetensors; rename it")
     try:
-        return torch.load(path, weights_only=True, **{"map_location": "cpu", **how})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on how the file was written; what matters is checked here
+            return torch.load(path, weights_only=True, **{"map_location": "cpu", **how})
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|function|class|global)\W+([A-Za-z_][\w.]*\.[\w.]+)", str(error))
         what = f" ({found[1]})" if found else ""

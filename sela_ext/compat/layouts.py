@@ -17,7 +17,8 @@ _HEAD = re.compile(r"top_layer(\d*)\.(?:0\.)?(weight|bias)")
 _PROTOTYPES = re.compile(r"prototypes(?:\.prototypes(\d+))?\.(weight)")
 _PROJECTION = re.compile(r"projection_head\.(.+)")
 _V1 = {"features.0": "conv1", "features.1": "bn1", **{f"features.{i + 3}": f"layer{i}" for i in range(1, 5)}}
-_MOST_BLOCKS = 64
+# More and wider than any ResNet that was released: a network of more is not built to find out that it does not fit.
+_MOST_BLOCKS, _WIDEST = 48, 1024
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,17 @@ def _v1_to_torchvision(key: str) -> str:
 
 
 def _blocks(shape: Mapping[str, tuple[int, ...]], stage: str) -> int:
-    """Number of consecutive residual blocks of a stage."""
-    count = 0
-    while count < _MOST_BLOCKS and f"{stage}.{count}.conv1.weight" in shape:
-        count += 1
-    return count
+    """Number of residual blocks of a stage: one more than the largest number in its names."""
+    numbers = [key.split(".") for key in shape if key.startswith(f"{stage}.")]
+    at = stage.count(".") + 1
+    return 1 + max((int(parts[at]) for parts in numbers if parts[at].isdecimal() and len(parts[at]) < 3), default=-1)
 
 
-def _preactivation(shape: Mapping[str, tuple[int, ...]], first: tuple[int, ...]) -> Layout:
+def _preactivation(shape: Mapping[str, tuple[int, ...]], first: tuple[int, ...]) -> Layout | None:
     blocks = tuple(_blocks(shape, f"features.{i}") for i in range(2, 6))
     channels, width = first[1], first[0]
+    if 0 in blocks or max(blocks) > _MOST_BLOCKS or not 0 < width <= _WIDEST:
+        return None
     name = "resnet50-preact" if (blocks, width) == ((3, 4, 6, 3), 64) else "resnet-preact"
     return Layout(name, lambda: PreActResNet(channels, blocks, width))
 

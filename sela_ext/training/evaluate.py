@@ -19,6 +19,8 @@ from sela_ext.training.labelling import choose_head, label_pass
 from sela_ext.training.options import Options
 from sela_ext.training.split import Images, has_labels
 
+# Neighbours that vote in a run's own kNN figure.
+_NEIGHBOURS = 20
 # The final labels are solved at least this tightly, whatever the passes of the training used.
 _FINAL_TOL = 1e-3
 
@@ -150,11 +152,11 @@ def _probe(
     if judged is not None and judged_truth is not None:
         test, test_classes = _known(judged, judged_truth)
         if len(classes) and len(test_classes):
-            scores = {"knn": weighted_knn(features, classes, test, test_classes)}
+            scores = {"knn": weighted_knn(features, classes, test, test_classes, k=_NEIGHBOURS)}
             if np.unique(classes).size > 1:
                 scores["linear"] = linear_probe(features, classes, test, test_classes, seed=seed)
             return scores
-    return {"knn": weighted_knn(features, classes, None, None)} if len(classes) > 1 else {}
+    return {"knn": weighted_knn(features, classes, None, None, k=_NEIGHBOURS)} if len(classes) > 1 else {}
 
 
 def _known(seen: Embedded, truth: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:

@@ -40,6 +40,9 @@ _LAZY = {
     "train": "sela_ext.training",
     "Loader": "sela_ext.data",
     "Augment": "sela_ext.data",
+    "embed": "sela_ext.inference",
+    "evaluate": "sela_ext.inference",
+    "predict": "sela_ext.inference",
 }
 
 __all__ = [

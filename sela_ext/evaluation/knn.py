@@ -232,7 +232,7 @@ def _exact_neighbours(train: Tensor, test: Tensor, most: int, leave_one_out: boo
     """Yield (first row, similarities [B, most], indices [B, most]) over test rows, the nearest first."""
     block = min(_BLOCK_ROWS, max(1, train.shape[0]))
     chunk = max(1, min(1024, _SIMILARITIES // block))
-    # In one block the scaled features are made once; otherwise again for each chunk, which costs 1 / chunk of the product.
+    # In one block the scaled features are made once; otherwise again for each chunk of test images.
     whole = _scaled(train, normalize) if train.shape[0] <= block else None
     for start in range(0, test.shape[0], chunk):
         asked = _scaled(test[start : start + chunk], normalize)

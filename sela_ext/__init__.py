@@ -42,6 +42,9 @@ _LAZY = {
     "Loader": "sela_ext.data",
     "Augment": "sela_ext.data",
     "SelfLabelling": "sela_ext.embeddings",
+    "embed": "sela_ext.inference",
+    "evaluate": "sela_ext.inference",
+    "predict": "sela_ext.inference",
 }
 
 __all__ = [

@@ -38,9 +38,13 @@ __version__: str = build_info()["version"]
 # Public names that need torch or other heavy packages, and the module each one comes from.
 _LAZY = {
     "train": "sela_ext.training",
+    "load_released": "sela_ext.compat",
     "Loader": "sela_ext.data",
     "Augment": "sela_ext.data",
     "SelfLabelling": "sela_ext.embeddings",
+    "embed": "sela_ext.inference",
+    "evaluate": "sela_ext.inference",
+    "predict": "sela_ext.inference",
 }
 
 __all__ = [

@@ -103,6 +103,7 @@ def test_a_single_cluster_scores_nothing_but_its_majority():
             "ami": 0.0,
             "ari": 0.0,
             "accuracy": 0.75,
+            "majority_accuracy": 0.75,
             "purity": 0.75,
             "class_entropy": -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)),
         },

@@ -337,7 +337,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
             return
         value = float(pending[0])
         if not np.isfinite(value):
-            names = ", ".join(source.names[i] for i in pending[1].tolist()[:3])
+            names = ", ".join(source.name(i) for i in pending[1].tolist()[:3])
             raise NumericsError(
                 f"loss is {value} at step {state['step']}, in a batch with {names}, ...; the last checkpoint in "
                 f"{folder.checkpoints} is intact; lower lr (now {opt.lr:g}) or use precision float32"

@@ -1,18 +1,21 @@
 """Clustering feature vectors: `sela_ext.SelfLabelling` beside k-means and k-means with bounded sizes.
 
-    python bench/embeddings.py [--quick]
+    python bench/embeddings.py [--quick | --tables | --check]
 
 Data: scikit-learn's digits (1,797 x 64 pixels), and 10,000 images of Fashion-MNIST by their first 64 principal
 components, where the files are (Debian's package dataset-fashion-mnist, or SELA_FASHION_MNIST names the folder). Each
 method with its defaults, three seeds; true labels only judge. k-means with sizes within one of N / K by
 k-means-constrained, where that is installed (extra `peers`). There is no agreement to check: the methods differ in what
-they look for; that every row has a label and what the sizes are is.
+they look for; that every row has a label and what the sizes are is. A full run writes the table of docs/embeddings.md;
+`--tables` writes it from the rows recorded last, `--check` only says whether it is what they give.
 """
 
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +36,8 @@ FASHION_MNIST = Path(os.environ.get("SELA_FASHION_MNIST", "/usr/share/datasets/f
 FASHION_ROWS = 10_000
 COMPONENTS = 64
 SHOWN = ("nmi", "ari", "accuracy")
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "embeddings.md"
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 Labels = np.ndarray
 Method = Callable[[np.ndarray, int, int], Labels]
@@ -104,9 +109,35 @@ def measured(
     }
 
 
+def document(text: str) -> str:
+    """The page with the table of the rows recorded last."""
+    path = common.RESULTS / "embeddings.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in rows if row["time"] == rows[-1]["time"]]
+    lines = [
+        "| data | method | NMI | ARI | accuracy | smallest, largest cluster | seconds |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['data']} | {row['method']} | {row['nmi']:.3f} | {row['ari']:.3f} | {row['accuracy']:.3f} | "
+        f"{row['smallest']}, {row['largest']} | {row['seconds']:.2g} |"
+        for row in rows
+    ]
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}"
+
+
 def main() -> None:
-    """Run, print, record."""
-    given = common.arguments(__doc__ or "").parse_args()
+    """Run, print, record, write the page."""
+    parser = common.arguments(__doc__ or "")
+    parser.add_argument("--tables", action="store_true", help="only write the page, from the rows recorded last")
+    parser.add_argument("--check", action="store_true", help="only compare the page with the rows recorded last")
+    given = parser.parse_args()
+    if given.tables or given.check:
+        text = DOCUMENT.read_text(encoding="utf-8")
+        if given.tables:
+            DOCUMENT.write_text(document(text), encoding="utf-8")
+        sys.exit(int(given.check and document(text) != text))
     import torch
 
     torch.set_num_threads(given.threads)
@@ -135,6 +166,7 @@ def main() -> None:
         )
     if not given.no_record and not given.quick:
         print(f"\nrecorded in {common.record('embeddings', records, facts).name}")
+        DOCUMENT.write_text(document(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

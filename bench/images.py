@@ -33,7 +33,7 @@ import images_ours as ours
 import images_targets as names
 import torch
 from images_alone import ISAS, behind, decode
-from images_cases import Task
+from images_cases import Absent, Task
 from images_run import PEERS, Run, add_rates, agree, competitors, even, files_task, in_turn, pipeline, sane
 
 PARTS = (
@@ -50,6 +50,7 @@ PARTS = (
     "behind",
 )
 QUICK = ("decode", "sela", "aug_plus", "eval", "small", "small-files")
+QUICK_PHOTOGRAPHS, QUICK_SMALLS = 60, 10_000
 
 # ---------------------------------------------------------------- the parts
 
@@ -142,7 +143,7 @@ def isa(run: Run) -> None:
             for name in ISAS:
                 try:
                     found[name] = child.Apart(what, task, {"SELA_CPU_ISA": name})
-                except child.Refused as error:
+                except Absent as error:
                     run.skip(name, str(error))
             spent = in_turn(found, run.rounds or (2 if run.quick else 7))
         finally:
@@ -200,7 +201,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), options.quick, "only" if options.only else "quick" if options.quick else "full")
         if options.quick:
-            run.photographs, run.smalls = 60, 10_000
+            run.photographs, run.smalls = QUICK_PHOTOGRAPHS, QUICK_SMALLS
         for part in chosen:
             begun = time.perf_counter()
             try:

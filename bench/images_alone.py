@@ -90,7 +90,7 @@ def decode(run: Run) -> None:
     }
     try:
         simplejpeg = peers.imported("simplejpeg")
-    except peers.Absent as error:
+    except cases.Absent as error:
         run.skip(names.SIMPLEJPEG, str(error))
     else:
         whole[names.SIMPLEJPEG] = lambda i: simplejpeg.decode_jpeg(files[i])

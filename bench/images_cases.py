@@ -28,6 +28,10 @@ PHOTOGRAPH = (375, 500)  # height and width that most of the photographs have
 Preset = Literal["sela", "aug_plus", "eval", "small"]
 
 
+class Absent(Exception):  # noqa: N818, nobody's fault
+    """A competitor that cannot be asked; the message is the reason."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What one competitor does in one round.

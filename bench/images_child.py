@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from images_cases import Task
+from images_cases import Absent, Task
 
 Epoch = Callable[[], Iterator[torch.Tensor]]
 FIRST = 3  # batches whose arrival does not count by the wall clock
@@ -123,15 +123,11 @@ class Here:
         """Nothing is left behind."""
 
 
-class Refused(Exception):  # noqa: N818, as images_peers.Absent
-    """A process that cannot do its task; the message is its reason."""
-
-
 class Apart:
     """A competitor in a process of its own.
 
     Raises:
-        Refused: It is not installed, or cannot do the task.
+        Absent: It is not installed, or cannot do the task.
     """
 
     def __init__(self, what: str, task: Task, environment: Mapping[str, str] | None = None) -> None:
@@ -161,10 +157,10 @@ class Apart:
             if line.startswith("{"):
                 found: dict[str, Any] = json.loads(line)
                 if "refused" in found:
-                    raise Refused(found["refused"])
+                    raise Absent(found["refused"])
                 return found
         self.errors.seek(0)
-        raise Refused((self.errors.read().strip().splitlines() or ["its process ended"])[-1])
+        raise Absent((self.errors.read().strip().splitlines() or ["its process ended"])[-1])
 
     def look(self) -> Look:
         """What its first epoch was."""
@@ -186,7 +182,7 @@ def epoch_of(what: str, task: Task) -> Epoch:
     """The epoch of one of `images_peers.PEERS` or `images_ours.OURS`.
 
     Raises:
-        images_peers.Absent: It is not installed, or cannot do the task.
+        Absent: It is not installed, or cannot do the task.
     """
     import images_ours
     import images_peers
@@ -204,13 +200,11 @@ def main() -> None:
     def say(values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
-    import images_peers
-
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     try:
         epoch = epoch_of(given["what"], task)
-    except images_peers.Absent as error:
+    except Absent as error:
         say({"refused": str(error)})
         return
     say(asdict(look(epoch, task)))

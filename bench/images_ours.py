@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import images_targets as names
 import numpy as np
 import torch
-from images_cases import Task
+from images_cases import Absent, Task
 
 from sela_ext import kernels
 from sela_ext.data.loader import Batch, Loader
 
 Epoch = Callable[[], Iterator[torch.Tensor]]
-Way = Callable[[int], Iterator[Batch]]
 SEED = 7
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A batch, as `sela_ext.Batch` without what only training needs."""
+
+    images: torch.Tensor
+    index: torch.Tensor
+    params: np.ndarray
+    effects: np.ndarray | None
+
+
+Way = Callable[[int], Iterator["Shown | Batch"]]
 
 
 def planes_for(data: bytes, header: kernels.JpegHeader, box: Any, index: bytes | None) -> kernels.Planes:
@@ -43,28 +57,30 @@ def planes_of(data: bytes) -> kernels.Planes:
     return planes_for(data, header, (0, 0, header.height, header.width), None)
 
 
-def by_kernels(task: Task, *, exact: bool, indexed: bool) -> Way:
-    """Baseline JPEG files read and decoded one after the other, augmented by batches."""
+def by_reader(task: Task, *, exact: bool, keep: bool) -> Way:
+    """The compiled reader by itself, one batch ahead; without `keep` it has no index, and reads files to their end."""
     augment = task.augment()
     files = task.files[: task.count]
-    indexes = [kernels.jpeg_index(Path(path).read_bytes()) if indexed else None for path in files]
+    if any(kernels.jpeg_header(Path(path).read_bytes()) is None for path in set(files)):
+        raise Absent("some files are not baseline JPEG, which the reader leaves to its caller")
+    store = kernels.IndexStore() if keep else None
+    reader = kernels.Reader([augment], threads=task.threads, exact=exact, index=store)
+    turns = itertools.cycle([torch.empty(task.batch, 3, task.size, task.size) for _ in range(3)])
 
-    def batches(epoch: int) -> Iterator[Batch]:
+    def begin(epoch: int, rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor, kernels.Ticket]:
+        out = next(turns)[: len(rows)]
+        return rows, out, reader.submit([files[row] for row in rows], rows, [out], seed=SEED, epoch=epoch)
+
+    def batches(epoch: int) -> Iterator[Shown]:
         order = kernels.permutation(len(files), seed=SEED, epoch=epoch)
-        for begin in range(0, len(order), task.batch):
-            rows = order[begin : begin + task.batch]
-            data = [Path(files[row]).read_bytes() for row in rows]
-            headers = [kernels.jpeg_header(d) for d in data]
-            sizes = [h.height for h in headers], [h.width for h in headers]
-            params = kernels.sample_parameters(augment, *sizes, rows, seed=SEED, epoch=epoch)
-            effects = None
-            if augment.draws_effects:
-                effects = kernels.sample_effects(augment, rows, seed=SEED, epoch=epoch)
-            boxes = kernels.needed_boxes(params, augment, *sizes)
-            given = zip(data, headers, boxes, (indexes[row] for row in rows), strict=True)
-            planes = [planes_for(*one) for one in given]
-            images = kernels.augment_planes(planes, params, augment, effects=effects, exact=exact, threads=task.threads)
-            yield Batch(images, torch.from_numpy(rows), None, params, begin + len(rows), effects)
+        begun = deque([begin(epoch, order[: task.batch])])
+        for start in range(task.batch, len(order) + task.batch, task.batch):
+            if start < len(order):
+                begun.append(begin(epoch, order[start : start + task.batch]))
+            rows, out, ticket = begun.popleft()
+            found = ticket.wait()
+            assert (found.status == kernels.READ_OK).all(), "an image was not read"
+            yield Shown(out, torch.from_numpy(rows), found.params[0], found.effects[0])
 
     return batches
 
@@ -77,10 +93,10 @@ def by_loader(task: Task, **options: Any) -> Way:
 
 
 WAYS: dict[str, Callable[[Task], Way]] = {
-    names.EXACT_PLAIN: lambda task: by_kernels(task, exact=True, indexed=False),
-    names.PLANAR_PLAIN: lambda task: by_kernels(task, exact=False, indexed=False),
-    names.EXACT_LATER: lambda task: by_kernels(task, exact=True, indexed=True),
-    names.PLANAR_LATER: lambda task: by_kernels(task, exact=False, indexed=True),
+    names.EXACT_PLAIN: lambda task: by_reader(task, exact=True, keep=False),
+    names.PLANAR_PLAIN: lambda task: by_reader(task, exact=False, keep=False),
+    names.EXACT_LATER: lambda task: by_reader(task, exact=True, keep=True),
+    names.PLANAR_LATER: lambda task: by_reader(task, exact=False, keep=True),
     names.FROM_ARRAY: by_loader,
 }
 

@@ -17,7 +17,7 @@ from typing import Any
 import images_targets as names
 import numpy as np
 import torch
-from images_cases import Task
+from images_cases import Absent, Task
 from torchvision import io as tv_io
 from torchvision import transforms as v1
 from torchvision.transforms import v2
@@ -27,10 +27,6 @@ Epoch = Callable[[], Iterator[torch.Tensor]]
 JITTER = (0.4, 0.4, 0.4, 0.4)
 MILDER = (0.4, 0.4, 0.4, 0.1)  # Aug++'s
 BLUR = (23, (0.1, 2.0))  # kernel and deviation of Aug++'s blur at 224
-
-
-class Absent(Exception):  # noqa: N818, nobody's fault
-    """A competitor that cannot be asked; the message is the reason."""
 
 
 def imported(module: str) -> Any:

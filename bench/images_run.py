@@ -124,7 +124,7 @@ def competitors(run: Run, tasks: Mapping[str, Task], *, apart: bool = False) -> 
                     made[what] = child.Apart(plain, task)
                 else:
                     made[what] = child.Here(child.epoch_of(plain, task), task)
-            except (peers.Absent, child.Refused) as error:
+            except cases.Absent as error:
                 run.skip(plain, str(error))
         yield made
     finally:
@@ -223,7 +223,7 @@ def agree(run: Run, case: str, task: Task, exact: Sequence[str], planar: Sequenc
     for what in (*exact, *planar):
         try:
             way = ours.WAYS[what](task)
-        except peers.Absent as error:
+        except cases.Absent as error:
             run.skip(what, str(error))
             continue
         if what in exact:

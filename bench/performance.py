@@ -3,8 +3,8 @@
     python bench/performance.py [--check]
 
 A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. They show the latest full run of bench/solver.py
-and of bench/images.py (all rows of a run have one time). Exit status: 0; with --check 1 when the document is not what the
-rows give.
+and of bench/images.py (all rows of a run have one time). Exit status: 0; with --check 1 when the document is not what
+the rows give.
 """
 
 from __future__ import annotations

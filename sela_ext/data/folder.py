@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ import numpy as np
 
 from sela_ext.data.decode import HEAD_BYTES, decode_file, sniff
 from sela_ext.data.labels import read_labels
-from sela_ext.data.source import Int64Array, Source, UInt8Array
+from sela_ext.data.path_list import PathList
+from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
 from sela_ext.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
@@ -58,10 +59,10 @@ class FileSource(Source):
     ) -> None:
         self.kind = kind
         self.class_names = class_names
-        self._paths = list(paths)
-        self._root = root
+        self._paths = paths if isinstance(paths, PathList) else PathList(paths)
+        self._prefix = os.path.join(root, "") if root else ""
         self._labels = labels
-        self._names = [_printable(path) for path in self._paths]
+        self._names: list[str] | None = None
         self._cache: dict[int, UInt8Array] = {}
         self._cache_room = CACHE_BYTES
         self._lock = threading.Lock()
@@ -72,7 +73,17 @@ class FileSource(Source):
     @property
     def names(self) -> list[str]:
         """See `Source.names`."""
+        if self._names is None:
+            self._names = [_printable(path) for path in self._paths]
         return self._names
+
+    def name(self, index: int) -> str:
+        """See `Source.name`."""
+        return _printable(self._paths[index])
+
+    def iter_names(self) -> Iterator[str]:
+        """See `Source.iter_names`."""
+        return map(_printable, self._paths)
 
     @property
     def labels(self) -> Int64Array | None:
@@ -81,7 +92,17 @@ class FileSource(Source):
 
     def path(self, index: int) -> str:
         """Path of the file of image `index`."""
-        return os.path.join(self._root, self._paths[index])
+        path = self._paths[index]
+        return path if path.startswith("/") else self._prefix + path
+
+    @property
+    def encoded(self) -> bool:
+        """See `Source.encoded`."""
+        return True
+
+    def locate(self, index: int) -> Located:
+        """See `Source.locate`."""
+        return Located(path=self.path(index))
 
     def read(self, index: int) -> UInt8Array:
         """See `Source.read`."""
@@ -140,15 +161,15 @@ def folder_source(
         return FileSource(paths, kind="folder", root=str(folder), labels=read_labels(labels, len(paths)))
     if any("/" not in path for path in paths):
         return FileSource(paths, kind="folder", root=str(folder))
-    tops = [path.split("/", 1)[0] for path in paths]
-    found = sorted(set(tops))
+    found = sorted({path.split("/", 1)[0] for path in paths})
     if len(found) < 2:
         return FileSource(paths, kind="folder", root=str(folder))
     known = list(class_names or [])
     # Class names are kept as file names while they are compared, and made printable at the end.
     classes = known + [name for name in found if _printable(name) not in known]
     number = {_printable(name): i for i, name in enumerate(classes)}
-    values = np.array([number[_printable(top)] for top in tops], dtype=np.int64)
+    number |= {name: number[_printable(name)] for name in found}
+    values = np.fromiter((number[path.split("/", 1)[0]] for path in paths), dtype=np.int64, count=len(paths))
     return FileSource(
         paths,
         kind="folder",
@@ -166,11 +187,16 @@ def open_paths(paths: Sequence[str | Path], *, labels: Any = None) -> FileSource
     """
     if not paths:
         raise DataError("data: expected at least one path, found an empty list")
-    for i, path in enumerate(paths):
-        if not isinstance(path, (str, os.PathLike)):
-            raise DataError(f"data: expected a list of paths, found {type(path).__name__} at position {i}")
+    for kind in set(map(type, paths)):
+        if not issubclass(kind, (str, os.PathLike)):
+            i = next(i for i, path in enumerate(paths) if type(path) is kind)
+            raise DataError(f"data: expected a list of paths, found {kind.__name__} at position {i}")
     checked = None if labels is None else read_labels(labels, len(paths))
-    return FileSource([os.fspath(path) for path in paths], kind="paths", labels=checked)
+    try:
+        compact = PathList(paths)
+    except ValueError as error:
+        raise DataError(f"data: {error}") from error
+    return FileSource(compact, kind="paths", labels=checked)
 
 
 def find_split(folder: Path) -> tuple[Path, list[Path]] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,21 @@ def hash_names(names: Iterable[str]) -> str:
         digest.update(name.encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the encoded bytes of one image are: exactly one of `path` and `data` is set.
+
+    Attributes:
+        path: A file that holds this image and nothing else.
+        data: The bytes themselves, usually a slice of a memory map.
+        index: The image's JPEG checkpoint index, as `sela_ext.kernels.jpeg_index` builds it; None if it is not known.
+    """
+
+    path: str | None = None
+    data: memoryview | bytes | None = None
+    index: memoryview | bytes | None = None
 
 
 class Source(ABC):
@@ -49,6 +65,14 @@ class Source(ABC):
     def names(self) -> list[str]:
         """One name per image, in order; relative paths where the images are files."""
 
+    def name(self, index: int) -> str:
+        """Name of one image; cheap where `names` would first have to be made for all."""
+        return self.names[index]
+
+    def iter_names(self) -> Iterator[str]:
+        """The names in order, one at a time."""
+        return iter(self.names)
+
     @abstractmethod
     def read(self, index: int) -> UInt8Array:
         """Pixels of one image.
@@ -62,6 +86,22 @@ class Source(ABC):
         Raises:
             DataError: The image cannot be decoded; the message names it and the reason.
         """
+
+    @property
+    def encoded(self) -> bool:
+        """Whether every image is an encoded file, or bytes like those of one, that `locate` finds."""
+        return False
+
+    def locate(self, index: int) -> Located:
+        """Where the encoded bytes of one image are; nothing is read. Only where `encoded` is true.
+
+        Args:
+            index: 0..N-1.
+
+        Raises:
+            DataError: The source holds no encoded images.
+        """
+        raise DataError(f"{self.kind}: expected encoded images, found pixels of image {index}; use read() instead")
 
     @property
     def labels(self) -> Int64Array | None:
@@ -89,15 +129,14 @@ class Source(ABC):
 
         Modification times are left out: a copied folder is the same data.
         """
-        names = self.names
         size = self.image_size
         return {
             "kind": self.kind,
             "count": len(self),
             "channels": self.channels,
             "image_size": None if size is None else list(size),
-            "names": hash_names(names),
-            "first_names": names[:3],
+            "names": hash_names(self.iter_names()),
+            "first_names": [self.name(i) for i in range(min(3, len(self)))],
         }
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Source:
@@ -150,6 +189,14 @@ class LabelledSource(Source):
         """See `Source.names`."""
         return self._parent.names
 
+    def name(self, index: int) -> str:
+        """See `Source.name`."""
+        return self._parent.name(index)
+
+    def iter_names(self) -> Iterator[str]:
+        """See `Source.iter_names`."""
+        return self._parent.iter_names()
+
     @property
     def labels(self) -> Int64Array:
         """See `Source.labels`."""
@@ -168,6 +215,15 @@ class LabelledSource(Source):
     def read(self, index: int) -> UInt8Array:
         """See `Source.read`."""
         return self._parent.read(index)
+
+    @property
+    def encoded(self) -> bool:
+        """See `Source.encoded`."""
+        return self._parent.encoded
+
+    def locate(self, index: int) -> Located:
+        """See `Source.locate`."""
+        return self._parent.locate(index)
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Source.fingerprint`."""
@@ -199,6 +255,14 @@ class SubsetSource(Source):
         names = self._parent.names
         return [names[i] for i in self._indices]
 
+    def name(self, index: int) -> str:
+        """See `Source.name`."""
+        return self._parent.name(int(self._indices[index]))
+
+    def iter_names(self) -> Iterator[str]:
+        """See `Source.iter_names`."""
+        return (self._parent.name(int(i)) for i in self._indices)
+
     @property
     def labels(self) -> Int64Array | None:
         """See `Source.labels`."""
@@ -216,3 +280,12 @@ class SubsetSource(Source):
     def read(self, index: int) -> UInt8Array:
         """See `Source.read`."""
         return self._parent.read(int(self._indices[index]))
+
+    @property
+    def encoded(self) -> bool:
+        """See `Source.encoded`."""
+        return self._parent.encoded
+
+    def locate(self, index: int) -> Located:
+        """See `Source.locate`."""
+        return self._parent.locate(int(self._indices[index]))

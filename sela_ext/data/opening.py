@@ -16,6 +16,7 @@ from sela_ext.data.digits import digits_source
 from sela_ext.data.folder import find_split, folder_source, list_images, open_folder, open_paths
 from sela_ext.data.idx import find_idx, is_idx, open_idx
 from sela_ext.data.labels import read_labels
+from sela_ext.data.shards import find_pack, open_pack
 from sela_ext.data.source import LabelledSource, Source
 from sela_ext.errors import DataError
 
@@ -103,6 +104,9 @@ def find_eval_source(data: Any) -> Source | None:
 
 
 def _open_path(path: Path, labels: Any) -> Source:
+    packed = find_pack(path)
+    if packed is not None:
+        return open_pack(packed, labels=labels)
     if path.is_dir():
         images = find_idx(path, _TRAIN)
         if images is not None:

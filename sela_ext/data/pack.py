@@ -64,7 +64,7 @@ from sela_ext.data.shard_format import (
     write_manifest,
     write_whole,
 )
-from sela_ext.data.shards import PackReport, open_pack, skipped_images
+from sela_ext.data.shards import PackReport, open_pack, skipped_images, thread_count
 from sela_ext.data.source import Int64Array, Source, UInt8Array, hash_names
 from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels.jpeg import FORMATS as PILLOW_FORMATS
@@ -158,7 +158,7 @@ def pack(
         (1797, {'raw': 1797})
     """
     _check_options(raw, max_side, quality, shard_bytes, on_bad_image, max_bad_fraction)
-    workers = _workers(threads)
+    workers = thread_count(threads)
     source = open_source(data, labels=labels)
     folder = Path(out)
     if isinstance(data, (str, os.PathLike)) and folder.exists() and Path(data).exists() and folder.samefile(data):
@@ -166,7 +166,7 @@ def pack(
     plan = _make_plan(source, raw, max_side, quality)
     if shard_bytes is None and not plan.raw:
         shard_bytes = SHARD_BYTES
-    identity = _identity(source, plan, shard_bytes, on_bad_image)
+    identity = _identity(source, plan, shard_bytes)
     with full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _claimed(folder, identity, overwrite=overwrite, resume=resume) as finished:
@@ -174,7 +174,13 @@ def pack(
             packing = _Packing(source, folder, plan, identity, shard_bytes, on_bad_image == "skip", max_bad_fraction)
             with _shown(len(source), progress) as show:
                 packing.run(workers, show)
-    return open_pack(folder).report()
+    found = open_pack(folder)
+    if found.manifest.skipped and on_bad_image == "raise":  # an earlier call had another policy
+        raise DataError(
+            f"{found.skipped()[0][2]}; {found.manifest.skipped} images were skipped in {folder}: remove the files and "
+            'pack again with overwrite, or use on_bad_image="skip"'
+        )
+    return found.report()
 
 
 class _Packing:
@@ -247,10 +253,11 @@ class _Packing:
             except DataError:
                 break
             digest, faults = verify_shard(shard, table)
-            if faults or done + shard.images > len(self.source):
+            bad = skipped_images(shard, table)
+            if faults or done + shard.images > len(self.source) or (bad and not self.skip):
                 break
             self.shards.append(ShardSummary(shard.images, shard.size, digest))
-            self.bad += skipped_images(shard, table)
+            self.bad += bad
             self.labelled = self.labelled or bool((table["label"] >= 0).any())
             done += shard.images
         kept = {shard_name(i) for i in range(len(self.shards))}
@@ -547,9 +554,9 @@ def _foretell(source: Source, plan: _Plan, start: int) -> int | None:
     return int(total * left / len(rows) * _INDEX_SHARE) + other
 
 
-def _identity(source: Source, plan: _Plan, shard_bytes: int | None, on_bad_image: str) -> dict[str, Any]:
+def _identity(source: Source, plan: _Plan, shard_bytes: int | None) -> dict[str, Any]:
     """Everything that the bytes of the pack depend on, JSON-able."""
-    options: dict[str, Any] = {**asdict(plan), "shard_bytes": shard_bytes, "on_bad_image": on_bad_image}
+    options: dict[str, Any] = {**asdict(plan), "shard_bytes": shard_bytes}
     options["size"] = None if plan.size is None else list(plan.size)
     if plan.max_side is not None or not (plan.files or plan.raw):  # what encodes
         version: Any = features.version
@@ -718,14 +725,6 @@ def _check_options(
         raise OptionError(f"max_bad_fraction: expected a number 0..1, found {max_bad_fraction!r}")
     if not 0 <= max_bad_fraction <= 1:
         raise OptionError(f"max_bad_fraction: expected 0..1, found {max_bad_fraction}")
-
-
-def _workers(threads: Any) -> int:
-    if threads == "auto":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1:
-        raise OptionError(f'threads: expected a whole number >= 1 or "auto", found {threads!r}')
-    return int(threads)
 
 
 @contextlib.contextmanager

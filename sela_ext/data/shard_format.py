@@ -217,7 +217,7 @@ class ShardWriter:
             index_offset = self._position
             self._write(entry.index)
             crc = zlib.crc32(entry.index, crc)
-        self.data_bytes = self._position
+        self.data_bytes = self._position - HEAD.size
         self._table += RECORD_STRUCT.pack(
             offset,
             index_offset,

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from sela_ext.data.shard_format import (
     verify_shard,
 )
 from sela_ext.data.source import Int64Array, Located, Source, UInt8Array, hash_names
-from sela_ext.errors import DataError
+from sela_ext.errors import DataError, OptionError
 
 # Before Python 3.13 every memory map keeps a file handle. Of those that this process may have, a quarter is taken at
 # most; maps beyond are opened again when they are needed.
@@ -352,18 +352,19 @@ def open_pack(folder: Path, *, labels: Any = None) -> PackSource:
     return PackSource(folder, labels=labels)
 
 
-def verify_pack(path: str | os.PathLike[str], *, threads: int = 1) -> PackReport:
+def verify_pack(path: str | os.PathLike[str], *, threads: int | Literal["auto"] = "auto") -> PackReport:
     """Read a whole pack and compare it with its checksums.
 
     Args:
         path: Folder of the pack.
-        threads: Shards read at a time.
+        threads: Shards read at a time; "auto" = processors that this process may use.
 
     Returns:
         What the pack holds.
 
     Raises:
         DataError: What is missing, damaged, or of another pack: the first faults, and their number.
+        OptionError: `threads` is out of range.
     """
     found = find_pack(Path(path))
     if found is None:
@@ -376,7 +377,7 @@ def verify_pack(path: str | os.PathLike[str], *, threads: int = 1) -> PackReport
             faults = [f"the SHA-256 is not that of {MANIFEST}: a file of another pack or version of it"]
         return [f"{shard_name(shard.number)}: {fault}" for fault in faults]
 
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="sela-verify") as pool:
+    with ThreadPoolExecutor(thread_count(threads), thread_name_prefix="sela-verify") as pool:
         faults = [fault for part in pool.map(verify, source._shards) for fault in part]
     if faults:
         more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
@@ -399,6 +400,19 @@ def skipped_images(shard: Shard, table: Table) -> list[tuple[int, str, str]]:
         name, reason = (part.decode("utf-8", "replace") for part in (texts[start:middle], texts[middle:end]))
         found.append((shard.first + row, name, reason))
     return found
+
+
+def thread_count(threads: Any) -> int:
+    """Check an option `threads`.
+
+    Raises:
+        OptionError: Neither "auto" nor a number of at least 1.
+    """
+    if threads == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1:
+        raise OptionError(f'threads: expected a whole number >= 1 or "auto", found {threads!r}')
+    return int(threads)
 
 
 def _map_file(shard: Shard) -> memoryview:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sela_ext.data.decode import decode_image
+from sela_ext.data.folder import EVAL_FOLDERS, TRAIN_FOLDER
 from sela_ext.data.labels import read_labels
 from sela_ext.data.shard_format import (
     FORMATS,
@@ -37,7 +38,7 @@ from sela_ext.data.shard_format import (
     shard_name,
     verify_shard,
 )
-from sela_ext.data.source import Int64Array, Located, Source, UInt8Array, hash_names
+from sela_ext.data.source import Int64Array, LabelledSource, Located, Source, UInt8Array, hash_names
 from sela_ext.errors import DataError, OptionError
 
 # Before Python 3.13 every memory map keeps a file handle. Of those that this process may have, a quarter is taken at
@@ -350,6 +351,28 @@ def open_pack(folder: Path, *, labels: Any = None) -> PackSource:
         what = "was not finished" if (folder / UNFINISHED).exists() else f"has lost its {MANIFEST}"
         raise DataError(f"{folder}: the pack {what}; run the same `sela pack` again, it goes on where it stopped")
     return PackSource(folder, labels=labels)
+
+
+def open_packs(folder: Path, split: str) -> Source | None:
+    """The pack `train`, or for "test" the first of `test`, `val`, ... beside it, in a folder of packs.
+
+    The classes of images for evaluation are numbered as those of the training images, by name.
+    """
+    train = open_pack(folder / TRAIN_FOLDER)
+    if split == "train":
+        return train
+    place = next((folder / name for name in EVAL_FOLDERS if find_pack(folder / name) is not None), None)
+    if place is None:
+        return None
+    test = open_pack(place)
+    names, own, labels = train.class_names, test.class_names, test.labels
+    if names is None or own is None or labels is None or names == own:
+        return test
+    names = names + [name for name in own if name not in names]
+    number = np.array([*(names.index(name) for name in own), -1], dtype=np.int64)  # the label -1 stays
+    labelled = LabelledSource(test, number[labels])
+    labelled.class_names = names
+    return labelled
 
 
 def verify_pack(path: str | os.PathLike[str], *, threads: int | Literal["auto"] = "auto") -> PackReport:

@@ -40,6 +40,8 @@ _LAZY = {
     "train": "sela_ext.training",
     "Loader": "sela_ext.data",
     "Augment": "sela_ext.data",
+    "pack": "sela_ext.data",
+    "verify_pack": "sela_ext.data",
 }
 
 __all__ = [

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import common
 import images_agreement as agreement
 import images_child as child
-import images_ours as ours
 import images_targets as names
 import torch
 from images_alone import ISAS, behind, decode
@@ -58,33 +56,32 @@ QUICK_PHOTOGRAPHS, QUICK_SMALLS = 60, 10_000
 def sela(run: Run) -> None:
     """The paper's augmentation of photographs."""
     files = run.photograph_files()
-    pipeline(run, names.SELA, files_task("sela", files), 2 if run.quick else 7)
+    pipeline(run, names.SELA, files_task(run, "sela", files), 2 if run.quick else 7)
 
 
 def generated(run: Run) -> None:
     """The same of files that anybody can make."""
     files = run.generated_files()
-    pipeline(run, names.SELA_GENERATED, files_task("sela", files), 2 if run.quick else 5)
+    pipeline(run, names.SELA_GENERATED, files_task(run, "sela", files), 2 if run.quick else 5)
 
 
 def aug_plus(run: Run) -> None:
     """Aug++: with a blur."""
     files = run.photograph_files()
-    pipeline(run, names.AUG_PLUS, files_task("aug_plus", files[: len(files) // 2]), 2 if run.quick else 7)
+    pipeline(run, names.AUG_PLUS, files_task(run, "aug_plus", files[: len(files) // 2]), 2 if run.quick else 7)
 
 
 def evaluation(run: Run) -> None:
     """The transform of an evaluation."""
     files = run.photograph_files()
-    pipeline(run, names.EVAL, files_task("eval", files), 2 if run.quick else 7)
+    pipeline(run, names.EVAL, files_task(run, "eval", files), 2 if run.quick else 7)
 
 
 def threads(run: Run) -> None:
     """Two threads of ours beside two workers, by the wall clock."""
     files = run.photograph_files() * 6  # an epoch begins and ends in every round, which should not be what is timed
-    task = replace(files_task("sela", files, threads=2), batch=even(len(files), 40))
-    later = [what for what in (names.PLANAR_PLAIN, *names.LATER) if what in ours.WAYS]
-    wall_clock(run, names.SELA + names.TWO, dict.fromkeys((*later, *PEERS), task), 2 if run.quick else 5)
+    task = files_task(run, "sela", files, threads=2)
+    wall_clock(run, names.SELA + names.TWO, dict.fromkeys((*names.LATER, *PEERS), task), 2 if run.quick else 5)
 
 
 def small_tasks(run: Run, threads: int) -> dict[str, Task]:
@@ -109,7 +106,7 @@ def small(run: Run) -> None:
 def small_files(run: Run) -> None:
     """32 px from a folder of JPEG files."""
     files = run.small_files()
-    task = files_task("small", files)
+    task = files_task(run, "small", files)
     pipeline(run, names.SMALL_FILES, task, 2 if run.quick else 5)
 
 
@@ -132,10 +129,10 @@ def wall_clock(run: Run, case: str, tasks: Mapping[str, Task], rounds: int) -> N
 def isa(run: Run) -> None:
     """The instruction sets, each in a process of its own."""
     files = run.photograph_files()
-    jpeg = files_task("sela", files)
+    jpeg = files_task(run, "sela", files)
     for case, what, task in (
         (names.SELA, names.PLANAR_LATER, jpeg),
-        (names.SELA_EXACT, names.EXACT_PLAIN, jpeg),
+        (names.SELA_EXACT, names.EXACT_FIRST, jpeg),
         (names.SMALL, names.FROM_ARRAY, small_tasks(run, 1)[names.FROM_ARRAY]),
     ):
         found: dict[str, child.Apart] = {}

@@ -17,7 +17,7 @@ import images_targets as names
 import numpy as np
 import torch
 from images_cases import Task
-from images_run import Run, add_rates, files_task, in_turn
+from images_run import Run, add_rates, in_turn
 
 import sela_ext
 from sela_ext import kernels
@@ -123,7 +123,7 @@ def behind(run: Run) -> None:
     """The part of a pipeline behind the decoder: from planes, from RGB, and torchvision's transforms alone."""
     files = run.photograph_files()[: 24 if run.quick else 64]
     for preset in ("sela", "aug_plus", "eval"):
-        calls = behind_calls(files_task(preset, files))
+        calls = behind_calls(Task(preset, 224, files, count=len(files)))
         found = {what: Loop(call, 1) for what, call in calls.items()}
         in_turn(found, 1)
         spent = in_turn(found, run.rounds or (2 if run.quick else 7))

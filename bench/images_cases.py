@@ -40,6 +40,7 @@ class Task:
         preset: which pipeline.
         size: side of the output, pixels.
         files: JPEG files; none where the images are in memory.
+        pack: a folder with a pack of the files, for the ways that read one.
         array: a .npy file with uint8 [N, H, W, 3], loaded before anything is timed; "" where they are in files.
         count: images of a round: the first ones of the files or the array.
         batch: images of a batch.
@@ -49,6 +50,7 @@ class Task:
     preset: Preset
     size: int
     files: tuple[str, ...] = ()
+    pack: str = ""
     array: str = ""
     count: int = 0
     batch: int = 64

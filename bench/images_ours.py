@@ -57,14 +57,14 @@ def planes_of(data: bytes) -> kernels.Planes:
     return planes_for(data, header, (0, 0, header.height, header.width), None)
 
 
-def by_reader(task: Task, *, exact: bool, keep: bool) -> Way:
+def by_reader(task: Task, *, keep: bool) -> Way:
     """The compiled reader by itself, one batch ahead; without `keep` it has no index, and reads files to their end."""
     augment = task.augment()
     files = task.files[: task.count]
     if any(kernels.jpeg_header(Path(path).read_bytes()) is None for path in set(files)):
         raise Absent("some files are not baseline JPEG, which the reader leaves to its caller")
     store = kernels.IndexStore() if keep else None
-    reader = kernels.Reader([augment], threads=task.threads, exact=exact, index=store)
+    reader = kernels.Reader([augment], threads=task.threads, index=store)
     turns = itertools.cycle([torch.empty(task.batch, 3, task.size, task.size) for _ in range(3)])
 
     def begin(epoch: int, rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor, kernels.Ticket]:
@@ -82,22 +82,43 @@ def by_reader(task: Task, *, exact: bool, keep: bool) -> Way:
             assert (found.status == kernels.READ_OK).all(), "an image was not read"
             yield Shown(out, torch.from_numpy(rows), found.params[0], found.effects[0])
 
+    if keep:
+        for _ in batches(0):
+            pass
     return batches
 
 
-def by_loader(task: Task, **options: Any) -> Way:
-    """The public loader."""
-    data = list(task.files[: task.count]) if task.files else np.load(task.array)[: task.count]
-    loader = Loader(data, batch_size=task.batch, augment=task.augment(), seed=SEED, threads=task.threads, **options)
+def loader_of(task: Task, *, exact: bool = False, packed: bool = False) -> Loader:
+    """The public loader on a task's files, pack or array."""
+    data: Any = task.pack if packed else list(task.files[: task.count])
+    if task.array:
+        data = np.load(task.array)[: task.count]
+    return Loader(data, batch_size=task.batch, augment=task.augment(), seed=SEED, threads=task.threads, exact=exact)
+
+
+def first_epoch(task: Task, *, exact: bool) -> Way:
+    """A new loader for every epoch, which finds the entry points on its way."""
+    return lambda epoch: loader_of(task, exact=exact).epoch(epoch)
+
+
+def later_epochs(task: Task, **options: Any) -> Way:
+    """One loader, which has been through an epoch before."""
+    loader = loader_of(task, **options)
+    for _ in loader.epoch(0):
+        pass
     return loader.epoch
 
 
 WAYS: dict[str, Callable[[Task], Way]] = {
-    names.EXACT_PLAIN: lambda task: by_reader(task, exact=True, keep=False),
-    names.PLANAR_PLAIN: lambda task: by_reader(task, exact=False, keep=False),
-    names.EXACT_LATER: lambda task: by_reader(task, exact=True, keep=True),
-    names.PLANAR_LATER: lambda task: by_reader(task, exact=False, keep=True),
-    names.FROM_ARRAY: by_loader,
+    names.EXACT_FIRST: lambda task: first_epoch(task, exact=True),
+    names.PLANAR_FIRST: lambda task: first_epoch(task, exact=False),
+    names.EXACT_LATER: lambda task: later_epochs(task, exact=True),
+    names.PLANAR_LATER: lambda task: later_epochs(task, exact=False),
+    names.EXACT_PACKED: lambda task: later_epochs(task, exact=True, packed=True),
+    names.PLANAR_PACKED: lambda task: later_epochs(task, exact=False, packed=True),
+    names.READER_FIRST: lambda task: by_reader(task, keep=False),
+    names.READER_LATER: lambda task: by_reader(task, keep=True),
+    names.FROM_ARRAY: later_epochs,
 }
 
 

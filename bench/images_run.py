@@ -20,15 +20,18 @@ import images_targets as names
 import numpy as np
 from images_cases import Task
 
+import sela_ext
+
 PEERS = tuple(peers.PEERS)
 FROM_FILES = (
-    names.EXACT_PLAIN,
-    names.PLANAR_PLAIN,
+    names.EXACT_FIRST,
     names.PLANAR_FIRST,
     names.EXACT_LATER,
     names.PLANAR_LATER,
     names.EXACT_PACKED,
     names.PLANAR_PACKED,
+    names.READER_FIRST,
+    names.READER_LATER,
 )
 CHECKED = 48  # images compared one by one with torchvision's, per pipeline
 RANGE = 0.5  # of 255: how far beyond 0 and 255 float arithmetic may go
@@ -101,6 +104,16 @@ class Run:
             lambda: tuple(cases.small_files(self.folder / "small", np.load(self.small_array())[: self.smalls // 10])),
         )
         return found
+
+    def packed(self, files: tuple[str, ...]) -> str:
+        """A folder with a pack of the files."""
+
+        def make() -> str:
+            folder = self.folder / f"pack_{len(self.made)}"
+            sela_ext.pack(list(files), folder)
+            return str(folder)
+
+        return str(self.once(f"pack of {hash(files)}", make))
 
 
 Competitor = child.Here | child.Apart
@@ -249,7 +262,6 @@ def agree(run: Run, case: str, task: Task, exact: Sequence[str], planar: Sequenc
 
 def pipeline(run: Run, case: str, task: Task, rounds: int, ways: Sequence[str] = FROM_FILES) -> None:
     """All of a pipeline from files, one thread each."""
-    ways = [what for what in ways if what in ours.WAYS]
     exact = [what for what in ways if what.startswith("exact")]
     agree(run, case, task, exact, [what for what in ways if what not in exact])
     tasks = dict.fromkeys((*ways, *PEERS), task)
@@ -263,7 +275,8 @@ def even(count: int, most: int) -> int:
     return max(size for size in range(1, min(count, most) + 1) if count % size == 0)
 
 
-def files_task(preset: cases.Preset, files: tuple[str, ...], *, threads: int = 1) -> Task:
-    """All of the files."""
-    size, most = (32, 256) if preset == "small" else (224, 64)
-    return Task(preset, size, files, count=len(files), batch=even(len(files), most), threads=threads)
+def files_task(run: Run, preset: cases.Preset, files: tuple[str, ...], *, threads: int = 1) -> Task:
+    """All of the files, and a pack of them."""
+    size, most = (32, 256) if preset == "small" else (224, 40)
+    batch = even(len(files), most)
+    return Task(preset, size, files, pack=run.packed(files), count=len(files), batch=batch, threads=threads)

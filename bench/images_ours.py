@@ -16,6 +16,7 @@ from images_cases import Absent, Task
 
 from sela_ext import kernels
 from sela_ext.data.loader import Batch, Loader
+from sela_ext.data.opening import open_source
 
 Epoch = Callable[[], Iterator[torch.Tensor]]
 SEED = 7
@@ -90,9 +91,10 @@ def by_reader(task: Task, *, keep: bool) -> Way:
 
 def loader_of(task: Task, *, exact: bool = False, packed: bool = False) -> Loader:
     """The public loader on a task's files, pack or array."""
-    data: Any = task.pack if packed else list(task.files[: task.count])
-    if task.array:
-        data = np.load(task.array)[: task.count]
+    data: Any = np.load(task.array)[: task.count] if task.array else list(task.files[: task.count])
+    if packed:
+        whole = open_source(task.pack)
+        data = whole if len(whole) == task.count else whole.subset(range(task.count))
     return Loader(data, batch_size=task.batch, augment=task.augment(), seed=SEED, threads=task.threads, exact=exact)
 
 

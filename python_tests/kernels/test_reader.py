@@ -270,13 +270,13 @@ def test_reduced_decoding_of_photographs_is_within_a_level_in_the_mean():
         pytest.skip(f"no photographs in {FOLDER}; set SELA_DATA_DIR")
     items = [str(path) for path in photographs]
     augments = [Augment.resized_crop(48), Augment.eval(40)]
-    options = {"dtype": torch.uint8}
-    _, near = read(items, augments, **options)
-    _, full = read(items, augments, reduce=False, **options)
-    differ = [not torch.equal(a, b) for a, b in zip(near[0], full[0], strict=True)]
-    assert sum(differ) > 10
+    near, full = (read(items, augments, reduce=reduce)[1] for reduce in (True, False))
+    std = 255 * torch.tensor(augments[0].std).view(1, 3, 1, 1)
     for a, b in zip(near, full, strict=True):
-        assert (a.float() - b.float()).abs().mean() < 1.0
+        difference = ((a - b) * std).abs().flatten(1)
+        changed = difference[difference.amax(1) > 0]
+        assert len(changed) > 10
+        assert changed.mean() < 0.8
 
 
 def test_no_resolution_is_given_up_where_exactness_is_asked_for():
@@ -703,6 +703,9 @@ def test_waiting_can_be_interrupted():
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
 
 
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps what is freed for a while"
+)
 def test_memory_is_flat_over_thousands_of_images(files, tmp_path):
     paths = []
     for i, data in enumerate(files):

@@ -159,6 +159,17 @@ def test_every_sampling_gives_the_bits_of_the_twin(writer, sampling):
     assert_same(read(made, augments, exact=True), read(made, augments, twin=True, exact=True))
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 3000), (3000, 1), (2, 501), (105, 3), (7, 1001)])
+def test_thin_images_give_the_bits_of_the_twin(height, width):
+    made = [encoded(picture(k, height, width), subsampling=k) for k in range(3)]
+    augments = [PRESETS["aug_plus_more"], PRESETS["eval"], Augment.resized_crop(5)]
+    for options in ({}, {"exact": True}):
+        expected = read(made, augments, twin=True, **options)
+        assert (expected[0].status == READ_OK).all()
+        assert all(torch.isfinite(out).all() for out in expected[1])
+        assert_same(read(made, augments, **options), expected)
+
+
 def test_several_views_are_those_of_one_view_each(files):
     augments = list(Augment.multi_crop((48, 24), (2, 3)))
     batch, out = read(files, augments)

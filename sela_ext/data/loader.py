@@ -194,6 +194,7 @@ class Loader:
         self._store: IndexStore | None = index if isinstance(index, IndexStore) else None
         self._reader: tuple[int, kernels.Reader] | None = None  # with the process that it belongs to
         self._reader_lock = threading.Lock()
+        self._others: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
 
         self.source: Source = open_source(data, labels=labels)
         self.augment: Augment | Sequence[Augment] = _default_augment(self.source) if augment is None else augment
@@ -288,7 +289,8 @@ class Loader:
         fallback = Fallback(self.source, self._drawing, threads=self._threads, upright=self._exif)
         reading = None
         if self.source.array is None and self.source.encoded:
-            reading = Reading(self.source, self._drawing, self._open_reader(), fallback)
+            reader = self._open_reader()
+            reading = Reading(self.source, self._drawing, reader, fallback, self._others)
         begun: deque[_Begun] = deque()
         position = start
         try:
@@ -358,7 +360,8 @@ class Loader:
                 if self._store is not None:
                     self._store.refresh()  # what other ranks found in the last epoch
                 return self._reader[1]
-            _readers_of_parents.append(self._reader)
+            if self._reader is not None:
+                _readers_of_parents.append(self._reader)
             if not isinstance(self._index, IndexStore):
                 self._store = open_store(None if self._index == "auto" else self._index, self._share.rank)
             reader = kernels.Reader(
@@ -372,6 +375,7 @@ class Loader:
                 index=self._store,
             )
             self._reader = os.getpid(), reader
+            self._others = np.zeros(len(self.source), dtype=np.bool_)
             return reader
 
 

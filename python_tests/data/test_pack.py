@@ -1,6 +1,7 @@
 import contextlib
 import fcntl
 import gzip
+import io
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from torch.utils.data import Dataset
 
 import sela_ext
 from sela_ext import Augment, Loader
-from sela_ext.data import PackSource, open_source, pack, verify_pack
+from sela_ext.data import PackSource, find_eval_source, open_source, pack, verify_pack
 from sela_ext.data import pack as pack_function
 from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels import jpeg_index
@@ -170,6 +171,35 @@ def test_a_pack_gives_the_images_names_and_labels_of_its_source(tmp_path, kind):
     # A pack can be packed again.
     pack(tmp_path / "pack", tmp_path / "again")
     same_images(source, open_source(tmp_path / "again"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["folder", "class folders", "csv", "npz", "idx gz", "cifar-10 python", "stl-10", "svhn", "tar folder", "parquet"],
+)
+def test_every_kind_of_data_set_can_be_packed(tmp_path, files, name):
+    if name == "parquet":
+        pytest.importorskip("pyarrow")
+    data = str(files.WRITERS[name](tmp_path))
+    source = open_source(data)
+    assert pack(data, tmp_path / "auto").formats == {"raw": len(source)}  # all are small and of one size
+    same_images(source, open_source(tmp_path / "auto"))
+    formats = set(pack(data, tmp_path / "files", raw=False).formats)
+    assert formats == ({"JPEG"} if name == "tar folder" else {"PNG"})
+    same_images(source, open_source(tmp_path / "files"))
+
+
+def test_a_folder_of_packs_is_divided_like_a_folder_of_images(tmp_path):
+    for i, name in enumerate(("train/b/1", "train/d/1", "train/d/2", "test/a/7", "test/d/8", "test/b/9")):
+        put(tmp_path / f"images/{name}.png", random_images(9, 8, 3, seed=i))
+    pack(tmp_path / "images", tmp_path / "packs/train")
+    assert open_source(tmp_path / "packs").names == ["b/1.png", "d/1.png", "d/2.png"]
+    assert find_eval_source(tmp_path / "packs") is None
+    pack(tmp_path / "images/test", tmp_path / "packs/test")
+    found = find_eval_source(tmp_path / "packs")
+    assert found.names == ["a/7.png", "b/9.png", "d/8.png"]
+    assert found.class_names == ["b", "d", "a"]  # numbered as those of the training images
+    assert found.labels.tolist() == [2, 0, 1]
 
 
 def test_files_are_stored_as_they_are_and_baseline_jpegs_with_their_index(tmp_path, folder):
@@ -443,7 +473,7 @@ def test_max_side_reduces_large_images_and_leaves_the_others_as_they_are(tmp_pat
     assert bytes(packed.locate(3).data) == (tmp_path / "images/d.jpg").read_bytes()
     exact = np.asarray(Image.fromarray(smooth).resize((200, 150), Image.Resampling.LANCZOS)).astype(float)
     assert np.abs(packed.read(1) - exact).mean() < 3
-    grey = Image.open(__import__("io").BytesIO(bytes(packed.locate(2).data)))
+    grey = Image.open(io.BytesIO(bytes(packed.locate(2).data)))
     assert grey.mode == "L"
     worse = pack(tmp_path / "images", tmp_path / "worse", max_side=200, quality=30)
     assert worse.bytes < report.bytes
@@ -456,9 +486,18 @@ def test_an_orientation_survives_the_reduction(tmp_path):
     put(tmp_path / "images/b.jpg", random_images(300, 200, 3), "JPEG")
     pack(tmp_path / "images", tmp_path / "pack", max_side=150)
     packed = open_source(tmp_path / "pack")
-    found = [Image.open(__import__("io").BytesIO(bytes(packed.locate(i).data))) for i in range(2)]
+    found = [Image.open(io.BytesIO(bytes(packed.locate(i).data))) for i in range(2)]
     assert [image.getexif().get(0x0112) for image in found] == [6, None]
     assert [image.size for image in found] == [(100, 150)] * 2
+
+
+def test_small_images_that_exif_data_turn_are_kept_as_files(tmp_path):
+    exif = Image.Exif()
+    for orientation, expected in ((1, {"raw": 3}), (6, {"JPEG": 1, "PNG": 1, "WEBP": 1})):
+        exif[0x0112] = orientation
+        for kind in ("JPEG", "PNG", "WEBP"):
+            put(tmp_path / f"{orientation}/{kind}.{kind.lower()}", random_images(8, 8, 3), kind, exif=exif)
+        assert pack(tmp_path / str(orientation), tmp_path / f"pack{orientation}").formats == expected
 
 
 def test_arrays_are_reduced_as_pixels(tmp_path):

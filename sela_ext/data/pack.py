@@ -3,8 +3,8 @@
 Note [What is stored]
     * Image files: their bytes, unchanged, and for a JPEG that the compiled core decodes its checkpoint index.
     * Arrays, IDX files and whatever else has pixels of one known size: the pixels, one image after another.
-    * Image files that are all small (at most 104 x 104 pixels) and of one size: their pixels, by the documented
-      conversion. They train several times faster so, and take the room of an array.
+    * Image files that are all small (at most 104 x 104 pixels), of one size and not turned by EXIF data: their pixels,
+      by the documented conversion. They train several times faster so, and take the room of an array.
     * Other sources without files (torch Datasets): the pixels of images of at most 104 x 104, a PNG of larger ones.
     `raw=True` stores pixels of one size in any case, `raw=False` never does; then what has no file becomes a PNG.
     `max_side` reduces larger images, by Pillow's antialiased Lanczos filter, and stores those as JPEG (4:2:0; grey ones
@@ -81,6 +81,7 @@ _TASK_MOST = 1024
 _SAMPLE = 1000
 _INDEX_SHARE = 1.09
 _ORIENTATION = 0x0112
+_EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # of JPEG, PNG and WebP
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def pack(
     out: str | os.PathLike[str],
     *,
     labels: Any = None,
+    classes: Any = None,
     raw: Literal["auto"] | bool = "auto",
     max_side: int | None = None,
     quality: int = QUALITY,
@@ -126,6 +128,7 @@ def pack(
         data: Anything that `open_source` takes.
         out: Folder of the pack.
         labels: True labels, see `open_source`; they are kept in the pack.
+        classes: Names of the classes, see `open_source`.
         raw: Store pixels instead of files: "auto", True or False; see Note [What is stored].
         max_side: Reduce images whose longer side has more pixels than this; default: all bytes unchanged.
         quality: Of the JPEG files that `max_side` makes, 1..100.
@@ -159,7 +162,7 @@ def pack(
     """
     _check_options(raw, max_side, quality, shard_bytes, on_bad_image, max_bad_fraction)
     workers = thread_count(threads)
-    source = open_source(data, labels=labels)
+    source = open_source(data, labels=labels, classes=classes)
     folder = Path(out)
     if isinstance(data, (str, os.PathLike)) and folder.exists() and Path(data).exists() and folder.samefile(data):
         raise OptionError(f"out: expected another folder than the data, found {folder} for both")
@@ -519,6 +522,8 @@ def _common_small_size(source: Source) -> tuple[int, int] | None:
     for index in range(len(source)):
         try:
             data = _encoded_bytes(source, index, "")
+            if any(mark in data for mark in _EXIF_MARKS) and _orientation(data) != 1:
+                return None  # which pixels alone would lose
             header = jpeg_header(data)
             if header is not None:
                 size = header.height, header.width

@@ -484,11 +484,25 @@ def test_an_orientation_survives_the_reduction(tmp_path):
     exif[0x0112] = 6
     put(tmp_path / "images/a.jpg", random_images(300, 200, 3), "JPEG", exif=exif)
     put(tmp_path / "images/b.jpg", random_images(300, 200, 3), "JPEG")
+    put(tmp_path / "images/c.tiff", random_images(300, 200, 3), "TIFF", exif=exif)  # turned while it is decoded
     pack(tmp_path / "images", tmp_path / "pack", max_side=150)
     packed = open_source(tmp_path / "pack")
-    found = [Image.open(io.BytesIO(bytes(packed.locate(i).data))) for i in range(2)]
-    assert [image.getexif().get(0x0112) for image in found] == [6, None]
-    assert [image.size for image in found] == [(100, 150)] * 2
+    found = [Image.open(io.BytesIO(bytes(packed.locate(i).data))) for i in range(3)]
+    assert [image.getexif().get(0x0112) for image in found] == [6, None, None]
+    assert [image.size for image in found] == [(100, 150), (100, 150), (150, 100)]
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_the_loader_turns_packed_images_like_files(tmp_path, exif):
+    held = Image.Exif()
+    for i in range(9):
+        held[0x0112] = i or 1
+        put(tmp_path / f"images/{i}.jpg", random_images(120 + i, 140, 3, seed=i), "JPEG", exif=held)
+    pack(tmp_path / "images", tmp_path / "pack")
+    options = {"batch_size": 9, "augment": Augment.sela(32), "exif": exif}
+    (plain,) = Loader(tmp_path / "images", **options).epoch(0)
+    (packed,) = Loader(tmp_path / "pack", **options).epoch(0)
+    assert torch.equal(plain.images, packed.images)
 
 
 def test_small_images_that_exif_data_turn_are_kept_as_files(tmp_path):

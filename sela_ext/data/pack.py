@@ -38,6 +38,7 @@ from PIL import Image, features
 
 from sela_ext.data.decode import HEAD_BYTES, decode_image, sniff
 from sela_ext.data.opening import open_source
+from sela_ext.data.orientation import find_orientation
 from sela_ext.data.shard_format import (
     BAD_IMAGES,
     FORMATS,
@@ -65,7 +66,7 @@ from sela_ext.data.shard_format import (
     write_whole,
 )
 from sela_ext.data.shards import PackReport, open_pack, skipped_images, thread_count
-from sela_ext.data.source import Int64Array, Source, UInt8Array, hash_names
+from sela_ext.data.source import Int64Array, Located, Source, UInt8Array, hash_names
 from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels.jpeg import FORMATS as PILLOW_FORMATS
 from sela_ext.kernels.jpeg import MAX_PIXELS, jpeg_header, jpeg_index
@@ -383,7 +384,7 @@ def _prepare(source: Source, plan: _Plan, index: int, name: str) -> Entry:
             entry = _as_file(data, plan, name, text)
             if entry is not None:
                 return entry
-            orientation = _orientation(data)
+            orientation = find_orientation(Located(data=data))
         pixels = decode_image(data, name)
     else:
         pixels = source.read(index)
@@ -468,15 +469,6 @@ def _jpeg(pixels: UInt8Array, quality: int, orientation: int) -> bytes:
     return file.getvalue()
 
 
-def _orientation(data: bytes) -> int:
-    try:
-        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
-            value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data raise many types; the pixels decide whether the image is good
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
 def _make_plan(source: Source, raw: Any, max_side: int | None, quality: int) -> _Plan:
     make = functools.partial(_Plan, max_side=max_side, quality=quality)
     if raw is True:
@@ -522,7 +514,7 @@ def _common_small_size(source: Source) -> tuple[int, int] | None:
     for index in range(len(source)):
         try:
             data = _encoded_bytes(source, index, "")
-            if any(mark in data for mark in _EXIF_MARKS) and _orientation(data) != 1:
+            if any(mark in data for mark in _EXIF_MARKS) and find_orientation(Located(data=data)) != 1:
                 return None  # which pixels alone would lose
             header = jpeg_header(data)
             if header is not None:

@@ -4,15 +4,12 @@ import gzip
 import io
 import json
 import os
-import random
 import resource
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -644,11 +641,38 @@ def test_a_shard_that_was_damaged_meanwhile_is_made_again(tmp_path):
     assert contents(tmp_path / "pack") == contents(tmp_path / "unbroken")
 
 
-CHILD = """
-import sys
+# Packs in a process of its own, which is killed somewhere after its k-th shard; six times two kills and an end.
+DRIVER = """
+import os, random, signal, sys, time
+from pathlib import Path
 from sela_ext.data import pack
-print("ready", flush=True)
-pack(sys.argv[1], sys.argv[2], shard_bytes=int(sys.argv[3]), on_bad_image="skip", max_bad_fraction=0.1, threads=2)
+
+def child(out, threads):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            pack(sys.argv[1], out, shard_bytes=200_000, on_bad_image="skip", max_bad_fraction=0.1, threads=threads)
+        finally:
+            os._exit(0)
+    return pid
+
+def shards(out):
+    return len(list(out.glob("*.sela")))
+
+root, draw = Path(sys.argv[2]), random.Random(7)
+os.waitpid(child(root / "unbroken", 2), 0)
+for number in range(6):
+    out = root / f"killed-{number}"
+    for _ in range(2):
+        after = shards(out) + draw.randrange(6)
+        pid, limit = child(out, 2), time.monotonic() + 60
+        while shards(out) < after and not (out / "pack.json").exists() and time.monotonic() < limit:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.02))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        print(shards(out), (out / "pack.json").exists())
+    os.waitpid(child(out, 1), 0)
 """
 
 
@@ -664,32 +688,16 @@ def many(tmp_path_factory):
 
 
 def test_a_packing_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path, many):
-    options = {"shard_bytes": 200_000, "on_bad_image": "skip", "max_bad_fraction": 0.1}
-    began = time.monotonic()
-    pack(many, tmp_path / "unbroken", threads=2, **options)
-    taken = time.monotonic() - began
-    draw = random.Random(7)
-    unfinished = 0
-    for _ in range(4):
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-c", CHILD, str(many), str(tmp_path / "pack"), "200000"],
-            stdout=subprocess.PIPE,
-            cwd=tmp_path,
-        )
-        child.stdout.readline()
-        time.sleep(draw.uniform(0, taken / 2))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        if not (tmp_path / "pack" / "pack.json").exists():
-            unfinished += 1
-            if (tmp_path / "pack").exists():
-                with pytest.raises(DataError):
-                    open_source(tmp_path / "pack")
-    assert unfinished > 0
-    pack(many, tmp_path / "pack", threads=1, **options)
-    assert contents(tmp_path / "pack") == contents(tmp_path / "unbroken")
-    assert len(contents(tmp_path / "pack")) > 12
+    command = [sys.executable, "-P", "-c", DRIVER, str(many), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    moments = [line.split() for line in done.stdout.splitlines()]
+    assert len(moments) == 12
+    assert sum(whole == "False" for _, whole in moments) >= 6
+    assert len({shards for shards, _ in moments}) > 3
+    unbroken = contents(tmp_path / "unbroken")
+    assert len(unbroken) > 12
+    for number in range(6):
+        assert contents(tmp_path / f"killed-{number}") == unbroken
 
 
 # ---- disks ----------------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from sela_ext.data.shard_format import (
     RAW,
     RECORD,
     UNFINISHED,
-    Manifest,
     Shard,
     Table,
     contents_of,
@@ -448,6 +447,3 @@ def _most_maps() -> int:
     except (ImportError, OSError):
         return 128
     return max(_LEAST_MAPS, soft // _HANDLES_SHARE) if soft > 0 else 1 << 20
-
-
-__all__ = ["Manifest", "PackReport", "PackSource", "find_pack", "open_pack", "skipped_images", "verify_pack"]

@@ -182,7 +182,10 @@ def _add_pack(commands: Any) -> None:
     pack.add_argument("data", nargs="?", help='"digits", a folder of images, IDX files, a .npy of uint8 images, ...')
     pack.add_argument("--out", help="folder of the pack; empty, absent or an unfinished pack unless --overwrite")
     pack.add_argument("--verify", metavar="PACK", help="read a whole pack and compare it with its checksums")
-    pack.add_argument("--labels", metavar="FILE", help=".npy file, int [N], of true labels to keep with the images")
+    pack.add_argument(
+        "--labels", metavar="FILE", help="true labels to keep with the images: .npy file, int [N], or .csv"
+    )
+    pack.add_argument("--classes", metavar="FILE", help="text file with the name of a class per line: their numbers")
     pack.add_argument(
         "--raw",
         choices=("auto", "yes", "no"),
@@ -448,6 +451,7 @@ def _pack(given: argparse.Namespace) -> int:
         given.data,
         given.out,
         labels=given.labels,
+        classes=given.classes,
         raw="auto" if given.raw == "auto" else given.raw == "yes",
         max_side=given.max_side,
         quality=given.quality,

@@ -1,17 +1,15 @@
 import contextlib
 import fcntl
 import gzip
+import io
 import json
 import os
-import random
 import resource
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from torch.utils.data import Dataset
 
 import sela_ext
 from sela_ext import Augment, Loader
-from sela_ext.data import PackSource, open_source, pack, verify_pack
+from sela_ext.data import PackSource, find_eval_source, open_source, pack, verify_pack
 from sela_ext.data import pack as pack_function
 from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels import jpeg_index
@@ -170,6 +168,35 @@ def test_a_pack_gives_the_images_names_and_labels_of_its_source(tmp_path, kind):
     # A pack can be packed again.
     pack(tmp_path / "pack", tmp_path / "again")
     same_images(source, open_source(tmp_path / "again"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["folder", "class folders", "csv", "npz", "idx gz", "cifar-10 python", "stl-10", "svhn", "tar folder", "parquet"],
+)
+def test_every_kind_of_data_set_can_be_packed(tmp_path, files, name):
+    if name == "parquet":
+        pytest.importorskip("pyarrow")
+    data = str(files.WRITERS[name](tmp_path))
+    source = open_source(data)
+    assert pack(data, tmp_path / "auto").formats == {"raw": len(source)}  # all are small and of one size
+    same_images(source, open_source(tmp_path / "auto"))
+    formats = set(pack(data, tmp_path / "files", raw=False).formats)
+    assert formats == ({"JPEG"} if name == "tar folder" else {"PNG"})
+    same_images(source, open_source(tmp_path / "files"))
+
+
+def test_a_folder_of_packs_is_divided_like_a_folder_of_images(tmp_path):
+    for i, name in enumerate(("train/b/1", "train/d/1", "train/d/2", "test/a/7", "test/d/8", "test/b/9")):
+        put(tmp_path / f"images/{name}.png", random_images(9, 8, 3, seed=i))
+    pack(tmp_path / "images", tmp_path / "packs/train")
+    assert open_source(tmp_path / "packs").names == ["b/1.png", "d/1.png", "d/2.png"]
+    assert find_eval_source(tmp_path / "packs") is None
+    pack(tmp_path / "images/test", tmp_path / "packs/test")
+    found = find_eval_source(tmp_path / "packs")
+    assert found.names == ["a/7.png", "b/9.png", "d/8.png"]
+    assert found.class_names == ["b", "d", "a"]  # numbered as those of the training images
+    assert found.labels.tolist() == [2, 0, 1]
 
 
 def test_files_are_stored_as_they_are_and_baseline_jpegs_with_their_index(tmp_path, folder):
@@ -443,7 +470,7 @@ def test_max_side_reduces_large_images_and_leaves_the_others_as_they_are(tmp_pat
     assert bytes(packed.locate(3).data) == (tmp_path / "images/d.jpg").read_bytes()
     exact = np.asarray(Image.fromarray(smooth).resize((200, 150), Image.Resampling.LANCZOS)).astype(float)
     assert np.abs(packed.read(1) - exact).mean() < 3
-    grey = Image.open(__import__("io").BytesIO(bytes(packed.locate(2).data)))
+    grey = Image.open(io.BytesIO(bytes(packed.locate(2).data)))
     assert grey.mode == "L"
     worse = pack(tmp_path / "images", tmp_path / "worse", max_side=200, quality=30)
     assert worse.bytes < report.bytes
@@ -454,11 +481,34 @@ def test_an_orientation_survives_the_reduction(tmp_path):
     exif[0x0112] = 6
     put(tmp_path / "images/a.jpg", random_images(300, 200, 3), "JPEG", exif=exif)
     put(tmp_path / "images/b.jpg", random_images(300, 200, 3), "JPEG")
+    put(tmp_path / "images/c.tiff", random_images(300, 200, 3), "TIFF", exif=exif)  # turned while it is decoded
     pack(tmp_path / "images", tmp_path / "pack", max_side=150)
     packed = open_source(tmp_path / "pack")
-    found = [Image.open(__import__("io").BytesIO(bytes(packed.locate(i).data))) for i in range(2)]
-    assert [image.getexif().get(0x0112) for image in found] == [6, None]
-    assert [image.size for image in found] == [(100, 150)] * 2
+    found = [Image.open(io.BytesIO(bytes(packed.locate(i).data))) for i in range(3)]
+    assert [image.getexif().get(0x0112) for image in found] == [6, None, None]
+    assert [image.size for image in found] == [(100, 150), (100, 150), (150, 100)]
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_the_loader_turns_packed_images_like_files(tmp_path, exif):
+    held = Image.Exif()
+    for i in range(9):
+        held[0x0112] = i or 1
+        put(tmp_path / f"images/{i}.jpg", random_images(120 + i, 140, 3, seed=i), "JPEG", exif=held)
+    pack(tmp_path / "images", tmp_path / "pack")
+    options = {"batch_size": 9, "augment": Augment.sela(32), "exif": exif}
+    (plain,) = Loader(tmp_path / "images", **options).epoch(0)
+    (packed,) = Loader(tmp_path / "pack", **options).epoch(0)
+    assert torch.equal(plain.images, packed.images)
+
+
+def test_small_images_that_exif_data_turn_are_kept_as_files(tmp_path):
+    exif = Image.Exif()
+    for orientation, expected in ((1, {"raw": 3}), (6, {"JPEG": 1, "PNG": 1, "WEBP": 1})):
+        exif[0x0112] = orientation
+        for kind in ("JPEG", "PNG", "WEBP"):
+            put(tmp_path / f"{orientation}/{kind}.{kind.lower()}", random_images(8, 8, 3), kind, exif=exif)
+        assert pack(tmp_path / str(orientation), tmp_path / f"pack{orientation}").formats == expected
 
 
 def test_arrays_are_reduced_as_pixels(tmp_path):
@@ -591,11 +641,38 @@ def test_a_shard_that_was_damaged_meanwhile_is_made_again(tmp_path):
     assert contents(tmp_path / "pack") == contents(tmp_path / "unbroken")
 
 
-CHILD = """
-import sys
+# Packs in a process of its own, which is killed somewhere after its k-th shard; six times two kills and an end.
+DRIVER = """
+import os, random, signal, sys, time
+from pathlib import Path
 from sela_ext.data import pack
-print("ready", flush=True)
-pack(sys.argv[1], sys.argv[2], shard_bytes=int(sys.argv[3]), on_bad_image="skip", max_bad_fraction=0.1, threads=2)
+
+def child(out, threads):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            pack(sys.argv[1], out, shard_bytes=200_000, on_bad_image="skip", max_bad_fraction=0.1, threads=threads)
+        finally:
+            os._exit(0)
+    return pid
+
+def shards(out):
+    return len(list(out.glob("*.sela")))
+
+root, draw = Path(sys.argv[2]), random.Random(7)
+os.waitpid(child(root / "unbroken", 2), 0)
+for number in range(6):
+    out = root / f"killed-{number}"
+    for _ in range(2):
+        after = shards(out) + draw.randrange(6)
+        pid, limit = child(out, 2), time.monotonic() + 60
+        while shards(out) < after and not (out / "pack.json").exists() and time.monotonic() < limit:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.02))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        print(shards(out), (out / "pack.json").exists())
+    os.waitpid(child(out, 1), 0)
 """
 
 
@@ -611,32 +688,16 @@ def many(tmp_path_factory):
 
 
 def test_a_packing_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path, many):
-    options = {"shard_bytes": 200_000, "on_bad_image": "skip", "max_bad_fraction": 0.1}
-    began = time.monotonic()
-    pack(many, tmp_path / "unbroken", threads=2, **options)
-    taken = time.monotonic() - began
-    draw = random.Random(7)
-    unfinished = 0
-    for _ in range(4):
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-c", CHILD, str(many), str(tmp_path / "pack"), "200000"],
-            stdout=subprocess.PIPE,
-            cwd=tmp_path,
-        )
-        child.stdout.readline()
-        time.sleep(draw.uniform(0, taken / 2))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        if not (tmp_path / "pack" / "pack.json").exists():
-            unfinished += 1
-            if (tmp_path / "pack").exists():
-                with pytest.raises(DataError):
-                    open_source(tmp_path / "pack")
-    assert unfinished > 0
-    pack(many, tmp_path / "pack", threads=1, **options)
-    assert contents(tmp_path / "pack") == contents(tmp_path / "unbroken")
-    assert len(contents(tmp_path / "pack")) > 12
+    command = [sys.executable, "-P", "-c", DRIVER, str(many), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    moments = [line.split() for line in done.stdout.splitlines()]
+    assert len(moments) == 12
+    assert sum(whole == "False" for _, whole in moments) >= 6
+    assert len({shards for shards, _ in moments}) > 3
+    unbroken = contents(tmp_path / "unbroken")
+    assert len(unbroken) > 12
+    for number in range(6):
+        assert contents(tmp_path / f"killed-{number}") == unbroken
 
 
 # ---- disks ----------------------------------------------------------------------------------------------------------

@@ -447,7 +447,7 @@ def test_the_record_has_the_layout_of_the_document():
 
 
 def test_opening_reads_no_image(packed, monkeypatch):
-    monkeypatch.setattr(shards, "_map_file", lambda shard: pytest.fail("mapped"))
+    monkeypatch.setattr(shards, "map_shard", lambda shard: pytest.fail("mapped"))
     source = open_source(packed)
     assert isinstance(source, PackSource)
     assert source.labels.tolist() == [0, 1, 2, -1, 4, 5]

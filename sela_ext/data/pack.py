@@ -3,8 +3,8 @@
 Note [What is stored]
     * Image files: their bytes, unchanged, and for a JPEG that the compiled core decodes its checkpoint index.
     * Arrays, IDX files and whatever else has pixels of one known size: the pixels, one image after another.
-    * Image files that are all small (at most 104 x 104 pixels) and of one size: their pixels, by the documented
-      conversion. They train several times faster so, and take the room of an array.
+    * Image files that are all small (at most 104 x 104 pixels), of one size and not turned by EXIF data: their pixels,
+      by the documented conversion. They train several times faster so, and take the room of an array.
     * Other sources without files (torch Datasets): the pixels of images of at most 104 x 104, a PNG of larger ones.
     `raw=True` stores pixels of one size in any case, `raw=False` never does; then what has no file becomes a PNG.
     `max_side` reduces larger images, by Pillow's antialiased Lanczos filter, and stores those as JPEG (4:2:0; grey ones
@@ -38,6 +38,7 @@ from PIL import Image, features
 
 from sela_ext.data.decode import HEAD_BYTES, decode_image, sniff
 from sela_ext.data.opening import open_source
+from sela_ext.data.orientation import find_orientation
 from sela_ext.data.shard_format import (
     BAD_IMAGES,
     FORMATS,
@@ -65,7 +66,7 @@ from sela_ext.data.shard_format import (
     write_whole,
 )
 from sela_ext.data.shards import PackReport, open_pack, skipped_images, thread_count
-from sela_ext.data.source import Int64Array, Source, UInt8Array, hash_names
+from sela_ext.data.source import Int64Array, Located, Source, UInt8Array, hash_names
 from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels.jpeg import FORMATS as PILLOW_FORMATS
 from sela_ext.kernels.jpeg import MAX_PIXELS, jpeg_header, jpeg_index
@@ -81,6 +82,7 @@ _TASK_MOST = 1024
 _SAMPLE = 1000
 _INDEX_SHARE = 1.09
 _ORIENTATION = 0x0112
+_EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # of JPEG, PNG and WebP
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def pack(
     out: str | os.PathLike[str],
     *,
     labels: Any = None,
+    classes: Any = None,
     raw: Literal["auto"] | bool = "auto",
     max_side: int | None = None,
     quality: int = QUALITY,
@@ -126,6 +129,7 @@ def pack(
         data: Anything that `open_source` takes.
         out: Folder of the pack.
         labels: True labels, see `open_source`; they are kept in the pack.
+        classes: Names of the classes, see `open_source`.
         raw: Store pixels instead of files: "auto", True or False; see Note [What is stored].
         max_side: Reduce images whose longer side has more pixels than this; default: all bytes unchanged.
         quality: Of the JPEG files that `max_side` makes, 1..100.
@@ -159,7 +163,7 @@ def pack(
     """
     _check_options(raw, max_side, quality, shard_bytes, on_bad_image, max_bad_fraction)
     workers = thread_count(threads)
-    source = open_source(data, labels=labels)
+    source = open_source(data, labels=labels, classes=classes)
     folder = Path(out)
     if isinstance(data, (str, os.PathLike)) and folder.exists() and Path(data).exists() and folder.samefile(data):
         raise OptionError(f"out: expected another folder than the data, found {folder} for both")
@@ -380,7 +384,7 @@ def _prepare(source: Source, plan: _Plan, index: int, name: str) -> Entry:
             entry = _as_file(data, plan, name, text)
             if entry is not None:
                 return entry
-            orientation = _orientation(data)
+            orientation = find_orientation(Located(data=data))
         pixels = decode_image(data, name)
     else:
         pixels = source.read(index)
@@ -465,15 +469,6 @@ def _jpeg(pixels: UInt8Array, quality: int, orientation: int) -> bytes:
     return file.getvalue()
 
 
-def _orientation(data: bytes) -> int:
-    try:
-        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
-            value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data raise many types; the pixels decide whether the image is good
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
 def _make_plan(source: Source, raw: Any, max_side: int | None, quality: int) -> _Plan:
     make = functools.partial(_Plan, max_side=max_side, quality=quality)
     if raw is True:
@@ -519,6 +514,8 @@ def _common_small_size(source: Source) -> tuple[int, int] | None:
     for index in range(len(source)):
         try:
             data = _encoded_bytes(source, index, "")
+            if any(mark in data for mark in _EXIF_MARKS) and find_orientation(Located(data=data)) != 1:
+                return None  # which pixels alone would lose
             header = jpeg_header(data)
             if header is not None:
                 size = header.height, header.width

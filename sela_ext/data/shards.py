@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 import threading
@@ -26,11 +25,11 @@ from sela_ext.data.shard_format import (
     RAW,
     RECORD,
     UNFINISHED,
-    Manifest,
     Shard,
     Table,
     contents_of,
     is_manifest,
+    map_shard,
     open_regular,
     read_manifest,
     read_shard,
@@ -261,16 +260,16 @@ class PackSource(Source):
             counts += np.bincount(table["format"], minlength=len(FORMATS))
             if labels is not None:
                 labels[first : first + shard.images] = table["label"]
-            if len(sizes) < 2:
-                raw = table[table["format"] == RAW]
-                sizes |= {(int(h), int(w)) for h, w in np.unique(raw[["height", "width"]])[:2]}
+            raw = table["format"] == RAW
+            if raw.any() and len(sizes) < 2:
+                row = int(np.argmax(raw))
+                height, width = table["height"], table["width"]
+                sizes.add((int(height[row]), int(width[row])))
+                if (raw & ((height != height[row]) | (width != width[row]))).any():
+                    sizes.add((0, 0))  # more than one
             if self._is_array:
                 starts = table["offset"].astype(np.int64)
-                self._is_array = bool(
-                    (table["format"] == RAW).all()
-                    and len(sizes) == 1
-                    and (np.diff(starts) == table["length"][:-1]).all()
-                )
+                self._is_array = bool(raw.all() and len(sizes) == 1 and (np.diff(starts) == table["length"][:-1]).all())
                 self._array_offset = int(starts[0])
             self._shards.append(shard)
             first += shard.images
@@ -303,7 +302,7 @@ class PackSource(Source):
         with self._lock:
             view = self._maps.get(number)
             if view is None:
-                view = _map_file(self._shards[number])
+                view = map_shard(self._shards[number])
                 while len(self._maps) >= _most_maps():
                     self._maps.pop(next(iter(self._maps)))
                 self._maps[number] = view
@@ -438,25 +437,6 @@ def thread_count(threads: Any) -> int:
     return int(threads)
 
 
-def _map_file(shard: Shard) -> memoryview:
-    options: dict[str, Any] = {"access": mmap.ACCESS_READ}
-    if sys.version_info >= (3, 13):
-        options["trackfd"] = False  # keeps no file handle
-    try:
-        handle = open_regular(shard.path)
-        try:
-            size = os.fstat(handle).st_size
-            if size != shard.size:
-                raise DataError(
-                    f"{shard.path}: expected {shard.size} bytes as when it was opened, found {size}; copy it again"
-                )
-            return memoryview(mmap.mmap(handle, size, **options))
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise DataError(f"{shard.path}: cannot be mapped into memory: {error.strerror or error}") from error
-
-
 def _most_maps() -> int:
     if sys.version_info >= (3, 13):
         return 1 << 20
@@ -467,6 +447,3 @@ def _most_maps() -> int:
     except (ImportError, OSError):
         return 128
     return max(_LEAST_MAPS, soft // _HANDLES_SHARE) if soft > 0 else 1 << 20
-
-
-__all__ = ["Manifest", "PackReport", "PackSource", "find_pack", "open_pack", "skipped_images", "verify_pack"]

@@ -132,7 +132,7 @@ def isa(run: Run) -> None:
     jpeg = files_task(run, "sela", files)
     for case, what, task in (
         (names.SELA, names.PLANAR_LATER, jpeg),
-        (names.SELA_EXACT, names.EXACT_FIRST, jpeg),
+        (names.SELA_EXACT, names.EXACT_PLAIN, jpeg),
         (names.SMALL, names.FROM_ARRAY, small_tasks(run, 1)[names.FROM_ARRAY]),
     ):
         found: dict[str, child.Apart] = {}

@@ -24,13 +24,13 @@ import sela_ext
 
 PEERS = tuple(peers.PEERS)
 FROM_FILES = (
-    names.EXACT_FIRST,
+    names.EXACT_PLAIN,
+    names.PLANAR_PLAIN,
     names.PLANAR_FIRST,
     names.EXACT_LATER,
     names.PLANAR_LATER,
     names.EXACT_PACKED,
     names.PLANAR_PACKED,
-    names.READER_FIRST,
     names.READER_LATER,
 )
 CHECKED = 48  # images compared one by one with torchvision's, per pipeline

@@ -61,7 +61,7 @@ def planes_of(data: bytes) -> kernels.Planes:
 def reader_alone(task: Task) -> Way:
     """The compiled reader without the loader, one batch ahead: what the loader's own work adds shows beside it."""
     augment = task.augment()
-    files = task.files[: task.count]
+    files = task.files[: task.count] * task.repeat
     if any(kernels.jpeg_header(Path(path).read_bytes()) is None for path in set(files)):
         raise Absent("some files are not baseline JPEG, which the reader leaves to its caller")
     reader = kernels.Reader([augment], threads=task.threads, index=kernels.IndexStore())
@@ -94,11 +94,10 @@ def after_one(way: Way) -> Way:
 
 def loader_of(task: Task, *, packed: bool = False, **options: Any) -> Loader:
     """The public loader on a task's files, pack or array."""
-    data: Any = np.load(task.array)[: task.count] if task.array else list(task.files[: task.count])
-    if packed:
-        whole = open_source(task.pack)
-        data = whole if len(whole) == task.count else whole.subset(range(task.count))
-    return Loader(data, batch_size=task.batch, augment=task.augment(), seed=SEED, threads=task.threads, **options)
+    source = open_source(np.load(task.array) if task.array else task.pack if packed else list(task.files))
+    if (task.count, task.repeat) != (len(source), 1):
+        source = source.subset(np.tile(np.arange(task.count), task.repeat))
+    return Loader(source, batch_size=task.batch, augment=task.augment(), seed=SEED, threads=task.threads, **options)
 
 
 WAYS: dict[str, Callable[[Task], Way]] = {

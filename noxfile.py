@@ -122,8 +122,8 @@ def bench(session: nox.Session) -> None:
 def performance(session: nox.Session) -> None:
     """The whole benchmarks with their competitors, and docs/performance.md from their rows; wants a quiet machine.
 
-    `nox -s performance -- images --only sela` runs one of them, with options; `-- --check` only compares the document with
-    the recorded rows.
+    `nox -s performance -- images --only sela` runs one of them, with options; `-- --check` only compares the document
+    with the recorded rows.
     """
     if "--check" not in session.posargs:
         session.install(".[peers]")

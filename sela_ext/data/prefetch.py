@@ -50,6 +50,7 @@ def prefetch(
         try:
             for item in items:
                 put((item,))
+                del item  # what the consumer lets go of shall be free before the next one is made
                 if not wanted():
                     break
         except BaseException as error:
@@ -69,7 +70,10 @@ def prefetch(
                 return
             if isinstance(entry, BaseException):
                 raise entry
-            yield entry[0]
+            (item,) = entry
+            del entry
+            yield item
+            del item
     finally:
         stop.set()
         while thread.is_alive():

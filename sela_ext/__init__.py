@@ -45,6 +45,8 @@ _LAZY = {
     "embed": "sela_ext.inference",
     "evaluate": "sela_ext.inference",
     "predict": "sela_ext.inference",
+    "pack": "sela_ext.data",
+    "verify_pack": "sela_ext.data",
 }
 
 __all__ = [

@@ -175,7 +175,7 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     finetune.add_argument("--task", required=True, help="classification, detection or segmentation")
     finetune.add_argument("--out", help="folder for the results (default runs/finetune-TASK)")
     if arguments[:1] == ["finetune"]:
-        from sela_ext.finetune.options import FinetuneOptions
+        from sela_ext.finetuning.options import FinetuneOptions
 
         _add_options(finetune, FinetuneOptions)
     finetune.set_defaults(run=_finetune, parser=finetune)
@@ -241,7 +241,7 @@ def _train(given: argparse.Namespace) -> int:
 
 
 def _finetune(given: argparse.Namespace) -> int:
-    from sela_ext.finetune import finetune
+    from sela_ext.finetuning import finetune
 
     own = ("command", "run", "parser", "backbone", "voc", "task", "out")
     options = {name: value for name, value in vars(given).items() if name not in own}

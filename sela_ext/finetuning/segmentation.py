@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sela_ext.data.prefetch import prefetch
-from sela_ext.finetune.scores import confusion, segmentation_scores
-from sela_ext.finetune.task import Report, Setting, Task, draws, normalised, order, read_ahead, to_tensor
-from sela_ext.finetune.trunk import Stages, dilate, stages_of
-from sela_ext.finetune.voc import UNDECIDED
+from sela_ext.finetuning.scores import confusion, segmentation_scores
+from sela_ext.finetuning.task import Report, Setting, Task, draws, normalised, order, read_ahead, to_tensor
+from sela_ext.finetuning.trunk import Stages, dilate, stages_of
+from sela_ext.finetuning.voc import UNDECIDED
 
 # The shorter side is drawn from half to twice this multiple of the crop: torchvision's 520 for 480.
 _BASE = 520 / 480
@@ -48,8 +48,8 @@ class Segmentation(Task):
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.train_names = setting.tree.split("Segmentation", setting.train_split)
-        self.test_names = setting.tree.split("Segmentation", setting.test_split)
+        self.train_names = setting.tree.split("Segmentation", setting.options.train_split)
+        self.test_names = setting.tree.split("Segmentation", setting.options.test_split)
         self.images = len(self.train_names)
         self.classes = [str(i) for i in range(setting.options.classes)]
         stages = stages_of(setting.trunk)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from sela_ext.data.prefetch import prefetch
 from sela_ext.errors import DataError
-from sela_ext.finetune.scores import Boxes, detection_scores
-from sela_ext.finetune.task import Report, Setting, Task, draws, order, read_ahead, to_tensor
-from sela_ext.finetune.trunk import Stages, stages_of
-from sela_ext.finetune.voc import Objects
+from sela_ext.finetuning.scores import Boxes, detection_scores
+from sela_ext.finetuning.task import Report, Setting, Task, draws, order, read_ahead, to_tensor
+from sela_ext.finetuning.trunk import Stages, stages_of
+from sela_ext.finetuning.voc import Objects
 
 _FPN_CHANNELS = 256
 _ASPECTS = (0.5, 1.0, 2.0)
@@ -63,18 +63,19 @@ class Detection(Task):
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.train_names = setting.tree.split("Main", setting.train_split)
-        self.test_names = setting.tree.split("Main", setting.test_split)
+        options = setting.options
+        self.train_names = setting.tree.split("Main", options.train_split)
+        self.test_names = setting.tree.split("Main", options.test_split)
         self.train_objects = [setting.tree.objects(name) for name in self.train_names]
         self.test_objects = [setting.tree.objects(name) for name in self.test_names]
         self.classes = sorted({name for objects in self.train_objects for name in objects.names})
         if not self.classes:
-            raise DataError(f"{setting.tree.path}: expected objects in {setting.train_split}, found none")
+            raise DataError(f"{setting.tree.path}: expected objects in {options.train_split}, found none")
         self.number = {name: i for i, name in enumerate(self.classes)}
         unknown = sorted({name for objects in self.test_objects for name in objects.names} - {*self.classes})
         if unknown:
             raise DataError(
-                f"{setting.tree.path}: expected the classes of {setting.train_split} in {setting.test_split}, found "
+                f"{setting.tree.path}: expected the classes of {options.train_split} in {options.test_split}, found "
                 f"{', '.join(unknown[:3])} besides"
             )
         self.images = len(self.train_names)

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from sela_ext.errors import NumericsError, OptionError, ResourceError
-from sela_ext.finetune.classification import Classification
-from sela_ext.finetune.detection import Detection
-from sela_ext.finetune.options import FinetuneOptions, learning_rate, make_options, settle
-from sela_ext.finetune.segmentation import Segmentation
-from sela_ext.finetune.task import Setting, Task
-from sela_ext.finetune.trunk import load_trunk
-from sela_ext.finetune.voc import VocTree
+from sela_ext.finetuning.classification import Classification
+from sela_ext.finetuning.detection import Detection
+from sela_ext.finetuning.options import FinetuneOptions, learning_rate, make_options, settle
+from sela_ext.finetuning.segmentation import Segmentation
+from sela_ext.finetuning.task import Setting, Task
+from sela_ext.finetuning.trunk import load_trunk
+from sela_ext.finetuning.voc import VocTree
 from sela_ext.training.checkpoint import write_atomically
 from sela_ext.training.machine import Interrupt, torch_settings
 from sela_ext.training.options import AUTO
@@ -76,7 +76,7 @@ def finetune(
             (fully convolutional).
         out: folder for metrics.json, metrics.jsonl, finetune.log, options.json and checkpoint.pt; must be empty or
             absent unless `overwrite`; default runs/finetune-TASK.
-        **options: see `sela finetune --help` or `sela_ext.finetune.options.FinetuneOptions`; "auto" values are those
+        **options: see `sela finetune --help` or `sela_ext.finetuning.options.FinetuneOptions`; "auto" values are those
             of the literature, and written to options.json.
 
     Returns:
@@ -101,7 +101,8 @@ def finetune(
         trunk = load_trunk(backbone, pretrained=chosen.pretrained, size=max(64, chosen.image_size))
         if chosen.batch_norm == AUTO:
             chosen = dataclasses.replace(chosen, batch_norm="frozen" if trunk.trained else "train")
-        work = kind(Setting(tree, trunk, chosen, *splits))
+        chosen = dataclasses.replace(chosen, train_split=splits[0], test_split=splits[1])
+        work = kind(Setting(tree, trunk, chosen))
         with _Folder(folder, chosen.overwrite) as files:
             named = backbone if isinstance(backbone, (str, os.PathLike)) else type(backbone).__qualname__
             files.write(
@@ -111,8 +112,6 @@ def finetune(
                     "network": trunk.name,
                     "voc": tree.path,
                     "task": task,
-                    "train_split": splits[0],
-                    "test_split": splits[1],
                     "trained": trunk.trained,
                     **dataclasses.asdict(chosen),
                 },
@@ -146,7 +145,7 @@ def _run(work: Task, task: str, files: _Folder, interrupt: Interrupt) -> Finetun
         trained = sum(parameter.numel() for parameter in parameters)
         opening = (
             f"{task}: {setting.trunk.name} on {setting.device} in {options.precision}; {work.images:,} images of "
-            f"{setting.train_split}, judged on {setting.test_split}; {options.iterations:,} steps of "
+            f"{options.train_split}, judged on {options.test_split}; {options.iterations:,} steps of "
             f"{options.batch_size}; {trained:,} weights trained"
         )
         progress.say(opening)
@@ -188,8 +187,8 @@ def _run(work: Task, task: str, files: _Folder, interrupt: Interrupt) -> Finetun
             "network": setting.trunk.name,
             "layers": options.layers,
             **metrics,
-            "train_split": setting.train_split,
-            "test_split": setting.test_split,
+            "train_split": options.train_split,
+            "test_split": options.test_split,
             "iterations": step,
             "seconds": time.monotonic() - started,
         }

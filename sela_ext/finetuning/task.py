@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sela_ext import kernels
-from sela_ext.finetune.options import FinetuneOptions
-from sela_ext.finetune.trunk import Trunk, batch_norm_in_eval, freeze_batch_norm
-from sela_ext.finetune.voc import VocTree
+from sela_ext.finetuning.options import FinetuneOptions
+from sela_ext.finetuning.trunk import Trunk, batch_norm_in_eval, freeze_batch_norm
+from sela_ext.finetuning.voc import VocTree
 
 T = TypeVar("T")
 Report = Callable[[float], None]
@@ -29,16 +29,12 @@ class Setting:
     Attributes:
         tree: the VOC folder.
         trunk: the backbone.
-        options: settled.
-        train_split: image set to train on.
-        test_split: image set to judge on.
+        options: with no "auto" left.
     """
 
     tree: VocTree
     trunk: Trunk
     options: FinetuneOptions
-    train_split: str
-    test_split: str
 
     @property
     def device(self) -> torch.device:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from sela_ext.data import Augment, Batch, Loader
 from sela_ext.errors import DataError
-from sela_ext.finetune.scores import image_precision, mean_known
-from sela_ext.finetune.task import Report, Setting, Task, normalised, read_ahead, to_tensor
+from sela_ext.finetuning.scores import image_precision, mean_known
+from sela_ext.finetuning.task import Report, Setting, Task, normalised, read_ahead, to_tensor
 
 _RANDOM_CROPS = 10
 
@@ -32,12 +32,12 @@ class Classification(Task):
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         options, trunk = setting.options, setting.trunk
-        train = setting.tree.presence(setting.train_split)
-        test = setting.tree.presence(setting.test_split)
+        train = setting.tree.presence(options.train_split)
+        test = setting.tree.presence(options.test_split)
         if train[1] != test[1]:
             missing = sorted({*train[1]} ^ {*test[1]})
             raise DataError(
-                f"{setting.tree.path}: expected the same classes in {setting.train_split} and {setting.test_split}, "
+                f"{setting.tree.path}: expected the same classes in {options.train_split} and {options.test_split}, "
                 f"found {', '.join(missing[:3])} in one of them only"
             )
         self.classes = train[1]

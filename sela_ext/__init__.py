@@ -38,6 +38,7 @@ __version__: str = build_info()["version"]
 # Public names that need torch or other heavy packages, and the module each one comes from.
 _LAZY = {
     "train": "sela_ext.training",
+    "finetune": "sela_ext.finetuning",
     "load_released": "sela_ext.compat",
     "Loader": "sela_ext.data",
     "Augment": "sela_ext.data",

@@ -100,7 +100,9 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     )
     train.add_argument("--out", required=True, help="run folder; empty or absent unless --resume or --overwrite")
     if arguments[:1] == ["train"]:  # the options live beside torch, which takes a second to import
-        _add_train_options(train)
+        from sela_ext.training.options import Options
+
+        _add_options(train, Options)
     train.set_defaults(run=_train, parser=train)
 
     assign = commands.add_parser(
@@ -160,6 +162,25 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
 
     _add_inference_commands(commands)
     _add_pack(commands)
+    finetune = commands.add_parser(
+        "finetune",
+        help="fine-tune a backbone on PASCAL VOC and judge it there",
+        description="Fine-tune a backbone on a folder in the layout of PASCAL VOC: multi-label classification, object "
+        "detection (Faster R-CNN) or semantic segmentation (FCN). Options left out are those of the literature; "
+        "options.json in the folder says which. Scores are written to metrics.json.",
+        epilog="examples: sela finetune runs/photos --voc VOCdevkit/VOC2007 --task classification | "
+        "sela finetune resnet-10x3k.pth --voc VOCdevkit/VOC2007 --task detection --out runs/detect | "
+        "sela finetune resnet50 --pretrained --voc VOCdevkit/VOC2012 --task segmentation --iterations 5000",
+    )
+    finetune.add_argument("backbone", help="run folder, released checkpoint, or network by name (untrained)")
+    finetune.add_argument("--voc", required=True, help="folder with JPEGImages, Annotations and ImageSets")
+    finetune.add_argument("--task", required=True, help="classification, detection or segmentation")
+    finetune.add_argument("--out", help="folder for the results (default runs/finetune-TASK)")
+    if arguments[:1] == ["finetune"]:
+        from sela_ext.finetuning.options import FinetuneOptions
+
+        _add_options(finetune, FinetuneOptions)
+    finetune.set_defaults(run=_finetune, parser=finetune)
 
     report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("run_folder", help="run folder")
@@ -226,11 +247,9 @@ def _add_pack(commands: Any) -> None:
     pack.set_defaults(run=_pack, parser=pack)
 
 
-def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add every option of `Options`, dashes for underscores."""
-    from sela_ext.training.options import Options
-
-    for spec in dataclasses.fields(Options):
+def _add_options(parser: argparse.ArgumentParser, options: Any) -> None:
+    """Add every field of a dataclass of options, dashes for underscores."""
+    for spec in dataclasses.fields(options):
         meta = spec.metadata
         flag = "--" + spec.name.replace("_", "-")
         default = "" if spec.default is None else f" (default {spec.default})"
@@ -289,6 +308,15 @@ def _byte_count(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"expected a number of bytes such as 1000000, 500M or 2G, found {text}"
         ) from error
+
+
+def _finetune(given: argparse.Namespace) -> int:
+    from sela_ext.finetuning import finetune
+
+    own = ("command", "run", "parser", "backbone", "voc", "task", "out")
+    options = {name: value for name, value in vars(given).items() if name not in own}
+    finetune(given.backbone, voc=given.voc, task=given.task, out=given.out, **options)
+    return 0
 
 
 def _bounds(text: str) -> tuple[float, float]:

@@ -269,7 +269,7 @@ def stage_scores(
                 _check(loss.detach(), chosen, "probes")
                 if progress is not None:
                     done = (epoch + batch.position / len(train)) / chosen.epochs
-                    progress(done, f"probes, epoch {epoch + 1} of {chosen.epochs}, loss {float(loss):.3f}")
+                    progress(done, f"probes, epoch {epoch + 1} of {chosen.epochs}, loss {float(loss.detach()):.3f}")
     return _judge(stages, probes, test, class_numbers, viewing, crops)
 
 

@@ -470,7 +470,9 @@ def _order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 def _check(loss: Tensor, schedule: ProbeSchedule, what: str) -> None:
     if not bool(torch.isfinite(loss)):
-        raise NumericsError(f"{what}: the loss is {float(loss)}; expected a finite one; lower lr (now {schedule.lr:g})")
+        raise NumericsError(
+            f"{what}: the loss is {float(loss.detach())}; expected a finite one; lower lr (now {schedule.lr:g})"
+        )
 
 
 @contextlib.contextmanager

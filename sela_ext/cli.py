@@ -554,7 +554,12 @@ def _add_inference_commands(commands: Any) -> None:
         help="of clusters, knn, linear, layers (or alexnet), few-shot, with commas (default clusters,knn,linear)",
     )
     evaluate.add_argument("--json", metavar="FILE", help="write the whole report here; - is standard output")
-    evaluate.add_argument("--k", type=_numbers, default=None, help="neighbours, one or several (default 50,10,20,200)")
+    evaluate.add_argument(
+        "--k",
+        type=_numbers,
+        default=None,
+        help="neighbours, one or several (default 20,10,50,200; the first is the figure called knn)",
+    )
     evaluate.add_argument("--sigma", type=float, default=0.1, help="temperature of the neighbours' votes (default 0.1)")
     evaluate.add_argument("--pca", type=int, help="principal directions that kNN sees (default: the features)")
     evaluate.add_argument("--probe", default="logistic", help="of linear: logistic, sgd or augmented")

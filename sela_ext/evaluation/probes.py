@@ -269,7 +269,7 @@ def stage_scores(
                 _check(loss.detach(), chosen, "probes")
                 if progress is not None:
                     done = (epoch + batch.position / len(train)) / chosen.epochs
-                    progress(done, f"probes, epoch {epoch + 1} of {chosen.epochs}, loss {float(loss):.3f}")
+                    progress(done, f"probes, epoch {epoch + 1} of {chosen.epochs}, loss {float(loss.detach()):.3f}")
     return _judge(stages, probes, test, class_numbers, viewing, crops)
 
 
@@ -470,7 +470,9 @@ def _order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 def _check(loss: Tensor, schedule: ProbeSchedule, what: str) -> None:
     if not bool(torch.isfinite(loss)):
-        raise NumericsError(f"{what}: the loss is {float(loss)}; expected a finite one; lower lr (now {schedule.lr:g})")
+        raise NumericsError(
+            f"{what}: the loss is {float(loss.detach())}; expected a finite one; lower lr (now {schedule.lr:g})"
+        )
 
 
 @contextlib.contextmanager

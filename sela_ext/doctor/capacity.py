@@ -11,7 +11,7 @@ import numpy as np
 
 from sela_ext.assign.plan import available_memory, memory_plan
 from sela_ext.data import Loader, Source
-from sela_ext.data.decode import decode_image
+from sela_ext.data.decode import HEAD_BYTES, decode_image, sniff
 from sela_ext.data.loader import BATCHES_AHEAD
 from sela_ext.data.source import Int64Array
 from sela_ext.doctor.access import encoded_bytes, is_encoded, name_of
@@ -22,20 +22,22 @@ from sela_ext.kernels.jpeg import jpeg_index
 from sela_ext.training.resolve import Plan
 
 # Images to measure with, and the time after which enough was measured.
-_SAMPLE, _SAMPLE_IN_MEMORY, _SECONDS = 192, 4096, 2.0
-_BYTES_IN_MEMORY = 1 << 26
+_SAMPLE_BYTES, _FEWEST, _MOST, _SECONDS = 1 << 27, 64, 4096, 2.0
 # Width of the embeddings that a label pass keeps: that of resnet18 and of most small networks.
 FEATURES = 512
 # Part of the free memory that decoded images may take for good.
 _RESIDENT_SHARE = 0.5
 
 
-def throughput(source: Source, good: Int64Array, augment: Augment, threads: int) -> dict[str, Any] | None:
+def throughput(
+    source: Source, good: Int64Array, pixels: float, augment: Augment, threads: int
+) -> dict[str, Any] | None:
     """Measure decoding on one thread, and loading with augmentation on all of them.
 
     Args:
         source: The images.
         good: Rows that can be read.
+        pixels: Of an image, in the mean.
         augment: Of the training steps.
         threads: Threads of the loader.
 
@@ -44,11 +46,9 @@ def throughput(source: Source, good: Int64Array, augment: Augment, threads: int)
     """
     if not len(good):
         return None
-    most = _SAMPLE
-    if source.array is not None:
-        most = max(1, min(_SAMPLE_IN_MEMORY, _BYTES_IN_MEMORY // int(np.prod(source.array.shape[1:]))))
+    most = int(np.clip(_SAMPLE_BYTES / max(1.0, pixels * 3), _FEWEST, _MOST))
     rows = good[np.unique(np.linspace(0, len(good) - 1, most).astype(np.int64))]
-    decoded, decode_seconds, indexes, indexed = _decode(source, rows)
+    decoded, decode_seconds, indexes, indexed = _decode(source, rows) if is_encoded(source) else (0, 0.0, 0, 0)
     loader = Loader(
         source.subset(rows),
         batch_size=min(64, len(rows)),
@@ -66,7 +66,9 @@ def throughput(source: Source, good: Int64Array, augment: Augment, threads: int)
     rate = images / seconds
     return {
         "measured_images": images,
-        "decode_images_per_second_one_thread": round(decoded / max(decode_seconds, 1e-9), 1),
+        "decode_images_per_second_one_thread": round(decoded / max(decode_seconds, 1e-9), 1)
+        if is_encoded(source)
+        else None,
         "load_images_per_second": round(rate, 1),
         "threads": threads,
         "load_seconds_per_epoch": round(len(source) / max(rate, 1e-9), 2),
@@ -80,18 +82,15 @@ def _decode(source: Source, rows: Int64Array) -> tuple[int, float, int, int]:
     for row in rows:
         name = name_of(source, int(row))
         try:
-            data = encoded_bytes(source, int(row), name) if is_encoded(source) else None
+            data = encoded_bytes(source, int(row), name)
             began = time.thread_time()
-            if data is None:
-                source.read(int(row))
-            else:
-                decode_image(data, name)
+            decode_image(data, name)
             spent += time.thread_time() - began
         except DataError:
             continue  # read a moment ago: the file has changed since
         done += 1
-        index = None if data is None or data[:2] != b"\xff\xd8" else jpeg_index(data)
-        if data is not None and index is not None:
+        index = jpeg_index(data) if sniff(data[:HEAD_BYTES]) == "JPEG" else None
+        if index is not None:
             indexes, indexed = indexes + len(index), indexed + len(data)
         if spent > _SECONDS:
             break

@@ -55,6 +55,9 @@ def check(
     for name, value, low in (("threads", threads, 0), ("sample", 1 if sample is None else sample, 1)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
             raise OptionError(f"{name}: expected a whole number >= {low}, found {value!r}")
+    for target in (json_file, out):
+        if target is not None and not Path(target).absolute().parent.is_dir():
+            raise OptionError(f"{target}: expected a file in a folder that exists, found none; create the folder first")
     source = open_source(data, labels=labels)
     held = find_eval_source(data) if eval_data is None else open_source(eval_data)
     size = int(sample) if sample is not None else QUICK_SAMPLE if quick else None
@@ -100,7 +103,8 @@ def _result(
     duplicates = find_duplicates(table, labels)
     plan, why_not = training_plan(data, source, own_good)
     augment = Augment.eval(224) if plan is None else plan.augment
-    speed = throughput(source, own_good, augment, threads)
+    pixels = float((table.height[good].astype(np.int64) * table.width[good]).mean()) if len(good) else 0.0
+    speed = throughput(source, own_good, pixels, augment, threads)
     bad_here = int((~table.good[own]).sum())
     most_bad = float(Options().max_bad_fraction)
     files = len(source) if is_encoded(source) and source.kind in ("folder", "paths") else 0
@@ -110,6 +114,7 @@ def _result(
         "schema": SCHEMA,
         "version": build_info()["version"],
         "usable": bool(len(own_good)),
+        "encoded": is_encoded(source),
         "data": {
             "path": str(data) if isinstance(data, (str, os.PathLike)) else None,
             "kind": source.kind,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sela_ext.report.charts import HEIGHT, WIDTH, Bar, Chart, Tick, nice_ticks, short_number
@@ -25,7 +25,9 @@ def charts(result: Mapping[str, Any]) -> list[Chart]:
                 x_label="pixels",
                 unit=" pixels",
                 description=f"From {side['min']:,} to {side['max']:,} pixels, half of the images below "
-                f"{side['median']:,.0f}.",
+                f"{side['median']:,.0f}."
+                if side["median"] > side["min"]
+                else f"From {side['min']:,} to {side['max']:,} pixels, half of them or more {side['min']:,}.",
                 whole=True,
             )
         )
@@ -37,6 +39,7 @@ def charts(result: Mapping[str, Any]) -> list[Chart]:
                 aspect["histogram"]["counts"],
                 x_label="width / height",
                 unit="",
+                name=shape_in_words,
                 description=f"Width over height, from {short_number(aspect['min'])} to {short_number(aspect['max'])}; "
                 "1 is a square. The outermost bars hold all that lies beyond.",
             )
@@ -56,6 +59,7 @@ def histogram(
     unit: str,
     description: str,
     whole: bool = False,
+    name: Callable[[float], str] = short_number,
 ) -> Chart:
     """Draw counts as bars of equal width, whatever the width of the bins; the edges are written below.
 
@@ -67,19 +71,28 @@ def histogram(
         unit: Behind the edges in the words about a bar.
         description: The caption.
         whole: The edges are whole numbers, and a bin ends one before the next.
+        name: How an edge is written.
     """
     texts = [
-        f"{short_number(low)}{unit}: {count:,} images"
+        f"{name(low)}{unit}: {count:,} images"
         if whole and high - low == 1
-        else f"{short_number(low)} to {short_number(high - 1 if whole else high)}{unit}: {count:,} images"
+        else f"{name(low)} to {name(high - 1 if whole else high)}{unit}: {count:,} images"
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
     chart, left, step = _bars(title, counts, texts, x_label, description)
-    every = max(1, -(-len(counts) // 8))
-    chart.x_ticks.extend(
-        Tick(round(left + i * step, 2), short_number(float(f"{edges[i]:.3g}"))) for i in range(0, len(edges), every)
-    )
+    every = max(1, -(-len(counts) // 9))
+    chart.x_ticks.extend(Tick(round(left + i * step, 2), name(edges[i])) for i in range(0, len(edges), every))
     return chart
+
+
+def shape_in_words(ratio: float) -> str:
+    """Width over height as people say it.
+
+    Example:
+        >>> shape_in_words(1.5), shape_in_words(0.25)
+        ('1.5:1', '1:4')
+    """
+    return f"{ratio:.3g}:1" if ratio >= 1 else f"1:{1 / ratio:.3g}"
 
 
 def _class_chart(classes: Mapping[str, Any]) -> Chart:

@@ -18,8 +18,6 @@ SIMILAR = 0.8
 _USUAL, _SLOPE, _MOST_ASKED = 0.25, 0.34, 0.99
 # ... which takes so many pictures to tell.
 _ENOUGH = 256
-# What the best alignment may add to the middle one.
-_GAIN = 0.2
 # Comparisons in all alignments, 0.1 ms each.
 MOST_COMPARED = 300_000
 _AT_ONCE = 2048
@@ -105,7 +103,8 @@ def near_groups(hashes: UInt64Array, thumbs: UInt8Array) -> NearGroups:
         threshold = float(np.clip(SIMILAR + _SLOPE * (usual - _USUAL), SIMILAR, _MOST_ASKED))
     pairs = near_pairs(np.ascontiguousarray(hashes[:, 0]), hashes, DISTANCE, most_pairs=200_000 + count)
     rough = _rough(pairs, thumbs)
-    likely = np.flatnonzero(rough >= threshold - _GAIN)
+    # The best alignment adds at most about as much to the middle one as is missing to 1.
+    likely = np.flatnonzero(rough >= threshold - (1 - threshold))
     likely = likely[np.argsort(-rough[likely], kind="stable")]
     union = Union(count)
     compared = 0

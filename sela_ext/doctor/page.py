@@ -81,10 +81,10 @@ def sentence(result: Mapping[str, Any]) -> str:
     """What the data is, in a sentence."""
     data, files = result["data"], result["files"]
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in files["formats"].items())
-    looked = f"{data['looked_at']:,} of them looked at: " if data["sampled"] else ""
     held = data["held_out"]
-    beside = "" if held is None else f", and {held['images']:,} held out"
-    return f"{data['images']:,} images{beside} ({looked}{kinds}), {size_in_words(files['bytes'])}."
+    beside = "" if held is None else f" and {held['images']:,} held out"
+    looked = f"; a sample was looked at: {kinds}" if data["sampled"] else f": {kinds}"
+    return f"{data['images']:,} images{beside}, {size_in_words(result['disk']['bytes'])}{looked}."
 
 
 def tiles(result: Mapping[str, Any]) -> list[Tile]:
@@ -124,7 +124,7 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append(("Width", f"{width['min']:,} to {width['max']:,}, median {width['median']:,.0f}"))
     if result["files"]["modes"]:
         rows.append(("Colour modes", ", ".join(f"{n:,} {mode}" for mode, n in result["files"]["modes"].items())))
-    if speed is not None:
+    if speed is not None and speed["decode_images_per_second_one_thread"] is not None:
         rows.append(("Decoding", f"{speed['decode_images_per_second_one_thread']:,.0f} images/s on one thread"))
         rows.append(
             (
@@ -153,7 +153,12 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
         if memory["available_bytes"] is not None:
             rows.append(("Memory available", size_in_words(memory["available_bytes"])))
-    rows.append(("On disk", f"{size_in_words(disk['bytes'])}, {size_in_words(int(disk['mean_bytes']))} per image"))
+    rows.append(
+        (
+            "Files" if result["encoded"] else "Pixels",
+            f"{size_in_words(disk['bytes'])}, {size_in_words(int(disk['mean_bytes']))} per image",
+        )
+    )
     if disk["index_bytes"] is not None:
         rows.append(("JPEG index", f"{size_in_words(disk['index_bytes'])}, made in the first epoch or by packing"))
         rows.append(("A pack", size_in_words(disk["pack_bytes"])))

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from sela_ext.doctor.table import Table
 
 _BINS = 24
-# Width by height, in steps of a quarter of a doubling; beyond a factor of four all go into the last bins.
-_ASPECT_EDGES = 2.0 ** (np.arange(-9, 10) / 4 + 0.0)
+# Width by height, up to five to one; what lies beyond goes into the last bins.
+_RATIOS = (1.1, 1.25, 1.4, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0)
+_ASPECT_EDGES = np.array([*(1 / ratio for ratio in reversed(_RATIOS)), *_RATIOS])
 
 # The shorter side of an image that is extremely small: below so many pixels, or this part of the median.
 TINY_PIXELS, TINY_PART = 8, 1 / 8

@@ -32,14 +32,15 @@ def show(result: Mapping[str, Any], written: list[str]) -> None:
 
     path = result["data"]["path"]
     console.print(text(("" if path is None else f"{path}: ") + sentence(result), "bold"))
+    grid = RichTable.grid(padding=(0, 2))
     for finding in result["findings"]:
-        line = text(f"{finding['severity']:8}", _STYLES[finding["severity"]])
-        console.print(line.append_text(text(finding["text"])))
+        grid.add_row(text(finding["severity"], _STYLES[finding["severity"]]), text(finding["text"]))
         names = finding["names"][:_NAMES]
         if names:
             more = ", ..." if len(finding["names"]) > _NAMES else ""
-            console.print(text("         " + ", ".join(_short(name) for name in names) + more, "dim"))
-        console.print(text(f"         {finding['advice']}", "dim"))
+            grid.add_row("", text(", ".join(_short(name) for name in names) + more, "dim"))
+        grid.add_row("", text(finding["advice"], "dim"))
+    console.print(grid)
     if not result["findings"]:
         console.print(text("nothing wrong was found", "green"))
     grid = RichTable.grid(padding=(0, 2))

@@ -30,6 +30,7 @@ from sela_ext.assign import (
     shard_rows,
     verify,
 )
+from sela_ext.doctor import doctor
 from sela_ext.kernels.build import build_info
 from sela_ext.kernels.jpeg import decode_jpeg
 
@@ -61,6 +62,7 @@ __all__ = [
     "assign_heads",
     "build_info",
     "decode_jpeg",
+    "doctor",
     "memory_plan",
     "shard_rows",
     "verify",

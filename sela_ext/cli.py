@@ -186,6 +186,25 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     report.add_argument("run_folder", help="run folder")
     report.set_defaults(run=_report, parser=report)
 
+    doctor = commands.add_parser(
+        "doctor",
+        help="check images before training on them",
+        description="Look at every image: bad files, duplicates, leakage between train and test, odd sizes, classes; "
+        "measure how fast they load; say what training would choose and what memory it takes. Exit status: 0 if there "
+        "are usable images, 3 if none can be read.",
+        epilog="examples: sela doctor my/photos | sela doctor my/photos --out check.html --json check.json | "
+        "sela doctor my/photos --quick",
+    )
+    doctor.add_argument("data", help='"digits", a folder of images, or any other file or folder that train takes')
+    doctor.add_argument("--json", metavar="FILE", help="write the result as JSON, its keys as in docs/doctor.md")
+    doctor.add_argument("--out", metavar="PAGE.html", help="write a page with charts and thumbnails")
+    doctor.add_argument("--labels", help=".npy file of true labels, int [N], -1 = unknown")
+    doctor.add_argument("--eval-data", help="held-out images to compare with (default: those beside the data)")
+    doctor.add_argument("--threads", type=int, default=0, help="threads (default 0: all processors)")
+    doctor.add_argument("--sample", type=int, metavar="N", help="look at N images only")
+    doctor.add_argument("--quick", action="store_true", help="look at 2,000 images only")
+    doctor.set_defaults(run=_doctor, parser=doctor)
+
     info = commands.add_parser("info", help="versions, instruction set, devices and their self-check")
     info.set_defaults(run=_info, parser=info)
     return parser
@@ -703,6 +722,26 @@ def _embed(given: argparse.Namespace) -> int:
         with open(given.out, "wb") as file:
             np.save(file, features)
     print(f"{features.shape[0]:,} images, features of {features.shape[1]:,} numbers in {given.out}")
+def _doctor(given: argparse.Namespace) -> int:
+    from sela_ext.doctor import doctor
+    from sela_ext.doctor.terminal import show
+    from sela_ext.errors import DataError
+
+    result = doctor(
+        given.data,
+        labels=given.labels,
+        eval_data=given.eval_data,
+        json=given.json,
+        out=given.out,
+        threads=given.threads,
+        sample=given.sample,
+        quick=given.quick,
+        progress=True,
+    )
+    show(result, [file for file in (given.json, given.out) if file])
+    if not result["usable"]:
+        first = result["bad"]["images"][0]
+        raise DataError(f"{given.data}: none of the images can be read: {first['name']}: {first['reason']}")
     return 0
 
 

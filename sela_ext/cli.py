@@ -722,6 +722,9 @@ def _embed(given: argparse.Namespace) -> int:
         with open(given.out, "wb") as file:
             np.save(file, features)
     print(f"{features.shape[0]:,} images, features of {features.shape[1]:,} numbers in {given.out}")
+    return 0
+
+
 def _doctor(given: argparse.Namespace) -> int:
     from sela_ext.doctor import doctor
     from sela_ext.doctor.terminal import show

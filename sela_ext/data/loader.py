@@ -48,6 +48,8 @@ from sela_ext.kernels import Augment, IndexStore
 
 # Output side for images whose sizes differ, when no augmentation is given.
 DEFAULT_SIZE = 224
+# Batches made ahead of the consumer, where nothing else is asked for.
+BATCHES_AHEAD = 3
 
 Records = npt.NDArray[Any]
 
@@ -167,7 +169,7 @@ class Loader:
         exact: bool = False,
         exif: bool = False,
         index: str | os.PathLike[str] | IndexStore = "auto",
-        prefetch: int = 3,
+        prefetch: int = BATCHES_AHEAD,
     ) -> None:
         size = check_integer("batch_size", batch_size, 1)
         self._seed = check_integer("seed", seed, 0, 2**64 - 1)

@@ -102,9 +102,9 @@ def test_another_number_of_labels_is_an_error(folder):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(DataError, match=r"notes\.txt: expected.*found a file of another kind"):
-        open_source(tmp_path / "notes.txt")
+    (tmp_path / "notes.md").write_text("nothing here")
+    with pytest.raises(DataError, match=r"notes\.md: expected.*found a file of another kind"):
+        open_source(tmp_path / "notes.md")
     with pytest.raises(DataError, match="no such file or folder"):
         open_source(tmp_path / "absent")
 

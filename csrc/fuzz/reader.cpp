@@ -1,12 +1,15 @@
-// The reader's way from a file to its views: what one thread does for one image, with and without an index, on buffers
-// of exactly the right size.  Beside memory faults, a result that depends on the index ends the process.
+// The reader's way from a file to its views, with and without an index, on buffers of exactly the right size.  Beside
+// memory faults, a result that depends on the index ends the process.
+#include "sela/reader.h"
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <utility>
 #include <vector>
 
-#include "cpu/reader_image.h"
 #include "fuzz/jpeg_fuzz.h"
 
 namespace sela {
@@ -56,9 +59,13 @@ struct Result {
   }
 };
 
-Result read(ImageReader& images, const ReaderOptions& options, const std::vector<uint8_t>& data, uint32_t epoch,
-            const std::vector<uint8_t>* index) {
+int64_t bytes_of(PixelType type) {
+  return type == PixelType::float32 ? 4 : type == PixelType::uint8 ? 1 : 2;
+}
+
+Result read(Reader& reader, const std::vector<uint8_t>& data, uint32_t epoch, const std::vector<uint8_t>* index) {
   Result result;
+  const ReaderOptions& options = reader.options();
   const size_t views = options.views.size();
   result.parameters.resize(views);
   std::vector<AugmentEffects> effects(views);
@@ -90,12 +97,15 @@ Result read(ImageReader& images, const ReaderOptions& options, const std::vector
     target.view = static_cast<uint32_t>(v);
     request.targets.push_back(target);
   }
-  images.read(request, 0);
+  const std::shared_ptr<ReadBatch> batch = reader.submit(std::move(request));
+  while (!Reader::wait(*batch, 1000)) {
+  }
   return result;
 }
 
 void one(const uint8_t* head, const std::vector<uint8_t>& data) {
   ReaderOptions options;
+  options.threads = 1;
   options.isa = static_cast<Isa>(head[0] % (static_cast<int>(cpu_isa()) + 1));
   options.exact = head[1] & 1;
   options.exif = head[1] & 2;
@@ -110,19 +120,20 @@ void one(const uint8_t* head, const std::vector<uint8_t>& data) {
   if (options.type != PixelType::uint8 && (head[2] & 4) != 0) options.views.back().effects.sobel = true;
   const uint32_t epoch = head[7];
 
-  SmallImages small(1 << 20), none(0);
-  IndexStore store("", 0);
-  ImageReader plain(options, nullptr, none), indexed(options, &store, small);
-  const Result expected = read(plain, options, data, epoch, nullptr);
+  const auto store = std::make_shared<IndexStore>("", 0);
+  Reader indexed(options, store);
+  options.cache_bytes = 0;
+  Reader plain(options, nullptr);
+  const Result expected = read(plain, data, epoch, nullptr);
   for (int touch = 0; touch < 2; ++touch)
-    if (!read(indexed, options, data, epoch, nullptr).same(expected)) fail("what is stored changes the result");
+    if (!read(indexed, data, epoch, nullptr).same(expected)) fail("what is stored changes the result");
   std::vector<uint8_t> payload;
   bool known = false;
-  if (store.find({7, data.size(), 0}, payload, &known) != StoredKind::index) return;
+  if (store->find({7, data.size(), 0}, payload, &known) != StoredKind::index) return;
   payload.shrink_to_fit();
-  if (!read(plain, options, data, epoch, &payload).same(expected)) fail("an index changes the result");
+  if (!read(plain, data, epoch, &payload).same(expected)) fail("an index changes the result");
   payload[head[8] % payload.size()] ^= head[9];
-  if (!read(plain, options, data, epoch, &payload).same(expected)) fail("a spoilt index changes the result");
+  if (!read(plain, data, epoch, &payload).same(expected)) fail("a spoilt index changes the result");
 }
 
 }  // namespace

@@ -48,7 +48,7 @@ ADVICE = {
     "outside_split": "only the images below train are used for training; move the others there if they should be",
     "imbalance": "clusters of equal size cannot follow such classes; set marginals, or bear it in mind with metrics",
     "unknown_labels": "metrics leave these images out",
-    "few_images": "networks need more to learn from; take a pretrained model, or more images",
+    "few_images": "networks do not learn much from so few: find more",
     "orientation": "pixels are used as stored, so these are seen turned: train with exif=True, or turn the files",
     "wrong_suffix": "nothing need be done here, where content counts; rename them for the sake of other programs",
     "animated": "only the first frame is used; take the frames apart if they matter",

@@ -1,4 +1,4 @@
-"""The command line: `sela train`, `sela assign`, `sela verify`, `sela report`, `sela info`."""
+"""The command line: `sela train`, `sela assign`, `sela verify`, `sela report`, `sela doctor`, `sela info`."""
 
 from __future__ import annotations
 

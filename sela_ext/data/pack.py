@@ -45,6 +45,7 @@ from sela_ext.data.shard_format import (
     JPEG,
     MANIFEST,
     NONE,
+    OUT_OF_RESOURCES,
     PARTIAL,
     PNG,
     RAW,
@@ -329,6 +330,8 @@ class _Packing:
         try:
             return _prepare(self.source, self.plan, index, name)
         except DataError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in OUT_OF_RESOURCES:
+                raise ResourceError(f"{error}; raise the limit (ulimit -n, or memory), or use fewer threads") from error
             if not self.skip:
                 raise DataError(f'{error}; remove the file, or use on_bad_image="skip"') from error
             reason = text_bytes(" ".join(str(error).split()))

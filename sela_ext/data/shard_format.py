@@ -10,6 +10,7 @@ Note [Packs and crashes]
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import mmap
@@ -77,6 +78,7 @@ CHECKSUM_AT = len('{"sha256": "')
 CHECKSUM_DIGITS = 64
 MANIFEST_LIMIT = 1 << 26
 CHUNK = 1 << 22
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Records of a table that are looked at together.
 _ROWS = 1 << 16
 
@@ -345,6 +347,14 @@ def open_regular(path: str | Path) -> int:
     return handle
 
 
+def unreadable(path: str | Path, what: str, error: OSError) -> DataError | ResourceError:
+    """The error for a file that cannot be opened or read; one that is not the file's fault is said to be so."""
+    problem = f"{path}: cannot be {what}: {error.strerror or error}"
+    if error.errno in OUT_OF_RESOURCES:
+        return ResourceError(f"{problem}; raise the limit (ulimit -n, or memory), or use fewer and larger shards")
+    return DataError(problem)
+
+
 def read_shard(
     path: Path, *, number: int, first: int, pack_id: bytes, channels: int, size: int | None = None
 ) -> tuple[Shard, Table]:
@@ -369,7 +379,7 @@ def read_shard(
     except FileNotFoundError as error:
         raise DataError(f"{path}: the shard is missing; copy it again, or pack the data again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, "read", error) from error
     try:
         with os.fdopen(handle, "rb", buffering=0) as file:
             found = os.fstat(file.fileno()).st_size
@@ -384,7 +394,7 @@ def read_shard(
             file.seek(shard.table_offset)
             data = _read(file, shard.images * RECORD.itemsize)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, "read", error) from error
     if zlib.crc32(data) != table_crc:
         _damaged(path, "the table does not match its checksum")
     table: Table = np.frombuffer(data, dtype=RECORD)
@@ -405,7 +415,7 @@ def read_texts(shard: Shard) -> bytes:
             file.seek(shard.text_offset)
             data = _read(file, shard.text_bytes)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, "read", error) from error
     if zlib.crc32(data) != shard.text_crc:
         _damaged(path, "the names do not match their checksum")
     return data
@@ -473,7 +483,7 @@ def map_shard(shard: Shard) -> memoryview:
         finally:
             os.close(handle)
     except OSError as error:
-        raise DataError(f"{shard.path}: cannot be mapped into memory: {error.strerror or error}") from error
+        raise unreadable(shard.path, "mapped into memory", error) from error
 
 
 def write_manifest(folder: Path, manifest: Manifest, written_by: str) -> None:
@@ -518,7 +528,7 @@ def read_manifest(folder: Path) -> Manifest:
         with os.fdopen(open_regular(path), "rb") as file:
             data = file.read(MANIFEST_LIMIT + 1)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, "read", error) from error
     if len(data) > MANIFEST_LIMIT:
         _damaged(path, f"expected at most {MANIFEST_LIMIT} bytes, found more")
     if not is_manifest(data):

@@ -66,7 +66,7 @@ from sela_ext.data.shard_format import (
     write_manifest,
     write_whole,
 )
-from sela_ext.data.shards import PackReport, open_pack, skipped_images, thread_count
+from sela_ext.data.shards import PackReport, PackSource, open_pack, skipped_images, thread_count
 from sela_ext.data.source import Int64Array, Located, Source, UInt8Array, hash_names
 from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels.jpeg import FORMATS as PILLOW_FORMATS
@@ -83,6 +83,7 @@ _TASK_MOST = 1024
 _SAMPLE = 1000
 _INDEX_SHARE = 1.09
 _ORIENTATION = 0x0112
+_REMEDY = 'remove the file, or use on_bad_image="skip"'
 _EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # of JPEG, PNG and WebP
 
 
@@ -166,8 +167,7 @@ def pack(
     workers = thread_count(threads)
     source = open_source(data, labels=labels, classes=classes)
     folder = Path(out)
-    if isinstance(data, (str, os.PathLike)) and folder.exists() and Path(data).exists() and folder.samefile(data):
-        raise OptionError(f"out: expected another folder than the data, found {folder} for both")
+    _check_apart(folder, data, source)
     plan = _make_plan(source, raw, max_side, quality)
     if shard_bytes is None and not plan.raw:
         shard_bytes = SHARD_BYTES
@@ -182,10 +182,25 @@ def pack(
     found = open_pack(folder)
     if found.manifest.skipped and on_bad_image == "raise":  # an earlier call had another policy
         raise DataError(
-            f"{found.skipped()[0][2]}; {found.manifest.skipped} images were skipped in {folder}: remove the files and "
-            'pack again with overwrite, or use on_bad_image="skip"'
+            f"{found.skipped()[0][2]}; {found.manifest.skipped} images were skipped in {folder} by an earlier call: "
+            f"{_REMEDY}, or overwrite"
         )
     return found.report()
+
+
+def _check_apart(folder: Path, data: Any, source: Any) -> None:
+    """The data must not lie in the folder that `overwrite` clears.
+
+    Raises:
+        OptionError: They do.
+    """
+    places = [Path(data)] if isinstance(data, (str, os.PathLike)) else []
+    while source is not None:  # a pack may be under labels or a subset
+        if isinstance(source, PackSource):
+            places.append(source.path)
+        source = getattr(source, "_parent", None)
+    if any(place.exists() and folder.exists() and folder.samefile(place) for place in places):
+        raise OptionError(f"out: expected another folder than that of the data, found {folder} for both")
 
 
 class _Packing:
@@ -258,9 +273,11 @@ class _Packing:
             except DataError:
                 break
             digest, faults = verify_shard(shard, table)
-            bad = skipped_images(shard, table)
-            if faults or done + shard.images > len(self.source) or (bad and not self.skip):
+            if faults or done + shard.images > len(self.source):
                 break
+            bad = skipped_images(shard, table)
+            if bad and not self.skip:
+                raise DataError(f"{bad[0][2]}; it was skipped by an earlier call: {_REMEDY}, or overwrite")
             self.shards.append(ShardSummary(shard.images, shard.size, digest))
             self.bad += bad
             self.labelled = self.labelled or bool((table["label"] >= 0).any())
@@ -333,7 +350,7 @@ class _Packing:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in OUT_OF_RESOURCES:
                 raise ResourceError(f"{error}; raise the limit (ulimit -n, or memory), or use fewer threads") from error
             if not self.skip:
-                raise DataError(f'{error}; remove the file, or use on_bad_image="skip"') from error
+                raise DataError(f"{error}; {_REMEDY}") from error
             reason = text_bytes(" ".join(str(error).split()))
         self.bad.append((index, name, reason.decode()))
         if len(self.bad) > self.max_bad_fraction * len(self.source):

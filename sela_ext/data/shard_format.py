@@ -299,10 +299,10 @@ def full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResourceError(
-            f"cannot write {path}: {error.strerror or error}; what is complete stays: make room and run the same "
-            "command again, it goes on there"
-        ) from error
+        remedy = "check that the folder exists and can be written"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "what is complete stays: make room and run the same command again, it goes on there"
+        raise ResourceError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
 def sync_folder(folder: Path) -> None:

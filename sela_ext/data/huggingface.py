@@ -170,7 +170,7 @@ class _Strings:
         width = np.dtype(np.int64 if kind.startswith("large") else np.int32)
         begin = values.offset * width.itemsize
         self._starts = np.frombuffer(offsets, width, len(values) + 1, begin).data
-        self._data = memoryview(b"") if data is None else memoryview(data)
+        self._data = memoryview(b"") if data is None else memoryview(data).toreadonly()
 
     def __getitem__(self, row: int) -> memoryview | None:
         if self._valid is not None and not self._valid[row]:

@@ -136,18 +136,6 @@ class TarSource(Source):
                 self._maps.move_to_end(shard)
             return found
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("_lock", "_maps", "_shard", "_offset", "_size"):
-            del state[name]
-        return {**state, "places": [np.asarray(view) for view in (self._shard, self._offset, self._size)]}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._shard, self._offset, self._size = (values.data for values in state.pop("places"))
-        self.__dict__.update(state)
-        self._maps = OrderedDict()
-        self._lock = threading.Lock()
-
 
 def open_tars(shards: Sequence[Path], *, classes: ClassList | None = None) -> TarSource:
     """Open the images in tar archives: Note [Samples in an archive].

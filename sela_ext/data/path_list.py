@@ -34,7 +34,7 @@ class PathList(Sequence[str]):
         text = bytearray()
         starts = np.zeros(len(paths) + 1, dtype=np.int64)
         for begin in range(0, len(paths), _PART):
-            part = list(map(os.fspath, paths[begin : begin + _PART]))
+            part = [os.fspath(path) for path in paths[begin : begin + _PART]]
             joined = "".join(part)
             if "\0" in joined:
                 bad = begin + next(i for i, path in enumerate(part) if "\0" in path)
@@ -49,7 +49,7 @@ class PathList(Sequence[str]):
             starts[begin + 1 : begin + 1 + len(part)] = sizes
         np.cumsum(starts, out=starts)
         self._text = bytes(text)
-        self._starts = memoryview(starts)  # whose items are plain integers
+        self._starts = starts.data  # whose items are plain integers
 
     def __len__(self) -> int:
         return len(self._starts) - 1

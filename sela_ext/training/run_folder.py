@@ -34,7 +34,7 @@ _FILES = (
     "bad_images.csv",
     "report.html",
 )
-_FOLDERS = ("checkpoints", "tensorboard")
+_FOLDERS = ("checkpoints", "tensorboard", "index")
 # What a kill in the middle of writing may leave.
 _PARTIAL = (".writable", *(f"{name}.partial" for name in _FILES))
 
@@ -49,6 +49,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.index = path / "index"
         self._metrics: io.TextIOWrapper | None = None
         self._log: io.TextIOWrapper | None = None
         self._board: Any = None

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sela_ext.data import open_source
+from sela_ext.data import find_eval_source, open_source
 from sela_ext.data.classes import ClassList, number_classes, parse_value, read_classes
 from sela_ext.errors import DataError
 
@@ -24,6 +24,17 @@ def test_a_list_of_classes_fixes_the_numbers(tmp_path, files):
     assert source.class_names == ["d", "zebra", "c", "b", "a"]
     assert source.labels.tolist() == [4, 4, 3, 3, 2, 2, 0, 0]
     assert open_source(tmp_path / "x", classes=["d", "zebra", "c", "b", "a"]).labels.tolist() == source.labels.tolist()
+
+
+def test_evaluation_images_follow_the_list_too(tmp_path, files):
+    files.write_images(tmp_path / "train", 8, nested=True)
+    files.write_images(tmp_path / "test", 2, nested=True)
+    assert find_eval_source(tmp_path).class_names == list("abcd")
+    judged = find_eval_source(tmp_path, classes=list("dcba"))
+    assert judged.labels.tolist() == [3, 2]
+    assert judged.class_names == list("dcba")
+    with pytest.raises(DataError, match="expected folders of the 2 classes"):
+        find_eval_source(tmp_path, classes=["x", "a"])
 
 
 @pytest.mark.parametrize("name", ["classes.txt", "class_names.txt"])

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from sela_ext.data.decode import decode_file, decode_image
-from sela_ext.data.folder import only_files
+from sela_ext.data.folder import sole_files
 from sela_ext.data.memory import free_memory
 from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
 from sela_ext.errors import DataError
@@ -170,7 +170,7 @@ class _Strings:
         width = np.dtype(np.int64 if kind.startswith("large") else np.int32)
         begin = values.offset * width.itemsize
         self._starts = np.frombuffer(offsets, width, len(values) + 1, begin).data
-        self._data = memoryview(b"") if data is None else memoryview(data)
+        self._data = memoryview(b"") if data is None else memoryview(data).toreadonly()
 
     def __getitem__(self, row: int) -> memoryview | None:
         if self._valid is not None and not self._valid[row]:
@@ -234,8 +234,8 @@ def find_hf_folder(folder: Path, split: str = "train") -> list[Path] | None:
     for place in (folder, folder / split, *(folder / word for word in TEST_WORDS if split == "test")):
         if (place / "state.json").is_file() and (place / "dataset_info.json").is_file():
             return _saved_files(place) if place != folder or split == "train" else None
-    tables = sorted(path for path in folder.glob("*.parquet") if path.is_file() and not path.name.startswith("."))
-    if not tables or not only_files(folder):
+    tables = sole_files(folder, ".parquet")
+    if not tables:
         return None
     word = {path: re.split(r"[^a-z]", path.name.lower(), maxsplit=1)[0] for path in tables}
     train = [path for path in tables if word[path] == "train"]

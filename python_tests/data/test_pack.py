@@ -104,6 +104,7 @@ def contents(folder):
 
 def same_images(source, packed):
     assert len(packed) == len(source)
+    assert list(packed.iter_names()) == source.names
     assert packed.names == source.names
     assert [packed.name(i) for i in range(len(packed))] == source.names
     assert packed.channels == source.channels

@@ -192,6 +192,43 @@ def test_d3_archives_and_tables_turn_images_as_folders_do(tmp_path, files):
         assert len({found.numpy().tobytes() for found in stored.images}) == 8
 
 
+BINARY = {
+    "idx": "train-images-idx3-ubyte",
+    "cifar-10 python": "data_batch_1",
+    "cifar-10 archive": "",
+    "svhn": "train_32x32.mat",
+    "npz": "",
+    "npy": "",
+    "tar": "",
+    "csv": "",
+    "txt": "",
+    "parquet": "",
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_changed_bytes_give_images_or_a_named_error(tmp_path, files, name):
+    needs(name)
+    path = files.WRITERS[name](tmp_path)
+    path = path / BINARY[name] if BINARY[name] else path
+    whole = path.read_bytes()
+    rng = np.random.default_rng(7)
+    refused = []
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(rng.integers(1, 5)):
+            at = int(rng.integers(min(len(data), 400) if rng.random() < 0.7 else len(data)))
+            data[at : at + int(rng.integers(0, 3))] = rng.bytes(int(rng.integers(0, 3)))
+        path.write_bytes(data)
+        try:
+            source = open_source(path)
+            source.read(len(source) - 1)
+        except DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 10
+    assert not any("\n" in text for text in refused)
+
+
 TRAINED = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
 TINY = {"epochs": 1, "batch_size": 8, "clusters": 3, "heads": 1, "projection": 8, "threads": 1}
 

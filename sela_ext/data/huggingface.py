@@ -27,6 +27,7 @@ import numpy as np
 from sela_ext.data.decode import decode_file, decode_image
 from sela_ext.data.folder import sole_files
 from sela_ext.data.memory import free_memory
+from sela_ext.data.messages import first_line
 from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
 from sela_ext.errors import DataError
 
@@ -254,11 +255,16 @@ def open_hf_files(paths: Sequence[Path]) -> ArrowSource:
     """
     arrow = _pyarrow(paths[0])
     try:
-        tables = [_table(arrow, path, paths) for path in paths]
-        table = arrow.concat_tables(tables)
-    except (OSError, arrow.ArrowException) as error:
-        text = " ".join(str(error).split())
-        raise DataError(f"{paths[0]}: cannot be read: {text}; download it again") from error
+        table = arrow.concat_tables([_table(arrow, path, paths) for path in paths])
+        table.validate()  # that lengths fit the buffers: an Arrow file is not checked when it is mapped
+        return _from_table(table, str(paths[0]))
+    except DataError:
+        raise
+    except Exception as error:  # damaged files: Arrow's own errors, and what follows from wrong lengths and names
+        raise DataError(f"{paths[0]}: cannot be read: {first_line(error)}; download it again") from error
+
+
+def _from_table(table: Any, where: str) -> ArrowSource:
     features = _features(table)
     kinds = {name: feature.get("_type", "") for name, feature in features.items()}
     typed = [name for name in table.column_names if kinds.get(name) == "Image"]
@@ -269,7 +275,7 @@ def open_hf_files(paths: Sequence[Path]) -> ArrowSource:
     label = _label_column(classes, table.column_names)
     names = features[label].get("names") if label is not None and label in classes else None
     listed = list(map(str, names)) if isinstance(names, list) else None
-    return _arrow_source(table, images, label, listed, None, str(paths[0]))
+    return _arrow_source(table, images, label, listed, None, where)
 
 
 def _arrow_source(

@@ -1,5 +1,6 @@
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -331,9 +332,103 @@ def test_a_pipe_in_the_folder_is_ignored(tmp_path):
 
 def test_waiting_is_counted():
     loader = Loader(random_images(50, 8, 8), batch_size=10)
-    assert loader.wait_seconds == 0
-    as_list(loader)
-    assert 0 < loader.wait_seconds < 60
+    assert loader.wait_seconds == loader.wait_share == 0
+    for _ in loader.epoch(0):
+        time.sleep(0.02)
+    assert 0 < loader.wait_seconds < loader.seconds < 60
+    assert loader.seconds > 0.1
+    assert loader.wait_share == loader.wait_seconds / loader.seconds
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3, 6])
+def test_no_more_batches_are_begun_ahead_than_asked_for(ahead):
+    read = []
+
+    class Counted(Pairs):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    loader = Loader(Counted(random_images(60, 4, 4)), batch_size=2, shuffle=False, prefetch=ahead, threads=1)
+    read.clear()  # the first item, which was looked at
+    for taken, _ in enumerate(loader.epoch(0), 1):
+        time.sleep(0.01)
+        assert len(read) <= 2 * (taken + ahead)
+
+
+def test_several_views_are_those_of_their_numbers(folder):
+    views = Augment.multi_crop((24, 12), (2, 3))
+    batches = as_list(Loader(folder, batch_size=10, augment=views, seed=3, view=7, threads=2), 2)
+    alone = [
+        as_list(Loader(folder, batch_size=10, augment=view, seed=3, view=7 + number, threads=2), 2)
+        for number, view in enumerate(views)
+    ]
+    for at, batch in enumerate(batches):
+        assert batch.images is batch.views[0]
+        assert [view.shape[2] for view in batch.views] == [24, 24, 12, 12, 12]
+        assert len(batch.params) == len(batch.effects) == 5
+        for number in range(5):
+            single = alone[number][at]
+            assert torch.equal(batch.views[number], single.images)
+            assert single.views == (single.images,)
+            assert batch.params[number].tobytes() == single.params.tobytes()
+            assert batch.effects[number].tobytes() == single.effects.tobytes()
+    one = next(Loader(folder, batch_size=10, augment=views[:1], seed=3, view=7).epoch(2))
+    assert isinstance(one.params, tuple)
+    assert torch.equal(one.images, batches[0].images)
+
+
+def test_several_views_of_arrays_are_those_of_the_kernel():
+    images = random_images(20, 30, 40, 3)
+    views = Augment.multi_crop((16, 8), (1, 2))
+    for batch in Loader(images, batch_size=7, augment=views, seed=1, threads=2).epoch(4):
+        index = batch.index.numpy()
+        expected = kernels.augment_views(images, views, index, seed=1, epoch=4, rows=index)
+        assert all(torch.equal(a, b) for a, b in zip(batch.views, expected, strict=True))
+
+
+def test_files_that_the_reader_does_not_take_come_to_it_once(tmp_path, monkeypatch):
+    for i in range(12):
+        put(tmp_path / f"{i:02d}.png", random_images(10, 10, 3, seed=i))
+    put(tmp_path / "12.jpg", random_images(10, 10, 3, seed=12), "JPEG")
+    seen = []
+    submit = kernels.Reader.submit
+
+    def counted(reader, items, *arguments, **options):
+        seen.append(len(items))
+        return submit(reader, items, *arguments, **options)
+
+    monkeypatch.setattr(kernels.Reader, "submit", counted)
+    loader = Loader(tmp_path, batch_size=4, augment=Augment.sela(8), shuffle=False)
+    first = as_list(loader, 3)
+    assert seen == [4, 4, 4, 1]
+    assert_equal_batches(as_list(loader, 3), first)
+    assert seen == [4, 4, 4, 1, 1]
+
+
+def test_an_index_is_kept_in_a_folder_and_shared(tmp_path):
+    for i in range(9):
+        put(
+            tmp_path / f"images/{i}.jpg",
+            np.kron(random_images(16, 16, 3, seed=i), np.ones((8, 8, 1), np.uint8)),
+            "JPEG",
+        )
+    options = {"batch_size": 4, "augment": Augment.sela(32)}
+    loader = Loader(tmp_path / "images", index=tmp_path / "index", **options)
+    other = Loader(tmp_path / "images", index=tmp_path / "index", **options)
+    expected = as_list(Loader(tmp_path / "images", **options))
+    assert not (tmp_path / "index").exists()
+    assert_equal_batches(as_list(loader), expected)
+    assert_equal_batches(as_list(other), expected)
+    assert [path.name for path in (tmp_path / "index").iterdir()] == ["jpeg_index-0.bin"]
+    loader.close()
+    other.close()
+    with kernels.IndexStore(tmp_path / "index") as store:
+        assert len(store) == 9
+        assert_equal_batches(as_list(Loader(tmp_path / "images", index=store, **options)), expected)
+    without = Loader(tmp_path / "images", index=None, **options)
+    assert_equal_batches(as_list(without), expected)
+    assert_equal_batches(as_list(without), expected)
 
 
 @pytest.mark.parametrize(
@@ -354,6 +449,13 @@ def test_waiting_is_counted():
         ({"device": "tpu"}, "device"),
         ({"device": "mps"}, "device"),
         ({"view": 256}, "view"),
+        ({"view": 254, "augment": [Augment.sela(4)] * 3}, "1 to 2 views from number 254 on, found 3"),
+        ({"augment": []}, "1 to 256 views from number 0 on, found 0"),
+        ({"augment": [Augment.sela(4), None]}, "augment: expected a sela_ext.Augment, found NoneType"),
+        ({"exact": 1}, "exact: expected True or False, found 1"),
+        ({"exif": "yes"}, "exif: expected True or False, found 'yes'"),
+        ({"index": 3}, 'index: expected "auto", a folder, an IndexStore or None, found int'),
+        ({"prefetch": 0}, "prefetch: expected >= 1, found 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, match):

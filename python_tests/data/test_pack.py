@@ -4,15 +4,12 @@ import gzip
 import io
 import json
 import os
-import random
 import resource
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ import sela_ext
 from sela_ext import Augment, Loader
 from sela_ext.data import PackSource, find_eval_source, open_source, pack, verify_pack
 from sela_ext.data import pack as pack_function
+from sela_ext.data.source import LabelledSource
 from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels import jpeg_index
 
@@ -84,6 +82,21 @@ class Items(Dataset):
         return self.items[index]
 
 
+class Stopping(LabelledSource):
+    """Another source, without labels, of which one image cannot be had this time."""
+
+    def __init__(self, parent, at):
+        super().__init__(parent, None)
+        self.at = at
+        self.asked = 0
+
+    def locate(self, index):
+        self.asked += index == self.at
+        if self.asked > 1:  # later than the look at its size
+            raise KeyboardInterrupt
+        return super().locate(index)
+
+
 def contents(folder):
     """Every file of a folder and its bytes."""
     return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
@@ -91,6 +104,7 @@ def contents(folder):
 
 def same_images(source, packed):
     assert len(packed) == len(source)
+    assert list(packed.iter_names()) == source.names
     assert packed.names == source.names
     assert [packed.name(i) for i in range(len(packed))] == source.names
     assert packed.channels == source.channels
@@ -380,9 +394,15 @@ def test_a_packing_stopped_by_a_bad_image_goes_on_without_it(tmp_path, spoiled):
         pack(spoiled, tmp_path / "pack", **options)
     first = tmp_path / "pack" / "shard-00000.sela"
     before = first.stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt):
+        pack(Stopping(open_source(spoiled), 25), tmp_path / "pack", on_bad_image="skip", **options)
+    left = contents(tmp_path / "pack")
+    with pytest.raises(DataError, match=r"11\.jpg: not an image.*skipped by an earlier call"):
+        pack(spoiled, tmp_path / "pack", **options)
+    assert contents(tmp_path / "pack") == left
     assert pack(spoiled, tmp_path / "pack", on_bad_image="skip", **options).skipped == 2
     assert first.stat().st_mtime_ns == before
-    with pytest.raises(DataError, match=r"11\.jpg: not an image.*2 images were skipped in"):
+    with pytest.raises(DataError, match=r"11\.jpg: not an image.*2 images were skipped in .* by an earlier call"):
         pack(spoiled, tmp_path / "pack", **options)
     assert pack(spoiled, tmp_path / "pack", on_bad_image="skip", **options).skipped == 2
 
@@ -484,11 +504,25 @@ def test_an_orientation_survives_the_reduction(tmp_path):
     exif[0x0112] = 6
     put(tmp_path / "images/a.jpg", random_images(300, 200, 3), "JPEG", exif=exif)
     put(tmp_path / "images/b.jpg", random_images(300, 200, 3), "JPEG")
+    put(tmp_path / "images/c.tiff", random_images(300, 200, 3), "TIFF", exif=exif)  # turned while it is decoded
     pack(tmp_path / "images", tmp_path / "pack", max_side=150)
     packed = open_source(tmp_path / "pack")
-    found = [Image.open(io.BytesIO(bytes(packed.locate(i).data))) for i in range(2)]
-    assert [image.getexif().get(0x0112) for image in found] == [6, None]
-    assert [image.size for image in found] == [(100, 150)] * 2
+    found = [Image.open(io.BytesIO(bytes(packed.locate(i).data))) for i in range(3)]
+    assert [image.getexif().get(0x0112) for image in found] == [6, None, None]
+    assert [image.size for image in found] == [(100, 150), (100, 150), (150, 100)]
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_the_loader_turns_packed_images_like_files(tmp_path, exif):
+    held = Image.Exif()
+    for i in range(9):
+        held[0x0112] = i or 1
+        put(tmp_path / f"images/{i}.jpg", random_images(120 + i, 140, 3, seed=i), "JPEG", exif=held)
+    pack(tmp_path / "images", tmp_path / "pack")
+    options = {"batch_size": 9, "augment": Augment.sela(32), "exif": exif}
+    (plain,) = Loader(tmp_path / "images", **options).epoch(0)
+    (packed,) = Loader(tmp_path / "pack", **options).epoch(0)
+    assert torch.equal(plain.images, packed.images)
 
 
 def test_small_images_that_exif_data_turn_are_kept_as_files(tmp_path):
@@ -541,11 +575,34 @@ def test_folders_of_others_are_not_touched(tmp_path, folder):
         with pytest.raises(OptionError, match=r"found 1 other files in .*mine \('diary.txt'\)"):
             pack("digits", tmp_path / "mine", overwrite=overwrite)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["diary.txt"]
-    with pytest.raises(OptionError, match="another folder than the data"):
+    with pytest.raises(OptionError, match="another folder than that of the data"):
         pack(folder, folder)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResourceError, match="cannot write"):
         pack("digits", tmp_path / "file")
+
+
+def test_a_pack_is_not_packed_into_itself(tmp_path, folder):
+    pack(folder, tmp_path / "pack")
+    before = contents(tmp_path / "pack")
+    source = open_source(tmp_path / "pack")
+    labelled = open_source(source.subset([1, 2]), labels=[3, 4])
+    for data in (tmp_path / "pack", tmp_path / "pack" / "pack.json", source, labelled):
+        with pytest.raises(OptionError, match="another folder than that of the data"):
+            pack(data, tmp_path / "pack", overwrite=True)
+    assert contents(tmp_path / "pack") == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(path, flags, *more, **options):
+        if str(path).endswith("packing.json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *more, **options)
+
+    opened = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ResourceError, match=r"cannot write .*packing\.json: Permission denied; check that the folder"):
+        pack("digits", tmp_path / "pack")
 
 
 def test_two_processes_do_not_pack_into_one_folder(tmp_path):
@@ -630,11 +687,38 @@ def test_a_shard_that_was_damaged_meanwhile_is_made_again(tmp_path):
     assert contents(tmp_path / "pack") == contents(tmp_path / "unbroken")
 
 
-CHILD = """
-import sys
+# Packs in a process of its own, which is killed somewhere after its k-th shard; six times two kills and an end.
+DRIVER = """
+import os, random, signal, sys, time
+from pathlib import Path
 from sela_ext.data import pack
-print("ready", flush=True)
-pack(sys.argv[1], sys.argv[2], shard_bytes=int(sys.argv[3]), on_bad_image="skip", max_bad_fraction=0.1, threads=2)
+
+def child(out, threads):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            pack(sys.argv[1], out, shard_bytes=200_000, on_bad_image="skip", max_bad_fraction=0.1, threads=threads)
+        finally:
+            os._exit(0)
+    return pid
+
+def shards(out):
+    return len(list(out.glob("*.sela")))
+
+root, draw = Path(sys.argv[2]), random.Random(7)
+os.waitpid(child(root / "unbroken", 2), 0)
+for number in range(6):
+    out = root / f"killed-{number}"
+    for _ in range(2):
+        after = shards(out) + draw.randrange(6)
+        pid, limit = child(out, 2), time.monotonic() + 60
+        while shards(out) < after and not (out / "pack.json").exists() and time.monotonic() < limit:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.02))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        print(shards(out), (out / "pack.json").exists())
+    os.waitpid(child(out, 1), 0)
 """
 
 
@@ -650,32 +734,16 @@ def many(tmp_path_factory):
 
 
 def test_a_packing_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path, many):
-    options = {"shard_bytes": 200_000, "on_bad_image": "skip", "max_bad_fraction": 0.1}
-    began = time.monotonic()
-    pack(many, tmp_path / "unbroken", threads=2, **options)
-    taken = time.monotonic() - began
-    draw = random.Random(7)
-    unfinished = 0
-    for _ in range(4):
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-c", CHILD, str(many), str(tmp_path / "pack"), "200000"],
-            stdout=subprocess.PIPE,
-            cwd=tmp_path,
-        )
-        child.stdout.readline()
-        time.sleep(draw.uniform(0, taken / 2))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        if not (tmp_path / "pack" / "pack.json").exists():
-            unfinished += 1
-            if (tmp_path / "pack").exists():
-                with pytest.raises(DataError):
-                    open_source(tmp_path / "pack")
-    assert unfinished > 0
-    pack(many, tmp_path / "pack", threads=1, **options)
-    assert contents(tmp_path / "pack") == contents(tmp_path / "unbroken")
-    assert len(contents(tmp_path / "pack")) > 12
+    command = [sys.executable, "-P", "-c", DRIVER, str(many), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    moments = [line.split() for line in done.stdout.splitlines()]
+    assert len(moments) == 12
+    assert sum(whole == "False" for _, whole in moments) >= 6
+    assert len({shards for shards, _ in moments}) > 3
+    unbroken = contents(tmp_path / "unbroken")
+    assert len(unbroken) > 12
+    for number in range(6):
+        assert contents(tmp_path / f"killed-{number}") == unbroken
 
 
 # ---- disks ----------------------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ What a real device does with them is shown by python_tests/gpu/test_loader.py.
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 
+from sela_ext import Augment, Loader
 from sela_ext.data import upload as upload_module
 from sela_ext.data.ring import TensorRing
 from sela_ext.data.upload import Uploader
@@ -105,3 +107,54 @@ def test_memory_goes_back_to_the_ring_when_its_copy_is_done_and_not_before(playe
     uploader.close()
     assert played.log[-2:] == [("synchronize", 2), ("synchronize", 3)]
     assert ring.free == 4
+
+
+class LateUploader:
+    """Copies as late as a device may: when the consumer is about to read."""
+
+    def __init__(self, device):
+        self.closed = False
+        self.sent = 0
+        self.late = {}
+
+    def send(self, tensors):
+        self.sent += 1
+        assert not self.closed
+        upload = upload_module.Upload([torch.zeros_like(tensor) for tensor in tensors], None)
+        self.late[id(upload)] = tensors
+        return upload
+
+    def receive(self, upload):
+        for copy, tensor in zip(upload.tensors, self.late.pop(id(upload)), strict=True):
+            copy.copy_(tensor)
+        return upload.tensors
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("augment", [Augment.sela(12), Augment.multi_crop((12, 8), (1, 2))])
+def test_a_loader_sends_every_batch_and_keeps_its_memory_until_it_has_arrived(monkeypatch, augment):
+    images = np.random.default_rng(0).integers(0, 256, (90, 16, 16, 3), dtype=np.uint8)
+    options = {"batch_size": 8, "augment": augment, "threads": 2, "channels_last": True}
+    expected = list(Loader(images, **options).epoch(1))
+    uploaders = []
+
+    def make(device):
+        uploaders.append(LateUploader(device))
+        return uploaders[-1]
+
+    monkeypatch.setattr("sela_ext.data.loader.Uploader", make)
+    loader = Loader(images, **options)
+    loader._device = torch.device("meta")  # not the CPU
+    found = list(loader.epoch(1))
+    assert len(found) == len(expected) == 12
+    for one, other in zip(found, expected, strict=True):
+        assert one.images is one.views[0]
+        assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+        assert torch.equal(one.index, other.index)
+    batches = loader.epoch(2)
+    next(batches)
+    batches.close()
+    assert [uploader.closed for uploader in uploaders] == [True, True]
+    assert uploaders[0].sent == 12

@@ -63,7 +63,8 @@ def check_views(augment: Any, first_view: int, dtype: torch.dtype) -> tuple[Augm
         if not isinstance(view, Augment):
             raise OptionError(f"augment: expected a sela_ext.Augment, found {type(view).__name__}")
     if not 1 <= len(views) <= MAX_VIEWS - first_view:
-        raise OptionError(f"augment: expected 1 to {MAX_VIEWS} views, found {len(views)} from number {first_view} on")
+        room = MAX_VIEWS - first_view
+        raise OptionError(f"augment: expected 1 to {room} views from number {first_view} on, found {len(views)}")
     if dtype == torch.uint8 and any(view.sobel for view in views):
         raise OptionError("dtype: expected a floating-point type with sobel, found torch.uint8")
     return views

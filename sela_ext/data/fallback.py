@@ -182,12 +182,15 @@ class Fallback:
         bad: dict[int, DataError] = {}
         images: list[UInt8Array] = []
         done: list[int] = []
+        held = 0
 
         def augment() -> None:
+            nonlocal held
             if images:
                 self._drawing.fill(rows, np.array(done, dtype=np.int64), images, threads=threads)
             images.clear()
             done.clear()
+            held = 0
 
         for place in places.tolist():
             image = self._read(int(rows.index[place]))
@@ -196,7 +199,8 @@ class Fallback:
                 continue
             images.append(image)
             done.append(place)
-            if sum(held.nbytes for held in images) > HELD_BYTES:
+            held += image.nbytes
+            if held > HELD_BYTES:
                 augment()
         augment()
         return bad

@@ -46,10 +46,10 @@ from sela_ext.data.upload import Upload, Uploader
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels import Augment, IndexStore
 
+# Batches that are ready or in the making while the consumer works on one.
+BATCHES_AHEAD = 3
 # Output side for images whose sizes differ, when no augmentation is given.
 DEFAULT_SIZE = 224
-# Batches made ahead of the consumer, where nothing else is asked for.
-BATCHES_AHEAD = 3
 
 Records = npt.NDArray[Any]
 
@@ -122,7 +122,7 @@ class Loader:
         exif: Turn image files as their EXIF orientation says; else their pixels are used as stored.
         index: Where to keep the entry points of JPEG files that the first epoch finds, which let later ones decode only
             what they need: a folder; "auto", a temporary file; or a `sela_ext.kernels.IndexStore` that loaders of the
-            same source share. The bits do not depend on it.
+            same source share; or None: nowhere, each epoch reads the files to their end. The bits do not depend on it.
         prefetch: Batches made ahead of the consumer, >= 1.
 
     Attributes:
@@ -168,7 +168,7 @@ class Loader:
         view: int = 0,
         exact: bool = False,
         exif: bool = False,
-        index: str | os.PathLike[str] | IndexStore = "auto",
+        index: str | os.PathLike[str] | IndexStore | None = "auto",
         prefetch: int = BATCHES_AHEAD,
     ) -> None:
         size = check_integer("batch_size", batch_size, 1)
@@ -186,8 +186,8 @@ class Loader:
             raise OptionError(f'on_bad_image: expected "raise" or "skip", found {on_bad_image!r}')
         if not 0 <= max_bad_fraction <= 1:
             raise OptionError(f"max_bad_fraction: expected 0..1, found {max_bad_fraction}")
-        if not isinstance(index, (str, os.PathLike, IndexStore)):
-            raise OptionError(f'index: expected "auto", a folder or an IndexStore, found {type(index).__name__}')
+        if not isinstance(index, (str, os.PathLike, IndexStore, type(None))):
+            raise OptionError(f'index: expected "auto", a folder, an IndexStore or None, found {type(index).__name__}')
         self._shuffle = bool(shuffle)
         self._exact = check_flag("exact", exact)
         self._exif = check_flag("exif", exif)
@@ -196,6 +196,7 @@ class Loader:
         self._store: IndexStore | None = index if isinstance(index, IndexStore) else None
         self._reader: tuple[int, kernels.Reader] | None = None  # with the process that it belongs to
         self._reader_lock = threading.Lock()
+        self._others: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
 
         self.source: Source = open_source(data, labels=labels)
         self.augment: Augment | Sequence[Augment] = _default_augment(self.source) if augment is None else augment
@@ -290,7 +291,8 @@ class Loader:
         fallback = Fallback(self.source, self._drawing, threads=self._threads, upright=self._exif)
         reading = None
         if self.source.array is None and self.source.encoded:
-            reading = Reading(self.source, self._drawing, self._open_reader(), fallback)
+            reader = self._open_reader()
+            reading = Reading(self.source, self._drawing, reader, fallback, self._others)
         begun: deque[_Begun] = deque()
         position = start
         try:
@@ -360,8 +362,9 @@ class Loader:
                 if self._store is not None:
                     self._store.refresh()  # what other ranks found in the last epoch
                 return self._reader[1]
-            _readers_of_parents.append(self._reader)
-            if not isinstance(self._index, IndexStore):
+            if self._reader is not None:
+                _readers_of_parents.append(self._reader)
+            if isinstance(self._index, (str, os.PathLike)):
                 self._store = open_store(None if self._index == "auto" else self._index, self._share.rank)
             reader = kernels.Reader(
                 self.views,
@@ -374,6 +377,7 @@ class Loader:
                 index=self._store,
             )
             self._reader = os.getpid(), reader
+            self._others = np.zeros(len(self.source), dtype=np.bool_)
             return reader
 
 

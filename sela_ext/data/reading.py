@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakValueDictionary
 
 import numpy as np
+import numpy.typing as npt
 
 from sela_ext import kernels
 from sela_ext.data.fallback import OUT_OF_RESOURCES, Drawing, Fallback, Rows, out_of_resources
@@ -41,13 +42,23 @@ class Reading:
         drawing: What becomes of them.
         reader: The compiled reader for `drawing`; it stays open.
         fallback: For images that the reader does not take; it stays open.
+        others: bool [N], images that the reader is known not to take, which it never will; updated here. A batch of
+            nothing else does not come to it: of small PNG files it would open thousands for nothing.
     """
 
-    def __init__(self, source: Source, drawing: Drawing, reader: kernels.Reader, fallback: Fallback) -> None:
+    def __init__(
+        self,
+        source: Source,
+        drawing: Drawing,
+        reader: kernels.Reader,
+        fallback: Fallback,
+        others: npt.NDArray[np.bool_],
+    ) -> None:
         self._source = source
         self._drawing = drawing
         self._reader = reader
         self._fallback = fallback
+        self._others = others
         # Waits for the reader, so that the fallback begins with a batch while an earlier one is being handed over.
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="sela-reader")
 
@@ -57,6 +68,8 @@ class Reading:
         Returns:
             A function that waits for it, and returns the row and the reason of each image that cannot be read.
         """
+        if self._others[rows.index].all():
+            return self._fallback.start(rows, np.arange(len(rows.index)))
         located = [self._source.locate(index) for index in rows.index.tolist()]
         drawing = self._drawing
         ticket = self._reader.submit(
@@ -82,4 +95,5 @@ class Reading:
             if read.error[place] in OUT_OF_RESOURCES:
                 reason = os.strerror(int(read.error[place]))
                 raise out_of_resources(f"{self._source.name(int(rows.index[place]))}: cannot be read: {reason}")
+        self._others[rows.index[read.status == kernels.READ_OTHER]] = True
         return self._fallback.start(rows, np.flatnonzero(read.status != kernels.READ_OK))

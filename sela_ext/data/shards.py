@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 import threading
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,24 +19,19 @@ import numpy as np
 from sela_ext.data.decode import decode_image
 from sela_ext.data.folder import EVAL_FOLDERS, TRAIN_FOLDER
 from sela_ext.data.labels import read_labels
+from sela_ext.data.manifest import MANIFEST, UNFINISHED, contents_of, is_manifest, read_manifest, shard_name
+from sela_ext.data.safe_files import open_regular
 from sela_ext.data.shard_format import (
     FORMATS,
-    MANIFEST,
     NONE,
     PLACE,
     RAW,
     RECORD,
-    UNFINISHED,
-    Manifest,
     Shard,
     Table,
-    contents_of,
-    is_manifest,
-    open_regular,
-    read_manifest,
+    map_shard,
     read_shard,
     read_texts,
-    shard_name,
     verify_shard,
 )
 from sela_ext.data.source import Int64Array, LabelledSource, Located, Source, UInt8Array, hash_names
@@ -106,6 +102,7 @@ class PackSource(Source):
         self._maps: dict[int, memoryview] = {}
         self._lock = threading.Lock()
         self._open_shards()
+        self._encoded = self.channels == 3 and "raw" not in self.formats
         self._firsts = [shard.first for shard in self._shards]
         if labels is not None:
             self._labels = read_labels(labels, len(self))
@@ -136,6 +133,10 @@ class PackSource(Source):
         start = shard.text_offset + int(record["text_offset"])
         return bytes(self._map(shard.number)[start : start + int(record["name_length"])]).decode("utf-8", "replace")
 
+    def iter_names(self) -> Iterator[str]:
+        """See `Source.iter_names`; the names of one shard at a time are in memory."""
+        return iter(self._names) if self._names is not None else chain.from_iterable(map(self._names_of, self._shards))
+
     @property
     def labels(self) -> Int64Array | None:
         """See `Source.labels`."""
@@ -144,7 +145,7 @@ class PackSource(Source):
     @property
     def encoded(self) -> bool:
         """See `Source.encoded`."""
-        return self.channels == 3 and "raw" not in self.formats
+        return self._encoded
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -187,7 +188,7 @@ class PackSource(Source):
 
     def locate(self, index: int) -> Located:
         """See `Source.locate`; an image that was skipped has no bytes."""
-        if not self.encoded:
+        if not self._encoded:
             return super().locate(index)
         if not 0 <= index < self.manifest.images:
             raise IndexError(f"expected an image in 0..{self.manifest.images - 1}, found {index}")
@@ -261,16 +262,16 @@ class PackSource(Source):
             counts += np.bincount(table["format"], minlength=len(FORMATS))
             if labels is not None:
                 labels[first : first + shard.images] = table["label"]
-            if len(sizes) < 2:
-                raw = table[table["format"] == RAW]
-                sizes |= {(int(h), int(w)) for h, w in np.unique(raw[["height", "width"]])[:2]}
+            raw = table["format"] == RAW
+            if raw.any() and len(sizes) < 2:
+                row = int(np.argmax(raw))
+                height, width = table["height"], table["width"]
+                sizes.add((int(height[row]), int(width[row])))
+                if (raw & ((height != height[row]) | (width != width[row]))).any():
+                    sizes.add((0, 0))  # more than one
             if self._is_array:
                 starts = table["offset"].astype(np.int64)
-                self._is_array = bool(
-                    (table["format"] == RAW).all()
-                    and len(sizes) == 1
-                    and (np.diff(starts) == table["length"][:-1]).all()
-                )
+                self._is_array = bool(raw.all() and len(sizes) == 1 and (np.diff(starts) == table["length"][:-1]).all())
                 self._array_offset = int(starts[0])
             self._shards.append(shard)
             first += shard.images
@@ -303,7 +304,7 @@ class PackSource(Source):
         with self._lock:
             view = self._maps.get(number)
             if view is None:
-                view = _map_file(self._shards[number])
+                view = map_shard(self._shards[number])
                 while len(self._maps) >= _most_maps():
                     self._maps.pop(next(iter(self._maps)))
                 self._maps[number] = view
@@ -438,25 +439,6 @@ def thread_count(threads: Any) -> int:
     return int(threads)
 
 
-def _map_file(shard: Shard) -> memoryview:
-    options: dict[str, Any] = {"access": mmap.ACCESS_READ}
-    if sys.version_info >= (3, 13):
-        options["trackfd"] = False  # keeps no file handle
-    try:
-        handle = open_regular(shard.path)
-        try:
-            size = os.fstat(handle).st_size
-            if size != shard.size:
-                raise DataError(
-                    f"{shard.path}: expected {shard.size} bytes as when it was opened, found {size}; copy it again"
-                )
-            return memoryview(mmap.mmap(handle, size, **options))
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise DataError(f"{shard.path}: cannot be mapped into memory: {error.strerror or error}") from error
-
-
 def _most_maps() -> int:
     if sys.version_info >= (3, 13):
         return 1 << 20
@@ -467,6 +449,3 @@ def _most_maps() -> int:
     except (ImportError, OSError):
         return 128
     return max(_LEAST_MAPS, soft // _HANDLES_SHARE) if soft > 0 else 1 << 20
-
-
-__all__ = ["Manifest", "PackReport", "PackSource", "find_pack", "open_pack", "skipped_images", "verify_pack"]

@@ -66,7 +66,7 @@ def evaluate_network(
     *,
     previous: NDArray[np.int32],
     options: Options,
-    indexes: Mapping[str, str | IndexStore] | None = None,
+    indexes: Mapping[str, IndexStore | None] | None = None,
 ) -> Evaluation:
     """Label all images in eval mode without augmentation, and measure labels and features.
 
@@ -98,7 +98,7 @@ def evaluate_network(
             max_bad_fraction=max_bad_fraction,
             exact=options.exact,
             exif=options.exif,
-            index=(indexes or {}).get(part, "auto"),
+            index=(indexes or {}).get(part),
         )
 
     seen = look("train", images.train, options.max_bad_fraction)

@@ -22,6 +22,7 @@ import sela_ext
 from sela_ext import Augment, Loader
 from sela_ext.data import PackSource, find_eval_source, open_source, pack, verify_pack
 from sela_ext.data import pack as pack_function
+from sela_ext.data.source import LabelledSource
 from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels import jpeg_index
 
@@ -81,6 +82,21 @@ class Items(Dataset):
         return self.items[index]
 
 
+class Stopping(LabelledSource):
+    """Another source, without labels, of which one image cannot be had this time."""
+
+    def __init__(self, parent, at):
+        super().__init__(parent, None)
+        self.at = at
+        self.asked = 0
+
+    def locate(self, index):
+        self.asked += index == self.at
+        if self.asked > 1:  # later than the look at its size
+            raise KeyboardInterrupt
+        return super().locate(index)
+
+
 def contents(folder):
     """Every file of a folder and its bytes."""
     return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
@@ -88,6 +104,7 @@ def contents(folder):
 
 def same_images(source, packed):
     assert len(packed) == len(source)
+    assert list(packed.iter_names()) == source.names
     assert packed.names == source.names
     assert [packed.name(i) for i in range(len(packed))] == source.names
     assert packed.channels == source.channels
@@ -377,9 +394,15 @@ def test_a_packing_stopped_by_a_bad_image_goes_on_without_it(tmp_path, spoiled):
         pack(spoiled, tmp_path / "pack", **options)
     first = tmp_path / "pack" / "shard-00000.sela"
     before = first.stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt):
+        pack(Stopping(open_source(spoiled), 25), tmp_path / "pack", on_bad_image="skip", **options)
+    left = contents(tmp_path / "pack")
+    with pytest.raises(DataError, match=r"11\.jpg: not an image.*skipped by an earlier call"):
+        pack(spoiled, tmp_path / "pack", **options)
+    assert contents(tmp_path / "pack") == left
     assert pack(spoiled, tmp_path / "pack", on_bad_image="skip", **options).skipped == 2
     assert first.stat().st_mtime_ns == before
-    with pytest.raises(DataError, match=r"11\.jpg: not an image.*2 images were skipped in"):
+    with pytest.raises(DataError, match=r"11\.jpg: not an image.*2 images were skipped in .* by an earlier call"):
         pack(spoiled, tmp_path / "pack", **options)
     assert pack(spoiled, tmp_path / "pack", on_bad_image="skip", **options).skipped == 2
 
@@ -552,11 +575,34 @@ def test_folders_of_others_are_not_touched(tmp_path, folder):
         with pytest.raises(OptionError, match=r"found 1 other files in .*mine \('diary.txt'\)"):
             pack("digits", tmp_path / "mine", overwrite=overwrite)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["diary.txt"]
-    with pytest.raises(OptionError, match="another folder than the data"):
+    with pytest.raises(OptionError, match="another folder than that of the data"):
         pack(folder, folder)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResourceError, match="cannot write"):
         pack("digits", tmp_path / "file")
+
+
+def test_a_pack_is_not_packed_into_itself(tmp_path, folder):
+    pack(folder, tmp_path / "pack")
+    before = contents(tmp_path / "pack")
+    source = open_source(tmp_path / "pack")
+    labelled = open_source(source.subset([1, 2]), labels=[3, 4])
+    for data in (tmp_path / "pack", tmp_path / "pack" / "pack.json", source, labelled):
+        with pytest.raises(OptionError, match="another folder than that of the data"):
+            pack(data, tmp_path / "pack", overwrite=True)
+    assert contents(tmp_path / "pack") == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(path, flags, *more, **options):
+        if str(path).endswith("packing.json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *more, **options)
+
+    opened = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ResourceError, match=r"cannot write .*packing\.json: Permission denied; check that the folder"):
+        pack("digits", tmp_path / "pack")
 
 
 def test_two_processes_do_not_pack_into_one_folder(tmp_path):

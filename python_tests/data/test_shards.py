@@ -13,7 +13,7 @@ from PIL import Image
 from sela_ext.data import PackSource, open_source, pack, shards, verify_pack
 from sela_ext.data.shard_format import FOOT, FORMATS, HEAD, PLACE, RECORD, RECORD_STRUCT
 from sela_ext.data.shards import find_pack, open_pack
-from sela_ext.errors import DataError, OptionError
+from sela_ext.errors import DataError, OptionError, ResourceError
 
 SHARD = "shard-00000.sela"
 
@@ -427,6 +427,23 @@ def test_a_quarter_of_the_files_that_may_be_open_are_maps():
         assert shards._most_maps() in (64, 1 << 20)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_few_file_handles_are_no_damage(packed):
+    resource = pytest.importorskip("resource")
+    source = open_source(packed)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(highest + 1)]  # so that no number is free below the limit
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, hard))
+        with pytest.raises(ResourceError, match="Too many open files; raise the limit"):
+            source.locate(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for handle in held:
+            os.close(handle)
+    assert len(source.locate(0).data) > 0
 
 
 def test_a_shard_that_is_cut_after_the_pack_was_opened_is_found_when_it_is_mapped(packed):

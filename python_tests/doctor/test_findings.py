@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from PIL import Image
 
 import sela_ext
+from sela_ext.data import Source
+from sela_ext.data.decode import decode_image
 from sela_ext.doctor.findings import ADVICE
 from sela_ext.errors import DataError, OptionError, ResourceError
 
@@ -297,3 +300,43 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path):
 def test_absent_data_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         sela_ext.doctor(tmp_path / "absent")
+
+
+class Archive(Source):
+    """Encoded images that are parts of one piece of memory."""
+
+    kind = "archive"
+
+    def __init__(self, files):
+        self.whole = memoryview(b"".join(data for _, data in files))
+        self.ends = np.cumsum([0, *(len(data) for _, data in files)]).tolist()
+        self.own_names = [name for name, _ in files]
+
+    def __len__(self):
+        return len(self.own_names)
+
+    @property
+    def names(self):
+        return self.own_names
+
+    encoded = True
+
+    def locate(self, index):
+        return SimpleNamespace(path=None, data=self.whole[self.ends[index] : self.ends[index + 1]], index=None)
+
+    def read(self, index):
+        return decode_image(bytes(self.locate(index).data), self.own_names[index])
+
+
+def test_members_of_an_archive_are_looked_at_like_files(one_class):
+    shutil.copy(one_class / "0010.jpg", one_class / "zzz.png")
+    (one_class / "bad.jpg").write_bytes(b"bad")
+    files = [(path.name, path.read_bytes()) for path in sorted(one_class.iterdir())]
+    result = check(Archive(files))
+    assert result["encoded"]
+    assert names(result, "wrong_suffix") == ["zzz.png (JPEG)"]
+    assert names(result, "exact_duplicates") == ["0010.jpg", "zzz.png"]
+    assert names(result, "unreadable") == ["bad.jpg"]
+    assert result["files"]["bytes"] == sum(len(data) for _, data in files)
+    assert result["throughput"]["index_share_of_bytes"] > 0
+    assert {one["option"]: one["value"] for one in result["suggestions"]}["pack"] is False

@@ -238,10 +238,21 @@ def find_split(folder: Path) -> tuple[Path, list[Path]] | None:
     return train, others
 
 
-def only_files(folder: Path) -> bool:
-    """Whether a folder holds no visible folder and no image: what else lies there decides what it is."""
+def sole_files(folder: Path, suffix: str) -> list[Path]:
+    """Files of a suffix in a folder, sorted; none if a visible folder or an image lies there as well.
+
+    The first of these ends the search, so that a folder of a million images costs nothing.
+    """
+    found = []
     with os.scandir(folder) as entries:
-        return not any(_is_dir(entry) or _is_image(entry) for entry in entries if not entry.name.startswith("."))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.endswith(suffix) and entry.is_file():
+                found.append(Path(entry.path))
+            elif _is_dir(entry) or _is_image(entry):
+                return []
+    return sorted(found)
 
 
 def list_images(folder: Path) -> list[str]:

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from sela_ext.data.decode import decode_file, decode_image
-from sela_ext.data.folder import only_files
+from sela_ext.data.folder import sole_files
 from sela_ext.data.memory import free_memory
+from sela_ext.data.messages import first_line
 from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
 from sela_ext.errors import DataError
 
@@ -170,7 +171,7 @@ class _Strings:
         width = np.dtype(np.int64 if kind.startswith("large") else np.int32)
         begin = values.offset * width.itemsize
         self._starts = np.frombuffer(offsets, width, len(values) + 1, begin).data
-        self._data = memoryview(b"") if data is None else memoryview(data)
+        self._data = memoryview(b"") if data is None else memoryview(data).toreadonly()
 
     def __getitem__(self, row: int) -> memoryview | None:
         if self._valid is not None and not self._valid[row]:
@@ -234,8 +235,8 @@ def find_hf_folder(folder: Path, split: str = "train") -> list[Path] | None:
     for place in (folder, folder / split, *(folder / word for word in TEST_WORDS if split == "test")):
         if (place / "state.json").is_file() and (place / "dataset_info.json").is_file():
             return _saved_files(place) if place != folder or split == "train" else None
-    tables = sorted(path for path in folder.glob("*.parquet") if path.is_file() and not path.name.startswith("."))
-    if not tables or not only_files(folder):
+    tables = sole_files(folder, ".parquet")
+    if not tables:
         return None
     word = {path: re.split(r"[^a-z]", path.name.lower(), maxsplit=1)[0] for path in tables}
     train = [path for path in tables if word[path] == "train"]
@@ -254,11 +255,16 @@ def open_hf_files(paths: Sequence[Path]) -> ArrowSource:
     """
     arrow = _pyarrow(paths[0])
     try:
-        tables = [_table(arrow, path, paths) for path in paths]
-        table = arrow.concat_tables(tables)
-    except (OSError, arrow.ArrowException) as error:
-        text = " ".join(str(error).split())
-        raise DataError(f"{paths[0]}: cannot be read: {text}; download it again") from error
+        table = arrow.concat_tables([_table(arrow, path, paths) for path in paths])
+        table.validate()  # that lengths fit the buffers: an Arrow file is not checked when it is mapped
+        return _from_table(table, str(paths[0]))
+    except DataError:
+        raise
+    except Exception as error:  # damaged files: Arrow's own errors, and what follows from wrong lengths and names
+        raise DataError(f"{paths[0]}: cannot be read: {first_line(error)}; download it again") from error
+
+
+def _from_table(table: Any, where: str) -> ArrowSource:
     features = _features(table)
     kinds = {name: feature.get("_type", "") for name, feature in features.items()}
     typed = [name for name in table.column_names if kinds.get(name) == "Image"]
@@ -269,7 +275,7 @@ def open_hf_files(paths: Sequence[Path]) -> ArrowSource:
     label = _label_column(classes, table.column_names)
     names = features[label].get("names") if label is not None and label in classes else None
     listed = list(map(str, names)) if isinstance(names, list) else None
-    return _arrow_source(table, images, label, listed, None, str(paths[0]))
+    return _arrow_source(table, images, label, listed, None, where)
 
 
 def _arrow_source(

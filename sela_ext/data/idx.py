@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sela_ext.data.arrays import ArraySource
+from sela_ext.data.memory import free_memory
 from sela_ext.data.source import Int64Array, UInt8Array
 from sela_ext.errors import DataError
 
@@ -100,6 +101,12 @@ def read_idx(path: Path, axes: int) -> UInt8Array:
                 if size == 0:
                     return np.zeros(shape, np.uint8)
                 return np.memmap(path, dtype=np.uint8, mode="r", offset=len(head), shape=shape)
+            free = free_memory()
+            if size > free // 2:
+                raise DataError(
+                    f"{path}: the header says {list(shape)} = {size} bytes, of {free} that are free in memory; gunzip "
+                    "it first, so that it can be memory-mapped"
+                )
             parts = bytearray()
             # One byte more than the header says, to notice surplus bytes.
             while len(parts) <= size and (chunk := file.read(min(CHUNK_BYTES, size + 1 - len(parts)))):

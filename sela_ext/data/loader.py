@@ -48,8 +48,6 @@ from sela_ext.kernels import Augment, IndexStore
 
 # Output side for images whose sizes differ, when no augmentation is given.
 DEFAULT_SIZE = 224
-# Batches made ahead of the consumer, where nothing else is asked for.
-BATCHES_AHEAD = 3
 
 Records = npt.NDArray[Any]
 

@@ -91,7 +91,7 @@ def open_source(data: Any, *, labels: Any = None, classes: Any = None) -> Source
     return given if listed is None else _checked_classes(given, listed)
 
 
-def find_eval_source(data: Any) -> Source | None:
+def find_eval_source(data: Any, *, classes: Any = None) -> Source | None:
     """The images set aside for evaluation beside `data`, where their place follows from its layout.
 
     The folder `test` (or `val`, ...) beside `train`, with the same class numbers, and tables `test.csv` (or `val.csv`)
@@ -101,10 +101,17 @@ def find_eval_source(data: Any) -> Source | None:
 
     Args:
         data: As for `open_source`.
+        classes: As for `open_source`.
 
     Returns:
         The source, or None.
     """
+    listed = None if classes is None else read_classes(classes)
+    found = _find_eval(data, listed)
+    return found if found is None or listed is None else _checked_classes(found, listed)
+
+
+def _find_eval(data: Any, classes: ClassList | None) -> Source | None:
     if is_hf_dataset(data):
         return open_hf_dataset(data, "test")
     if not isinstance(data, (str, os.PathLike)) or data == "digits":
@@ -112,13 +119,13 @@ def find_eval_source(data: Any) -> Source | None:
     path = Path(data)
     if path.is_dir():
         known = _known_folder(path)
-        return _find_eval_images(path) if known is None else known("test", None, labelled=True)
+        return _find_eval_images(path, classes) if known is None else known("test", classes, labelled=True)
     if path.is_file():
-        return _find_eval_beside(path)
+        return _find_eval_beside(path, classes)
     shards = [Path(name) for name in expand_braces(str(path))]
     if len(shards) > 1 and shards[0].name.startswith("train"):
         found = find_tars(shards[0].parent, "test")
-        return None if found is None else open_tars(found)
+        return None if found is None else open_tars(found, classes=classes)
     return None
 
 
@@ -259,12 +266,11 @@ def _open_image_folder(folder: Path, classes: ClassList | None, *, labelled: boo
     return _labelled(open_folder(place, labelled=False), table, classes)
 
 
-def _find_eval_images(folder: Path) -> Source | None:
+def _find_eval_images(folder: Path, classes: ClassList | None) -> Source | None:
     split = find_split(folder)
     if split is None:
         return None
-    names = _open_image_folder(folder, None, labelled=True).class_names
-    known = None if names is None else ClassList(tuple(names), fixed=False, where="the training images")
+    known = classes or _classes_of(_open_image_folder(folder, None, labelled=True))
     sources: list[Source] = []
     for place in split[1]:
         paths = list_images(place)
@@ -278,7 +284,7 @@ def _find_eval_images(folder: Path) -> Source | None:
     return next((source for source in sources if source.labels is not None), sources[0] if sources else None)
 
 
-def _find_eval_beside(path: Path) -> Source | None:
+def _find_eval_beside(path: Path, classes: ClassList | None) -> Source | None:
     """What belongs to a single training file."""
     if path.name.startswith("train-images"):
         test = find_idx(path.parent, "t10k")
@@ -295,13 +301,17 @@ def _find_eval_beside(path: Path) -> Source | None:
         found = next((table for table in beside if table.is_file()), None)
         if found is None:
             return None
-        names = open_table(path).class_names
-        known = None if names is None else ClassList(tuple(names), fixed=False, where=str(path))
-        return open_table(found, classes=known)
+        return open_table(found, classes=classes or _classes_of(open_table(path)))
     head = _head(path)
     if is_tar(head) or head.startswith(GZIP):
         return open_cifar_archive(path, "test")
     return None
+
+
+def _classes_of(source: Source) -> ClassList | None:
+    """The classes of the training images; those that are evaluated may have others, which follow."""
+    names = source.class_names
+    return None if names is None else ClassList(tuple(names), fixed=False, where="the training images")
 
 
 def _labelled(source: Source, table: Path, classes: ClassList | None) -> Source:

@@ -1,15 +1,5 @@
 """`pack`: any source of images into a few large files, checked and mapped into memory when they are read.
 
-Note [What is stored]
-    * Image files: their bytes, unchanged, and for a JPEG that the compiled core decodes its checkpoint index.
-    * Arrays, IDX files and whatever else has pixels of one known size: the pixels, one image after another.
-    * Image files that are all small (at most 104 x 104 pixels), of one size and not turned by EXIF data: their pixels,
-      by the documented conversion. They train several times faster so, and take the room of an array.
-    * Other sources without files (torch Datasets): the pixels of images of at most 104 x 104, a PNG of larger ones.
-    `raw=True` stores pixels of one size in any case, `raw=False` never does; then what has no file becomes a PNG.
-    `max_side` reduces larger images, by Pillow's antialiased Lanczos filter, and stores those as JPEG (4:2:0; grey ones
-    as grey) with `quality`; an orientation in EXIF is kept, other metadata of such images are not.
-
 Threads share the process: reading files, indexing, decoding and checksums run beside one another. Images are written in
 their order, so that the bytes do not depend on how many threads there are.
 """
@@ -18,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
-import functools
 import hashlib
 import io
 import json
@@ -28,82 +16,31 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import PIL
-from PIL import Image, features
+from PIL import features
 
-from sela_ext.data.decode import HEAD_BYTES, decode_image, sniff
+from sela_ext.data.manifest import BAD_IMAGES, VERSION, Manifest, ShardSummary, shard_name, write_manifest
 from sela_ext.data.opening import open_source
-from sela_ext.data.orientation import find_orientation
-from sela_ext.data.shard_format import (
-    BAD_IMAGES,
-    FORMATS,
-    JPEG,
-    MANIFEST,
-    NONE,
-    PARTIAL,
-    PNG,
-    RAW,
-    RECORD,
-    UNFINISHED,
-    VERSION,
-    Entry,
-    Manifest,
-    ShardSummary,
-    ShardWriter,
-    full_disk,
-    open_regular,
-    read_shard,
-    shard_name,
-    sync_folder,
-    text_bytes,
-    verify_shard,
-    write_manifest,
-    write_whole,
-)
-from sela_ext.data.shards import PackReport, open_pack, skipped_images, thread_count
-from sela_ext.data.source import Int64Array, Located, Source, UInt8Array, hash_names
+from sela_ext.data.pack_folder import claim_folder, pack_files
+from sela_ext.data.pack_plan import Plan, foretell, make_plan, prepare
+from sela_ext.data.safe_files import OUT_OF_RESOURCES, PARTIAL, full_disk, write_whole
+from sela_ext.data.shard_format import NONE, Entry, ShardWriter, read_shard, text_bytes, verify_shard
+from sela_ext.data.shards import PackReport, PackSource, open_pack, skipped_images, thread_count
+from sela_ext.data.source import Int64Array, Source, hash_names
 from sela_ext.errors import DataError, OptionError, ResourceError
-from sela_ext.kernels.jpeg import FORMATS as PILLOW_FORMATS
-from sela_ext.kernels.jpeg import MAX_PIXELS, jpeg_header, jpeg_index
 
 SHARD_BYTES = 1 << 30
-SMALL_PIXELS = 104 * 104
 QUALITY = 90
 # Images of one task of the threads: about this many bytes of pixels, where the size is known.
 _TASK_BYTES = 1 << 20
 _TASK_IMAGES = 8
 _TASK_MOST = 1024
-# Files whose sizes are looked at to foretell the size of the pack; an index takes about this share of a photograph.
-_SAMPLE = 1000
-_INDEX_SHARE = 1.09
-_ORIENTATION = 0x0112
-_EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # of JPEG, PNG and WebP
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How each image is stored: Note [What is stored].
-
-    Attributes:
-        files: Bytes of files as they are.
-        raw: All images as pixels.
-        small_raw: Images of at most `SMALL_PIXELS` as pixels, others as PNG; neither of these three: all as PNG.
-        size: (H, W) that all raw images must have, or None.
-        max_side: Longest side, or None.
-        quality: Of JPEG.
-    """
-
-    files: bool
-    raw: bool
-    small_raw: bool
-    size: tuple[int, int] | None
-    max_side: int | None
-    quality: int
+_REMEDY = 'remove the file, or use on_bad_image="skip"'
 
 
 def pack(
@@ -165,15 +102,14 @@ def pack(
     workers = thread_count(threads)
     source = open_source(data, labels=labels, classes=classes)
     folder = Path(out)
-    if isinstance(data, (str, os.PathLike)) and folder.exists() and Path(data).exists() and folder.samefile(data):
-        raise OptionError(f"out: expected another folder than the data, found {folder} for both")
-    plan = _make_plan(source, raw, max_side, quality)
+    _check_apart(folder, data, source)
+    plan = make_plan(source, raw, max_side, quality)
     if shard_bytes is None and not plan.raw:
         shard_bytes = SHARD_BYTES
     identity = _identity(source, plan, shard_bytes)
     with full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _claimed(folder, identity, overwrite=overwrite, resume=resume) as finished:
+    with claim_folder(folder, identity, overwrite=overwrite, resume=resume) as finished:
         if not finished:
             packing = _Packing(source, folder, plan, identity, shard_bytes, on_bad_image == "skip", max_bad_fraction)
             with _shown(len(source), progress) as show:
@@ -181,10 +117,25 @@ def pack(
     found = open_pack(folder)
     if found.manifest.skipped and on_bad_image == "raise":  # an earlier call had another policy
         raise DataError(
-            f"{found.skipped()[0][2]}; {found.manifest.skipped} images were skipped in {folder}: remove the files and "
-            'pack again with overwrite, or use on_bad_image="skip"'
+            f"{found.skipped()[0][2]}; {found.manifest.skipped} images were skipped in {folder} by an earlier call: "
+            f"{_REMEDY}, or overwrite"
         )
     return found.report()
+
+
+def _check_apart(folder: Path, data: Any, source: Any) -> None:
+    """The data must not lie in the folder that `overwrite` clears.
+
+    Raises:
+        OptionError: They do.
+    """
+    places = [Path(data)] if isinstance(data, (str, os.PathLike)) else []
+    while source is not None:  # a pack may be under labels or a subset
+        if isinstance(source, PackSource):
+            places.append(source.path)
+        source = getattr(source, "_parent", None)
+    if any(place.exists() and folder.exists() and folder.samefile(place) for place in places):
+        raise OptionError(f"out: expected another folder than that of the data, found {folder} for both")
 
 
 class _Packing:
@@ -194,7 +145,7 @@ class _Packing:
         self,
         source: Source,
         folder: Path,
-        plan: _Plan,
+        plan: Plan,
         identity: dict[str, Any],
         shard_bytes: int | None,
         skip: bool,
@@ -257,15 +208,17 @@ class _Packing:
             except DataError:
                 break
             digest, faults = verify_shard(shard, table)
-            bad = skipped_images(shard, table)
-            if faults or done + shard.images > len(self.source) or (bad and not self.skip):
+            if faults or done + shard.images > len(self.source):
                 break
+            bad = skipped_images(shard, table)
+            if bad and not self.skip:
+                raise DataError(f"{bad[0][2]}; it was skipped by an earlier call: {_REMEDY}, or overwrite")
             self.shards.append(ShardSummary(shard.images, shard.size, digest))
             self.bad += bad
             self.labelled = self.labelled or bool((table["label"] >= 0).any())
             done += shard.images
         kept = {shard_name(i) for i in range(len(self.shards))}
-        for path in _pack_files(self.folder):
+        for path in pack_files(self.folder):
             if path.name.endswith(PARTIAL) or (path.name.startswith("shard-") and path.name not in kept):
                 path.unlink()
         return done
@@ -277,7 +230,7 @@ class _Packing:
             ResourceError: Less free space than the rest of the pack will need.
         """
         left = len(self.source) - done
-        need = _foretell(self.source, self.plan, done)
+        need = foretell(self.source, self.plan, done)
         if not left or need is None:
             return
         free = shutil.disk_usage(self.folder).free
@@ -327,10 +280,12 @@ class _Packing:
     def _prepare_one(self, index: int) -> Entry:
         name = self.source.name(index)
         try:
-            return _prepare(self.source, self.plan, index, name)
+            return prepare(self.source, self.plan, index, name)
         except DataError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in OUT_OF_RESOURCES:
+                raise ResourceError(f"{error}; raise the limit (ulimit -n, or memory), or use fewer threads") from error
             if not self.skip:
-                raise DataError(f'{error}; remove the file, or use on_bad_image="skip"') from error
+                raise DataError(f"{error}; {_REMEDY}") from error
             reason = text_bytes(" ".join(str(error).split()))
         self.bad.append((index, name, reason.decode()))
         if len(self.bad) > self.max_bad_fraction * len(self.source):
@@ -370,188 +325,7 @@ class _Packing:
         write_manifest(self.folder, manifest, f"sela_ext {__version__}")
 
 
-def _prepare(source: Source, plan: _Plan, index: int, name: str) -> Entry:
-    """Bytes of one image as the plan says.
-
-    Raises:
-        DataError: It cannot be read or decoded.
-    """
-    text = text_bytes(name)
-    orientation = 1
-    if source.encoded:
-        data = _encoded_bytes(source, index, name)
-        if plan.files:
-            entry = _as_file(data, plan, name, text)
-            if entry is not None:
-                return entry
-            orientation = find_orientation(Located(data=data))
-        pixels = decode_image(data, name)
-    else:
-        pixels = source.read(index)
-    reduced = False
-    if plan.max_side is not None and max(pixels.shape[:2]) > plan.max_side:
-        pixels, reduced = _reduced(pixels, plan.max_side), True
-    height, width = pixels.shape[:2]
-    if plan.raw:
-        if plan.size is not None and (height, width) != plan.size:
-            # No image for a policy of bad images: the wish itself cannot be fulfilled.
-            raise OptionError(
-                f"raw: expected all images of one size, {plan.size[0]} x {plan.size[1]}, found {height} x {width} in "
-                f"{name}; use raw=False, which stores the files"
-            )
-        return Entry(RAW, pixels.tobytes(), b"", height, width, text)
-    if plan.small_raw and height * width <= SMALL_PIXELS:
-        return Entry(RAW, pixels.tobytes(), b"", height, width, text)
-    if not reduced:
-        return Entry(PNG, _png(pixels), b"", height, width, text)
-    jpeg = _jpeg(pixels, plan.quality, orientation)
-    return Entry(JPEG, jpeg, jpeg_index(jpeg) or b"", height, width, text)
-
-
-def _as_file(data: bytes, plan: _Plan, name: str, text: bytes) -> Entry | None:
-    """An image file as it is; None if it has to be reduced."""
-    kind = sniff(data[:HEAD_BYTES])
-    header = jpeg_header(data) if kind == "JPEG" else None
-    if header is not None and header.height * header.width <= MAX_PIXELS:
-        if plan.max_side is not None and max(header.height, header.width) > plan.max_side:
-            return None
-        index = jpeg_index(data)
-        if index is not None:  # all of the file was read: it is sound
-            return Entry(JPEG, data, index, header.height, header.width, text)
-    height, width = decode_image(data, name).shape[:2]
-    if plan.max_side is not None and max(height, width) > plan.max_side:
-        return None
-    assert kind is not None  # or it could not be decoded
-    return Entry(FORMATS.index(kind), data, b"", height, width, text)
-
-
-def _encoded_bytes(source: Source, index: int, name: str) -> bytes:
-    try:
-        place = source.locate(index)
-        if place.path is None:
-            assert place.data is not None  # one of both is set
-            if not len(place.data):
-                source.read(index)  # knows why
-            return bytes(place.data)
-        with os.fdopen(open_regular(place.path), "rb", buffering=0) as file:
-            data = file.readall()
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
-    if len(data) >= 1 << 32:
-        raise DataError(f"{name}: expected less than 4 GiB, found {len(data):,} bytes")
-    return data
-
-
-def _reduced(pixels: UInt8Array, max_side: int) -> UInt8Array:
-    height, width = _after((pixels.shape[0], pixels.shape[1]), max_side)
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    small = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-    return np.ascontiguousarray(small.reshape(height, width, pixels.shape[2]))
-
-
-def _png(pixels: UInt8Array) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def _jpeg(pixels: UInt8Array, quality: int, orientation: int) -> bytes:
-    grey = pixels.shape[2] == 1 or bool((pixels[..., :1] == pixels).all())
-    options: dict[str, Any] = {"quality": quality}
-    if not grey:
-        options["subsampling"] = "4:2:0"
-    if orientation != 1:
-        exif = Image.Exif()
-        exif[_ORIENTATION] = orientation
-        options["exif"] = exif
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if grey else pixels).save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-def _make_plan(source: Source, raw: Any, max_side: int | None, quality: int) -> _Plan:
-    make = functools.partial(_Plan, max_side=max_side, quality=quality)
-    if raw is True:
-        return make(files=False, raw=True, small_raw=False, size=_after(_first_size(source), max_side))
-    if raw is False:
-        return make(files=source.encoded, raw=False, small_raw=False, size=None)
-    if source.encoded:
-        size = _common_small_size(source)
-        if size is None:
-            return make(files=True, raw=False, small_raw=False, size=None)
-        return make(files=False, raw=True, small_raw=False, size=_after(size, max_side))
-    if source.image_size is not None:
-        return make(files=False, raw=True, small_raw=False, size=_after(source.image_size, max_side))
-    return make(files=False, raw=False, small_raw=True, size=None)
-
-
-def _after(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
-    """Size of a reduced image: the longer side becomes `max_side`, the shorter one follows, rounded, at least 1."""
-    longer = max(size)
-    if max_side is None or longer <= max_side:
-        return size
-    height, width = (max(1, (side * max_side * 2 + longer) // (2 * longer)) for side in size)
-    return height, width
-
-
-def _first_size(source: Source) -> tuple[int, int]:
-    """(H, W) of the first image that can be read."""
-    if source.image_size is not None:
-        return source.image_size
-    first: DataError | None = None
-    for index in range(len(source)):
-        try:
-            height, width = source.read(index).shape[:2]
-            return height, width
-        except DataError as error:
-            first = first or error
-    raise DataError(f"expected at least one image that can be read, found none: {first}")
-
-
-def _common_small_size(source: Source) -> tuple[int, int] | None:
-    """(H, W) where every file is an image of this size and small; found out from headers, given up at the first not."""
-    common: tuple[int, int] | None = None
-    for index in range(len(source)):
-        try:
-            data = _encoded_bytes(source, index, "")
-            if any(mark in data for mark in _EXIF_MARKS) and find_orientation(Located(data=data)) != 1:
-                return None  # which pixels alone would lose
-            header = jpeg_header(data)
-            if header is not None:
-                size = header.height, header.width
-            else:
-                with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
-                    size = image.height, image.width
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            return None
-        except Exception:  # left to the policy of bad images; Pillow raises many types
-            continue
-        if size[0] * size[1] > SMALL_PIXELS or (common is not None and size != common):
-            return None
-        common = size
-    return common
-
-
-def _foretell(source: Source, plan: _Plan, start: int) -> int | None:
-    """Bytes that the images from `start` on will take, about; None if that cannot be said."""
-    left = len(source) - start
-    if left == 0:
-        return 0
-    other = left * (RECORD.itemsize + 32)
-    if plan.raw and plan.size is not None:
-        return left * plan.size[0] * plan.size[1] * source.channels + other
-    if not plan.files or plan.max_side is not None:
-        return None
-    rows = np.unique(np.linspace(start, len(source) - 1, min(left, _SAMPLE)).astype(np.int64))
-    total = 0
-    for row in rows.tolist():
-        place = source.locate(row)
-        with contextlib.suppress(OSError):
-            total += len(place.data or b"") if place.path is None else os.stat(place.path).st_size
-    return int(total * left / len(rows) * _INDEX_SHARE) + other
-
-
-def _identity(source: Source, plan: _Plan, shard_bytes: int | None) -> dict[str, Any]:
+def _identity(source: Source, plan: Plan, shard_bytes: int | None) -> dict[str, Any]:
     """Everything that the bytes of the pack depend on, JSON-able."""
     options: dict[str, Any] = {**asdict(plan), "shard_bytes": shard_bytes}
     options["size"] = None if plan.size is None else list(plan.size)
@@ -577,129 +351,6 @@ def _digest(labels: Int64Array) -> str:
 
 def _pack_id(identity: dict[str, Any]) -> bytes:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()[:16]
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path, identity: dict[str, Any], *, overwrite: bool, resume: bool) -> Iterator[bool]:
-    """Hold the folder for this process, with packing.json in it; gives whether the pack is there already.
-
-    Raises:
-        OptionError: Something else is in the folder, or another process is at work there.
-    """
-    foreign = _foreign(folder)
-    if foreign:
-        raise OptionError(
-            f"out: expected an empty or absent folder, or a pack, found {len(foreign)} other files in {folder} "
-            f"({foreign[0]}); nothing was changed: choose another folder"
-        )
-    existing = _pack_files(folder)
-    path = folder / UNFINISHED
-    created = not path.exists()
-    with full_disk(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-    try:
-        _lock(handle, folder)
-        try:
-            finished = False
-            if existing and overwrite:
-                _remove(folder)
-            elif existing:
-                finished = _matches(folder, handle, identity, resume)
-        except BaseException:
-            if created:
-                path.unlink(missing_ok=True)
-            raise
-        if not finished:
-            with full_disk(path):
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps(identity, indent=1).encode() + b"\n", 0)
-                os.fsync(handle)
-                sync_folder(folder)
-        yield finished
-        path.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # another operating system: two processes at once are the user's business there
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise OptionError(f"out: another process is packing into {folder}; wait for it or end it") from error
-        # a file system without locks
-
-
-def _matches(folder: Path, handle: int, identity: dict[str, Any], resume: bool) -> bool:
-    """Whether the folder holds this very pack, whole; if it is another one, or no resuming is wanted, an error."""
-    if (folder / MANIFEST).exists():
-        manifest = open_pack(folder).manifest
-        old: Any = {"version": VERSION, "options": manifest.options, "source": manifest.source}
-    else:
-        try:
-            old = json.loads(os.pread(handle, 1 << 26, 0))
-        except ValueError:
-            old = {}
-        if not any(path.name.startswith("shard-") for path in _pack_files(folder)):
-            old = identity  # nothing is packed yet
-    if not resume:
-        raise OptionError(f"out: expected an empty or absent folder, found a pack in {folder}; use resume or overwrite")
-    different = _differences(old, identity)
-    if different:
-        raise OptionError(
-            f"out: {folder} holds a pack of other images or with other options: {'; '.join(different[:4])}; choose "
-            "another folder, or use overwrite"
-        )
-    return (folder / MANIFEST).exists()
-
-
-def _differences(old: Any, new: dict[str, Any]) -> list[str]:
-    if not isinstance(old, dict):
-        return ["unreadable"]
-    found = []
-    for part in ("version", "source", "options"):
-        before, after = old.get(part), new[part]
-        if not (isinstance(before, dict) and isinstance(after, dict)):
-            found += [] if before == after else [f"{part} was {before}, is {after}"]
-            continue
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key):
-                found.append(f"{key} was {before.get(key)}, is {after.get(key)}")
-    return found
-
-
-def _is_pack_file(name: str) -> bool:
-    name = name.removesuffix(PARTIAL)
-    return name in (MANIFEST, UNFINISHED, BAD_IMAGES) or (
-        name.startswith("shard-") and name.endswith(".sela") and name[6:-5].isdigit()
-    )
-
-
-def _pack_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _is_pack_file(path.name))
-
-
-def _foreign(folder: Path) -> list[str]:
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise OptionError(f"out: expected a folder, found {folder}: {error.strerror or error}") from error
-    known = {path.name for path in _pack_files(folder)}
-    if BAD_IMAGES in known and len(known) == 1:  # of a run, for example
-        known.clear()
-    return [ascii(name) for name in names if name not in known]
-
-
-def _remove(folder: Path) -> None:
-    """Delete a pack, the manifest first, so that what is left is never taken for a whole one."""
-    for path in sorted(_pack_files(folder), key=lambda path: path.name != MANIFEST):
-        if path.name != UNFINISHED:
-            path.unlink()
-            sync_folder(folder)
 
 
 def _check_options(

@@ -1,4 +1,4 @@
-"""The files of a pack: shards and the manifest, written and checked. docs/formats.md describes every byte of them.
+"""One shard of a pack, written and checked. docs/formats.md describes every byte of it.
 
 Note [Packs and crashes]
     A shard is written under a temporary name, flushed to the disk and then renamed; the manifest comes last, in the
@@ -11,27 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import mmap
 import os
-import stat
 import struct
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sela_ext.errors import DataError, ResourceError
+from sela_ext.data.manifest import VERSION, ShardSummary, shard_name
+from sela_ext.data.safe_files import PARTIAL, damaged, full_disk, open_regular, sync_folder, unreadable
+from sela_ext.errors import DataError
 
 # As in PNG: a byte that is no ASCII, the name, and line ends that a transfer as text would change.
 MAGIC = b"\x89SELA\r\n\x1a"
 END_MAGIC = MAGIC[::-1]
-VERSION = 1
 # magic, version, number of the shard, number of its first image, bytes per record, pack, zeros, CRC-32 of all that.
 HEAD = struct.Struct("<8sIIQI16s16xI")
 # images, start of the table, start of the texts, bytes of the texts, bytes of the file, CRC-32 of the table, CRC-32 of
@@ -67,25 +65,10 @@ FORMATS = ("none", "raw", "JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 NONE, RAW, JPEG, PNG = range(4)
 DATA_ALIGN = 8
 TABLE_ALIGN = 64
-
-MANIFEST = "pack.json"
-UNFINISHED = "packing.json"
-BAD_IMAGES = "bad_images.csv"
-PARTIAL = ".partial"
-# Where the manifest's own checksum stands; it is taken with zeros in this place.
-CHECKSUM_AT = len('{"sha256": "')
-CHECKSUM_DIGITS = 64
-MANIFEST_LIMIT = 1 << 26
 CHUNK = 1 << 22
 # Records of a table that are looked at together.
 _ROWS = 1 << 16
-
 Table = npt.NDArray[np.void]
-
-
-def shard_name(number: int) -> str:
-    """File name of shard `number`."""
-    return f"shard-{number:05d}.sela"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,44 +123,6 @@ class Shard:
     text_crc: int
     table_offset: int
     body_sha256: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ShardSummary:
-    """What the manifest says of a shard: images, bytes of the file, SHA-256 (hex) of the file."""
-
-    images: int
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The contents of pack.json.
-
-    Attributes:
-        id: 32 hexadecimal digits, in every shard's head as well.
-        images: N.
-        skipped: How many of them have no bytes.
-        channels: 1 or 3.
-        labels: Whether the labels in the tables mean something.
-        class_names: Name of class c at position c, or None.
-        names_sha256: See `hash_names`.
-        options: What the bytes depend on besides the images.
-        source: Fingerprint of what was packed.
-        shards: In order.
-    """
-
-    id: str
-    images: int
-    skipped: int
-    channels: int
-    labels: bool
-    class_names: list[str] | None
-    names_sha256: str
-    options: dict[str, Any] = field(repr=False)
-    source: dict[str, Any] = field(repr=False)
-    shards: list[ShardSummary] = field(repr=False)
 
 
 class ShardWriter:
@@ -287,64 +232,6 @@ class ShardWriter:
             self._write(bytes(-self._position % align))
 
 
-@contextlib.contextmanager
-def full_disk(path: Path) -> Iterator[None]:
-    """Turn a failed write into one clear error.
-
-    Raises:
-        ResourceError: In place of any OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write {path}: {error.strerror or error}; what is complete stays: make room and run the same "
-            "command again, it goes on there"
-        ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash there is either the old one or the whole new one.
-
-    Raises:
-        ResourceError: It cannot be written.
-    """
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with full_disk(path):
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            sync_folder(path.parent)
-    except ResourceError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def open_regular(path: str | Path) -> int:
-    """A file descriptor for reading a regular file; pipes and devices are not waited for.
-
-    Raises:
-        OSError: As `os.open`, or something that is not a regular file.
-    """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(0, "not a regular file")
-    return handle
-
-
 def read_shard(
     path: Path, *, number: int, first: int, pack_id: bytes, channels: int, size: int | None = None
 ) -> tuple[Shard, Table]:
@@ -369,24 +256,24 @@ def read_shard(
     except FileNotFoundError as error:
         raise DataError(f"{path}: the shard is missing; copy it again, or pack the data again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, "read", error) from error
     try:
         with os.fdopen(handle, "rb", buffering=0) as file:
             found = os.fstat(file.fileno()).st_size
             head = file.read(HEAD.size)
             _check_head(path, head, number, first, pack_id)
             if size is not None and found != size:
-                _damaged(path, f"expected {size} bytes, found {found}")
+                damaged(path, f"expected {size} bytes, found {found}")
             if found < HEAD.size + RECORD.itemsize + FOOT.size:
-                _damaged(path, f"truncated: {found} bytes")
+                damaged(path, f"truncated: {found} bytes")
             file.seek(found - FOOT.size)
             shard, table_crc = _check_foot(path, _read(file, FOOT.size), found, number, first)
             file.seek(shard.table_offset)
             data = _read(file, shard.images * RECORD.itemsize)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, "read", error) from error
     if zlib.crc32(data) != table_crc:
-        _damaged(path, "the table does not match its checksum")
+        damaged(path, "the table does not match its checksum")
     table: Table = np.frombuffer(data, dtype=RECORD)
     for begin in range(0, shard.images, _ROWS):
         _check_table(path, table[begin : begin + _ROWS], shard, shard.first + begin, channels)
@@ -405,9 +292,9 @@ def read_texts(shard: Shard) -> bytes:
             file.seek(shard.text_offset)
             data = _read(file, shard.text_bytes)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, "read", error) from error
     if zlib.crc32(data) != shard.text_crc:
-        _damaged(path, "the names do not match their checksum")
+        damaged(path, "the names do not match their checksum")
     return data
 
 
@@ -473,91 +360,12 @@ def map_shard(shard: Shard) -> memoryview:
         finally:
             os.close(handle)
     except OSError as error:
-        raise DataError(f"{shard.path}: cannot be mapped into memory: {error.strerror or error}") from error
-
-
-def write_manifest(folder: Path, manifest: Manifest, written_by: str) -> None:
-    """Write pack.json, which makes the folder a pack.
-
-    Raises:
-        ResourceError: It cannot be written.
-    """
-    fields = {
-        "format": "sela pack",
-        "version": VERSION,
-        "id": manifest.id,
-        "images": manifest.images,
-        "skipped": manifest.skipped,
-        "channels": manifest.channels,
-        "labels": manifest.labels,
-        "class_names": manifest.class_names,
-        "names_sha256": manifest.names_sha256,
-        "options": manifest.options,
-        "source": manifest.source,
-        "written_by": written_by,
-        "shards": [
-            {"file": shard_name(i), "images": shard.images, "bytes": shard.size, "sha256": shard.sha256}
-            for i, shard in enumerate(manifest.shards)
-        ],
-    }
-    zeros = "0" * CHECKSUM_DIGITS
-    text = json.dumps({"sha256": zeros, **fields}, indent=1)
-    text = '{"sha256": ' + text[text.index('"' + zeros) :] + "\n"
-    data = text.encode("ascii")
-    write_whole(folder / MANIFEST, _with_checksum(data, hashlib.sha256(data).hexdigest()))
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check pack.json.
-
-    Raises:
-        DataError: Damaged, of a newer version, or not what it should be.
-    """
-    path = folder / MANIFEST
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            data = file.read(MANIFEST_LIMIT + 1)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(data) > MANIFEST_LIMIT:
-        _damaged(path, f"expected at most {MANIFEST_LIMIT} bytes, found more")
-    if not is_manifest(data):
-        raise DataError(f"{path}: expected the manifest of a pack, found another file")
-    digest = data[CHECKSUM_AT : CHECKSUM_AT + CHECKSUM_DIGITS].decode("latin-1")
-    if hashlib.sha256(_with_checksum(data, "0" * CHECKSUM_DIGITS)).hexdigest() != digest:
-        _damaged(path, "the manifest does not match its checksum")
-    try:
-        fields = json.loads(data)
-        if fields["format"] != "sela pack":
-            raise ValueError(f'expected the format "sela pack", found {fields["format"]!r}')
-        version = _whole_number(fields, "version", 1)
-        if version > VERSION:
-            raise DataError(
-                f"{path}: written by a newer version of this package (format {version}, this one reads {VERSION}); "
-                "upgrade it"
-            )
-        return _manifest(fields)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        _damaged(path, f"not a manifest as it should be: {error!r}")
-
-
-def is_manifest(data: bytes) -> bool:
-    """Whether a file may be the manifest of a pack, by its first bytes."""
-    return data.startswith(b'{"sha256": "') and len(data) > CHECKSUM_AT + CHECKSUM_DIGITS
+        raise unreadable(shard.path, "mapped into memory", error) from error
 
 
 def text_bytes(text: str) -> bytes:
     """UTF-8 of a name or a message; what Unicode does not have is spelled out."""
     return text.encode("utf-8", "backslashreplace")
-
-
-def contents_of(shards: Iterable[ShardSummary]) -> str:
-    """One checksum for all shards (hex)."""
-    return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
-
-
-def _damaged(path: Path, what: str) -> NoReturn:
-    raise DataError(f"{path}: damaged: {what}; copy the file again, or pack the data again with overwrite")
 
 
 def _read(file: Any, size: int) -> bytes:
@@ -569,13 +377,9 @@ def _read(file: Any, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _with_checksum(data: bytes, digest: str) -> bytes:
-    return data[:CHECKSUM_AT] + digest.encode() + data[CHECKSUM_AT + CHECKSUM_DIGITS :]
-
-
 def _check_head(path: Path, head: bytes, number: int, first: int, pack_id: bytes) -> None:
     if len(head) < HEAD.size:
-        _damaged(path, f"truncated: {len(head)} bytes")
+        damaged(path, f"truncated: {len(head)} bytes")
     magic, version, found_number, found_first, record_bytes, found_id, crc = HEAD.unpack(head)
     if magic != MAGIC:
         raise DataError(f"{path}: expected a shard of a pack, found a file that starts with {head[:8]!r}")
@@ -585,9 +389,9 @@ def _check_head(path: Path, head: bytes, number: int, first: int, pack_id: bytes
             "damaged; upgrade the package"
         )
     if crc != zlib.crc32(head[:-4]):
-        _damaged(path, "the head does not match its checksum")
+        damaged(path, "the head does not match its checksum")
     if version < 1 or record_bytes != RECORD.itemsize:
-        _damaged(path, f"format {version} with records of {record_bytes} bytes")
+        damaged(path, f"format {version} with records of {record_bytes} bytes")
     if found_id != pack_id:
         raise DataError(
             f"{path}: a shard of another pack: expected pack {pack_id.hex()}, found {found_id.hex()}; put the right "
@@ -604,11 +408,11 @@ def _check_foot(path: Path, foot: bytes, size: int, number: int, first: int) -> 
     fields = FOOT.unpack(foot)
     images, table_offset, text_offset, text_size, file_size, table_crc, text_crc, digest, crc, magic = fields
     if magic != END_MAGIC:
-        _damaged(path, "truncated: the end is missing")
+        damaged(path, "truncated: the end is missing")
     if crc != zlib.crc32(foot[:-12]):
-        _damaged(path, "the end does not match its checksum")
+        damaged(path, "the end does not match its checksum")
     if file_size != size:
-        _damaged(path, f"expected {file_size} bytes, found {size}")
+        damaged(path, f"expected {file_size} bytes, found {size}")
     if not (
         images >= 1
         and HEAD.size <= text_offset
@@ -616,7 +420,7 @@ def _check_foot(path: Path, foot: bytes, size: int, number: int, first: int) -> 
         and table_offset % TABLE_ALIGN == 0
         and table_offset + images * RECORD.itemsize + FOOT.size == size
     ):
-        _damaged(path, "the places of names and table are not possible")
+        damaged(path, "the places of names and table are not possible")
     return Shard(str(path), number, first, images, size, text_offset, text_size, text_crc, table_offset, digest), (
         table_crc
     )
@@ -665,52 +469,4 @@ def _check_table(path: Path, table: Table, shard: Shard, first: int, channels: i
     )
     for wrong, what in rules:
         if wrong.any():
-            _damaged(path, f"image {first + int(np.argmax(wrong))} {what}")
-
-
-def _manifest(fields: dict[str, Any]) -> Manifest:
-    images = _whole_number(fields, "images", 1)
-    pack_id = fields["id"]
-    if not isinstance(pack_id, str) or len(bytes.fromhex(pack_id)) != 16:
-        raise ValueError(f"expected an id of 32 hexadecimal digits, found {pack_id!r}")
-    channels = _whole_number(fields, "channels", 1)
-    if channels not in (1, 3):
-        raise ValueError(f"expected 1 or 3 channels, found {channels}")
-    class_names = fields["class_names"]
-    if class_names is not None and not (
-        isinstance(class_names, list) and all(isinstance(name, str) for name in class_names)
-    ):
-        raise ValueError("expected class_names to be a list of strings or null")
-    for name, kind in (("labels", bool), ("names_sha256", str), ("options", dict), ("source", dict), ("shards", list)):
-        if not isinstance(fields[name], kind):
-            raise ValueError(f"expected {name} to be of type {kind.__name__}, found {fields[name]!r}")
-    shards = []
-    for i, shard in enumerate(fields["shards"]):
-        if shard["file"] != shard_name(i):
-            raise ValueError(f"expected shard {i} to be {shard_name(i)}, found {shard['file']!r}")
-        if not isinstance(shard["sha256"], str):
-            raise ValueError(f"expected the checksum of shard {i} as a string")
-        shards.append(
-            ShardSummary(_whole_number(shard, "images", 1), _whole_number(shard, "bytes", 1), shard["sha256"])
-        )
-    if sum(shard.images for shard in shards) != images:
-        raise ValueError(f"expected {images} images in all shards, found {sum(shard.images for shard in shards)}")
-    return Manifest(
-        id=pack_id,
-        images=images,
-        skipped=_whole_number(fields, "skipped", 0),
-        channels=channels,
-        labels=fields["labels"],
-        class_names=class_names,
-        names_sha256=fields["names_sha256"],
-        options=fields["options"],
-        source=fields["source"],
-        shards=shards,
-    )
-
-
-def _whole_number(fields: dict[str, Any], name: str, low: int) -> int:
-    value = fields[name]
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1 << 63:
-        raise ValueError(f"expected {name} to be a whole number of at least {low}, found {value!r}")
-    return value
+            damaged(path, f"image {first + int(np.argmax(wrong))} {what}")

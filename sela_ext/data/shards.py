@@ -7,8 +7,10 @@ import sys
 import threading
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,24 +19,19 @@ import numpy as np
 from sela_ext.data.decode import decode_image
 from sela_ext.data.folder import EVAL_FOLDERS, TRAIN_FOLDER
 from sela_ext.data.labels import read_labels
+from sela_ext.data.manifest import MANIFEST, UNFINISHED, contents_of, is_manifest, read_manifest, shard_name
+from sela_ext.data.safe_files import open_regular
 from sela_ext.data.shard_format import (
     FORMATS,
-    MANIFEST,
     NONE,
     PLACE,
     RAW,
     RECORD,
-    UNFINISHED,
     Shard,
     Table,
-    contents_of,
-    is_manifest,
     map_shard,
-    open_regular,
-    read_manifest,
     read_shard,
     read_texts,
-    shard_name,
     verify_shard,
 )
 from sela_ext.data.source import Int64Array, LabelledSource, Located, Source, UInt8Array, hash_names
@@ -105,6 +102,7 @@ class PackSource(Source):
         self._maps: dict[int, memoryview] = {}
         self._lock = threading.Lock()
         self._open_shards()
+        self._encoded = self.channels == 3 and "raw" not in self.formats
         self._firsts = [shard.first for shard in self._shards]
         if labels is not None:
             self._labels = read_labels(labels, len(self))
@@ -135,6 +133,10 @@ class PackSource(Source):
         start = shard.text_offset + int(record["text_offset"])
         return bytes(self._map(shard.number)[start : start + int(record["name_length"])]).decode("utf-8", "replace")
 
+    def iter_names(self) -> Iterator[str]:
+        """See `Source.iter_names`; the names of one shard at a time are in memory."""
+        return iter(self._names) if self._names is not None else chain.from_iterable(map(self._names_of, self._shards))
+
     @property
     def labels(self) -> Int64Array | None:
         """See `Source.labels`."""
@@ -143,7 +145,7 @@ class PackSource(Source):
     @property
     def encoded(self) -> bool:
         """See `Source.encoded`."""
-        return self.channels == 3 and "raw" not in self.formats
+        return self._encoded
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -186,7 +188,7 @@ class PackSource(Source):
 
     def locate(self, index: int) -> Located:
         """See `Source.locate`; an image that was skipped has no bytes."""
-        if not self.encoded:
+        if not self._encoded:
             return super().locate(index)
         if not 0 <= index < self.manifest.images:
             raise IndexError(f"expected an image in 0..{self.manifest.images - 1}, found {index}")

@@ -53,7 +53,7 @@ def open_svhn(path: Path) -> ArraySource:
     try:
         with path.open("rb") as file:
             return _read(file, path)
-    except (OSError, EOFError, zlib.error, struct.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error, struct.error) as error:
         raise DataError(f"{path}: cannot be read as a MATLAB file: {error}; download it again") from error
 
 

@@ -98,7 +98,7 @@ def read_label_table(path: Path, source: Source, *, classes: ClassList | None = 
     """
     names, values = _rows(path, NAME_COLUMNS, need_paths=False)
     if values is None:
-        raise DataError(f"{path}: expected a column of labels ({', '.join(LABEL_COLUMNS)}), found none")
+        raise DataError(f"{path}: expected a label on each line, behind a tab, found only names")
     count = len(source)
     found: list[Value] = [None] * count
     if not names:
@@ -157,7 +157,7 @@ def _rows(path: Path, wanted: Sequence[str], *, need_paths: bool) -> tuple[list[
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         path_at = _column(path, header, wanted, "path", need=need_paths)
-        label_at = _column(path, header, LABEL_COLUMNS, "label", need=False)
+        label_at = _column(path, header, LABEL_COLUMNS, "label", need=not need_paths)
         for row in reader:
             if not row:
                 continue

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from sela_ext.data.classes import ClassList, Value, number_classes, parse_value
 from sela_ext.data.decode import decode_image
-from sela_ext.data.folder import SUFFIXES, class_folders, only_files
+from sela_ext.data.folder import SUFFIXES, class_folders, sole_files
 from sela_ext.data.path_list import PathList
 from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
 from sela_ext.data.tar import TarMember, printable, walk_tar
@@ -136,18 +136,6 @@ class TarSource(Source):
                 self._maps.move_to_end(shard)
             return found
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("_lock", "_maps", "_shard", "_offset", "_size"):
-            del state[name]
-        return {**state, "places": [np.asarray(view) for view in (self._shard, self._offset, self._size)]}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._shard, self._offset, self._size = (values.data for values in state.pop("places"))
-        self.__dict__.update(state)
-        self._maps = OrderedDict()
-        self._lock = threading.Lock()
-
 
 def open_tars(shards: Sequence[Path], *, classes: ClassList | None = None) -> TarSource:
     """Open the images in tar archives: Note [Samples in an archive].
@@ -233,8 +221,8 @@ def find_tars(folder: Path, split: str = "train") -> list[Path] | None:
         folder: Looked at without its sub-folders.
         split: "train" or "test".
     """
-    tars = sorted(path for path in folder.glob("*.tar") if path.is_file() and not path.name.startswith("."))
-    if not tars or not only_files(folder):
+    tars = sole_files(folder, ".tar")
+    if not tars:
         return None
     by_word = {word: [path for path in tars if _word(path) == word] for word in (TRAIN_WORD, *TEST_WORDS)}
     train, test = by_word[TRAIN_WORD], next((by_word[word] for word in TEST_WORDS if by_word[word]), None)

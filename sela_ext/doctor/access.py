@@ -22,16 +22,29 @@ def is_encoded(source: Source) -> bool:
     return bool(getattr(source, "encoded", isinstance(source, FileSource)))
 
 
+def are_files(source: Source) -> bool:
+    """Whether each image is a file of its own."""
+    return is_encoded(source) and _place(source, 0)[0] is not None
+
+
+def _place(source: Source, index: int) -> tuple[str | None, Any]:
+    """Path of the file, or None and the bytes in memory."""
+    if isinstance(source, FileSource):
+        return source.path(index), None
+    images: Any = source
+    located = images.locate(index)
+    return located.path, located.data
+
+
 def encoded_bytes(source: Source, index: int, name: str) -> bytes:
     """The encoded bytes of one image of an encoded source.
 
     Raises:
         DataError: They cannot be read, or are those of a pipe, a device or a folder, which are not opened.
     """
-    located: Any = source.locate(index) if hasattr(source, "locate") else None
-    if located is not None and located.path is None:
-        return bytes(located.data)
-    path = located.path if located is not None else source.path(index)  # type: ignore[attr-defined]
+    path, data = _place(source, index)
+    if path is None:
+        return bytes(data)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{name}: expected an image file, found something that is not a regular file")

@@ -15,7 +15,7 @@ import numpy as np
 from sela_ext.assign.plan import threads_of
 from sela_ext.data import Augment, Source, find_eval_source, open_source
 from sela_ext.data.source import Int64Array
-from sela_ext.doctor.access import is_encoded, name_of
+from sela_ext.doctor.access import are_files, is_encoded, name_of
 from sela_ext.doctor.capacity import disk, memory, throughput
 from sela_ext.doctor.duplicates import Duplicates, Group, find_duplicates
 from sela_ext.doctor.findings import find
@@ -107,7 +107,7 @@ def _result(
     speed = throughput(source, own_good, pixels, augment, threads)
     bad_here = int((~table.good[own]).sum())
     most_bad = float(Options().max_bad_fraction)
-    files = len(source) if is_encoded(source) and source.kind in ("folder", "paths") else 0
+    files = len(source) if are_files(source) else 0
     advice = suggestions(plan, why_not, bad=bad_here, looked_at=len(own), max_bad_fraction=most_bad, files=files)
     listing = _Listing(table, labels, source.class_names, name)
     result: dict[str, Any] = {

@@ -34,29 +34,29 @@ class Finding:
         return asdict(self)
 
 
-# What to do about each finding; docs/doctor.md says more.
+# What to do about each finding, in the order in which they are told; docs/doctor.md says more.
 ADVICE = {
     "nothing_readable": "check that the path names the images that you mean, and that they can be opened at all",
     "unreadable": "get these files again or remove them; or train with on_bad_image=skip, which leaves them unlabelled",
+    "leakage": "remove these from the training images, or scores on the held-out ones are too good",
+    "contradicting_labels": "correct the labels, or leave these images out of evaluation",
+    "exact_duplicates": "keep one of each group: duplicates count twice in the balance of the clusters",
+    "near_duplicates": "look at the groups; keep one of each where they are copies of one picture",
+    "one_colour": "they carry nothing to learn from; remove them",
+    "tiny": "enlarged to the network's size they are smears; remove them unless you mean them",
+    "extreme_aspect": "crops of them show a small part, much stretched; cut or remove them",
+    "outside_split": "only the images below train are used for training; move the others there if they should be",
+    "imbalance": "clusters of equal size cannot follow such classes; set marginals, or bear it in mind with metrics",
+    "unknown_labels": "metrics leave these images out",
+    "few_images": "networks do not learn much from so few: find more",
+    "orientation": "pixels are used as stored, so these are seen turned: train with exif=True, or turn the files",
     "wrong_suffix": "nothing need be done here, where content counts; rename them for the sake of other programs",
     "animated": "only the first frame is used; take the frames apart if they matter",
     "sixteen_bit": "the high byte of each value is used; convert them yourself where the range is narrower than that",
     "cmyk": "converted without colour profiles; convert them to RGB yourself where colours matter",
-    "orientation": "pixels are used as they are stored, so these are seen turned; turn the files where that matters",
     "by_pillow": "progressive and other uncommon JPEG files load more slowly; jpegtran makes them baseline, losslessly",
-    "one_colour": "they carry nothing to learn from; remove them",
-    "tiny": "enlarged to the network's size they are smears; remove them unless you mean them",
-    "extreme_aspect": "crops of them show a small part, much stretched; cut or remove them",
     "other_files": "they are ignored; nothing need be done unless some are images in a format that is not supported",
     "special_files": "they are never opened; nothing need be done",
-    "outside_split": "only the images below train are used for training; move the others there if they should be",
-    "exact_duplicates": "keep one of each group: duplicates count twice in the balance of the clusters",
-    "near_duplicates": "look at the groups; keep one of each where they are copies of one picture",
-    "leakage": "remove these from the training images, or scores on the held-out ones are too good",
-    "contradicting_labels": "correct the labels, or leave these images out of evaluation",
-    "imbalance": "clusters of equal size cannot follow such classes; set marginals, or bear it in mind with metrics",
-    "unknown_labels": "metrics leave these images out",
-    "few_images": "networks need more to learn from; take a pretrained model, or more images",
     "search_left_out": "so many pictures look alike that not all were compared; there may be more duplicates",
 }
 _WARNINGS = {
@@ -85,7 +85,8 @@ def find(result: Mapping[str, Any]) -> list[Finding]:
     _about_labels(result, say)
     _about_files(result, say)
     order = {"error": 0, "warning": 1, "note": 2}
-    return sorted(found, key=lambda one: order[one.severity])
+    codes = list(ADVICE)
+    return sorted(found, key=lambda one: (order[one.severity], codes.index(one.code)))
 
 
 Say = Callable[..., None]

@@ -69,7 +69,7 @@ def near_pairs(
         Pairs, each (query, column, match) once, sorted.
 
     Example:
-        >>> hashes = np.array([0b1011, 0b1000, 1 << 63], np.uint64)
+        >>> hashes = np.array([0b1011, 0b1000, 0b111 << 60], np.uint64)
         >>> pairs = near_pairs(hashes, hashes[:, np.newaxis], 2)
         >>> list(zip(pairs.query.tolist(), pairs.match.tolist()))
         [(0, 1), (1, 0)]

@@ -39,7 +39,8 @@ def show(result: Mapping[str, Any], written: list[str]) -> None:
         if names:
             more = ", ..." if len(finding["names"]) > _NAMES else ""
             grid.add_row("", text(", ".join(_short(name) for name in names) + more, "dim"))
-        grid.add_row("", text(finding["advice"], "dim"))
+        if finding["severity"] != "note":  # what to do about notes is on the page and in the manual
+            grid.add_row("", text(finding["advice"], "dim"))
     console.print(grid)
     if not result["findings"]:
         console.print(text("nothing wrong was found", "green"))

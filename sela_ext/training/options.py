@@ -121,7 +121,8 @@ class Options:
     exif: bool = option(False, "turn image files as their EXIF orientation says", kind="bool")
     max_bad_fraction: float = option(0.01, "most unreadable images that skip accepts", kind="float", low=0, high=1)
     # Evaluation: true labels never reach training
-    labels: Any = option(None, "true labels, for metrics only: array or .npy", kind="any")
+    labels: Any = option(None, "true labels, for metrics only: array, .npy or table of names and labels", kind="any")
+    classes: Any = option(None, "names of the classes, which fixes their numbers: list or text file", kind="any")
     eval_data: Any = option(None, "labelled images for kNN and linear probes", kind="any")
     holdout: Any = option(
         AUTO, "images kept out of training and used for evaluation: number or share; still labelled", kind="any"

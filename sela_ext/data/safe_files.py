@@ -1,0 +1,87 @@
+"""Files that are whole or not there, and reading that nothing can hold up."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from sela_ext.errors import DataError, ResourceError
+
+PARTIAL = ".partial"
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+@contextlib.contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Turn a failed write into one clear error.
+
+    Raises:
+        ResourceError: In place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = "check that the folder exists and can be written"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "what is complete stays: make room and run the same command again, it goes on there"
+        raise ResourceError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash there is either the old one or the whole new one.
+
+    Raises:
+        ResourceError: It cannot be written.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with full_disk(path):
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            sync_folder(path.parent)
+    except ResourceError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def open_regular(path: str | Path) -> int:
+    """A file descriptor for reading a regular file; pipes and devices are not waited for.
+
+    Raises:
+        OSError: As `os.open`, or something that is not a regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(0, "not a regular file")
+    return handle
+
+
+def unreadable(path: str | Path, what: str, error: OSError) -> DataError | ResourceError:
+    """The error for a file that cannot be opened or read; one that is not the file's fault is said to be so."""
+    problem = f"{path}: cannot be {what}: {error.strerror or error}"
+    if error.errno in OUT_OF_RESOURCES:
+        return ResourceError(f"{problem}; raise the limit (ulimit -n, or memory), or use fewer and larger shards")
+    return DataError(problem)
+
+
+def damaged(path: Path, what: str) -> NoReturn:
+    """Raise the error for a file of a pack that is not as it was written."""
+    raise DataError(f"{path}: damaged: {what}; copy the file again, or pack the data again with overwrite")

@@ -39,6 +39,16 @@ class Descriptor {
   const int number_;
 };
 
+/// Nanoseconds since 1970.
+int64_t modified(const struct stat& status) {
+#ifdef __APPLE__
+  const struct timespec& at = status.st_mtimespec;
+#else
+  const struct timespec& at = status.st_mtim;
+#endif
+  return int64_t{at.tv_sec} * 1000000000 + at.tv_nsec;
+}
+
 /// How the shown image comes from the stored one: pixel (y, x) is the stored one at (y, x), or at (x, y) if transposed,
 /// counted from the other end where reversed.
 struct Turn {
@@ -239,7 +249,7 @@ ReadStatus ImageReader::load(const ReadItem& item, int32_t* error) {
   data_ = room;
   size_ = got;
   key_.size = got;
-  key_.modified = int64_t{status.st_mtim.tv_sec} * 1000000000 + status.st_mtim.tv_nsec;
+  key_.modified = modified(status);
   return ReadStatus::ok;
 }
 

@@ -224,12 +224,17 @@ ReadStatus ImageReader::load(const ReadItem& item, int32_t* error) {
     key_.size = item.size;
     return item.size > static_cast<size_t>(kMostFileBytes) ? ReadStatus::too_large : ReadStatus::ok;
   }
-  const Descriptor file(item.path);
+  // Opening a pipe or a device can have effects: looked at before, and again what was opened.
   struct stat status;
+  if (stat(item.path, &status) != 0) {
+    *error = errno;
+    return ReadStatus::unreadable;
+  }
+  if (!S_ISREG(status.st_mode)) return ReadStatus::not_regular;
+  const Descriptor file(item.path);
   if (file.number() < 0 || fstat(file.number(), &status) != 0) {
     *error = errno;
-    return *error == ENXIO ? ReadStatus::not_regular
-                           : ReadStatus::unreadable;  // a socket, or a device that is not there
+    return ReadStatus::unreadable;
   }
   if (!S_ISREG(status.st_mode)) return ReadStatus::not_regular;
   if (status.st_size > kMostFileBytes) return ReadStatus::too_large;

@@ -1,8 +1,9 @@
 """Dependencies point one way; this file reads the imports and includes and looks for arrows against the flow.
 
-    csrc/sela -> csrc/cpu, csrc/cuda -> csrc/bindings -> kernels -> assign, data -> training -> cli
+    csrc/sela -> csrc/cpu, csrc/cuda -> csrc/bindings -> kernels -> assign, data -> training -> doctor -> cli
 
 models, evaluation, report and compat stand beside training: training may use them, they may not use training.
+embeddings, inference and finetuning stand between training and cli.
 """
 
 import ast
@@ -25,6 +26,10 @@ ALLOWED = {
     "data": BASE | {"kernels"},
     **{part: BASE | {"kernels", "assign", "data"} | (BESIDE_TRAINING - {part}) for part in BESIDE_TRAINING},
     "training": BASE | {"kernels", "assign", "data"} | BESIDE_TRAINING,
+    "embeddings": BASE | {"assign", "evaluation", "models", "training"},
+    "inference": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
+    "finetuning": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
+    "doctor": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
 }
 TOP = {"cli", "__main__"}  # may import everything but the compiled core
 PUBLIC_FROM_ROOT = {"__version__", "build_info"}  # the names of sela_ext/__init__.py that are not another part's

@@ -1,4 +1,4 @@
-"""The command line: `sela train`, `sela assign`, `sela verify`, `sela report`, `sela info`."""
+"""The command line: `sela`, with a command for each public function."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     )
     train.add_argument("--out", required=True, help="run folder; empty or absent unless --resume or --overwrite")
     if arguments[:1] == ["train"]:  # the options live beside torch, which takes a second to import
-        _add_train_options(train)
+        from sela_ext.training.options import Options
+
+        _add_options(train, Options)
     train.set_defaults(run=_train, parser=train)
 
     assign = commands.add_parser(
@@ -158,20 +160,115 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="one JSON object on stdout")
     verify.set_defaults(run=_verify, parser=verify)
 
+    _add_inference_commands(commands)
+    _add_pack(commands)
+    finetune = commands.add_parser(
+        "finetune",
+        help="fine-tune a backbone on PASCAL VOC and judge it there",
+        description="Fine-tune a backbone on a folder in the layout of PASCAL VOC: multi-label classification, object "
+        "detection (Faster R-CNN) or semantic segmentation (FCN). Options left out are those of the literature; "
+        "options.json in the folder says which. Scores are written to metrics.json.",
+        epilog="examples: sela finetune runs/photos --voc VOCdevkit/VOC2007 --task classification | "
+        "sela finetune resnet-10x3k.pth --voc VOCdevkit/VOC2007 --task detection --out runs/detect | "
+        "sela finetune resnet50 --pretrained --voc VOCdevkit/VOC2012 --task segmentation --iterations 5000",
+    )
+    finetune.add_argument("backbone", help="run folder, released checkpoint, or network by name (untrained)")
+    finetune.add_argument("--voc", required=True, help="folder with JPEGImages, Annotations and ImageSets")
+    finetune.add_argument("--task", required=True, help="classification, detection or segmentation")
+    finetune.add_argument("--out", help="folder for the results (default runs/finetune-TASK)")
+    if arguments[:1] == ["finetune"]:
+        from sela_ext.finetuning.options import FinetuneOptions
+
+        _add_options(finetune, FinetuneOptions)
+    finetune.set_defaults(run=_finetune, parser=finetune)
+
     report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("run_folder", help="run folder")
     report.set_defaults(run=_report, parser=report)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="check images before training on them",
+        description="Look at every image: bad files, duplicates, leakage between train and test, odd sizes, classes; "
+        "measure how fast they load; say what training would choose and what memory it takes. Exit status: 0 if there "
+        "are usable images, 3 if none can be read.",
+        epilog="examples: sela doctor my/photos | sela doctor my/photos --out check.html --json check.json | "
+        "sela doctor my/photos --quick",
+    )
+    doctor.add_argument("data", help='"digits", a folder of images, or any other file or folder that train takes')
+    doctor.add_argument("--json", metavar="FILE", help="write the result as JSON, its keys as in docs/doctor.md")
+    doctor.add_argument("--out", metavar="PAGE.html", help="write a page with charts and thumbnails")
+    doctor.add_argument("--labels", help=".npy file of true labels, int [N], -1 = unknown")
+    doctor.add_argument("--eval-data", help="held-out images to compare with (default: those beside the data)")
+    doctor.add_argument("--threads", type=int, default=0, help="threads (default 0: all processors)")
+    doctor.add_argument("--sample", type=int, metavar="N", help="look at N images only")
+    doctor.add_argument("--quick", action="store_true", help="look at 2,000 images only")
+    doctor.set_defaults(run=_doctor, parser=doctor)
 
     info = commands.add_parser("info", help="versions, instruction set, devices and their self-check")
     info.set_defaults(run=_info, parser=info)
     return parser
 
 
-def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add every option of `Options`, dashes for underscores."""
-    from sela_ext.training.options import Options
+def _add_pack(commands: Any) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="pack images into a few large files, with what makes reading them fast",
+        description="Pack images into shards: the bytes of the files unchanged, and for JPEG files an index with which "
+        "only the part of an image that is needed is decoded; or pixels, of small images. An interrupted packing goes "
+        "on where it stopped. The pack's folder is then data like any other.",
+        epilog="examples: sela pack my/photos --out packs/photos | "
+        "sela pack my/photos --out packs/small --max-side 512 | sela pack --verify packs/photos",
+    )
+    pack.add_argument("data", nargs="?", help='"digits", a folder of images, IDX files, a .npy of uint8 images, ...')
+    pack.add_argument("--out", help="folder of the pack; empty, absent or an unfinished pack unless --overwrite")
+    pack.add_argument("--verify", metavar="PACK", help="read a whole pack and compare it with its checksums")
+    pack.add_argument(
+        "--labels", metavar="FILE", help="true labels to keep with the images: .npy file, int [N], or .csv"
+    )
+    pack.add_argument("--classes", metavar="FILE", help="text file with the name of a class per line: their numbers")
+    pack.add_argument(
+        "--raw",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="store pixels instead of files (default auto: for arrays and for small images of one size)",
+    )
+    pack.add_argument("--max-side", type=int, help="reduce images with a longer side than this (default: unchanged)")
+    pack.add_argument(
+        "--quality", type=int, default=90, help="of the JPEG files of reduced images, 1..100 (default 90)"
+    )
+    pack.add_argument(
+        "--shard-bytes",
+        type=_byte_count,
+        metavar="BYTES",
+        help="size at which a new shard begins, as 1000000, 500M or 2G (default 1G; no limit where all are raw)",
+    )
+    pack.add_argument(
+        "--on-bad-image",
+        choices=("raise", "skip"),
+        default="raise",
+        help="skip: the image keeps its number, has no bytes, and is listed in bad_images.csv (default raise)",
+    )
+    pack.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, help="share of images that may be skipped, 0..1 (default 0.01)"
+    )
+    pack.add_argument("--threads", type=int, help="threads (default: all processors); the bytes do not depend on it")
+    pack.add_argument("--overwrite", action="store_true", help="delete a pack in the folder first")
+    pack.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on where an interrupted packing stopped (the default)",
+    )
+    pack.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, default=True, help="a bar on a terminal (the default)"
+    )
+    pack.set_defaults(run=_pack, parser=pack)
 
-    for spec in dataclasses.fields(Options):
+
+def _add_options(parser: argparse.ArgumentParser, options: Any) -> None:
+    """Add every field of a dataclass of options, dashes for underscores."""
+    for spec in dataclasses.fields(options):
         meta = spec.metadata
         flag = "--" + spec.name.replace("_", "-")
         default = "" if spec.default is None else f" (default {spec.default})"
@@ -217,6 +314,27 @@ def _train(given: argparse.Namespace) -> int:
 
     options = {k: v for k, v in vars(given).items() if k not in ("command", "run", "parser", "data", "out")}
     train(given.data, out=given.out, **options)
+    return 0
+
+
+def _byte_count(text: str) -> int:
+    """A number of bytes, in units of 1024: "500M"."""
+    unit = text[-1:].upper()
+    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(unit, 1)
+    try:
+        return int(float(text[: -1 if scale > 1 else None]) * scale)
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of bytes such as 1000000, 500M or 2G, found {text}"
+        ) from error
+
+
+def _finetune(given: argparse.Namespace) -> int:
+    from sela_ext.finetuning import finetune
+
+    own = ("command", "run", "parser", "backbone", "voc", "task", "out")
+    options = {name: value for name, value in vars(given).items() if name not in own}
+    finetune(given.backbone, voc=given.voc, task=given.task, out=given.out, **options)
     return 0
 
 
@@ -366,6 +484,37 @@ def _verify(given: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
+def _pack(given: argparse.Namespace) -> int:
+    from sela_ext.data import pack, verify_pack
+
+    if given.verify is not None:
+        if given.data is not None or given.out is not None:
+            raise OptionError("--verify: expected nothing but a pack, found DATA or --out as well")
+        report = verify_pack(given.verify, threads="auto" if given.threads is None else given.threads)
+        print(f"{report}; all checksums match")
+        return 0
+    if given.data is None or given.out is None:
+        raise OptionError("pack: expected DATA and --out, or --verify PACK; see sela pack --help")
+    report = pack(
+        given.data,
+        given.out,
+        labels=given.labels,
+        classes=given.classes,
+        raw="auto" if given.raw == "auto" else given.raw == "yes",
+        max_side=given.max_side,
+        quality=given.quality,
+        shard_bytes=given.shard_bytes,
+        on_bad_image=given.on_bad_image,
+        max_bad_fraction=given.max_bad_fraction,
+        overwrite=given.overwrite,
+        resume=given.resume,
+        threads="auto" if given.threads is None else given.threads,
+        progress=given.progress,
+    )
+    print(report)
+    return 0
+
+
 def _report(given: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -392,6 +541,210 @@ def _report(given: argparse.Namespace) -> int:
     except (SelaError, OSError, ValueError, KeyError) as error:
         print(f"the images cannot be shown: {error}")
     print(write_report(folder, read_image))
+    return 0
+
+
+_SUBJECT = (
+    "a run folder, one of its checkpoints, a file of released weights, NAME:WEIGHTS (resnet18:IMAGENET1K_V1, or "
+    "resnet18:file.pth), random:NAME, or pixels"
+)
+
+
+def _add_inference_commands(commands: Any) -> None:
+    """Add `evaluate`, `predict` and `embed`: what a trained network is used for."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="judge labels and features against true labels",
+        description="Cluster metrics, nearest neighbours, linear probes, probes of every layer and learning from few "
+        "labels, on labelled data sets. Published figures stand beside where they exist.",
+        epilog="examples: sela evaluate runs/digits | sela evaluate random:small-resnet --data digits | "
+        "sela evaluate alexnet.pth --data imagenet --data places --what knn,alexnet --crops 10 --json figures.json",
+    )
+    evaluate.add_argument("run_folder", metavar="run", help=_SUBJECT)
+    evaluate.add_argument(
+        "--data",
+        action="append",
+        help="labelled images, as for train; TRAIN::TEST names both parts; repeat it for several sets "
+        "(default: those of the run)",
+    )
+    evaluate.add_argument(
+        "--what",
+        default="clusters,knn,linear",
+        help="of clusters, knn, linear, layers (or alexnet), few-shot, with commas (default clusters,knn,linear)",
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="write the whole report here; - is standard output")
+    evaluate.add_argument(
+        "--k",
+        type=_numbers,
+        default=None,
+        help="neighbours, one or several (default 20,10,50,200; the first is the figure called knn)",
+    )
+    evaluate.add_argument("--sigma", type=float, default=0.1, help="temperature of the neighbours' votes (default 0.1)")
+    evaluate.add_argument("--pca", type=int, help="principal directions that kNN sees (default: the features)")
+    evaluate.add_argument("--probe", default="logistic", help="of linear: logistic, sgd or augmented")
+    evaluate.add_argument("--schedule", help="of probes by SGD: resnet, resnet-146, alexnet or alexnet-paper")
+    evaluate.add_argument("--epochs", type=int, help="stretch the schedule to so many")
+    evaluate.add_argument("--crops", type=int, default=1, help="test views of the layers' probes: 1 or 10")
+    evaluate.add_argument("--fractions", type=_shares, default=None, help="of the labels, few-shot (default 0.01,0.1)")
+    evaluate.add_argument("--fine-tune", action="store_true", help="few-shot: train the whole network too")
+    evaluate.add_argument("--seed", type=int, default=0, help="of random networks, probes, subsets (default 0)")
+    evaluate.add_argument("--download", action="store_true", help="fetch torchvision's weights if they are not there")
+    evaluate.add_argument("--no-progress", action="store_true", help="no bar")
+    predict = commands.add_parser(
+        "predict",
+        help="label new images by a trained network",
+        description="Labels by network and potentials, as in training: the balance of the training images is kept.",
+        epilog="example: sela predict runs/photos --data new/photos --out labels.csv --head best",
+    )
+    predict.add_argument("run_folder", metavar="run", help="a run folder, a checkpoint, or released weights")
+    predict.add_argument("--data", required=True, help="images, as for train")
+    predict.add_argument("--out", required=True, help=".csv (index, name, label_0, ...), .npz (labels, names) or .npy")
+    predict.add_argument("--head", help="best, or a number (default: all heads)")
+    embed = commands.add_parser(
+        "embed",
+        help="features of images by a trained network",
+        description="What the network's backbone gives in eval mode, without augmentation.",
+        epilog="example: sela embed runs/photos --data new/photos --out features.npy",
+    )
+    embed.add_argument("run_folder", metavar="run", help=_SUBJECT)
+    embed.add_argument("--data", required=True, help="images, as for train")
+    embed.add_argument("--out", required=True, help=".npy (float32 [N, D]) or .npz (features, names)")
+    for parser, action in ((evaluate, _evaluate), (predict, _predict), (embed, _embed)):
+        parser.add_argument("--image-size", type=int, help="pixels (default: as in training; 224 for photographs)")
+        parser.add_argument("--batch-size", type=int, default=256, help="images per forward pass (default 256)")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+        parser.add_argument("--precision", default="auto", help="auto (the run's), float32, bfloat16 or float16")
+        parser.add_argument("--threads", type=int, default=0, help="processor threads (default 0: all)")
+        parser.add_argument("--on-bad-image", default="raise", help="raise, or skip")
+        parser.set_defaults(run=action, parser=parser)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected whole numbers with commas, found {text}") from error
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas, found {text}") from error
+
+
+def _network_options(given: argparse.Namespace) -> dict[str, Any]:
+    names = ("image_size", "batch_size", "device", "precision", "threads", "on_bad_image")
+    return {name: getattr(given, name) for name in names}
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    from sela_ext.inference import evaluate
+    from sela_ext.inference.table import show_report
+
+    several = {} if given.k is None else {"k": given.k}
+    if given.fractions is not None:
+        several["fractions"] = given.fractions
+    to_stdout = given.json == "-"
+    report = evaluate(
+        given.run_folder,
+        given.data,
+        given.what,
+        sigma=given.sigma,
+        pca=given.pca,
+        probe=given.probe,
+        schedule=given.schedule,
+        epochs=given.epochs,
+        crops=given.crops,
+        fine_tune=given.fine_tune,
+        seed=given.seed,
+        download=given.download,
+        progress=not given.no_progress and not to_stdout,
+        **several,
+        **_network_options(given),
+    )
+    if to_stdout:
+        print(json.dumps(report))
+        return 0
+    show_report(report)
+    if given.json:
+        with open(given.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=2)
+        print(f"all of it in {given.json}")
+    return 0
+
+
+def _predict(given: argparse.Namespace) -> int:
+    import numpy as np
+
+    from sela_ext.data import open_source
+    from sela_ext.inference import predict
+
+    head = given.head
+    if head is not None and head != "best":
+        try:
+            head = int(head)
+        except ValueError as error:
+            raise OptionError(f"--head: expected best or a number, found {head}") from error
+    source = open_source(given.data)
+    labels = np.atleast_2d(predict(given.run_folder, source, head=head, **_network_options(given)))
+    if given.out.endswith(".npz"):
+        np.savez(given.out, labels=labels, names=np.asarray(source.names, dtype=np.str_))
+    elif given.out.endswith(".csv"):
+        import csv
+
+        with open(given.out, "w", newline="", encoding="utf-8") as table:
+            writer = csv.writer(table, lineterminator="\n")
+            writer.writerow(["index", "name", *(f"label_{number}" for number in range(len(labels)))])
+            writer.writerows([i, name, *labels[:, i].tolist()] for i, name in enumerate(source.names))
+    else:
+        with open(given.out, "wb") as file:
+            np.save(file, labels if given.head is None else labels[0])
+    skipped = int((labels[0] < 0).sum())
+    print(
+        f"{labels.shape[1]:,} images, labels of {len(labels)} heads in {given.out}"
+        + (f"; {skipped:,} could not be read" if skipped else "")
+    )
+    return 0
+
+
+def _embed(given: argparse.Namespace) -> int:
+    import numpy as np
+
+    from sela_ext.data import open_source
+    from sela_ext.inference import embed
+
+    source = open_source(given.data)
+    features = embed(given.run_folder, source, **_network_options(given))
+    if given.out.endswith(".npz"):
+        np.savez(given.out, features=features, names=np.asarray(source.names, dtype=np.str_))
+    else:
+        with open(given.out, "wb") as file:
+            np.save(file, features)
+    print(f"{features.shape[0]:,} images, features of {features.shape[1]:,} numbers in {given.out}")
+    return 0
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from sela_ext.doctor import doctor
+    from sela_ext.doctor.terminal import show
+    from sela_ext.errors import DataError
+
+    result = doctor(
+        given.data,
+        labels=given.labels,
+        eval_data=given.eval_data,
+        json=given.json,
+        out=given.out,
+        threads=given.threads,
+        sample=given.sample,
+        quick=given.quick,
+        progress=True,
+    )
+    show(result, [file for file in (given.json, given.out) if file])
+    if not result["usable"]:
+        first = result["bad"]["images"][0]
+        raise DataError(f"{given.data}: none of the images can be read: {first['name']}: {first['reason']}")
     return 0
 
 

@@ -90,8 +90,8 @@ class ReadTicket {
 std::shared_ptr<Reader> make_reader(const std::vector<AugmentOptions>& options,
                                     const std::vector<EffectOptions>& effects, int threads, int32_t channels,
                                     bool exact, bool exif, bool reduce, const std::string& dtype, bool channels_last,
-                                    int64_t max_pixels, int64_t cache_bytes, std::shared_ptr<IndexStore> store,
-                                    const std::string& isa) {
+                                    int64_t max_pixels, int64_t cache_bytes,
+                                    const std::optional<std::shared_ptr<IndexStore>>& store, const std::string& isa) {
   if (options.size() != effects.size()) throw std::invalid_argument("Reader: options and effects differ in length");
   ReaderOptions o;
   for (size_t v = 0; v < options.size(); ++v) o.views.push_back({options[v], effects[v]});
@@ -105,7 +105,7 @@ std::shared_ptr<Reader> make_reader(const std::vector<AugmentOptions>& options,
   o.max_pixels = max_pixels;
   o.cache_bytes = cache_bytes;
   o.isa = isa_of(isa);
-  return std::make_shared<Reader>(std::move(o), std::move(store));
+  return std::make_shared<Reader>(std::move(o), store.value_or(nullptr));
 }
 
 /// Memory of a contiguous array of count records of that size, which is kept.

@@ -66,6 +66,9 @@ struct Reader::State {
   }
 
   void work() {
+#ifdef __linux__
+    pthread_setname_np(pthread_self(), "sela-read");
+#endif
     ImageReader images(options, store.get(), small);
     std::shared_ptr<ReadBatch> batch;
     while ((batch = next(batch.get())) != nullptr) {

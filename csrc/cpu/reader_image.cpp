@@ -181,7 +181,8 @@ ReadStatus ImageReader::run(const Place& at) {
   for (const ReadView& view : options_.views)
     if (!fits(view.options, file_.height, file_.width)) return ReadStatus::other;
   indexed_ = known_ = false;
-  if (file_.height <= kSmallSide && file_.width <= kSmallSide) return read_small(at, source, lookable);
+  if (file_.height <= options_.small_side && file_.width <= options_.small_side)
+    return read_small(at, source, lookable);
   return read_large(at);
 }
 

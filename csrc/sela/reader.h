@@ -48,6 +48,7 @@ struct ReaderOptions {
   bool channels_last = false;
   int64_t max_pixels = 0;                    ///< height * width that a header may claim
   int64_t cache_bytes = int64_t{256} << 20;  ///< room for decoded small images
+  int64_t small_side = kSmallSide;           ///< what is small
   Isa isa = Isa::generic;
 };
 

@@ -426,6 +426,9 @@ def test_an_index_is_kept_in_a_folder_and_shared(tmp_path):
     with kernels.IndexStore(tmp_path / "index") as store:
         assert len(store) == 9
         assert_equal_batches(as_list(Loader(tmp_path / "images", index=store, **options)), expected)
+    without = Loader(tmp_path / "images", index=None, **options)
+    assert_equal_batches(as_list(without), expected)
+    assert_equal_batches(as_list(without), expected)
 
 
 @pytest.mark.parametrize(
@@ -451,7 +454,7 @@ def test_an_index_is_kept_in_a_folder_and_shared(tmp_path):
         ({"augment": [Augment.sela(4), None]}, "augment: expected a sela_ext.Augment, found NoneType"),
         ({"exact": 1}, "exact: expected True or False, found 1"),
         ({"exif": "yes"}, "exif: expected True or False, found 'yes'"),
-        ({"index": 3}, 'index: expected "auto", a folder or an IndexStore, found int'),
+        ({"index": 3}, 'index: expected "auto", a folder, an IndexStore or None, found int'),
         ({"prefetch": 0}, "prefetch: expected >= 1, found 0"),
     ],
 )

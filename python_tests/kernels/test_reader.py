@@ -159,6 +159,17 @@ def test_every_sampling_gives_the_bits_of_the_twin(writer, sampling):
     assert_same(read(made, augments, exact=True), read(made, augments, twin=True, exact=True))
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 3000), (3000, 1), (2, 501), (105, 3), (7, 1001)])
+def test_thin_images_give_the_bits_of_the_twin(height, width):
+    made = [encoded(picture(k, height, width), subsampling=k) for k in range(3)]
+    augments = [PRESETS["aug_plus_more"], PRESETS["eval"], Augment.resized_crop(5)]
+    for options in ({}, {"exact": True}):
+        expected = read(made, augments, twin=True, **options)
+        assert (expected[0].status == READ_OK).all()
+        assert all(torch.isfinite(out).all() for out in expected[1])
+        assert_same(read(made, augments, **options), expected)
+
+
 def test_several_views_are_those_of_one_view_each(files):
     augments = list(Augment.multi_crop((48, 24), (2, 3)))
     batch, out = read(files, augments)
@@ -270,13 +281,13 @@ def test_reduced_decoding_of_photographs_is_within_a_level_in_the_mean():
         pytest.skip(f"no photographs in {FOLDER}; set SELA_DATA_DIR")
     items = [str(path) for path in photographs]
     augments = [Augment.resized_crop(48), Augment.eval(40)]
-    options = {"dtype": torch.uint8}
-    _, near = read(items, augments, **options)
-    _, full = read(items, augments, reduce=False, **options)
-    differ = [not torch.equal(a, b) for a, b in zip(near[0], full[0], strict=True)]
-    assert sum(differ) > 10
+    near, full = (read(items, augments, reduce=reduce)[1] for reduce in (True, False))
+    std = 255 * torch.tensor(augments[0].std).view(1, 3, 1, 1)
     for a, b in zip(near, full, strict=True):
-        assert (a.float() - b.float()).abs().mean() < 1.0
+        difference = ((a - b) * std).abs().flatten(1)
+        changed = difference[difference.amax(1) > 0]
+        assert len(changed) > 10
+        assert changed.mean() < 0.8
 
 
 def test_no_resolution_is_given_up_where_exactness_is_asked_for():
@@ -703,6 +714,9 @@ def test_waiting_can_be_interrupted():
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
 
 
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps what is freed for a while"
+)
 def test_memory_is_flat_over_thousands_of_images(files, tmp_path):
     paths = []
     for i, data in enumerate(files):

@@ -1,9 +1,12 @@
+import sys
+import types
+
 import pytest
 import torch
 from torch import nn
 
 from sela_ext.errors import OptionError
-from sela_ext.models import AlexNet, Heads, Network, SmallConvNet, SmallResNet, build_backbone
+from sela_ext.models import AlexNet, Heads, Network, PreActResNet, SmallConvNet, SmallResNet, Sobel, build_backbone
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -93,3 +96,112 @@ def test_unusable_networks_are_refused():
         build_backbone(nn.Linear(7, 3), channels=3, image_size=(16, 16))
     with pytest.raises(OptionError, match=r"callable that returns an nn\.Module, found int"):
         build_backbone(lambda: 3, channels=3, image_size=(16, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels_in", "dim"),
+    [
+        ("alexnet-sobel", 3, 4096),
+        ("vgg16-bn", 1, 4096),
+        ("vgg16-bn-sobel", 3, 4096),
+        ("resnet50-preact", 1, 2048),
+        ("resnetv2", 1, 2048),
+        ("resnetv1", 3, 2048),
+    ],
+)
+def test_the_papers_networks_are_there_by_name(name, channels_in, dim):
+    with torch.device("meta"):
+        backbone = build_backbone(name, channels=1, image_size=(64, 64))
+    assert (backbone.name, backbone.channels_in, backbone.feature_dim) == (name, channels_in, dim)
+
+
+@torch.no_grad()
+def test_alexnet_is_drawn_as_the_paper_says():
+    torch.manual_seed(0)
+    network = AlexNet()
+    for index, fan_out in ((0, 11 * 11 * 96), (4, 25 * 256), (8, 9 * 384), (11, 9 * 384), (14, 9 * 256)):
+        conv, norm = network.features[index], network.features[index + 1]
+        assert float(conv.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
+        assert float(conv.bias.abs().max()) == 0
+        assert float(norm.weight.min()) == float(norm.weight.max()) == 1
+    for index in (1, 4):
+        assert float(network.classifier[index].weight.std()) == pytest.approx(0.01, rel=0.01)
+        assert float(network.classifier[index].bias.abs().max()) == 0
+
+
+def test_the_sobel_filter_sees_edges_and_is_not_trained():
+    sobel = Sobel()
+    image = torch.zeros(1, 3, 9, 9)
+    image[..., 5:] = 1.0  # white to the right of column 5
+    found = sobel(image)
+    assert torch.allclose(found[0, 0, 1:-1, 4:6], torch.full((7, 2), -4.0))
+    assert float(found[0, 0, 1:-1, 1:4].abs().max()) == 0
+    assert float(found[0, 1, 1:-1, 1:-1].abs().max()) < 1e-6
+    assert not any(parameter.requires_grad for parameter in sobel.parameters())
+    turned = sobel(image.mT)
+    assert torch.allclose(turned[0, 1, 4:6, 1:-1], torch.full((2, 7), -4.0))
+
+
+def test_preactivation_has_no_batch_norm_outside_its_blocks():
+    network = PreActResNet(blocks=(1, 1, 1, 1), width=4)
+    outside = {name.split(".")[1] for name, _ in network.named_parameters() if name.count(".") == 2}
+    assert outside == {"0"}  # the stem's convolution
+    assert network.features[0].bias is None
+    assert network(torch.randn(2, 3, 33, 31)).shape == (2, 128)
+    assert network.feature_dim == 128
+
+
+def test_vision_transformers_take_the_size_of_the_images():
+    with torch.device("meta"):
+        assert build_backbone("vit_b_16", channels=3, image_size=(32, 32)).feature_dim == 768
+        with pytest.raises(OptionError, match="vit_b_16 does not take images of 3 x 40 x 40"):
+            build_backbone("vit_b_16", channels=3, image_size=(40, 40))
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "densenet121", "efficientnet_b0", "convnext_tiny", "swin_t", "vit_b_32"])
+def test_torchvision_networks_of_other_kinds_give_features_under_their_names(name):
+    import torchvision
+
+    with torch.device("meta"):
+        backbone = build_backbone(name, channels=3, image_size=(224, 224))
+        plain = set(torchvision.models.get_model(name, weights=None).state_dict())
+    own = set(backbone.module.state_dict())
+    assert own < plain
+    assert len(plain - own) == 2  # weight and bias of the classifier
+
+
+def test_timm_networks_are_asked_for_by_a_prefix(monkeypatch):
+    asked = {}
+
+    def create_model(name, **options):
+        asked.update(options, name=name)
+        return SmallResNet(options["in_chans"])
+
+    fake = types.SimpleNamespace(
+        is_model=lambda name: name == "resnet10t", list_models=lambda: ["resnet10t"], create_model=create_model
+    )
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    backbone = build_backbone("timm/resnet10t", channels=1, image_size=(32, 32))
+    assert backbone.feature_dim == 128
+    assert asked == {"name": "resnet10t", "pretrained": False, "num_classes": 0, "in_chans": 1}
+    with pytest.raises(OptionError, match="did you mean timm/resnet10t"):
+        build_backbone("timm/resnet10", channels=1, image_size=(32, 32))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(OptionError, match="needs the package timm"):
+        build_backbone("timm/resnet10t", channels=1, image_size=(32, 32))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (7, "callable without arguments that returns one, found 7"),
+        (nn.Linear, "found Linear: missing a required argument"),
+        (lambda size: None, "missing a required argument: 'size'"),
+        ("resnet50-prea", "did you mean resnet50-preact"),
+        ("alexnet-sobol", "did you mean alexnet-sobel"),
+    ],
+)
+def test_what_is_no_network_is_refused_in_one_line(model, message):
+    with pytest.raises(OptionError, match=message) as caught:
+        build_backbone(model, channels=3, image_size=(32, 32))
+    assert "\n" not in str(caught.value)

@@ -48,6 +48,8 @@ from sela_ext.kernels import Augment, IndexStore
 
 # Output side for images whose sizes differ, when no augmentation is given.
 DEFAULT_SIZE = 224
+# Batches made ahead of the consumer, where nothing else is asked for.
+BATCHES_AHEAD = 3
 
 Records = npt.NDArray[Any]
 
@@ -120,7 +122,7 @@ class Loader:
         exif: Turn image files as their EXIF orientation says; else their pixels are used as stored.
         index: Where to keep the entry points of JPEG files that the first epoch finds, which let later ones decode only
             what they need: a folder; "auto", a temporary file; or a `sela_ext.kernels.IndexStore` that loaders of the
-            same source share. The bits do not depend on it.
+            same source share; or None: nowhere, each epoch reads the files to their end. The bits do not depend on it.
         prefetch: Batches made ahead of the consumer, >= 1.
 
     Attributes:
@@ -166,8 +168,8 @@ class Loader:
         view: int = 0,
         exact: bool = False,
         exif: bool = False,
-        index: str | os.PathLike[str] | IndexStore = "auto",
-        prefetch: int = 3,
+        index: str | os.PathLike[str] | IndexStore | None = "auto",
+        prefetch: int = BATCHES_AHEAD,
     ) -> None:
         size = check_integer("batch_size", batch_size, 1)
         self._seed = check_integer("seed", seed, 0, 2**64 - 1)
@@ -184,8 +186,8 @@ class Loader:
             raise OptionError(f'on_bad_image: expected "raise" or "skip", found {on_bad_image!r}')
         if not 0 <= max_bad_fraction <= 1:
             raise OptionError(f"max_bad_fraction: expected 0..1, found {max_bad_fraction}")
-        if not isinstance(index, (str, os.PathLike, IndexStore)):
-            raise OptionError(f'index: expected "auto", a folder or an IndexStore, found {type(index).__name__}')
+        if not isinstance(index, (str, os.PathLike, IndexStore, type(None))):
+            raise OptionError(f'index: expected "auto", a folder, an IndexStore or None, found {type(index).__name__}')
         self._shuffle = bool(shuffle)
         self._exact = check_flag("exact", exact)
         self._exif = check_flag("exif", exif)
@@ -362,7 +364,7 @@ class Loader:
                 return self._reader[1]
             if self._reader is not None:
                 _readers_of_parents.append(self._reader)
-            if not isinstance(self._index, IndexStore):
+            if isinstance(self._index, (str, os.PathLike)):
                 self._store = open_store(None if self._index == "auto" else self._index, self._share.rank)
             reader = kernels.Reader(
                 self.views,

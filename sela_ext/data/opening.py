@@ -29,6 +29,7 @@ from sela_ext.data.huggingface import find_hf_folder, is_hf_dataset, is_parquet,
 from sela_ext.data.idx import find_idx, is_idx, open_idx
 from sela_ext.data.labels import read_labels
 from sela_ext.data.npz import open_npz
+from sela_ext.data.shards import find_pack, open_pack, open_packs
 from sela_ext.data.source import LabelledSource, Source
 from sela_ext.data.stl10 import find_stl10, is_stl10_file, open_stl10, open_stl10_file
 from sela_ext.data.svhn import find_svhn, is_mat, open_svhn
@@ -56,6 +57,7 @@ def open_source(data: Any, *, labels: Any = None, classes: Any = None) -> Source
       training files are taken (`find_eval_source` gives the others).
     * CIFAR-10 and CIFAR-100, python or binary version, as a folder, a single file or the archive; STL-10's binary
       files; SVHN's cropped digits.
+    * A pack that `sela_ext.pack` has made, or a folder with the packs `train` and `test` (or `val`, ...).
     * Tar archives, WebDataset shards among them: a file, a folder of them, or a pattern `shard-{000..012}.tar`
       (`sela_ext.data.webdataset`).
     * A Hugging Face Dataset or DatasetDict, what it saved on disk, or parquet files (`sela_ext.data.huggingface`).
@@ -149,6 +151,9 @@ def _open(data: Any, classes: ClassList | None, *, labelled: bool) -> Source:
 
 
 def _open_path(path: Path, classes: ClassList | None, *, labelled: bool) -> Source:
+    packed = find_pack(path)
+    if packed is not None:
+        return open_pack(packed)
     if path.is_dir():
         known = _known_folder(path)
         found = None if known is None else known("train", classes, labelled=labelled)
@@ -231,10 +236,15 @@ def _known_folder(folder: Path) -> _Opener | None:
         shards = find_files(folder, ".tar", split)
         return None if shards is None else open_tars(shards, classes=classes)
 
+    def open_pack_split(split: str, classes: ClassList | None, *, labelled: bool) -> Source | None:
+        return open_packs(folder, split)
+
     def open_table_split(split: str, classes: ClassList | None, *, labelled: bool) -> Source | None:
         files = find_hf_folder(folder, split)
         return None if files is None else open_hf_files(files)
 
+    if find_pack(folder / TRAIN_FOLDER) is not None:
+        return open_pack_split
     if find_idx(folder, "train") is not None:
         return open_idx_split
     if cifar is not None:

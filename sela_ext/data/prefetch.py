@@ -55,8 +55,11 @@ def prefetch(
         except BaseException as error:
             end = error
         finally:
-            items.close()
-            ready.put(end)
+            try:
+                items.close()
+            except BaseException as error:
+                end = end or error
+            ready.put(end)  # whatever happens: the consumer waits for it
 
     thread = threading.Thread(target=work, name="sela-prefetch")
     thread.start()
@@ -77,4 +80,5 @@ def prefetch(
     finally:
         stop.set()
         room.release()  # a producer that waits for room wakes up at once
-        thread.join()
+        if thread is not threading.current_thread():  # where a garbage collection may close an abandoned iterator
+            thread.join()

@@ -29,7 +29,9 @@ def cluster_metrics(true_labels: Any, labels: Any, clusters: int | None = None) 
         ari: adjusted Rand index (0 on average for random labels, at most 1).
         accuracy: share of images that are right under the best one-to-one matching of clusters and classes; with more
             clusters than classes (or fewer) the images of what stays unmatched count as wrong.
-        purity: share of images that are of the most frequent class of their cluster.
+        majority_accuracy: the same with every cluster standing for its most frequent class, many to one: the figure to
+            read where clusters are more than classes. It cannot fall when clusters are split, so compare it at equal K.
+        purity: another name of majority_accuracy, under which the literature on clustering has it.
         class_entropy: entropy of the class within a cluster, mean weighted by cluster size, in nats.
 
     Raises:
@@ -64,12 +66,56 @@ def cluster_metrics(true_labels: Any, labels: Any, clusters: int | None = None) 
     matched = linear_sum_assignment(table, maximize=True)
     total = int(table.sum())
     scores["accuracy"] = int(table[matched].sum()) / total
-    scores["purity"] = int(table.max(axis=0).sum()) / total
+    scores["majority_accuracy"] = scores["purity"] = int(table.max(axis=0).sum()) / total
     sizes = table.sum(axis=0)
     inside = table[table > 0]
     share = (table / sizes)[table > 0]
     scores["class_entropy"] = float(-(inside * np.log(share)).sum() / total)
     return {name: abs(float(value)) if value == 0 else float(value) for name, value in scores.items()}
+
+
+def cluster_table(true_labels: Any, labels: Any, clusters: int) -> dict[str, npt.NDArray[Any]]:
+    """Describe every cluster by the true classes in it; images with label -1 on either side are left out.
+
+    Args:
+        true_labels: [N] integers, the class of each image, -1 where unknown.
+        labels: [N] integers in -1 .. clusters - 1.
+        clusters: number of clusters K, at least 1.
+
+    Returns:
+        size: images of the cluster that have a true label, int64 [K].
+        majority: its most frequent class, the lowest number among equals, int64 [K]; -1 where the cluster is empty.
+        purity: share of its images that are of that class, float64 [K]; NaN where empty.
+        entropy: entropy of the classes in it, nats, float64 [K]; 0 = one class alone; NaN where empty.
+
+    Raises:
+        OptionError: clusters is below 1.
+        DataError: lengths differ, or labels are malformed or beyond K.
+
+    Example:
+        >>> found = cluster_table([5, 5, 7, 7], [0, 0, 0, 2], clusters=3)
+        >>> found["majority"].tolist(), found["size"].tolist()
+        ([5, -1, 7], [3, 0, 1])
+
+    Source: Asano et al. 2020, appendix (entropy and purity over clusters).
+    """
+    classes = label_array(true_labels, "true_labels")
+    found = label_array(labels, "labels")
+    if classes.shape != found.shape:
+        raise DataError(f"labels: expected {classes.size} labels, one per true label, found {found.size}")
+    _check_range(found, clusters)
+    known = (classes >= 0) & (found >= 0)
+    size = np.bincount(found[known], minlength=clusters)
+    majority = np.full(clusters, -1, dtype=np.int64)
+    purity, entropy = np.full(clusters, np.nan), np.full(clusters, np.nan)
+    if known.any():
+        used = np.unique(found[known])
+        table = _contingency(classes[known], found[known])
+        share = table / table.sum(axis=0)
+        majority[used] = np.unique(classes[known])[table.argmax(axis=0)]
+        purity[used] = share.max(axis=0)
+        entropy[used] = np.abs(np.where(table > 0, share * np.log(np.where(table > 0, share, 1.0)), 0.0).sum(axis=0))
+    return {"size": size.astype(np.int64), "majority": majority, "purity": purity, "entropy": entropy}
 
 
 def label_statistics(labels: Any, clusters: int) -> dict[str, float]:

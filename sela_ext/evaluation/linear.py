@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from sela_ext.evaluation.inputs import feature_tensor, judged_rows, label_array, labelled_rows
+from sela_ext.evaluation.inputs import LabelArray, feature_tensor, judged_rows, label_array, labelled_rows
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +31,25 @@ def linear_probe(
 ) -> float:
     """Fit multinomial logistic regression on frozen features and return its accuracy on the test images.
 
+    `linear_scores`, top-1 alone; its arguments, its method, its errors.
+
+    Returns:
+        Share of test images classified right, in [0, 1].
+
+    Example:
+        >>> linear_probe([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1], [[0.2], [0.9]], [0, 1])
+        1.0
+
+    Source: Asano et al. 2020, section 4.3 (linear probes), here on pooled features.
+    """
+    return linear_scores(train_features, train_labels, test_features, test_labels, seed=seed)["top1"]
+
+
+def linear_scores(
+    train_features: Any, train_labels: Any, test_features: Any, test_labels: Any, *, seed: int = 0
+) -> dict[str, float]:
+    """Fit multinomial logistic regression on frozen features: top-1 and top-5 accuracy on the test images.
+
     Features are standardised with the training mean and deviation (constant ones become 0). The objective is the sum
     of cross-entropies plus half the squared norm of the weights (C = 1, bias free of it). Up to 20,000 rows
     scikit-learn fits it; above, the same objective is minimised by L-BFGS over row blocks, on the features' device.
@@ -45,15 +64,15 @@ def linear_probe(
             seeds agree.
 
     Returns:
-        Share of test images classified right, in [0, 1].
+        top1 and top5: shares of test images in [0, 1]. With equal scores the class of the lower number comes first.
 
     Raises:
         DataError: shapes do not fit together, or no labelled image.
         NumericsError: a feature is NaN or infinite.
 
     Example:
-        >>> linear_probe([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1], [[0.2], [0.9]], [0, 1])
-        1.0
+        >>> linear_scores([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1], [[0.2], [0.9]], [1, 1])
+        {'top1': 0.5, 'top5': 1.0}
 
     Source: Asano et al. 2020, section 4.3 (linear probes), here on pooled features.
     """
@@ -63,7 +82,8 @@ def linear_probe(
     test, expected = judged_rows(test_features, test_labels, train)
     class_numbers, target = np.unique(classes, return_inverse=True)
     if class_numbers.size == 1:
-        return float(np.mean(expected == class_numbers[0]))
+        share = float(np.mean(expected == class_numbers[0]))
+        return {"top1": share, "top5": share}
     deviation, mean = torch.std_mean(train, dim=0, correction=0)
     # A column that is constant up to float32 rounding says nothing; dividing by its noise would amplify it.
     flat = deviation <= 1e-6 * mean.abs()
@@ -73,7 +93,27 @@ def linear_probe(
     fit = _fit_small if train.shape[0] <= _SMALL_ROWS else _fit_large
     weight, bias = fit(train, target.ravel(), class_numbers.size, seed)
     scores = test @ torch.from_numpy(weight).to(test) + torch.from_numpy(bias).to(test)
-    return float(np.mean(class_numbers[scores.argmax(dim=1).cpu().numpy()] == expected))
+    return topk_accuracy(scores, class_numbers, expected)
+
+
+def topk_accuracy(scores: torch.Tensor, class_numbers: npt.NDArray[np.int64], expected: LabelArray) -> dict[str, float]:
+    """How often the true class has the highest score, and how often one of the five highest.
+
+    Args:
+        scores: [M, C], finite.
+        class_numbers: [C], ascending: the class of each column.
+        expected: [M] true classes; one that is not among the columns counts as wrong.
+
+    Returns:
+        top1 and top5 in [0, 1]; of equal scores the class of the lower number comes first.
+    """
+    known = np.isin(expected, class_numbers)
+    goal = np.searchsorted(class_numbers, np.where(known, expected, class_numbers[0]))
+    column = torch.from_numpy(goal).to(scores.device)[:, None]
+    own = scores.gather(1, column)
+    earlier = torch.arange(scores.shape[1], device=scores.device) < column
+    rank = ((scores > own) | ((scores == own) & earlier)).sum(dim=1).cpu().numpy()
+    return {name: float(np.mean(known & (rank < best))) for name, best in (("top1", 1), ("top5", 5))}
 
 
 _Fitted = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]

@@ -2,7 +2,22 @@
 
 from sela_ext.models.alexnet import AlexNet
 from sela_ext.models.heads import Heads, Network
-from sela_ext.models.registry import Backbone, build_backbone
+from sela_ext.models.preact import PreActResNet
+from sela_ext.models.registry import BUILT_FOR_224, Backbone, build_backbone
 from sela_ext.models.small import SmallConvNet, SmallResNet
+from sela_ext.models.sobel import Sobel
+from sela_ext.models.vgg import VGG16
 
-__all__ = ["AlexNet", "Backbone", "Heads", "Network", "SmallConvNet", "SmallResNet", "build_backbone"]
+__all__ = [
+    "BUILT_FOR_224",
+    "VGG16",
+    "AlexNet",
+    "Backbone",
+    "Heads",
+    "Network",
+    "PreActResNet",
+    "SmallConvNet",
+    "SmallResNet",
+    "Sobel",
+    "build_backbone",
+]

@@ -80,6 +80,10 @@ class Network(nn.Module):
         head_kind: see `Heads`.
         temperature: see `Heads`.
         channels_in: image channels the backbone takes; one-channel images are repeated to fit.
+        name: of the backbone, for messages and reports.
+
+    Attributes:
+        rotation: a further linear layer that tells four rotations apart, where weights came with one; else None.
     """
 
     def __init__(
@@ -92,8 +96,10 @@ class Network(nn.Module):
         head_kind: str = "linear",
         temperature: float = 0.07,
         channels_in: int = 3,
+        name: str = "",
     ) -> None:
         super().__init__()
+        self.name = name
         self.backbone = backbone
         self.feature_dim = feature_dim
         self.channels_in = channels_in
@@ -105,6 +111,7 @@ class Network(nn.Module):
             )
             self.embedding_dim = projection
         self.heads = Heads(self.embedding_dim, clusters, head_kind, temperature)
+        self.rotation: nn.Module | None = None
 
     def features(self, images: Tensor) -> Tensor:
         """Map images [B, C, H, W] to the backbone's features [B, feature_dim]."""

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from sela_ext.errors import OptionError
 from sela_ext.models.alexnet import AlexNet
+from sela_ext.models.preact import PreActResNet
 from sela_ext.models.small import SmallConvNet, SmallResNet
+from sela_ext.models.vgg import VGG16
 
-_OWN: dict[str, Callable[[int], nn.Module]] = {
-    "small-resnet": lambda channels: SmallResNet(channels),
-    "small-convnet": lambda channels: SmallConvNet(channels),
-    "alexnet": lambda channels: AlexNet(channels, "big"),
-    "alexnet-small": lambda channels: AlexNet(channels, "small"),
+# Name -> builder from image channels to the module and the channels that it takes.
+_OWN: dict[str, Callable[[int], tuple[nn.Module, int]]] = {
+    "small-resnet": lambda channels: (SmallResNet(channels), channels),
+    "small-convnet": lambda channels: (SmallConvNet(channels), channels),
+    "alexnet": lambda channels: (AlexNet(channels, "big"), channels),
+    "alexnet-small": lambda channels: (AlexNet(channels, "small"), channels),
+    "alexnet-sobel": lambda channels: (AlexNet(layout="big", sobel=True), 3),
+    "vgg16-bn": lambda channels: (VGG16(channels), channels),
+    "vgg16-bn-sobel": lambda channels: (VGG16(sobel=True), 3),
+    "resnet50-preact": lambda channels: (PreActResNet(channels), channels),
 }
+# The names that the SeLa authors' files give to networks that are here under another name.
+_ALIASES = {"resnetv2": "resnet50-preact", "resnetv1": "resnet50"}
+# Networks that are built for 224 pixels, where their pooling in front of the first linear layer changes nothing.
+BUILT_FOR_224 = ("alexnet", "vgg16-bn")
 
 
 @dataclass(frozen=True)
@@ -44,10 +58,12 @@ def build_backbone(
     """Build a backbone, and find the length of its feature vector by running it once.
 
     Args:
-        model: one of this package's names ("small-resnet", "small-convnet", "alexnet", "alexnet-small"), any
+        model: one of this package's names ("small-resnet", "small-convnet", "alexnet", "alexnet-small",
+            "alexnet-sobel", "vgg16-bn", "vgg16-bn-sobel", "resnet50-preact", also called "resnetv2"), any
             classification network of torchvision by name (its last linear layer is removed, everything else keeps
-            its name; "alexnet" is the paper's), an `nn.Module` that maps images to [B, D] (used as it is, and
-            trained in place), or a callable without arguments that returns one.
+            its name; "alexnet" is the paper's), "timm/NAME" for one of timm where that is installed, an `nn.Module`
+            that maps images to [B, D] (used as it is, and trained in place), or a callable without arguments that
+            returns one.
         channels: image channels, 1 or 3.
         image_size: (height, width) of the images it will see, for the trial run.
 
@@ -55,28 +71,50 @@ def build_backbone(
         OptionError: unknown name, or not a module that maps images to [B, D].
     """
     if isinstance(model, str):
-        name, module, channels_in = model, *_by_name(model, channels)
+        name, (module, channels_in) = model, _by_name(model, channels, image_size)
     else:
-        module = model if isinstance(model, nn.Module) else model()
-        if not isinstance(module, nn.Module):
-            raise OptionError(f"model: expected a callable that returns an nn.Module, found {type(module).__name__}")
+        module = _from_user(model)
         name, channels_in = type(module).__name__, channels
         if channels == 1 and _first_channels(module) == 3:
             channels_in = 3  # grey images are repeated
     return Backbone(module, name, _feature_dim(module, name, channels_in, image_size), channels_in)
 
 
-def _by_name(name: str, channels: int) -> tuple[nn.Module, int]:
+def _from_user(model: Any) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    wanted = "model: expected a name, an nn.Module, or a callable without arguments that returns one"
+    if not callable(model):
+        raise OptionError(f"{wanted}, found {model!r}")
+    try:
+        inspect.signature(model).bind()
+    except TypeError as error:
+        name = getattr(model, "__name__", type(model).__name__)
+        raise OptionError(f"{wanted}, found {name}: {error}") from error
+    except ValueError:
+        pass  # no signature to look at
+    module = model()
+    if not isinstance(module, nn.Module):
+        raise OptionError(f"model: expected a callable that returns an nn.Module, found {type(module).__name__}")
+    return module
+
+
+def _by_name(name: str, channels: int, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
+    name = _ALIASES.get(name, name)
     if name in _OWN:
-        return _OWN[name](channels), channels
+        return _OWN[name](channels)
+    if name.startswith("timm/"):
+        return _from_timm(name.removeprefix("timm/"), channels), channels
     import torchvision.models
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        near = difflib.get_close_matches(name, [*_OWN, *known], n=3)
+        near = difflib.get_close_matches(name, [*_OWN, *_ALIASES, *known], n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise OptionError(f"model: expected {', '.join(_OWN)} or a torchvision name, found {name!r}{hint}")
-    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    options: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vit_") and image_size[0] == image_size[1] and image_size[0] % int(name.split("_")[2]) == 0:
+        options["image_size"] = image_size[0]  # the position embedding is as long as the image has patches
     module: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     if hasattr(module, "aux_logits"):
         setattr(module, "aux_logits", False)  # noqa: B010 - a plain attribute of two torchvision networks
@@ -85,6 +123,19 @@ def _by_name(name: str, channels: int) -> tuple[nn.Module, int]:
                 setattr(module, auxiliary, None)
     _remove_classifier(module)
     return module, 3
+
+
+def _from_timm(name: str, channels: int) -> nn.Module:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise OptionError(f"model: timm/{name} needs the package timm, found none; pip install timm") from error
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(f'timm/{one}' for one in near)}?" if near else ""
+        raise OptionError(f"model: expected a network that timm has, found {name!r}{hint}")
+    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    return module
 
 
 def _remove_classifier(module: nn.Module) -> None:

@@ -61,8 +61,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, *, tidy: bool = True) -> dict[str, Any] | None:
     """Read the newest valid checkpoint.
+
+    Args:
+        folder: the checkpoints folder.
+        tidy: remove what a kill in the middle of writing left; not while another process may be writing.
 
     Returns:
         What was saved, on the CPU; None where the folder holds no checkpoint at all.
@@ -70,13 +74,13 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: there are checkpoints, but none of them is whole.
     """
-    for stale in folder.glob("*.partial"):
+    for stale in folder.glob("*.partial") if tidy else ():
         stale.unlink(missing_ok=True)
     found = _checkpoints(folder)
     problems = []
     for _, path in found:
         try:
-            state = _read(path)
+            state = read_checkpoint(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -128,7 +132,12 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one checkpoint.
+
+    Raises:
+        CheckpointError: it is not one, or damaged.
+    """
     data = path.read_bytes()
     if len(data) < _HEADER.size:
         raise CheckpointError(f"checkpoint {path.name}: expected a header, found {len(data)} bytes")

@@ -56,9 +56,9 @@ class Embedded:
     wait_seconds: float = 0.0
 
 
-def open_index(source: Source, folder: Path) -> str | IndexStore:
-    """Where all loaders of `source` keep the entry points of its JPEG files: for the `index` of `Loader`."""
-    return IndexStore(folder) if source.encoded else "auto"
+def open_index(source: Source, folder: Path) -> IndexStore | None:
+    """Where all loaders of `source` keep the entry points of its JPEG files; None where it has no files."""
+    return IndexStore(folder) if source.encoded else None
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def embed(
     max_bad_fraction: float = 0.01,
     exact: bool = False,
     exif: bool = False,
-    index: str | IndexStore = "auto",
+    index: IndexStore | None = None,
 ) -> Embedded:
     """Run the network over all images.
 
@@ -98,7 +98,7 @@ def embed(
         max_bad_fraction: most unreadable images that "skip" accepts.
         exact: of the loader.
         exif: of the loader.
-        index: of the loader; what `open_index` gave for the same source.
+        index: of the loader; what `open_index` gave for the same source, where there are more passes to come.
     """
     loader = Loader(
         source,

@@ -21,6 +21,10 @@ from sela_ext.training.labelling import choose_head, label_pass
 from sela_ext.training.options import Options
 from sela_ext.training.split import Images, has_labels
 
+# Images labelled at once: 260 MB of scores at 1,000 clusters.
+_LABEL_ROWS = 16_384
+# Neighbours that vote in a run's own kNN figure.
+_NEIGHBOURS = 20
 # The final labels are solved at least this tightly, whatever the passes of the training used.
 _FINAL_TOL = 1e-3
 
@@ -62,7 +66,7 @@ def evaluate_network(
     *,
     previous: NDArray[np.int32],
     options: Options,
-    indexes: Mapping[str, str | IndexStore] | None = None,
+    indexes: Mapping[str, IndexStore | None] | None = None,
 ) -> Evaluation:
     """Label all images in eval mode without augmentation, and measure labels and features.
 
@@ -94,7 +98,7 @@ def evaluate_network(
             max_bad_fraction=max_bad_fraction,
             exact=options.exact,
             exif=options.exif,
-            index=(indexes or {}).get(part, "auto"),
+            index=(indexes or {}).get(part),
         )
 
     seen = look("train", images.train, options.max_bad_fraction)
@@ -136,7 +140,7 @@ def evaluate_network(
         )
     held_labels = held_confidence = None
     if held is not None:
-        held_labels, held_confidence = _label_new(network, held, result.potentials, options.lam)
+        held_labels, held_confidence = label_new(network, held, result.potentials, options.lam)
     return Evaluation(
         result.labels,
         result.confidence,
@@ -159,18 +163,18 @@ def _probe(
     seed: int,
 ) -> dict[str, float]:
     """KNN and linear probe on the images whose true label is known."""
-    features, classes = _known(seen, truth)
+    features, classes = known_features(seen, truth)
     if judged is not None and judged_truth is not None:
-        test, test_classes = _known(judged, judged_truth)
+        test, test_classes = known_features(judged, judged_truth)
         if len(classes) and len(test_classes):
-            scores = {"knn": weighted_knn(features, classes, test, test_classes)}
+            scores = {"knn": weighted_knn(features, classes, test, test_classes, k=_NEIGHBOURS)}
             if np.unique(classes).size > 1:
                 scores["linear"] = linear_probe(features, classes, test, test_classes, seed=seed)
             return scores
-    return {"knn": weighted_knn(features, classes, None, None)} if len(classes) > 1 else {}
+    return {"knn": weighted_knn(features, classes, None, None, k=_NEIGHBOURS)} if len(classes) > 1 else {}
 
 
-def _known(seen: Embedded, truth: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+def known_features(seen: Embedded, truth: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
     """Features and labels of the images that were read and have a label."""
     assert seen.features is not None
     known = torch.from_numpy(truth >= 0) & seen.valid.cpu()
@@ -178,16 +182,34 @@ def _known(seen: Embedded, truth: NDArray[np.int64]) -> tuple[Tensor, NDArray[np
 
 
 @torch.no_grad()
-def _label_new(
-    network: Network, seen: Embedded, potentials: dict[int, NDArray[np.float64]], lam: float
+def label_new(
+    network: Network, seen: Embedded, potentials: Mapping[int, NDArray[np.float64]] | None, lam: float
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Label images that were not in the solve: argmax_k (lambda L_k + log beta_k)."""
-    labels, confidence = [], []
+    """Label images that were not in the solve: argmax_k (lambda L_k + log beta_k), for every head.
+
+    Args:
+        network: its heads turn embeddings into logits L.
+        seen: M images.
+        potentials: log beta of every head, float64 [K]; None: zeros, that is what the network itself predicts.
+        lam: lambda of the potentials.
+
+    Returns:
+        Labels int32 [heads, M], -1 where an image could not be read, and the network's probability of each, float32
+        [heads, M].
+    """
+    count = len(seen.embeddings)
+    labels = np.full((len(network.heads.clusters), count), -1, np.int32)
+    confidence = np.zeros(labels.shape, np.float32)
     for head in range(len(network.heads.clusters)):
-        logits = network.heads.logits_of(head, seen.embeddings)
-        potential = torch.from_numpy(potentials[head]).to(logits.device)
-        label = (lam * logits.double() + potential).argmax(1)
-        sure = F.softmax(logits, 1).gather(1, label[:, None])[:, 0]
-        labels.append(torch.where(seen.valid, label, -1).to(torch.int32).cpu().numpy())
-        confidence.append(torch.where(seen.valid, sure, 0.0).cpu().numpy())
-    return np.stack(labels), np.stack(confidence).astype(np.float32)
+        for start in range(0, count, _LABEL_ROWS):
+            rows = slice(start, start + _LABEL_ROWS)
+            logits = network.heads.logits_of(head, seen.embeddings[rows])
+            score = lam * logits.double()
+            if potentials is not None:
+                score += torch.from_numpy(potentials[head]).to(logits.device)
+            label = score.argmax(1)
+            sure = F.softmax(logits, 1).gather(1, label[:, None])[:, 0]
+            valid = seen.valid[rows]
+            labels[head, rows] = torch.where(valid, label, -1).to(torch.int32).cpu().numpy()
+            confidence[head, rows] = torch.where(valid, sure, 0.0).cpu().numpy()
+    return labels, confidence

@@ -14,6 +14,7 @@ import torch
 from sela_ext.assign.marginals import cluster_shares
 from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, DistributedError, OptionError
+from sela_ext.models import BUILT_FOR_224
 from sela_ext.training.options import AUTO, Options, parse_budget
 from sela_ext.training.presets import FAST, PAPER, PRESETS
 from sela_ext.training.split import has_labels
@@ -127,8 +128,8 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
             "small grey images" if grey else "small colour images" if colour_minutes else "a budget below ten minutes",
         )
     settle("model", "resnet18", f"images of {size[0]} x {size[1]}")
-    if str(values["model"]).startswith("alexnet"):
-        settle("image_size", 224, "AlexNet is built for 224 pixels")
+    if str(values["model"]).startswith(BUILT_FOR_224):
+        settle("image_size", 224, f"{values['model']} is built for 224 pixels")
     elif small:
         settle("image_size", max(32, -(-max(size) // 8) * 8), f"images of {size[0]} x {size[1]}")
     elif device.type == "cpu":

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from sela_ext import _core
 from sela_ext.kernels.augment import EFFECTS, PARAMETERS, Augment, augment, sample_effects, sample_parameters
-from sela_ext.kernels.augment_planes import Planes, augment_planes
-from sela_ext.kernels.jpeg import MAX_PIXELS, jpeg_header, jpeg_index
+from sela_ext.kernels.augment_planes import Planes, augment_planes, libjpeg_smooth
+from sela_ext.kernels.jpeg import MAX_PIXELS, JpegHeader, jpeg_header, jpeg_index
 from sela_ext.kernels.reader import (
     READ_NOT_REGULAR,
     READ_OK,
@@ -172,8 +172,11 @@ class Reader:
                 effects[i] = drawn[0]
             row = out[v][i : i + 1]
             scale = reduction_for(what, params[0], height, width) if self._reduce and not self._exact else 1
-            planes = None if small or orientation > 1 else self._planes(data, scale)
-            if planes is not None:
+            step = None if small or orientation > 1 else chroma_step(header)
+            if step is not None:
+                planes = self._planes(data, header, step, scale)
+                if planes is None:
+                    return READ_OTHER
                 augment_planes(
                     [planes],
                     params,
@@ -192,32 +195,33 @@ class Reader:
             augment([turned], params, what, effects=drawn, out=row, channels_last=self.channels_last)
         return READ_OK
 
-    def _planes(self, data: Any, scale: int) -> Planes | None:
-        """The whole image as planes, decoded at 1/scale; None where its sampling is not one of `Planes`."""
-        header = jpeg_header(data)
-        assert header is not None
-        status, found, _ = _core.jpeg_planes(data, 0, 0, 0, 0, 1, None, False, self._max_pixels, self._isa)
-        assert status == "ok"
-        colour, full = found
-        steps = [(plane["step_y"], plane["step_x"]) for plane in full]
-        if steps[0] != (1, 1) or steps[1:2] != steps[2:3] or any(s not in (1, 2, 4) for step in steps for s in step):
+    def _planes(self, data: Any, header: JpegHeader, step: tuple[int, int], scale: int) -> Planes | None:
+        """The whole image as planes, decoded at 1/scale; None where it is out of range."""
+        status, found, _ = _core.jpeg_planes(data, 0, 0, 0, 0, scale, None, False, self._max_pixels, self._isa)
+        if status != "ok":
             return None
-        smooth = (full[-1]["smooth_y"], full[-1]["smooth_x"])
-        planes = full
-        if scale > 1:
-            _, (_, planes), _ = _core.jpeg_planes(data, 0, 0, 0, 0, scale, None, False, self._max_pixels, self._isa)
-            # Chroma that a reduced transform has not touched is interpolated as ever.
-            if planes[-1]["samples"].shape != full[-1]["samples"].shape:
-                smooth = (False, False)
+        planes = found[1]
+        last = planes[-1]
+        now = (last["step_y"] * scale, last["step_x"] * scale)
+        # Chroma that a reduced transform has not touched is interpolated as ever.
+        smooth = libjpeg_smooth(header.width, step) if now == step else (False, False)
         return Planes(
             tuple(plane["samples"] for plane in planes),
             header.height,
             header.width,
-            subsampling=(planes[-1]["step_y"] * scale, planes[-1]["step_x"] * scale),
-            colour="rgb" if colour == "rgb" else "ycc",
+            subsampling=now,
+            colour="rgb" if header.colour == "rgb" else "ycc",
             smooth=smooth,
             reduced=scale,
         )
+
+
+def chroma_step(header: JpegHeader) -> tuple[int, int] | None:
+    """Pixels per chroma sample, (rows, columns), of a file whose planes are augmented; None of one whose RGB is."""
+    most_h, most_v = (max(factors) for factors in zip(*header.sampling, strict=True))
+    steps = [(most_v // v, most_h // h) for h, v in header.sampling]
+    usual = steps[0] == (1, 1) and steps[1:2] == steps[2:3] and all(s in (1, 2, 4) for step in steps for s in step)
+    return steps[-1] if usual else None
 
 
 def turn(pixels: UInt8Array, orientation: int) -> UInt8Array:

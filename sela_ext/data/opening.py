@@ -317,9 +317,7 @@ def _classes_of(source: Source) -> ClassList | None:
 
 def _labelled(source: Source, table: Path, classes: ClassList | None) -> Source:
     values, names = read_label_table(table, source, classes=classes)
-    labelled = LabelledSource(source, values)
-    labelled.class_names = names
-    return labelled
+    return LabelledSource(source, values, names)
 
 
 def _checked_classes(source: Source, classes: ClassList) -> Source:
@@ -331,8 +329,7 @@ def _checked_classes(source: Source, classes: ClassList) -> Source:
             f"{int(labels.max())}"
         )
     if source.class_names is None and labels is not None:
-        source = LabelledSource(source, labels)
-        source.class_names = list(classes.names)
+        return LabelledSource(source, labels, list(classes.names))
     return source
 
 

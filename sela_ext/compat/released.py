@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -242,6 +243,15 @@ def _labels(file: Path, content: Any, clusters: list[int]) -> Tensor | None:
     return labels
 
 
+def _run_size(file: Path) -> int:
+    """Pixels that a run trained with, which some networks are built for; 224 where its options are not there."""
+    try:
+        size = json.loads((file.parent / "options.json").read_text())["resolved"]["augment"]["size"]
+        return int(size) if 4 <= int(size) <= 4096 else 224
+    except (OSError, ValueError, KeyError, TypeError):
+        return 224
+
+
 def _load_run(file: Path, content: dict[str, Any]) -> Network:
     """The network of a run of this package, from its network.pt."""
     try:
@@ -256,8 +266,8 @@ def _load_run(file: Path, content: dict[str, Any]) -> Network:
         raise CheckpointError(f"{file}: expected the network.pt of a finished run, found other content") from error
     try:
         with torch.device("meta"):
-            grey = first.shape[1] == 1
-            built = build_backbone(name, channels=1 if grey else 3, image_size=(224, 224))
+            size = _run_size(file)
+            built = build_backbone(name, channels=1 if first.shape[1] == 1 else 3, image_size=(size, size))
             network = Network(
                 built.module,
                 built.feature_dim,

@@ -221,5 +221,7 @@ def test_networks_train_by_name_and_load_again(name, tmp_path):
     assert result.labels.shape == (2, 8)
     network, _ = sela_ext.load_released(tmp_path / "run")
     x = torch.randn(2, 3, size, size)
-    with torch.no_grad():
-        assert torch.equal(network.heads(network(x)), result.network.heads(result.network(x)))
+    trained = result.network.state_dict()
+    assert all(torch.equal(value, trained[key]) for key, value in network.state_dict().items())
+    with torch.no_grad():  # not the same order of channels in memory, so not the same rounding
+        assert torch.allclose(network.heads(network(x)), result.network.heads(result.network(x)), atol=1e-3)

@@ -375,6 +375,9 @@ def test_tensors_that_do_not_fit_are_named_in_one_line(published, tmp_path, chan
         (torch.tensor([True, False]), "whole-numbered labels"),
         ("one", "found str"),
         ([[0, 1], [0]], "a list that is no array"),
+        ([0, 1.5], "a list that is no array"),
+        ([[0] * 1000] * 10**6, "a list that is no array"),  # in the file: one row, a million times
+        ([2**63], "larger ones"),
     ],
 )
 def test_labels_that_are_none_are_refused(published, tmp_path, labels, message):
@@ -382,6 +385,14 @@ def test_labels_that_are_none_are_refused(published, tmp_path, labels, message):
     content["L"] = labels
     with pytest.raises(CheckpointError, match=message):
         sela_ext.load_released(saved(tmp_path / "ckpt.t7", content))
+
+
+def test_heads_that_share_their_weights_are_refused(published, tmp_path):
+    state, weight, bias = trunk(published), torch.zeros(3000, 512), torch.zeros(3000)
+    for number in range(200):
+        state[f"top_layer{number}.weight"], state[f"top_layer{number}.bias"] = weight, bias
+    with pytest.raises(CheckpointError, match=r"every head's own weights, found 1,231,200,000 bytes"):
+        sela_ext.load_released(saved(tmp_path / "shared.pth", state))
 
 
 def test_labels_in_a_list_are_labels(published, tmp_path):

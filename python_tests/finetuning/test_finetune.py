@@ -351,6 +351,7 @@ def test_a_signal_ends_the_run_with_its_checkpoint(voc, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)  # two minutes of processor time, all in all
 @pytest.mark.parametrize(
     ("task", "score", "least", "options"),
     [
@@ -361,7 +362,12 @@ def test_a_signal_ends_the_run_with_its_checkpoint(voc, tmp_path, monkeypatch):
             {"batch_size": 16, "image_size": 48, "lr": 0.05, "crop_low": 0.5, "crop_high": 1.0},
         ),
         ("segmentation", "miou", 0.6, {"batch_size": 8, "lr": 0.05, "classes": 4}),
-        ("detection", "ap50", 0.3, {"image_size": 80, "lr": 0.02, "proposals": 100, "regions": 64}),
+        (
+            "detection",
+            "ap50",
+            0.5,
+            {"iterations": 100, "image_size": 80, "warmup": 20, "proposals": 100, "regions": 64},
+        ),
     ],
 )
 def test_every_task_learns_what_is_in_the_pictures(make_voc, tmp_path, task, score, least, options):

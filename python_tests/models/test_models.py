@@ -210,6 +210,7 @@ def test_what_is_no_network_is_refused_in_one_line(model, message):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "name", ["alexnet-sobel", "alexnet-small", "vgg16-bn", "resnet50-preact", "resnetv1", "vit_b_32"]
 )
@@ -219,6 +220,7 @@ def test_networks_train_by_name_and_load_again(name, tmp_path):
     options = {"epochs": 1, "batch_size": 4, "clusters": 3, "heads": 2, "image_size": size, "holdout": 0}
     result = sela_ext.train(images, out=tmp_path / "run", model=name, progress=False, **options)
     assert result.labels.shape == (2, 8)
+    assert result.network.name == name
     network, _ = sela_ext.load_released(tmp_path / "run")
     x = torch.randn(2, 3, size, size)
     trained = result.network.state_dict()

@@ -182,3 +182,23 @@ def test_a_released_module_without_heads_is_given_none(tmp_path, monkeypatch):
     prepared = subject.prepare(images())
     assert prepared.network.heads.clusters == []
     assert not prepared.network.training
+
+
+def test_files_are_read_as_the_run_read_them(copied, monkeypatch):
+    from sela_ext.inference import passes
+
+    info = json.loads((copied / "options.json").read_text())
+    info["options"].update(exact=True, exif=True)
+    (copied / "options.json").write_text(json.dumps(info))
+    asked = []
+    original = passes.embed_images
+
+    def keep(*given, exact=False, exif=False, **options):
+        asked.append((exact, exif))
+        return original(*given, **options)
+
+    monkeypatch.setattr(passes, "embed_images", keep)
+    sela_ext.embed(copied, open_source("digits").array[:9], **QUIET)
+    sela_ext.embed("random:small-resnet", open_source("digits").array[:9], **QUIET)
+    assert asked[0] == (True, True)
+    assert set(asked[1:]) == {(False, False)}

@@ -518,6 +518,7 @@ def _viewing(view: _Look, machine: Machine) -> Viewing:
         dtype=machine.arithmetic.dtype,
         threads=machine.threads,
         on_bad_image=machine.on_bad_image,
+        reading=view.prepared.reading,
     )
 
 

@@ -1,4 +1,3 @@
-import importlib
 import json
 import math
 
@@ -10,6 +9,7 @@ import sela_ext
 from sela_ext.data import digits_split, open_source
 from sela_ext.errors import CheckpointError, DataError, OptionError
 from sela_ext.evaluation import cluster_metrics, few_shot_rows, knn_scores, linear_scores
+from sela_ext.inference import protocols
 from sela_ext.models import Network, SmallResNet
 
 QUIET = {"threads": 1, "precision": "float32"}
@@ -143,14 +143,13 @@ def test_layers_are_probed_under_either_name(run):
 
 
 def test_few_shot_fine_tunes_where_asked(monkeypatch, run):
-    evaluate = importlib.import_module("sela_ext.inference.evaluate")
     asked = []
 
     def tune(network, train, test, viewing, *, seed):
         asked.append((len(train), len(test), train.labels.tolist()))
         return {"top1": 0.5, "top5": 1.0}
 
-    monkeypatch.setattr(evaluate, "fine_tune_scores", tune)
+    monkeypatch.setattr(protocols, "fine_tune_scores", tune)
     sets = {"squares": (squares(90, 1), squares(40, 2))}
     found = sela_ext.evaluate(run, sets, what="few-shot", fractions=(0.1,), fine_tune=True, **QUIET)
     entry = found["data_sets"][0]["few_shot"]["0.1"]

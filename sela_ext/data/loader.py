@@ -46,6 +46,8 @@ from sela_ext.data.upload import Upload, Uploader
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels import Augment, IndexStore
 
+# Batches that are ready or in the making while the consumer works on one.
+BATCHES_AHEAD = 3
 # Output side for images whose sizes differ, when no augmentation is given.
 DEFAULT_SIZE = 224
 

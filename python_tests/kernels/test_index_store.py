@@ -330,6 +330,18 @@ FULL = """
 """
 
 
+def test_folders_need_not_have_names_in_utf8(tmp_path, indexes):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")
+    with IndexStore(folder) as store:
+        store.put(1, 2, indexes[0])
+        assert store.path == Path(folder) / "jpeg_index-0.bin"
+    with IndexStore(folder) as store:
+        assert store.get(1, 2) == indexes[0]
+        with pytest.warns(IndexStoreWarning, match="in use by another process") as caught:
+            IndexStore(folder).close()
+        str(caught[0].message).encode("utf-8")
+
+
 def test_images_that_keep_changing_do_not_fill_the_disk(tmp_path, indexes):
     with IndexStore(tmp_path) as store:
         with warnings.catch_warnings(record=True) as caught:

@@ -26,7 +26,7 @@ from PIL import features
 
 from sela_ext.data.manifest import BAD_IMAGES, VERSION, Manifest, ShardSummary, shard_name, write_manifest
 from sela_ext.data.opening import open_source
-from sela_ext.data.pack_folder import claim_folder, pack_files
+from sela_ext.data.pack_folder import claim_folder, pack_files, pack_id_of
 from sela_ext.data.pack_plan import Plan, foretell, make_plan, prepare
 from sela_ext.data.safe_files import OUT_OF_RESOURCES, PARTIAL, full_disk, write_whole
 from sela_ext.data.shard_format import NONE, Entry, ShardWriter, read_shard, text_bytes, verify_shard
@@ -155,7 +155,7 @@ class _Packing:
         self.folder = folder
         self.plan = plan
         self.identity = identity
-        self.pack_id = _pack_id(identity)
+        self.pack_id = pack_id_of(identity)
         self.shard_bytes = shard_bytes
         self.skip = skip
         self.max_bad_fraction = max_bad_fraction
@@ -347,10 +347,6 @@ def _identity(source: Source, plan: Plan, shard_bytes: int | None) -> dict[str, 
 
 def _digest(labels: Int64Array) -> str:
     return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
-
-
-def _pack_id(identity: dict[str, Any]) -> bytes:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()[:16]
 
 
 def _check_options(

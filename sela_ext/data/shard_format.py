@@ -280,6 +280,19 @@ def read_shard(
     return shard, table
 
 
+def shard_pack_id(path: Path) -> bytes | None:
+    """The number of the pack that a shard says to be of, 16 bytes; None if it is no whole shard head."""
+    try:
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+            head = file.read(HEAD.size)
+    except OSError:
+        return None
+    if len(head) < HEAD.size or not head.startswith(MAGIC) or zlib.crc32(head[:-4]) != HEAD.unpack(head)[-1]:
+        return None
+    found: bytes = HEAD.unpack(head)[5]
+    return found
+
+
 def read_texts(shard: Shard) -> bytes:
     """Names and reasons of a shard, as one string that the table points into.
 

@@ -41,6 +41,12 @@ def cpp_files() -> list[str]:
     return sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
 
 
+def named_and_options(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words before the first option, and the others."""
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    return words[:first], words[first:]
+
+
 def prepared_python(session: nox.Session, *needed: str) -> str:
     """The interpreter whose packages a session uses: SELA_PYTHON as it is, or the session's own after installation."""
     given = os.environ.get("SELA_PYTHON")
@@ -103,8 +109,7 @@ def stubs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks in their quick form; `nox -s bench -- solver` runs only the named ones, extra options too."""
     session.install(".[test]")
-    first = next((i for i, word in enumerate(session.posargs) if word.startswith("-")), len(session.posargs))
-    named, options = session.posargs[:first], session.posargs[first:]
+    named, options = named_and_options(session.posargs)
     for name in named or ["solver", "images", "training"]:
         script = Path("bench") / f"{name}.py"
         if not script.exists():
@@ -115,13 +120,16 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def performance(session: nox.Session) -> None:
-    """The whole solver benchmark with its competitors, and docs/performance.md from its rows; wants a quiet machine.
+    """The whole benchmarks with their competitors, and docs/performance.md from their rows; wants a quiet machine.
 
-    Options go to bench/solver.py; `nox -s performance -- --check` only compares the document with the recorded rows.
+    `nox -s performance -- images --only sela` runs one of them, with options; `-- --check` only compares the document
+    with the recorded rows.
     """
     if "--check" not in session.posargs:
         session.install(".[peers]")
-        session.run("python", "bench/solver.py", *session.posargs)
+        named, options = named_and_options(session.posargs)
+        for name in named or ["solver", "images"]:
+            session.run("python", f"bench/{name}.py", *options)
     session.run("python", "bench/performance.py", *(word for word in session.posargs if word == "--check"))
 
 

@@ -42,7 +42,9 @@ class Task:
         files: JPEG files; none where the images are in memory.
         pack: a folder with a pack of the files, for the ways that read one.
         array: a .npy file with uint8 [N, H, W, 3], loaded before anything is timed; "" where they are in files.
-        count: images of a round: the first ones of the files or the array.
+        count: images that are used: the first ones of the files or the array.
+        repeat: how often our own loader takes each of them in a round, whose beginning and end should not be what is
+            timed; the competitors' rounds take long enough.
         batch: images of a batch.
         threads: threads, or workers where a competitor has processes.
     """
@@ -53,8 +55,14 @@ class Task:
     pack: str = ""
     array: str = ""
     count: int = 0
+    repeat: int = 1
     batch: int = 64
     threads: int = 1
+
+    @property
+    def images(self) -> int:
+        """Images of a round."""
+        return self.count * self.repeat
 
     def augment(self) -> Augment:
         """The pipeline in our terms."""

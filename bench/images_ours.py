@@ -16,6 +16,7 @@ from images_cases import Absent, Task
 
 from sela_ext import kernels
 from sela_ext.data.loader import Batch, Loader
+from sela_ext.data.opening import open_source
 
 Epoch = Callable[[], Iterator[torch.Tensor]]
 SEED = 7
@@ -57,14 +58,13 @@ def planes_of(data: bytes) -> kernels.Planes:
     return planes_for(data, header, (0, 0, header.height, header.width), None)
 
 
-def by_reader(task: Task, *, keep: bool) -> Way:
-    """The compiled reader by itself, one batch ahead; without `keep` it has no index, and reads files to their end."""
+def reader_alone(task: Task) -> Way:
+    """The compiled reader without the loader, one batch ahead: what the loader's own work adds shows beside it."""
     augment = task.augment()
-    files = task.files[: task.count]
+    files = task.files[: task.count] * task.repeat
     if any(kernels.jpeg_header(Path(path).read_bytes()) is None for path in set(files)):
         raise Absent("some files are not baseline JPEG, which the reader leaves to its caller")
-    store = kernels.IndexStore() if keep else None
-    reader = kernels.Reader([augment], threads=task.threads, index=store)
+    reader = kernels.Reader([augment], threads=task.threads, index=kernels.IndexStore())
     turns = itertools.cycle([torch.empty(task.batch, 3, task.size, task.size) for _ in range(3)])
 
     def begin(epoch: int, rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor, kernels.Ticket]:
@@ -82,43 +82,34 @@ def by_reader(task: Task, *, keep: bool) -> Way:
             assert (found.status == kernels.READ_OK).all(), "an image was not read"
             yield Shown(out, torch.from_numpy(rows), found.params[0], found.effects[0])
 
-    if keep:
-        for _ in batches(0):
-            pass
-    return batches
+    return after_one(batches)
 
 
-def loader_of(task: Task, *, exact: bool = False, packed: bool = False) -> Loader:
-    """The public loader on a task's files, pack or array."""
-    data: Any = task.pack if packed else list(task.files[: task.count])
-    if task.array:
-        data = np.load(task.array)[: task.count]
-    return Loader(data, batch_size=task.batch, augment=task.augment(), seed=SEED, threads=task.threads, exact=exact)
-
-
-def first_epoch(task: Task, *, exact: bool) -> Way:
-    """A new loader for every epoch, which finds the entry points on its way."""
-    return lambda epoch: loader_of(task, exact=exact).epoch(epoch)
-
-
-def later_epochs(task: Task, **options: Any) -> Way:
-    """One loader, which has been through an epoch before."""
-    loader = loader_of(task, **options)
-    for _ in loader.epoch(0):
+def after_one(way: Way) -> Way:
+    """A way that has been through an epoch."""
+    for _ in way(0):
         pass
-    return loader.epoch
+    return way
+
+
+def loader_of(task: Task, *, packed: bool = False, **options: Any) -> Loader:
+    """The public loader on a task's files, pack or array."""
+    source = open_source(np.load(task.array) if task.array else task.pack if packed else list(task.files))
+    if (task.count, task.repeat) != (len(source), 1):
+        source = source.subset(np.tile(np.arange(task.count), task.repeat))
+    return Loader(source, batch_size=task.batch, augment=task.augment(), seed=SEED, threads=task.threads, **options)
 
 
 WAYS: dict[str, Callable[[Task], Way]] = {
-    names.EXACT_FIRST: lambda task: first_epoch(task, exact=True),
-    names.PLANAR_FIRST: lambda task: first_epoch(task, exact=False),
-    names.EXACT_LATER: lambda task: later_epochs(task, exact=True),
-    names.PLANAR_LATER: lambda task: later_epochs(task, exact=False),
-    names.EXACT_PACKED: lambda task: later_epochs(task, exact=True, packed=True),
-    names.PLANAR_PACKED: lambda task: later_epochs(task, exact=False, packed=True),
-    names.READER_FIRST: lambda task: by_reader(task, keep=False),
-    names.READER_LATER: lambda task: by_reader(task, keep=True),
-    names.FROM_ARRAY: later_epochs,
+    names.EXACT_PLAIN: lambda task: loader_of(task, exact=True, index=None).epoch,
+    names.PLANAR_PLAIN: lambda task: loader_of(task, index=None).epoch,
+    names.PLANAR_FIRST: lambda task: lambda epoch: loader_of(task).epoch(epoch),
+    names.EXACT_LATER: lambda task: after_one(loader_of(task, exact=True).epoch),
+    names.PLANAR_LATER: lambda task: after_one(loader_of(task).epoch),
+    names.EXACT_PACKED: lambda task: loader_of(task, exact=True, packed=True).epoch,
+    names.PLANAR_PACKED: lambda task: loader_of(task, packed=True).epoch,
+    names.READER_LATER: reader_alone,
+    names.FROM_ARRAY: lambda task: loader_of(task).epoch,
 }
 
 

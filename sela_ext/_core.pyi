@@ -438,7 +438,7 @@ def smooth_prices(
 class IndexStore:
     """Checkpoint indexes by image number, in append-only files."""
 
-    def __init__(self, folder: str, rank: int) -> None: ...
+    def __init__(self, folder: bytes, rank: int) -> None: ...
     def find(self, image: int, size: int, modified: int) -> tuple[str, bytes]:
         """("index" | "other" | "nothing", payload)"""
 

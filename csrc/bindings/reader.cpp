@@ -182,6 +182,13 @@ py::tuple store_find(IndexStore& store, int64_t image, uint64_t size, int64_t mo
   return py::make_tuple(word, py::bytes(reinterpret_cast<const char*>(payload.data()), payload.size()));
 }
 
+/// Text that may hold a path.
+py::str text_of(const std::string& text) {
+  PyObject* const made = PyUnicode_DecodeFSDefaultAndSize(text.data(), static_cast<py::ssize_t>(text.size()));
+  if (made == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::str>(made);
+}
+
 int orientation(const py::buffer& data) {
   const py::buffer_info info = data.request();
   if (info.itemsize != 1 || info.ndim != 1 || (info.shape[0] > 1 && info.strides[0] != 1))
@@ -197,7 +204,10 @@ int orientation(const py::buffer& data) {
 void bind_reader(py::module_& m) {
   py::class_<IndexStore, std::shared_ptr<IndexStore>>(m, "IndexStore", py::module_local(),
                                                       "Checkpoint indexes by image number, in append-only files.")
-      .def(py::init<const std::string&, int>(), py::arg("folder"), py::arg("rank"))
+      .def(py::init([](const py::bytes& folder, int rank) {
+             return std::make_shared<IndexStore>(std::string(folder), rank);
+           }),
+           py::arg("folder"), py::arg("rank"))
       .def("find", &store_find, py::arg("image"), py::arg("size"), py::arg("modified"),
            "(\"index\" | \"other\" | \"nothing\", payload)")
       .def(
@@ -214,8 +224,12 @@ void bind_reader(py::module_& m) {
       .def("close", &IndexStore::close, "Ends reading and writing.")
       .def("__len__", &IndexStore::size)
       .def("bytes", &IndexStore::bytes, "Size of all files.")
-      .def("failure", &IndexStore::failure, "Why records are not kept; \"\" = they are.")
-      .def("path", &IndexStore::path, "Of the file that is written to; \"\" = an unnamed one.");
+      .def(
+          "failure", [](const IndexStore& store) { return text_of(store.failure()); },
+          "Why records are not kept; \"\" = they are.")
+      .def(
+          "path", [](const IndexStore& store) { return text_of(store.path()); },
+          "Of the file that is written to; \"\" = an unnamed one.");
   py::class_<ReadTicket>(m, "ReadTicket", py::module_local(), "A batch on its way.")
       .def("wait", &ReadTicket::wait, py::arg("milliseconds"), "Whether the batch is done, within so much time.");
   py::class_<Reader, std::shared_ptr<Reader>>(m, "Reader", py::module_local(),

@@ -39,6 +39,16 @@ class Descriptor {
   const int number_;
 };
 
+/// Nanoseconds since 1970.
+int64_t modified(const struct stat& status) {
+#ifdef __APPLE__
+  const struct timespec& at = status.st_mtimespec;
+#else
+  const struct timespec& at = status.st_mtim;
+#endif
+  return int64_t{at.tv_sec} * 1000000000 + at.tv_nsec;
+}
+
 /// How the shown image comes from the stored one: pixel (y, x) is the stored one at (y, x), or at (x, y) if transposed,
 /// counted from the other end where reversed.
 struct Turn {
@@ -214,12 +224,17 @@ ReadStatus ImageReader::load(const ReadItem& item, int32_t* error) {
     key_.size = item.size;
     return item.size > static_cast<size_t>(kMostFileBytes) ? ReadStatus::too_large : ReadStatus::ok;
   }
-  const Descriptor file(item.path);
+  // Opening a pipe or a device can have effects: looked at before, and again what was opened.
   struct stat status;
+  if (stat(item.path, &status) != 0) {
+    *error = errno;
+    return ReadStatus::unreadable;
+  }
+  if (!S_ISREG(status.st_mode)) return ReadStatus::not_regular;
+  const Descriptor file(item.path);
   if (file.number() < 0 || fstat(file.number(), &status) != 0) {
     *error = errno;
-    return *error == ENXIO ? ReadStatus::not_regular
-                           : ReadStatus::unreadable;  // a socket, or a device that is not there
+    return ReadStatus::unreadable;
   }
   if (!S_ISREG(status.st_mode)) return ReadStatus::not_regular;
   if (status.st_size > kMostFileBytes) return ReadStatus::too_large;
@@ -239,7 +254,7 @@ ReadStatus ImageReader::load(const ReadItem& item, int32_t* error) {
   data_ = room;
   size_ = got;
   key_.size = got;
-  key_.modified = int64_t{status.st_mtim.tv_sec} * 1000000000 + status.st_mtim.tv_nsec;
+  key_.modified = modified(status);
   return ReadStatus::ok;
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sela_ext.data import decode, huggingface, open_source, table, webdataset
+from sela_ext.data import decode, folder, open_source, table
 from sela_ext.data.cifar import KINDS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
@@ -45,9 +45,7 @@ def test_the_files_of_cifar_are_named(name):
 
 def test_limits_and_words_are_those_of_the_readers():
     assert f"{decode.MAX_PIXELS:,} pixels" in TEXT
-    for word in ("test", "val"):
-        assert word in webdataset.TEST_WORDS
-    assert huggingface.TEST_WORDS[:2] == ("test", "validation")
+    assert set(folder.EVAL_FOLDERS) >= {"test", "val", "validation"}
     assert all(suffix in TEXT for suffix in table.SUFFIXES)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sela_ext
 from sela_ext import Augment, Loader
 from sela_ext.data import open_source
 from sela_ext.errors import DataError, OptionError
@@ -327,6 +328,19 @@ def test_d22_the_first_epoch_and_later_ones_of_one_loader_give_the_bits_of_fresh
         assert found.keys() == fresh.keys() == reopened.keys()
         assert all(torch.equal(fresh[i], found[i]) for i in fresh)
         assert all(torch.equal(fresh[i], reopened[i]) for i in fresh)
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"exif": True}])
+def test_d22_a_pack_gives_the_bits_of_the_folder_that_it_was_made_from(photos, tmp_path, options):
+    sela_ext.pack(photos, tmp_path / "pack")
+    plain = Loader(photos, batch_size=8, augment=Augment.aug_plus(48), threads=2, **options)
+    packed = Loader(tmp_path / "pack", batch_size=5, augment=Augment.aug_plus(48), threads=1, **options)
+    assert packed.source.encoded
+    assert packed.source.names == plain.source.names
+    for epoch in (0, 1):
+        expected, found = by_index(plain.epoch(epoch)), by_index(packed.epoch(epoch))
+        assert sorted(found) == list(range(31))
+        assert all(torch.equal(found[i], expected[i]) for i in found)
 
 
 def test_d22_an_epoch_resumes_bit_for_bit_from_every_position(photos, tmp_path):

@@ -55,7 +55,6 @@ def test_a_pickle_that_runs_a_command_is_refused_and_nothing_is_run(tmp_path, pr
     "value",
     [
         print,
-        os,
         object(),
         np.dtype("O"),
         np.array([None]),
@@ -70,12 +69,8 @@ def test_a_pickle_that_runs_a_command_is_refused_and_nothing_is_run(tmp_path, pr
     ids=str,
 )
 def test_everything_that_data_files_do_not_hold_is_refused(value):
-    try:
-        data = pickle.dumps({"data": value}, 2)
-    except TypeError:
-        pytest.skip("cannot be pickled")
     with pytest.raises(DataError):
-        read_pickle(data, "x")
+        read_pickle(pickle.dumps({"data": value}, 2), "x")
 
 
 @pytest.mark.parametrize(
@@ -137,11 +132,10 @@ def test_inert_objects_do_not_leave_and_cannot_be_changed():
                 read_pickle(b"\x80\x02" + name + state, "x")
 
 
-@pytest.mark.parametrize("step", [1])
-def test_a_pickle_cut_anywhere_is_refused(files, step):
+def test_a_pickle_cut_anywhere_is_refused(files):
     array = np.arange(12, dtype=np.uint8).reshape(3, 4)
     data = files.python2_pickle({b"data": array, b"labels": [1, 2, 300]})
-    for size in range(0, len(data), step):
+    for size in range(len(data)):
         with pytest.raises(DataError):
             read_pickle(data[:size], "x")
     with pytest.raises(DataError, match="behind the end"):

@@ -192,6 +192,30 @@ def test_d3_archives_and_tables_turn_images_as_folders_do(tmp_path, files):
         assert len({found.numpy().tobytes() for found in stored.images}) == 8
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_same_jpeg_files_give_the_same_bits_from_every_source(tmp_path, files, exact):
+    images, _ = files.pictures(9, 150)
+    encoded = {f"{i}.jpg": files.encode(image, "JPEG", quality=90) for i, image in enumerate(images)}
+    encoded["8.jpg"] = files.encode(images[8], "JPEG", progressive=True)  # one for Pillow
+    files.write_files(tmp_path / "folder", encoded)
+    (tmp_path / "list.csv").write_text("file\n" + "\n".join(f"folder/{name}" for name in encoded))
+    (tmp_path / "a.tar").write_bytes(files.tar_bytes(encoded))
+    ways = ["folder", "list.csv", "a.tar"]
+    if importlib.util.find_spec("pyarrow") is not None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"image": list(encoded.values())}), tmp_path / "a.parquet")
+        ways.append("a.parquet")
+    for epoch in (0, 1):
+        found = []
+        for way in ways:
+            options = {"batch_size": 4, "augment": Augment.sela(64), "seed": 5, "exact": exact}
+            found.append([batch.images for batch in Loader(tmp_path / way, **options).epoch(epoch)])
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 BINARY = {
     "idx": "train-images-idx3-ubyte",
     "cifar-10 python": "data_batch_1",

@@ -123,6 +123,9 @@ def test_images_without_a_row_are_unknown(folder):
     source = open_source(folder, labels=write(folder / "known.csv", "path,label\n002.png,dog\n000.png,cat\n"))
     assert source.labels.tolist() == [0, -1, 1, -1]
     assert source.class_names == ["cat", "dog"]
+    part = source.subset([2, 1])
+    assert part.labels.tolist() == [1, -1]
+    assert part.class_names == ["cat", "dog"]
 
 
 def test_labels_beside_the_images_replace_class_folders(tmp_path, files):

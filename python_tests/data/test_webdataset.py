@@ -56,6 +56,18 @@ def test_shards_follow_one_another(tmp_path, files):
     assert len(open_source(folder)) == 24
 
 
+def test_shards_may_lie_in_folders_of_their_split(tmp_path, files):
+    files.write_shards(tmp_path / "x" / "train", ("a", "b"))
+    assert len(open_source(tmp_path / "x")) == 24
+    assert find_eval_source(tmp_path / "x") is None
+    files.write_shards(tmp_path / "x" / "val", ("c",))
+    assert len(open_source(tmp_path / "x")) == 24
+    assert len(find_eval_source(tmp_path / "x")) == 12
+    files.write_shards(tmp_path / "y" / "data")
+    assert len(open_source(tmp_path / "y")) == 24
+    assert len(find_eval_source(tmp_path / "y")) == 12
+
+
 def test_patterns_are_expanded():
     assert expand_braces("a.tar") == ["a.tar"]
     assert expand_braces("{a,b}-{9..11}.tar") == [f"{w}-{n}.tar" for w in "ab" for n in (9, 10, 11)]

@@ -25,6 +25,7 @@ def test_a_stretched_schedule_keeps_its_course():
     short = named_schedule("alexnet-paper", 12)
     assert (short.epochs, short.milestones) == (12, (2, 5, 8))
     assert named_schedule(short) is short
+    assert [named_schedule("alexnet", epochs).rate(0) for epochs in (1, 2, 3)] == [0.01, 0.01, 0.01]
 
 
 @pytest.mark.parametrize(

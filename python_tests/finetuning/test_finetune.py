@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_the_same_seed_gives_the_same_network(make_voc, tmp_path, task):
 
 @pytest.mark.parametrize("kind", [Classification, Detection, Segmentation])
 def test_fc6_8_leaves_the_backbone_as_it_is(voc, kind):
-    work = build(kind, voc, layers="fc6-8")
+    work = build(kind, voc, layers="fc6-8", batch_norm="frozen")
     before = tensors(work.backbone())
     head = [p for p in work.model.parameters() if p.requires_grad]
     assert head
@@ -99,6 +100,17 @@ def test_fc6_8_leaves_the_backbone_as_it_is(voc, kind):
     work.loss(next(work.epoch(0))).backward()
     optimizer.step()
     assert all(torch.equal(value, before[key]) for key, value in work.backbone().state_dict().items())
+
+
+def test_an_untrained_backbone_gathers_statistics_for_its_batch_norm(voc):
+    work = build(Classification, voc, layers="fc6-8", batch_norm="train")
+    before = tensors(work.backbone())
+    work.train_mode()
+    work.loss(next(work.epoch(0))).backward()
+    changed = {key for key, value in work.backbone().state_dict().items() if not torch.equal(value, before[key])}
+    assert changed
+    assert all("running_" in key or "num_batches" in key for key in changed)
+    assert all(parameter.grad is None for parameter in work.backbone().parameters())
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
@@ -318,3 +330,48 @@ def test_a_released_checkpoint_is_a_backbone(voc, tmp_path):
     assert torch.equal(result.model[0].conv1.weight, state["conv1.weight"])  # fc6-8 by default
     written = json.loads((tmp_path / "out" / "options.json").read_text())
     assert (written["trained"], written["batch_norm"]) == (True, "frozen")
+
+
+def test_a_signal_ends_the_run_with_its_checkpoint(voc, tmp_path, monkeypatch):
+    original = Classification.loss
+    steps = []
+
+    def loss(self, batch):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    monkeypatch.setattr(Classification, "loss", loss)
+    options = options_for("classification", iterations=50)
+    with pytest.raises(SystemExit) as caught:
+        sela_ext.finetune("small-resnet", voc=voc, task="classification", out=tmp_path / "out", **options)
+    assert caught.value.code == 143
+    assert torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)  # two minutes of processor time, all in all
+@pytest.mark.parametrize(
+    ("task", "score", "least", "options"),
+    [
+        (
+            "classification",
+            "map",
+            0.9,
+            {"batch_size": 16, "image_size": 48, "lr": 0.05, "crop_low": 0.5, "crop_high": 1.0},
+        ),
+        ("segmentation", "miou", 0.6, {"batch_size": 8, "lr": 0.05, "classes": 4}),
+        (
+            "detection",
+            "ap50",
+            0.5,
+            {"iterations": 100, "image_size": 80, "warmup": 20, "proposals": 100, "regions": 64},
+        ),
+    ],
+)
+def test_every_task_learns_what_is_in_the_pictures(make_voc, tmp_path, task, score, least, options):
+    path, _ = make_voc(train=64, test=32)
+    options = {"iterations": 150, "layers": "all", "test_crops": "centre", **options}
+    result = sela_ext.finetune("small-resnet", voc=path, task=task, out=tmp_path / "out", **{**SMALL, **options})
+    assert result.metrics[score] > least

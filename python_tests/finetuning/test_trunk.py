@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import sela_ext
-from sela_ext.errors import CheckpointError, OptionError
+from sela_ext.errors import CheckpointError, OptionError, ResourceError
 from sela_ext.finetuning.trunk import dilate, load_trunk, stages_of
 
 
@@ -117,3 +117,30 @@ def test_what_is_no_backbone_is_refused(tmp_path):
         trunk(str(tmp_path / "absent.pth"))
     with pytest.raises(OptionError, match="pretrained: expected a network of torchvision, found 'small-resnet'"):
         load_trunk("small-resnet", pretrained=True, size=64)
+
+
+class _Weights:
+    """Stands in for torchvision's weights of a network."""
+
+    def __init__(self, state):
+        self.DEFAULT = self
+        self._state = state
+
+    def get_state_dict(self, progress):
+        if isinstance(self._state, Exception):
+            raise self._state
+        return self._state
+
+
+def test_torchvisions_weights_are_asked_for_and_fitted(monkeypatch):
+    import torchvision
+
+    torch.manual_seed(1)
+    state = torchvision.models.resnet18().state_dict()
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: _Weights(state))
+    found = load_trunk("resnet18", pretrained=True, size=64)
+    assert found.trained
+    assert torch.equal(found.module.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: _Weights(OSError("no network")))
+    with pytest.raises(ResourceError, match="weights of resnet18 cannot be had: no network"):
+        load_trunk("resnet18", pretrained=True, size=64)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sela_ext.errors import OptionError
-from sela_ext.kernels import READ_OK, Augment, IndexStore, IndexStoreWarning, Reader, jpeg_index
+from sela_ext.kernels import READ_OK, READ_OTHER, Augment, IndexStore, IndexStoreWarning, Reader, jpeg_index
 
 HEAD = 16
 RECORD = 48
@@ -68,6 +68,53 @@ def test_the_file_has_the_stated_layout(tmp_path, indexes):
     path = filled(tmp_path, indexes)
     expected = [((3 * i, 1000 + i, -5 + i), 1, index) for i, index in enumerate(indexes)]
     assert records(path.read_bytes()) == expected
+
+
+def digest(seed, data):
+    mask = (1 << 64) - 1
+    h = seed ^ (len(data) * 0x9E3779B97F4A7C15 & mask)
+    for at in range(0, len(data), 8):
+        h = (h ^ number(data[at : at + 8].ljust(8, b"\0"), 0, 8)) * 0xD6E8FEB86659FD93 & mask
+        h ^= h >> 32
+    return h
+
+
+def digest_of_file(data):
+    at = data.index(b"\xff\xda")
+    scan = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    h, rest = digest(1, data[: min(scan, 4096)]), data[scan:]
+    if len(rest) <= 2048:
+        return digest(h, rest)
+    for i in range(32):
+        begin = i * ((len(rest) - 64) // 31)
+        h = digest(h, rest[begin : begin + 64])
+    return h
+
+
+@pytest.mark.parametrize(("height", "width"), [(17, 30), (500, 601)])
+def test_an_index_has_the_stated_layout(height, width):
+    rng = np.random.default_rng(0)
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, "JPEG", subsampling=0)
+    data = file.getvalue()
+    index = jpeg_index(data)
+    across, down = -(-width // 8), -(-height // 8)
+    assert index[:4] == b"SJIX"
+    assert [number(index, at, size) for at, size in ((4, 2), (6, 2), (8, 4), (12, 4))] == [1, 4, across, down]
+    assert (number(index, 16, 8), number(index, 24, 8)) == (len(data), digest_of_file(data))
+    assert len(index) == 40 + 11 * down * -(-across // 4)
+    assert number(index, 32, 4) == 0
+    assert number(index, len(index) - 8, 8) == digest(0, index[:-8])
+
+
+def test_a_damaged_file_leaves_its_digest(tmp_path):
+    data = bytearray(encoded(0, 300, 300))
+    data[-60:-2] = b"\xff\xd8" * 29
+    with IndexStore(tmp_path) as store, Reader([Augment.none(32)], threads=1, index=store) as reader:
+        batch = reader.submit([bytes(data)], [4], [torch.zeros(1, 3, 32, 32)], seed=0, epoch=0).wait()
+        assert batch.status[0] == READ_OTHER
+    [(key, kind, payload)] = records((tmp_path / "jpeg_index-0.bin").read_bytes())
+    assert (key, kind, number(payload, 0, 8), len(payload)) == ((4, len(data), 0), 2, digest_of_file(bytes(data)), 8)
 
 
 def test_what_was_put_in_is_found_again_after_opening_anew(tmp_path, indexes):
@@ -281,6 +328,18 @@ FULL = """
     assert "File too large" in str(caught[0].message), caught[0].message
     assert 0 < len(store) < 60
 """
+
+
+def test_folders_need_not_have_names_in_utf8(tmp_path, indexes):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")
+    with IndexStore(folder) as store:
+        store.put(1, 2, indexes[0])
+        assert store.path == Path(folder) / "jpeg_index-0.bin"
+    with IndexStore(folder) as store:
+        assert store.get(1, 2) == indexes[0]
+        with pytest.warns(IndexStoreWarning, match="in use by another process") as caught:
+            IndexStore(folder).close()
+        str(caught[0].message).encode("utf-8")
 
 
 def test_images_that_keep_changing_do_not_fill_the_disk(tmp_path, indexes):

@@ -690,7 +690,7 @@ def test_a_forked_child_is_told_and_neither_hangs_nor_aborts():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit(0)", "raise SystemExit(0)", "del submit; del reader", "os._exit(0)"])
+@pytest.mark.parametrize("end", ["", "del submit; del reader", "os._exit(0)"])
 def test_an_interpreter_ends_in_the_middle_of_a_batch(end):
     done = run_script(SCRIPT + f"\n    tickets = [submit(400) for _ in range(3)]\n    {end}\n")
     assert (done.returncode, done.stderr) == (0, "")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -238,20 +239,57 @@ def find_split(folder: Path) -> tuple[Path, list[Path]] | None:
     return train, others
 
 
+def find_files(folder: Path, suffix: str, split: str) -> list[Path] | None:
+    """Files that hold many images each, of one split: archives, or tables of images.
+
+    They lie in the folder, where neither images nor folders may lie, and are divided by the first word of their names
+    if some are named train* and others test*, val*, valid* or validation*; or in its folders of these names; or in its
+    folder `data`, as they do in copies of the Hugging Face hub.
+
+    Args:
+        folder: Where to look.
+        suffix: Of the files, with the dot.
+        split: "train" or "test".
+
+    Returns:
+        The files, sorted; None if there are none at all, or none of that split.
+    """
+    for place in (folder, folder / "data"):
+        found = sole_files(place, suffix)
+        if found:
+            by_word = {word: [path for path in found if _word(path) == word] for word in (TRAIN_FOLDER, *EVAL_FOLDERS)}
+            train, test = by_word[TRAIN_FOLDER], next((by_word[w] for w in EVAL_FOLDERS if by_word[w]), None)
+            if split == "test":
+                return test if train else None
+            return train if train and test else found
+    if sole_files(folder / TRAIN_FOLDER, suffix):
+        places = (TRAIN_FOLDER,) if split == "train" else EVAL_FOLDERS
+        return next((found for name in places if (found := sole_files(folder / name, suffix))), None)
+    return None
+
+
+def _word(path: Path) -> str:
+    """The word that a file name begins with, in lower case."""
+    return re.split(r"[^a-z]", path.name.lower(), maxsplit=1)[0]
+
+
 def sole_files(folder: Path, suffix: str) -> list[Path]:
-    """Files of a suffix in a folder, sorted; none if a visible folder or an image lies there as well.
+    """Files of a suffix in a folder, sorted; none if a visible folder or an image lies there, or it cannot be listed.
 
     The first of these ends the search, so that a folder of a million images costs nothing.
     """
     found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.endswith(suffix) and entry.is_file():
-                found.append(Path(entry.path))
-            elif _is_dir(entry) or _is_image(entry):
-                return []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.endswith(suffix) and entry.is_file():
+                    found.append(Path(entry.path))
+                elif _is_dir(entry) or _is_image(entry):
+                    return []
+    except OSError:  # not there, or said when the images are listed
+        return []
     return sorted(found)
 
 

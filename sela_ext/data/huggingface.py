@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from sela_ext.data.decode import decode_file, decode_image
-from sela_ext.data.folder import sole_files
+from sela_ext.data.folder import EVAL_FOLDERS, find_files
 from sela_ext.data.memory import free_memory
 from sela_ext.data.messages import first_line
 from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
@@ -33,7 +35,6 @@ from sela_ext.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
-TEST_WORDS = ("test", "validation", "val", "valid")
 FINGERPRINT_IMAGES = 10_000
 PARQUET_MAGIC = b"PAR1"
 # Older versions ran code that a file of extension types brought along (CVE-2023-47248).
@@ -58,12 +59,12 @@ class ArrowSource(Source):
         self.class_names = class_names
         self._where = where
         self._chunks = [_Chunk(chunk) for chunk in column.chunks if len(chunk)]
-        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
+        self._starts = [0, *itertools.accumulate(len(chunk) for chunk in self._chunks)]
         self._rows = rows
         self._labels = labels
 
     def __len__(self) -> int:
-        return int(self._starts[-1]) if self._rows is None else len(self._rows)
+        return self._starts[-1] if self._rows is None else len(self._rows)
 
     @property
     def names(self) -> list[str]:
@@ -116,8 +117,8 @@ class ArrowSource(Source):
 
     def _place(self, index: int) -> tuple[_Chunk, int, int]:
         row = index if self._rows is None else int(self._rows[index])
-        part = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._chunks[part], row - int(self._starts[part]), row
+        part = bisect_right(self._starts, row) - 1
+        return self._chunks[part], row - self._starts[part], row
 
 
 class _Chunk:
@@ -200,7 +201,7 @@ def open_hf_dataset(data: Any, split: str = "train") -> ArrowSource | None:
         DataError: No image column or no rows; see Note [Columns of a data set].
     """
     if isinstance(data, dict):
-        words = TEST_WORDS if split == "test" else ("train",)
+        words = EVAL_FOLDERS if split == "test" else ("train",)
         found = next((data[word] for word in words if word in data), None)
         if found is None and split == "train" and len(data) == 1:
             found = next(iter(data.values()))
@@ -230,20 +231,12 @@ def find_hf_folder(folder: Path, split: str = "train") -> list[Path] | None:
     """Files of a data set in a folder, or None.
 
     Either what `save_to_disk` writes: `state.json` and .arrow files, or a folder of these per split. Or .parquet files,
-    and neither images nor other folders; those named train* are taken where others are named test* or val*.
+    see `find_files` of `sela_ext.data.folder`.
     """
-    for place in (folder, folder / split, *(folder / word for word in TEST_WORDS if split == "test")):
+    for place in (folder, folder / split, *(folder / word for word in EVAL_FOLDERS if split == "test")):
         if (place / "state.json").is_file() and (place / "dataset_info.json").is_file():
             return _saved_files(place) if place != folder or split == "train" else None
-    tables = sole_files(folder, ".parquet")
-    if not tables:
-        return None
-    word = {path: re.split(r"[^a-z]", path.name.lower(), maxsplit=1)[0] for path in tables}
-    train = [path for path in tables if word[path] == "train"]
-    test = next((found for w in TEST_WORDS if (found := [path for path in tables if word[path] == w])), None)
-    if split == "test":
-        return test if train else None
-    return train if train and test else tables
+    return find_files(folder, ".parquet", split)
 
 
 def open_hf_files(paths: Sequence[Path]) -> ArrowSource:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type if it has none.
+    r"""The first line of an error's text, or its type if it has none.
 
     Example:
-        >>> first_line(ValueError("too long\\nand more"))
+        >>> first_line(ValueError("too long\nand more"))
         'too long'
     """
     lines = str(error).split("\n")

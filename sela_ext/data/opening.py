@@ -18,6 +18,7 @@ from sela_ext.data.digits import digits_source
 from sela_ext.data.folder import (
     EVAL_FOLDERS,
     TRAIN_FOLDER,
+    find_files,
     find_split,
     folder_source,
     list_images,
@@ -34,7 +35,7 @@ from sela_ext.data.stl10 import find_stl10, is_stl10_file, open_stl10, open_stl1
 from sela_ext.data.svhn import find_svhn, is_mat, open_svhn
 from sela_ext.data.table import is_table, open_table, read_label_table, table_beside
 from sela_ext.data.tar import BLOCK, is_tar
-from sela_ext.data.webdataset import expand_braces, find_tars, open_tars
+from sela_ext.data.webdataset import expand_braces, open_tars
 from sela_ext.errors import DataError
 
 _EXPECTED = (
@@ -124,7 +125,7 @@ def _find_eval(data: Any, classes: ClassList | None) -> Source | None:
         return _find_eval_beside(path, classes)
     shards = [Path(name) for name in expand_braces(str(path))]
     if len(shards) > 1 and shards[0].name.startswith("train"):
-        found = find_tars(shards[0].parent, "test")
+        found = find_files(shards[0].parent, ".tar", "test")
         return None if found is None else open_tars(found, classes=classes)
     return None
 
@@ -232,7 +233,7 @@ def _known_folder(folder: Path) -> _Opener | None:
         return None if path is None else open_svhn(path)
 
     def open_tar_split(split: str, classes: ClassList | None, *, labelled: bool) -> Source | None:
-        shards = find_tars(folder, split)
+        shards = find_files(folder, ".tar", split)
         return None if shards is None else open_tars(shards, classes=classes)
 
     def open_pack_split(split: str, classes: ClassList | None, *, labelled: bool) -> Source | None:
@@ -254,7 +255,7 @@ def _known_folder(folder: Path) -> _Opener | None:
         return open_svhn_split
     if find_hf_folder(folder) is not None:
         return open_table_split
-    return open_tar_split if find_tars(folder) is not None else None
+    return open_tar_split if find_files(folder, ".tar", "train") is not None else None
 
 
 def _open_image_folder(folder: Path, classes: ClassList | None, *, labelled: bool) -> Source:
@@ -316,9 +317,7 @@ def _classes_of(source: Source) -> ClassList | None:
 
 def _labelled(source: Source, table: Path, classes: ClassList | None) -> Source:
     values, names = read_label_table(table, source, classes=classes)
-    labelled = LabelledSource(source, values)
-    labelled.class_names = names
-    return labelled
+    return LabelledSource(source, values, names)
 
 
 def _checked_classes(source: Source, classes: ClassList) -> Source:
@@ -330,8 +329,7 @@ def _checked_classes(source: Source, classes: ClassList) -> Source:
             f"{int(labels.max())}"
         )
     if source.class_names is None and labels is not None:
-        source = LabelledSource(source, labels)
-        source.class_names = list(classes.names)
+        return LabelledSource(source, labels, list(classes.names))
     return source
 
 

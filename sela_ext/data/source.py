@@ -174,9 +174,10 @@ class Source(ABC):
 class LabelledSource(Source):
     """Another source with true labels given by the user."""
 
-    def __init__(self, parent: Source, labels: Int64Array) -> None:
+    def __init__(self, parent: Source, labels: Int64Array, class_names: list[str] | None = None) -> None:
         self.kind = parent.kind
         self.channels = parent.channels
+        self.class_names = class_names
         self.parallel_reads = parent.parallel_reads
         self._parent = parent
         self._labels = labels
@@ -232,7 +233,7 @@ class LabelledSource(Source):
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Source:
         """See `Source.subset`."""
         rows = self._checked(indices)
-        return LabelledSource(self._parent.subset(rows), self._labels[rows])
+        return LabelledSource(self._parent.subset(rows), self._labels[rows], self.class_names)
 
 
 class SubsetSource(Source):

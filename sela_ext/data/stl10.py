@@ -7,6 +7,8 @@ image, 1..10; `class_names.txt` ten lines.
 from __future__ import annotations
 
 import hashlib
+import itertools
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +38,12 @@ class Stl10Source(Source):
         self, parts: Sequence[tuple[str, UInt8Array]], labels: Int64Array | None, class_names: list[str] | None
     ) -> None:
         self.class_names = class_names
-        self._parts = [(name, array) for name, array in parts]
+        self._parts = list(parts)
         self._labels = labels
-        self._starts = np.cumsum([0, *(len(array) for _, array in parts)])
+        self._starts = [0, *itertools.accumulate(len(array) for _, array in parts)]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     @property
     def names(self) -> list[str]:
@@ -76,9 +78,9 @@ class Stl10Source(Source):
         return {**super().fingerprint(), "pixels": digest.hexdigest()}
 
     def _place(self, index: int) -> tuple[str, int, UInt8Array]:
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        part = bisect_right(self._starts, index) - 1
         name, array = self._parts[part]
-        return name, index - int(self._starts[part]), array
+        return name, index - self._starts[part], array
 
 
 def find_stl10(folder: Path) -> Path | None:

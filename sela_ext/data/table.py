@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ NAME_COLUMNS = (*PATH_COLUMNS, "id", "name")
 SUFFIXES = (".csv", ".tsv", ".txt")
 # Files looked for when a table is opened, to notice paths that are relative to another folder.
 PROBED = 20
-MOST_LINE = 1 << 16
+LABEL_FILES = ("labels.csv", "labels.tsv")
 
 
 def is_table(path: Path) -> bool:
@@ -230,8 +230,4 @@ def _text(path: Path) -> str:
 
 def table_beside(folder: Path) -> Path | None:
     """`labels.csv` or `labels.tsv` in a folder of images, or None."""
-    return next((path for path in _named(folder, ("labels.csv", "labels.tsv"))), None)
-
-
-def _named(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    return (folder / name for name in names if (folder / name).is_file())
+    return next((path for name in LABEL_FILES if (path := folder / name).is_file()), None)

@@ -7,8 +7,9 @@ Note [Samples in an archive]
     `sela_ext.data.folder`. Members are known by their suffix; the pixels' format by their first bytes.
 
 Note [Shards]
-    A path is one archive; a folder of .tar files, which are taken in sorted order, those named train* where there are
-    some beside others named test* or val*; or a pattern with braces, `shard-{000..012}.tar` or `{a,b}.tar`.
+    A path is one archive; a folder of .tar files, which are taken in sorted order (`find_files` of
+    `sela_ext.data.folder` says what is divided, and how); or a pattern with braces, `shard-{000..012}.tar` or
+    `{a,b}.tar`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import numpy.typing as npt
 
 from sela_ext.data.classes import ClassList, Value, number_classes, parse_value
 from sela_ext.data.decode import decode_image
-from sela_ext.data.folder import SUFFIXES, class_folders, sole_files
+from sela_ext.data.folder import SUFFIXES, class_folders
 from sela_ext.data.path_list import PathList
 from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
 from sela_ext.data.tar import TarMember, printable, walk_tar
@@ -45,8 +46,6 @@ MOST_SHARDS = 100_000
 MOST_MAPPED = 256
 # Members whose sizes enter the fingerprint.
 FINGERPRINT_MEMBERS = 10_000
-TRAIN_WORD = "train"
-TEST_WORDS = ("test", "val", "valid", "validation")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -212,28 +211,6 @@ def expand_braces(pattern: str) -> list[str]:
     if len(inside) * len(rest) > MOST_SHARDS:
         raise DataError(f"{pattern}: expected at most {MOST_SHARDS} archives")
     return [pattern[: found.start()] + middle + end for middle in inside for end in rest]
-
-
-def find_tars(folder: Path, split: str = "train") -> list[Path] | None:
-    """The archives of a folder: Note [Shards]; None without any, or if it holds images or other folders as well.
-
-    Args:
-        folder: Looked at without its sub-folders.
-        split: "train" or "test".
-    """
-    tars = sole_files(folder, ".tar")
-    if not tars:
-        return None
-    by_word = {word: [path for path in tars if _word(path) == word] for word in (TRAIN_WORD, *TEST_WORDS)}
-    train, test = by_word[TRAIN_WORD], next((by_word[word] for word in TEST_WORDS if by_word[word]), None)
-    if split == "test":
-        return test if train else None
-    return train if train and test else tars
-
-
-def _word(path: Path) -> str:
-    """The word that a file name begins with, in lower case."""
-    return re.split(r"[^a-z]", path.name.lower(), maxsplit=1)[0]
 
 
 class _Index:

@@ -61,8 +61,8 @@ class FinetuneOptions:
     )
     batch_norm: str = option(
         AUTO,
-        "frozen = the backbone's batch norm as it was learnt; train = it goes on learning (auto: frozen where the "
-        "backbone is trained)",
+        "frozen = the backbone's batch norm as it was learnt; train = it goes on learning, or with fc6-8 keeps its "
+        "statistics up to date (auto: frozen where the backbone is trained)",
         kind="str",
         choices=("frozen", "train"),
     )

@@ -153,7 +153,8 @@ def detection_scores(found: Sequence[Boxes], truth: Sequence[Boxes], classes: Se
 
     Returns:
         ap50: area under the curve at IoU .5 (VOC since 2010); ap50_11point: VOC 2007; ap75; ap: mean over IoU .5 to
-        .95 in steps of .05; per_class: ap50 by class name. All in [0, 1]; NaN where there is no class to judge.
+        .95 in steps of .05, by area as well, where COCO's tool takes 101 points of the curve; per_class: ap50 by class
+        name. All in [0, 1]; NaN where there is no class to judge.
     """
     tables = [[box_precision(found, truth, label, level) for level in COCO_THRESHOLDS] for label in range(len(classes))]
     table = np.array(tables, np.float64).reshape(len(classes), len(COCO_THRESHOLDS), 2)

@@ -94,7 +94,7 @@ class Task(ABC):
     def train_mode(self) -> None:
         """Put the network into train mode, its frozen batch norm into eval mode."""
         self.model.train()
-        if self.setting.options.layers == "fc6-8" or self.setting.options.batch_norm == "frozen":
+        if self.setting.options.batch_norm == "frozen":
             batch_norm_in_eval(self.backbone())
 
 

@@ -47,7 +47,7 @@ class IndexStore:
         if folder is not None:
             with contextlib.suppress(OSError):  # told below
                 os.makedirs(folder, exist_ok=True)
-        self._core = _core.IndexStore("" if folder is None else os.fspath(folder), rank)
+        self._core = _core.IndexStore(b"" if folder is None else os.fsencode(folder), rank)
         self.warn_once()
 
     @property
@@ -115,6 +115,7 @@ class IndexStore:
         if failure is None or self._warned:
             return
         self._warned = True
+        failure = os.fsencode(failure).decode("utf-8", "backslashreplace")
         warnings.warn(
             f"checkpoint indexes of JPEG files are not kept: {failure}; images are read in full instead",
             IndexStoreWarning,

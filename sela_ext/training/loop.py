@@ -120,6 +120,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
         head_kind=opt.head_kind,
         temperature=opt.temperature,
         channels_in=backbone.channels_in,
+        name=backbone.name,
     ).to(arithmetic.device)
     network.to(memory_format=torch.channels_last)
     network.train()

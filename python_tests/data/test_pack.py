@@ -88,13 +88,11 @@ class Stopping(LabelledSource):
     def __init__(self, parent, at):
         super().__init__(parent, None)
         self.at = at
-        self.asked = 0
 
-    def locate(self, index):
-        self.asked += index == self.at
-        if self.asked > 1:  # later than the look at its size
+    def encoded_bytes(self, index):
+        if index == self.at:
             raise KeyboardInterrupt
-        return super().locate(index)
+        return super().encoded_bytes(index)
 
 
 def contents(folder):
@@ -476,6 +474,16 @@ def test_pipes_and_vanished_files_are_bad_images_and_nothing_waits(tmp_path):
 
 
 # ---- reduced images -------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_a_record_cannot_describe_is_a_bad_image(tmp_path):
+    root = tmp_path / "images"
+    put(root / "a.jpg", random_images(120, 110, 3), "JPEG")
+    Image.new("1", (1 << 24, 1)).save(root / "b.png")
+    with pytest.raises(DataError, match=r"b\.png: expected sides below 16,777,216 pixels .* found 1 x 16,777,216"):
+        pack(root, tmp_path / "pack")
+    pack(root, tmp_path / "pack", on_bad_image="skip", max_bad_fraction=0.5)
+    assert [index for index, _, _ in open_source(tmp_path / "pack").skipped()] == [1]
 
 
 def test_max_side_reduces_large_images_and_leaves_the_others_as_they_are(tmp_path):

@@ -63,6 +63,8 @@ PLACE = struct.Struct("<QQII")
 # What the bytes of an image are, by the number in its record.
 FORMATS = ("none", "raw", "JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 NONE, RAW, JPEG, PNG = range(4)
+# Height and width are below this, so that no product of them overflows.
+MOST_SIDE = 1 << 24
 DATA_ALIGN = 8
 TABLE_ALIGN = 64
 CHUNK = 1 << 22
@@ -445,7 +447,7 @@ def _check_table(path: Path, table: Table, shard: Shard, first: int, channels: i
     length, index_length = table["length"].astype(np.uint64), table["index_length"].astype(np.uint64)
     height, width = table["height"].astype(np.uint64), table["width"].astype(np.uint64)
     end = np.uint64(shard.text_offset)
-    side = np.uint64(1 << 24)  # so that no product overflows
+    side = np.uint64(MOST_SIDE)
     none = kind == NONE
 
     def outside(offset: Any, size: Any, low: int, high: Any) -> Any:

@@ -14,7 +14,6 @@ from sela_ext.data import Loader, Source
 from sela_ext.data.decode import HEAD_BYTES, decode_image, sniff
 from sela_ext.data.loader import BATCHES_AHEAD
 from sela_ext.data.source import Int64Array
-from sela_ext.doctor.access import encoded_bytes, is_encoded, name_of
 from sela_ext.doctor.table import Table
 from sela_ext.errors import DataError
 from sela_ext.kernels import Augment
@@ -48,7 +47,7 @@ def throughput(
         return None
     most = int(np.clip(_SAMPLE_BYTES / max(1.0, pixels * 3), _FEWEST, _MOST))
     rows = good[np.unique(np.linspace(0, len(good) - 1, most).astype(np.int64))]
-    decoded, decode_seconds, indexes, indexed = _decode(source, rows) if is_encoded(source) else (0, 0.0, 0, 0)
+    decoded, decode_seconds, indexes, indexed = _decode(source, rows) if source.encoded else (0, 0.0, 0, 0)
     loader = Loader(
         source.subset(rows),
         batch_size=min(64, len(rows)),
@@ -67,7 +66,7 @@ def throughput(
     return {
         "measured_images": images,
         "decode_images_per_second_one_thread": round(decoded / max(decode_seconds, 1e-9), 1)
-        if is_encoded(source)
+        if source.encoded
         else None,
         "load_images_per_second": round(rate, 1),
         "threads": threads,
@@ -80,9 +79,9 @@ def _decode(source: Source, rows: Int64Array) -> tuple[int, float, int, int]:
     """Images decoded and seconds taken by it; bytes of JPEG indexes, and of the files that they are of."""
     done, spent, indexes, indexed = 0, 0.0, 0, 0
     for row in rows:
-        name = name_of(source, int(row))
+        name = source.name(int(row))
         try:
-            data = encoded_bytes(source, int(row), name)
+            data = source.encoded_bytes(int(row))
             began = time.thread_time()
             decode_image(data, name)
             spent += time.thread_time() - began

@@ -15,7 +15,6 @@ import numpy as np
 from sela_ext.assign.plan import threads_of
 from sela_ext.data import Augment, Source, find_eval_source, open_source
 from sela_ext.data.source import Int64Array
-from sela_ext.doctor.access import are_files, is_encoded, name_of
 from sela_ext.doctor.capacity import disk, memory, throughput
 from sela_ext.doctor.duplicates import Duplicates, Group, find_duplicates
 from sela_ext.doctor.findings import find
@@ -25,7 +24,7 @@ from sela_ext.doctor.scan import scan
 from sela_ext.doctor.sizes import extreme_rows, size_facts, tiny_rows
 from sela_ext.doctor.suggestions import suggestions, training_plan
 from sela_ext.doctor.table import FIRST, Noted, Table
-from sela_ext.errors import OptionError, ResourceError
+from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels.build import build_info
 from sela_ext.training.options import Options
 from sela_ext.training.progress import RunProgress
@@ -94,7 +93,7 @@ def _result(
 ) -> tuple[dict[str, Any], Duplicates]:
     def name(row: int) -> str:
         images = held if held is not None and table.held[row] else source
-        return name_of(images, int(table.index[row]))
+        return images.name(int(table.index[row]))
 
     own = np.flatnonzero(~table.held)
     good = np.flatnonzero(table.good)
@@ -107,14 +106,14 @@ def _result(
     speed = throughput(source, own_good, pixels, augment, threads)
     bad_here = int((~table.good[own]).sum())
     most_bad = float(Options().max_bad_fraction)
-    files = len(source) if are_files(source) else 0
+    files = len(source) if _are_files(source) else 0
     advice = suggestions(plan, why_not, bad=bad_here, looked_at=len(own), max_bad_fraction=most_bad, files=files)
     listing = _Listing(table, labels, source.class_names, name)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "version": build_info()["version"],
         "usable": bool(len(own_good)),
-        "encoded": is_encoded(source),
+        "encoded": source.encoded,
         "data": {
             "path": str(data) if isinstance(data, (str, os.PathLike)) else None,
             "kind": source.kind,
@@ -169,6 +168,14 @@ def _result(
     }
     result["findings"] = [one.as_dict() for one in find(result)]
     return result, duplicates
+
+
+def _are_files(source: Source) -> bool:
+    """Whether each image is a file of its own."""
+    try:
+        return source.encoded and source.locate(0).path is not None
+    except DataError:  # a row of a table without image
+        return False
 
 
 class _Listing:

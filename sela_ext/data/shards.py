@@ -37,6 +37,8 @@ from sela_ext.data.shard_format import (
 from sela_ext.data.source import Int64Array, LabelledSource, Located, Source, UInt8Array, hash_names
 from sela_ext.errors import DataError, OptionError
 
+RECORD_BYTES = RECORD.itemsize
+_unpack_place = PLACE.unpack_from
 # Before Python 3.13 every memory map keeps a file handle. Of those that this process may have, a quarter is taken at
 # most; maps beyond are opened again when they are needed.
 _HANDLES_SHARE = 4
@@ -103,7 +105,11 @@ class PackSource(Source):
         self._lock = threading.Lock()
         self._open_shards()
         self._encoded = self.channels == 3 and "raw" not in self.formats
+        # For `locate`, which is asked for every image of every epoch: where the record of image 0 of the pack would be
+        # in each shard, if the shard had it.
+        self._count = len(self)
         self._firsts = [shard.first for shard in self._shards]
+        self._records = [shard.table_offset - shard.first * RECORD_BYTES for shard in self._shards]
         if labels is not None:
             self._labels = read_labels(labels, len(self))
         else:
@@ -179,21 +185,15 @@ class PackSource(Source):
         """See `Source.locate`; an image that was skipped has no bytes."""
         if not self._encoded:
             return super().locate(index)
-        if not 0 <= index < self.manifest.images:
-            raise IndexError(f"expected an image in 0..{self.manifest.images - 1}, found {index}")
-        shard = self._shards[bisect_right(self._firsts, index) - 1]
-        view = self._maps.get(shard.number)
+        if not 0 <= index < self._count:
+            raise self._no_such(index)
+        number = bisect_right(self._firsts, index) - 1
+        view = self._maps.get(number)
         if view is None:
-            view = self._map(shard.number)
-        offset, index_offset, length, index_length = PLACE.unpack_from(
-            view, shard.table_offset + (index - shard.first) * RECORD.itemsize
-        )
-        if not index_length:
-            return Located(data=view[offset : offset + length])
-        return Located(
-            data=view[offset : offset + length],
-            index=view[index_offset : index_offset + index_length],
-        )
+            view = self._map(number)
+        offset, index_offset, length, index_length = _unpack_place(view, self._records[number] + index * RECORD_BYTES)
+        index_view = view[index_offset : index_offset + index_length] if index_length else None
+        return Located(None, view[offset : offset + length], index_view)
 
     def encoded_bytes(self, index: int) -> bytes:
         """See `Source.encoded_bytes`. They are compared with their checksum."""
@@ -305,9 +305,12 @@ class PackSource(Source):
                 self._maps[number] = view
         return view
 
+    def _no_such(self, index: int) -> IndexError:
+        return IndexError(f"expected an image in 0..{self._count - 1}, found {index}")
+
     def _record(self, index: int) -> tuple[Shard, Any]:
-        if not 0 <= index < self.manifest.images:
-            raise IndexError(f"expected an image in 0..{self.manifest.images - 1}, found {index}")
+        if not 0 <= index < self._count:
+            raise self._no_such(index)
         shard = self._shards[bisect_right(self._firsts, index) - 1]
         return shard, self._table(shard)[index - shard.first]
 

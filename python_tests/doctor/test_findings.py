@@ -292,9 +292,11 @@ def test_numbers_out_of_range_are_refused(options, what):
 def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path):
     with pytest.raises(OptionError, match="expected a file in a folder that exists"):
         sela_ext.doctor(tmp_path / "absent", json=tmp_path / "no" / "x.json")
-    images = arrays()[:4]
-    with pytest.raises(ResourceError, match="cannot be written"):
-        sela_ext.doctor(images, json=tmp_path)
+    for target in ("json", "out"):
+        with pytest.raises(OptionError, match="expected a file, found a folder"):
+            sela_ext.doctor(tmp_path / "absent", **{target: tmp_path})
+    with pytest.raises(ResourceError, match="cannot be written: No space left"):
+        sela_ext.doctor(arrays()[:4], json="/dev/full")
 
 
 def test_absent_data_is_an_error(tmp_path):

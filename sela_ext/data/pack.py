@@ -102,6 +102,8 @@ def pack(
     workers = thread_count(threads)
     source = open_source(data, labels=labels, classes=classes)
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"out: expected a folder, or a name that nothing has, found a file: {folder}")
     _check_apart(folder, data, source)
     plan = make_plan(source, raw, max_side, quality)
     if shard_bytes is None and not plan.raw:
@@ -292,7 +294,7 @@ class _Packing:
             first = "; ".join(reason for _, _, reason in sorted(self.bad)[:3])
             raise DataError(
                 f"{len(self.bad)} of {len(self.source)} images cannot be read, more than "
-                f"max_bad_fraction={self.max_bad_fraction:g}: {first}"
+                f"max_bad_fraction={self.max_bad_fraction:g}: {first}; remove them, or raise max_bad_fraction"
             )
         return Entry(NONE, b"", b"", 0, 0, text_bytes(name), reason)
 

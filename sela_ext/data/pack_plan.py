@@ -25,6 +25,7 @@ from PIL import Image
 
 from sela_ext.data.decode import HEAD_BYTES, decode_image, sniff
 from sela_ext.data.orientation import find_orientation
+from sela_ext.data.safe_files import MOST_FILE_BYTES
 from sela_ext.data.shard_format import FORMATS, JPEG, MOST_SIDE, PNG, RAW, RECORD, Entry, text_bytes
 from sela_ext.data.source import Located, Source, UInt8Array
 from sela_ext.errors import DataError, OptionError
@@ -241,5 +242,6 @@ def foretell(source: Source, plan: Plan, start: int) -> int | None:
     for row in rows.tolist():
         place = source.locate(row)
         with contextlib.suppress(OSError):
-            total += len(place.data or b"") if place.path is None else os.stat(place.path).st_size
+            size = len(place.data or b"") if place.path is None else os.stat(place.path).st_size
+            total += size if size <= MOST_FILE_BYTES else 0  # a larger one is a bad image
     return int(total * left / len(rows) * _WITH_INDEX) + other

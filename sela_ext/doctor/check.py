@@ -57,6 +57,8 @@ def check(
     for target in (json_file, out):
         if target is not None and not Path(target).absolute().parent.is_dir():
             raise OptionError(f"{target}: expected a file in a folder that exists, found none; create the folder first")
+        if target is not None and Path(target).is_dir():
+            raise OptionError(f"{target}: expected a file, found a folder; name a file in it")
     source = open_source(data, labels=labels)
     held = find_eval_source(data) if eval_data is None else open_source(eval_data)
     size = int(sample) if sample is not None else QUICK_SAMPLE if quick else None

@@ -77,6 +77,25 @@ def test_bad_files_are_listed_with_reasons(one_class):
     assert codes(result) == {"unreadable"}
 
 
+def test_a_finding_lists_twenty_names_and_the_result_all(fill):
+    folder = fill("photos", 4)
+    for i in range(31):
+        (folder / f"bad{i:02d}.jpg").write_bytes(b"")
+    result = check(folder)
+    assert names(result, "unreadable") == [f"bad{i:02d}.jpg" for i in range(20)]
+    assert len(result["bad"]["images"]) == 31
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_the_size_of_a_pack_is_foretold(fill, tmp_path, small):
+    folder = fill("photos", 31)
+    if small:  # files of one small size are packed as pixels
+        for path in folder.iterdir():
+            Image.open(path).resize((32, 32)).save(path)
+    foretold = check(folder)["disk"]["pack_bytes"]
+    assert sela_ext.pack(folder, tmp_path / "pack").bytes == pytest.approx(foretold, rel=0.15)
+
+
 def test_few_bad_files_are_to_be_skipped(fill):
     folder = fill("photos", 110)
     (folder / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing more")

@@ -13,6 +13,7 @@ from sela_ext.assign.plan import available_memory, memory_plan
 from sela_ext.data import Loader, Source
 from sela_ext.data.decode import HEAD_BYTES, decode_image, sniff
 from sela_ext.data.loader import BATCHES_AHEAD
+from sela_ext.data.pack_plan import SMALL_PIXELS
 from sela_ext.data.source import Int64Array
 from sela_ext.doctor.table import Table
 from sela_ext.errors import DataError
@@ -129,7 +130,7 @@ def memory(count: int, channels: int, plan: Plan, table: Table) -> dict[str, Any
     }
 
 
-def disk(table: Table, count: int, looked_at: int, index_share: float | None) -> dict[str, Any]:
+def disk(table: Table, count: int, looked_at: int, index_share: float | None, *, encoded: bool) -> dict[str, Any]:
     """Disk that the images take, and that an index or a pack of them would.
 
     Args:
@@ -137,18 +138,21 @@ def disk(table: Table, count: int, looked_at: int, index_share: float | None) ->
         count: N.
         looked_at: Those of the data among the rows of the table.
         index_share: Bytes of an index per byte of JPEG; None where there are none.
+        encoded: Whether the images are encoded files.
     """
     rows = np.flatnonzero(~table.held)
     scale = count / max(1, looked_at)
     total = int(table.bytes[rows].sum() * scale)
     good = rows[table.good[rows]]
     pixels = table.height[good].astype(np.int64) * table.width[good]
+    one_size = len(good) > 0 and np.ptp(table.height[good]) == 0 and np.ptp(table.width[good]) == 0
+    as_pixels = encoded and one_size and pixels[0] <= SMALL_PIXELS and not table.orientations
     index = None if index_share is None else int(total * index_share)
     return {
         "bytes": total,
         "mean_bytes": round(total / max(1, count), 1),
         "index_bytes": index,
-        "pack_bytes": total + (index or 0),
+        "pack_bytes": int(pixels.sum() * 3 * scale) if as_pixels else total + (index or 0),
         "pixels_bytes": int(pixels.sum() * 3 * scale),
         "free_bytes": shutil.disk_usage(os.curdir).free,
     }

@@ -166,7 +166,13 @@ def _result(
         "command": _command(data, advice),
         "throughput": speed,
         "memory": None if plan is None else memory(len(source), source.channels, plan, table),
-        "disk": disk(table, len(source), len(own), None if speed is None else speed["index_share_of_bytes"]),
+        "disk": disk(
+            table,
+            len(source),
+            len(own),
+            None if speed is None else speed["index_share_of_bytes"],
+            encoded=source.encoded,
+        ),
     }
     result["findings"] = [one.as_dict() for one in find(result)]
     return result, duplicates

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sela_ext.data.safe_files import read_image_file
 from sela_ext.errors import DataError
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -102,6 +103,21 @@ class Source(ABC):
             DataError: The source holds no encoded images.
         """
         raise DataError(f"{self.kind}: expected encoded images, found pixels of image {index}; use read() instead")
+
+    def encoded_bytes(self, index: int) -> bytes:
+        """The encoded bytes of one image, all that is known of them checked. Only where `encoded` is true.
+
+        Args:
+            index: 0..N-1.
+
+        Raises:
+            DataError: They cannot be read, or are not what they were.
+        """
+        place = self.locate(index)
+        if place.path is not None:
+            return read_image_file(place.path, self.name(index))
+        assert place.data is not None  # one of both is set
+        return bytes(place.data)
 
     @property
     def labels(self) -> Int64Array | None:
@@ -226,6 +242,10 @@ class LabelledSource(Source):
         """See `Source.locate`."""
         return self._parent.locate(index)
 
+    def encoded_bytes(self, index: int) -> bytes:
+        """See `Source.encoded_bytes`."""
+        return self._parent.encoded_bytes(index)
+
     def fingerprint(self) -> dict[str, Any]:
         """See `Source.fingerprint`."""
         return self._parent.fingerprint()
@@ -290,3 +310,7 @@ class SubsetSource(Source):
     def locate(self, index: int) -> Located:
         """See `Source.locate`."""
         return self._parent.locate(int(self._indices[index]))
+
+    def encoded_bytes(self, index: int) -> bytes:
+        """See `Source.encoded_bytes`."""
+        return self._parent.encoded_bytes(int(self._indices[index]))

@@ -84,7 +84,8 @@ class ReadBatch:
         status: uint8 [B]; for images that are not `READ_OK` the rows of all outputs, and of `params` and `effects`, are
             undefined.
         error: int32 [B]; errno of `READ_UNREADABLE`, else 0.
-        height: int32 [B], pixels of the image as it was augmented (turned, with `exif`); 0 where not known.
+        height: int32 [B], pixels of the image as it was augmented (turned, with `exif`); 0 where not known. An image that
+            is `READ_OTHER` and has no size here is so whatever is drawn for it; one that has may be taken next time.
         width: int32 [B], likewise.
         params: one array [B] of PARAMETERS per view, as `sample_parameters` draws them.
         effects: one array [B] of EFFECTS per view, as `sample_effects` draws them; None for views that draw none.

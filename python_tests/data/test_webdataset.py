@@ -134,6 +134,7 @@ def test_several_images_of_a_sample_share_its_label(tmp_path, files, image):
         ({"a.jpg": b"x", "a.cls": b"1" * 5000}, "a.cls: expected at most 4096 bytes, found 5000"),
         ({"a.jpg": b"x", "a.cls": b"99999999999"}, "expected labels in 0..2147483647"),
         ({"a.jpg": b"x", "a.json": b"{"}, "a.json: expected JSON"),
+        ({"a.jpg": b"x", "a.json": b'{"label": 1' + b"0" * 30 + b"}"}, "expected labels in 0..2147483647"),
         ({"a.jpg": b"x", "a.json": b"[" * 100_000}, "a.json: expected JSON"),
         ({"a.txt": b"x", "b.tar": b"x"}, r"expected images .* in the archive, found none; archives within"),
         ({}, "found none|expected"),

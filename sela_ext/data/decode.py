@@ -21,7 +21,6 @@ Note [What a header may claim]
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from io import BytesIO
 
@@ -29,12 +28,15 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from sela_ext.data.safe_files import open_regular
 from sela_ext.data.source import UInt8Array
 from sela_ext.errors import DataError
 from sela_ext.kernels import try_decode_jpeg
 from sela_ext.kernels.jpeg import MAX_PIXELS, warning_lock
 
 HEAD_BYTES = 16
+# As for the compiled reader: larger files are not read.
+MOST_FILE_BYTES = 1 << 30
 # Pixels of a tile that any TIFF may have, however small it is.
 SMALL_TILE = 1 << 22
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
@@ -67,11 +69,12 @@ def sniff(head: bytes) -> str | None:
 
 
 def decode_file(path: str, name: str) -> UInt8Array:
-    """Pixels of an image file; see `decode_image`. Anything but a regular file is refused unopened."""
+    """Pixels of an image file; see `decode_image`. Pipes and devices are not waited for, huge files not read."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"{name}: expected an image file, found something that is not a regular file")
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_FILE_BYTES:
+                raise DataError(f"{name}: expected an image of at most {MOST_FILE_BYTES} bytes, found {size}")
             data = file.read()
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error

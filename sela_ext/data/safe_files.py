@@ -67,11 +67,13 @@ def open_regular(path: str | Path) -> int:
     Raises:
         OSError: As `os.open`, or something that is not a regular file.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    # Opening a pipe or a device can have effects: looked at before, and again what was opened.
+    if stat.S_ISREG(os.stat(path).st_mode):
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
         os.close(handle)
-        raise OSError(0, "not a regular file")
-    return handle
+    raise OSError(0, "not a regular file")
 
 
 def unreadable(path: str | Path, what: str, error: OSError) -> DataError | ResourceError:

@@ -122,7 +122,7 @@ def test_no_file_handle_left_is_an_error_about_handles_and_not_a_bad_image(tmp_p
         raise OSError(24, "Too many open files")
 
     loader = Loader(tmp_path, on_bad_image="skip", max_bad_fraction=1.0)
-    monkeypatch.setattr("sela_ext.data.decode.open", refuse, raising=False)
+    monkeypatch.setattr("sela_ext.data.decode.open_regular", refuse)
     with pytest.raises(ResourceError, match=r"a\.png: cannot be read: Too many open files; raise the limit"):
         list(loader.epoch(0))
     assert loader.bad_images == []

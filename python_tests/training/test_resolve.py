@@ -2,8 +2,17 @@ import numpy as np
 import pytest
 
 from sela_ext.data import open_source
+from sela_ext.errors import DataError
 from sela_ext.training.options import make_options
-from sela_ext.training.resolve import resolve
+from sela_ext.training.resolve import probe_image_size, resolve
+
+
+def test_images_that_cannot_be_read_are_named_with_the_reason(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(
+        DataError, match=r"none of the images looked at can be read: .*a\.jpg: empty file.*; sela doctor"
+    ):
+        probe_image_size(open_source(tmp_path))
 
 
 @pytest.mark.parametrize(

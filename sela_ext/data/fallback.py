@@ -6,7 +6,6 @@ Dataset.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 
 from sela_ext import kernels
 from sela_ext.data.orientation import read_upright
+from sela_ext.data.safe_files import OUT_OF_RESOURCES
 from sela_ext.data.source import Int64Array, Source, UInt8Array
 from sela_ext.errors import DataError, ResourceError
 from sela_ext.kernels import EFFECTS, PARAMETERS, Augment
@@ -25,8 +25,6 @@ from sela_ext.kernels import EFFECTS, PARAMETERS, Augment
 IMAGES_PER_TASK = 32
 # Decoded pixels that a task holds before they are augmented, bytes: memory stays bounded whatever the images' sizes.
 HELD_BYTES = 1 << 23
-# What runs out is the machine's, and no image's fault.
-OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 Records = npt.NDArray[np.void]
 

@@ -54,7 +54,9 @@ def find_orientation(image: Located) -> int:
         DataError: The file cannot be read any more.
     """
     try:
-        file: IO[bytes] = BytesIO(image.data or b"") if image.path is None else os.fdopen(open_regular(image.path), "rb")
+        file: IO[bytes] = BytesIO(image.data or b"")
+        if image.path is not None:
+            file = os.fdopen(open_regular(image.path), "rb")
     except OSError as error:
         raise DataError(f"{image.path}: cannot be read: {error.strerror or error}") from error
     # Pillow warns of damaged EXIF data. The filters are global, so they are changed by one thread at a time.

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sela_ext import kernels
-from sela_ext.data.fallback import OUT_OF_RESOURCES, Drawing, Fallback, Rows, out_of_resources
+from sela_ext.data.fallback import Drawing, Fallback, Rows, out_of_resources
+from sela_ext.data.safe_files import OUT_OF_RESOURCES
 from sela_ext.data.source import Source
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore

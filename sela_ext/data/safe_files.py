@@ -13,6 +13,7 @@ from typing import NoReturn
 from sela_ext.errors import DataError, ResourceError
 
 PARTIAL = ".partial"
+# What runs out is the machine's, and no file's fault.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 

@@ -56,13 +56,14 @@ def probe_image_size(source: Source) -> tuple[int, int]:
     if source.image_size is not None:
         return source.image_size
     shapes = []
+    reason: DataError | None = None
     for i in np.unique(np.linspace(0, len(source) - 1, 8).astype(int)):
         try:
             shapes.append(source.read(int(i)).shape[:2])
-        except DataError:
-            continue  # what happens to unreadable images is on_bad_image's business
+        except DataError as error:
+            reason = reason or error  # what happens to unreadable images is on_bad_image's business
     if not shapes:
-        raise DataError(f"none of the images looked at in {source.describe()} can be read; check the files")
+        raise DataError(f"{source.kind}: none of the images looked at can be read: {reason}; sela doctor says more")
     height, width = np.max(shapes, axis=0)
     return int(height), int(width)
 

@@ -16,7 +16,7 @@ import torch
 
 from sela_ext import kernels
 from sela_ext.data.orientation import read_upright
-from sela_ext.data.safe_files import OUT_OF_RESOURCES
+from sela_ext.data.safe_files import out_of_resources
 from sela_ext.data.source import Int64Array, Source, UInt8Array
 from sela_ext.errors import DataError, ResourceError
 from sela_ext.kernels import EFFECTS, PARAMETERS, Augment
@@ -209,8 +209,8 @@ class Fallback:
         except (MemoryError, ResourceError):
             raise
         except DataError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in OUT_OF_RESOURCES:
-                raise out_of_resources(str(error)) from error
+            if out_of_resources(error):
+                raise want_of_resources(str(error)) from error
             return error
         except Exception as error:  # a source of somebody else's may raise anything
             reason = " ".join(str(error).split())
@@ -222,6 +222,6 @@ class Fallback:
         return image
 
 
-def out_of_resources(problem: str) -> ResourceError:
+def want_of_resources(problem: str) -> ResourceError:
     """The error for files that could not be opened for a reason that is not theirs."""
     return ResourceError(f"{problem}; raise the limit (ulimit -n, or memory), or use fewer threads")

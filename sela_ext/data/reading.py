@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sela_ext import kernels
-from sela_ext.data.fallback import Drawing, Fallback, Rows, out_of_resources
+from sela_ext.data.fallback import Drawing, Fallback, Rows, want_of_resources
 from sela_ext.data.safe_files import OUT_OF_RESOURCES
 from sela_ext.data.source import Source
 from sela_ext.errors import DataError
@@ -95,7 +95,7 @@ class Reading:
         for place in np.flatnonzero(read.status == kernels.READ_UNREADABLE).tolist():
             if read.error[place] in OUT_OF_RESOURCES:
                 reason = os.strerror(int(read.error[place]))
-                raise out_of_resources(f"{self._source.name(int(rows.index[place]))}: cannot be read: {reason}")
+                raise want_of_resources(f"{self._source.name(int(rows.index[place]))}: cannot be read: {reason}")
         # Where the size was found, another part of the image may well be the reader's.
         self._others[rows.index[(read.status == kernels.READ_OTHER) & (read.height == 0)]] = True
         return self._fallback.start(rows, np.flatnonzero(read.status != kernels.READ_OK))

@@ -77,6 +77,11 @@ def open_regular(path: str | Path) -> int:
     raise OSError(0, "not a regular file")
 
 
+def out_of_resources(error: BaseException) -> bool:
+    """Whether something could not be read because the process had no handle or memory left, by the error's cause."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in OUT_OF_RESOURCES
+
+
 def unreadable(path: str | Path, what: str, error: OSError) -> DataError | ResourceError:
     """The error for a file that cannot be opened or read; one that is not the file's fault is said to be so."""
     problem = f"{path}: cannot be {what}: {error.strerror or error}"

@@ -261,11 +261,17 @@ def agree(run: Run, case: str, task: Task, exact: Sequence[str], planar: Sequenc
             )
 
 
+def repeats(task: Task, what: str) -> int:
+    """How often a way of ours goes through the images in a round: a pack of small images is one array, taken whole."""
+    array = task.preset == "small" and what in (names.EXACT_PACKED, names.PLANAR_PACKED)
+    return 1 if array else OURS_AGAIN
+
+
 def pipeline(run: Run, case: str, task: Task, rounds: int, ways: Sequence[str] = FROM_FILES) -> None:
     """All of a pipeline from files, one thread each."""
     exact = [what for what in ways if what.startswith("exact")]
     agree(run, case, task, exact, [what for what in ways if what not in exact])
-    tasks = {what: replace(task, repeat=OURS_AGAIN) for what in ways} | dict.fromkeys(PEERS, task)
+    tasks = {what: replace(task, repeat=repeats(task, what)) for what in ways} | dict.fromkeys(PEERS, task)
     with competitors(run, tasks) as found:
         sane(case, found, tasks)
         add_rates(run, case, in_turn(found, run.rounds or rounds))

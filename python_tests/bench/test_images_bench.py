@@ -312,6 +312,13 @@ def test_small_images_from_memory_are_compared_and_timed(run, images, monkeypatc
     assert rates == {"from an array": 200, "torchvision v2": 10, "torchvision v1": 16}
 
 
+def test_small_files_are_taken_from_their_pack_as_one_array(run, images):
+    images.small_files(run)
+    rates = {row["what"]: row["images"] for row in run.rows if row["question"] == "rate"}
+    assert rates["planar, packed"] == rates["torchvision v2"] == 20
+    assert rates["planar, later epochs"] == 80
+
+
 def test_decoding_alone_is_compared_with_pillow_first(run, images_alone, images_agreement, monkeypatch):
     images_alone.decode(run)
     assert run.rows[0]["unequal"] == 0

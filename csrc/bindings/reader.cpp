@@ -21,6 +21,7 @@ namespace py = pybind11;
 namespace sela {
 namespace {
 
+constexpr char kElsewhere[] = "the reader belongs to another process; make one in each process";
 using Longs = py::array_t<int64_t, py::array::c_style>;
 
 /// Memory of Python objects that is held for a while.
@@ -76,7 +77,7 @@ class ReadTicket {
   ReadTicket& operator=(const ReadTicket&) = delete;
 
   bool wait(int milliseconds) {
-    if (reader_->elsewhere()) throw std::runtime_error("the reader belongs to another process");
+    if (reader_->elsewhere()) throw std::runtime_error(kElsewhere);
     const py::gil_scoped_release unlocked;
     return Reader::wait(*batch_, milliseconds);
   }
@@ -125,7 +126,7 @@ std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader, const 
                                    const py::array& height, const py::array& width,
                                    const std::vector<py::array>& params,
                                    const std::vector<std::optional<py::array>>& effects) {
-  if (reader->elsewhere()) throw std::runtime_error("the reader belongs to another process");
+  if (reader->elsewhere()) throw std::runtime_error(kElsewhere);
   const size_t count = items.size(), views_made = reader->options().views.size();
   const auto records_wanted = static_cast<int64_t>(count);
   if (outs.size() != views_made || views.size() != views_made || params.size() != views_made ||
@@ -169,7 +170,7 @@ std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader, const 
     request.targets.push_back(target);
   }
   std::shared_ptr<ReadBatch> batch = reader->submit(std::move(request));
-  if (batch == nullptr) throw std::runtime_error("the reader is closed");
+  if (batch == nullptr) throw std::runtime_error("the reader is closed; make another one");
   return std::make_unique<ReadTicket>(reader, std::move(batch), std::move(held));
 }
 
@@ -226,7 +227,8 @@ void bind_reader(py::module_& m) {
       .def("bytes", &IndexStore::bytes, "Size of all files.")
       .def(
           "failure", [](const IndexStore& store) { return text_of(store.failure()); },
-          "Why records are not kept; \"\" = they are.")
+          "Why records are not kept (in the folder); \"\" = they are.")
+      .def("writes", &IndexStore::writes, "Whether records are kept, be it in an unnamed file.")
       .def(
           "path", [](const IndexStore& store) { return text_of(store.path()); },
           "Of the file that is written to; \"\" = an unnamed one.");

@@ -319,7 +319,9 @@ def test_a_batch_of_bad_images_only_is_not_yielded(spoiled):
 
 def test_too_many_bad_images_are_an_error(spoiled):
     loader = Loader(spoiled, shuffle=False, on_bad_image="skip", batch_size=4)
-    with pytest.raises(DataError, match=r"1 of 30 images cannot be read, more than max_bad_fraction=0\.01.*05\.jpg"):
+    with pytest.raises(
+        DataError, match=r"1 of 30 images cannot be read, more than max_bad_fraction=0\.01.*05\.jpg.*repair"
+    ):
         as_list(loader)
 
 
@@ -462,6 +464,16 @@ def test_options_out_of_range_are_refused(options, match):
     with pytest.raises(OptionError, match=match) as caught:
         Loader(random_images(7, 4, 4), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_flags_must_be_flags():
+    for name in ("shuffle", "drop_last", "channels_last", "exact", "exif"):
+        with pytest.raises(OptionError, match=f"{name}: expected True or False, found 'no'"):
+            Loader("digits", **{name: "no"})
+    with pytest.raises(OptionError, match="shuffle: expected True or False, found 'no'"):
+        Loader("digits").epoch(0, shuffle="no")
+    with pytest.raises(OptionError, match=r"max_bad_fraction: expected a number 0\.\.1, found 'few'"):
+        Loader("digits", max_bad_fraction="few")
 
 
 def test_a_position_out_of_range_is_refused_at_once():

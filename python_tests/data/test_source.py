@@ -36,3 +36,13 @@ def test_pixels_in_memory_have_no_location():
     assert not source.subset([1]).encoded
     with pytest.raises(DataError, match="expected encoded images, found pixels of image 2"):
         source.locate(2)
+
+
+def test_paths_that_name_nothing_are_errors_that_say_so(tmp_path):
+    with pytest.raises(DataError, match=r'found an empty path; give "." for this folder'):
+        open_source("")
+    with pytest.raises(DataError, match="aaa: cannot be opened: File name too long"):
+        open_source("a" * 5000)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match=r"loop: (no such file|cannot be opened)"):
+        open_source(tmp_path / "loop")

@@ -560,7 +560,7 @@ def test_arguments_are_checked(files):
             submit(indexes=[])
         assert submit().wait().status[0] == READ_OK
         assert len(reader.submit([], [], outputs([augment], 0), seed=0, epoch=0).wait().status) == 0
-    with pytest.raises(ResourceError, match="closed"):
+    with pytest.raises(ResourceError, match=r"closed; make another one$"):
         submit()
 
 

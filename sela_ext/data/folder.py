@@ -34,6 +34,7 @@ from sela_ext.data.classes import ClassList, class_file_in
 from sela_ext.data.decode import HEAD_BYTES, decode_file, sniff
 from sela_ext.data.labels import read_labels
 from sela_ext.data.path_list import PathList
+from sela_ext.data.safe_files import OUT_OF_RESOURCES, open_regular
 from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
 from sela_ext.errors import DataError
 
@@ -344,9 +345,11 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
             return False  # pipes, sockets, devices, dangling links
         if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             return True
-        with open(entry.path, "rb") as file:
+        with os.fdopen(open_regular(entry.path), "rb") as file:
             return sniff(file.read(HEAD_BYTES)) is not None
-    except OSError:
+    except OSError as error:
+        if error.errno in OUT_OF_RESOURCES:
+            raise  # or images would be missing without a word
         return False
 
 

@@ -184,11 +184,12 @@ class Loader:
             check_views(augment, first_view, dtype)
         if on_bad_image not in ("raise", "skip"):
             raise OptionError(f'on_bad_image: expected "raise" or "skip", found {on_bad_image!r}')
-        if not 0 <= max_bad_fraction <= 1:
-            raise OptionError(f"max_bad_fraction: expected 0..1, found {max_bad_fraction}")
+        if not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
+            raise OptionError(f"max_bad_fraction: expected a number 0..1, found {max_bad_fraction!r}")
         if not isinstance(index, (str, os.PathLike, IndexStore, type(None))):
             raise OptionError(f'index: expected "auto", a folder, an IndexStore or None, found {type(index).__name__}')
-        self._shuffle = bool(shuffle)
+        self._shuffle = check_flag("shuffle", shuffle)
+        last, channels_last = check_flag("drop_last", drop_last), check_flag("channels_last", channels_last)
         self._exact = check_flag("exact", exact)
         self._exif = check_flag("exif", exif)
         self._device = check_device(device)
@@ -201,7 +202,7 @@ class Loader:
         self.source: Source = open_source(data, labels=labels)
         self.augment: Augment | Sequence[Augment] = _default_augment(self.source) if augment is None else augment
         self.views: tuple[Augment, ...] = check_views(self.augment, first_view, dtype)
-        self._share = Share(len(self.source), number, ranks, size, bool(drop_last))
+        self._share = Share(len(self.source), number, ranks, size, last)
         self._bad = BadImages(
             self.source,
             skip=on_bad_image == "skip",
@@ -211,13 +212,13 @@ class Loader:
         self.bad_images: list[tuple[int, str, str]] = self._bad.listed
         self.seconds: float = 0.0
         self.wait_seconds: float = 0.0
-        self._drawing = Drawing(self.views, self._seed, first_view, dtype, bool(channels_last))
+        self._drawing = Drawing(self.views, self._seed, first_view, dtype, channels_last)
         channels = self.source.channels
         self._ring = TensorRing(
             [(view.output_channels(channels), view.size, view.size) for view in self.views],
             rows=min(size, len(self._share)),
             dtype=dtype,
-            channels_last=bool(channels_last),
+            channels_last=channels_last,
             pinned=self._device.type == "cuda",
         )
 
@@ -240,7 +241,7 @@ class Loader:
         number = check_integer("epoch", epoch, 0, 2**32 - 1)
         begin = check_integer("start", start, 0, len(self._share))
         order = self._share.order(
-            seed=self._seed, epoch=number, shuffle=self._shuffle if shuffle is None else bool(shuffle)
+            seed=self._seed, epoch=number, shuffle=self._shuffle if shuffle is None else check_flag("shuffle", shuffle)
         )
         return self._deliver(number, order, begin)
 

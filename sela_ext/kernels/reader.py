@@ -84,7 +84,8 @@ class ReadBatch:
         status: uint8 [B]; for images that are not `READ_OK` the rows of all outputs, and of `params` and `effects`, are
             undefined.
         error: int32 [B]; errno of `READ_UNREADABLE`, else 0.
-        height: int32 [B], pixels of the image as it was augmented (turned, with `exif`); 0 where not known.
+        height: int32 [B], pixels of the image as it was augmented (turned, with `exif`); 0 where not known. An image
+            that is `READ_OTHER` and has no size here is so whatever is drawn; one that has may be taken next time.
         width: int32 [B], likewise.
         params: one array [B] of PARAMETERS per view, as `sample_parameters` draws them.
         effects: one array [B] of EFFECTS per view, as `sample_effects` draws them; None for views that draw none.
@@ -124,7 +125,7 @@ class Ticket:
             while not self._core.wait(WAIT_MILLISECONDS):
                 pass  # signals are handled here
         except RuntimeError as error:
-            raise ResourceError(f"Reader: {error}; make one in each process") from error
+            raise ResourceError(f"Reader: {error}") from error
         batch = self._batch
         if (batch.status == READ_NO_MEMORY).any():
             raise ResourceError(
@@ -316,7 +317,7 @@ class Reader:
         except (TypeError, ValueError, BufferError) as error:
             raise OptionError(f"items: expected paths as str, or contiguous bytes: {error}") from error
         except RuntimeError as error:
-            raise ResourceError(f"Reader: {error}; make one in each process") from error
+            raise ResourceError(f"Reader: {error}") from error
         return Ticket(core, result, self._store, list(out))
 
     def close(self) -> None:

@@ -34,8 +34,6 @@ from sela_ext.kernels import try_decode_jpeg
 from sela_ext.kernels.jpeg import MAX_PIXELS, warning_lock
 
 HEAD_BYTES = 16
-# As for the compiled reader: larger files are not read.
-MOST_FILE_BYTES = 1 << 30
 # Pixels of a tile that any TIFF may have, however small it is.
 SMALL_TILE = 1 << 22
 _TILE_WIDTH, _TILE_LENGTH = 322, 323

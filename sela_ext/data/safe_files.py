@@ -13,8 +13,8 @@ from typing import NoReturn
 from sela_ext.errors import DataError, ResourceError
 
 PARTIAL = ".partial"
-# More than an image within the limit of pixels can take, even as they are, with 8 bytes per pixel.
-MOST_FILE_BYTES = 1 << 31
+# As for the compiled reader: larger files are not read.
+MOST_FILE_BYTES = 1 << 30
 _NOT_REGULAR = 0  # no number of the system's
 # What runs out is the machine's, and no file's fault.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)

@@ -92,7 +92,7 @@ class Stopping(LabelledSource):
 
     def locate(self, index):
         self.asked += index == self.at
-        if self.asked > 1:  # later than the look at its size
+        if index == self.at and self.asked > 1:  # later than the look at its size
             raise KeyboardInterrupt
         return super().locate(index)
 

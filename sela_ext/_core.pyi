@@ -493,7 +493,7 @@ class Reader:
     def submit(
         self,
         *,
-        items: list[Any],
+        items: list[Any] | bytes,
         indexes: list[Any] | None,
         index: npt.NDArray[np.int64],
         outs: Sequence[int],

@@ -20,7 +20,6 @@ Note [What a header may claim]
 
 from __future__ import annotations
 
-import os
 import warnings
 from io import BytesIO
 
@@ -28,15 +27,13 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from sela_ext.data.safe_files import open_regular
+from sela_ext.data.safe_files import read_image_file
 from sela_ext.data.source import UInt8Array
 from sela_ext.errors import DataError
 from sela_ext.kernels import try_decode_jpeg
 from sela_ext.kernels.jpeg import MAX_PIXELS, warning_lock
 
 HEAD_BYTES = 16
-# As for the compiled reader: larger files are not read.
-MOST_FILE_BYTES = 1 << 30
 # Pixels of a tile that any TIFF may have, however small it is.
 SMALL_TILE = 1 << 22
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
@@ -69,16 +66,8 @@ def sniff(head: bytes) -> str | None:
 
 
 def decode_file(path: str, name: str) -> UInt8Array:
-    """Pixels of an image file; see `decode_image`. Pipes and devices are not waited for, huge files not read."""
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MOST_FILE_BYTES:
-                raise DataError(f"{name}: expected an image of at most {MOST_FILE_BYTES} bytes, found {size}")
-            data = file.read()
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
-    return decode_image(data, name)
+    """Pixels of an image file; see `decode_image`. Anything but a regular file is refused unopened."""
+    return decode_image(read_image_file(path, name), name)
 
 
 def decode_image(data: bytes, name: str) -> UInt8Array:

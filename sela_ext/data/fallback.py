@@ -109,6 +109,7 @@ class Drawing:
         shapes = [source.shape[1:3]] if isinstance(source, np.ndarray) else [image.shape[:2] for image in source]
         heights, widths = np.array(shapes, dtype=np.int64).T
         index, together = rows.index[places], int(places[-1]) - int(places[0]) + 1 == len(places)
+        whole = len(places) == len(rows.index)
         for number, view in enumerate(self.views):
             key = {"seed": self.seed, "epoch": rows.epoch, "view": self.first_view + number}
             params = kernels.sample_parameters(view, heights, widths, index, **key)
@@ -126,6 +127,9 @@ class Drawing:
             )
             if not together:
                 rows.images[number][torch.from_numpy(places)] = out
+            if whole:
+                rows.params[number], rows.effects[number] = params, effects
+                continue
             rows.params[number][places] = params
             kept = rows.effects[number]
             if kept is not None:

@@ -5,10 +5,10 @@ view). So batches do not depend on threads or ranks, and an epoch can begin at a
 
 Note [From image to batch]
     A thread (`prefetch`) goes through the epoch's order. For each batch it takes memory from the ring and begins to
-    fill it: arrays by `kernels.augment`; encoded images by the compiled reader, which opens, decodes and augments in
-    threads of its own; what the reader does not take, and sources of another kind, by the fallback. While the last
-    images of one batch are read the next has begun, and finished batches wait for the consumer. Everything happens in
-    this process: no worker processes, no shared memory.
+    fill it: arrays as Note [Small batches of arrays] says; encoded images by the compiled reader, which opens, decodes
+    and augments in threads of its own; what the reader does not take, and sources of another kind, by the fallback.
+    While the last images of one batch are read the next has begun, and finished batches wait for the consumer.
+    Everything happens in this process: no worker processes, no shared memory.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from sela_ext.data.checks import (
 from sela_ext.data.fallback import Drawing, Fallback, Rows
 from sela_ext.data.opening import open_source
 from sela_ext.data.order import Share
+from sela_ext.data.picking import Picking
 from sela_ext.data.prefetch import prefetch
 from sela_ext.data.reading import Reading, open_store
 from sela_ext.data.ring import TensorRing
@@ -257,9 +258,21 @@ class Loader:
     def _deliver(self, epoch: int, order: Int64Array, start: int) -> Generator[Batch, None, None]:
         """What the consumer's thread does: wait for batches, and for their copies on a device."""
         uploader = None if self._device.type == "cpu" else Uploader(self._device)
+        lying = self.source.array_rows
+        picking = None
         # Of the batches ahead one is begun, as far as that goes on by itself; the others are finished.
-        begun = 0 if self.source.array is not None else min(1, self._ahead - 1)
-        made = self._batches(epoch, order, start, begun, uploader)
+        begun = min(1, self._ahead - 1)
+        if lying is not None:
+            picking = Picking(
+                *lying,
+                self._drawing,
+                batch_size=min(self._share.batch_size, len(self._share)),
+                batches=len(self),
+                threads=self._threads,
+                ahead=self._ahead,
+            )
+            begun = picking.begun
+        made = self._batches(epoch, order, start, begun, picking, uploader)
         batches = prefetch(made, depth=self._ahead - begun, on_wait=self._waited)
         last = time.perf_counter()
         try:
@@ -286,12 +299,18 @@ class Loader:
         self.wait_seconds += seconds
 
     def _batches(
-        self, epoch: int, order: Int64Array, start: int, ahead: int, uploader: Uploader | None
+        self,
+        epoch: int,
+        order: Int64Array,
+        start: int,
+        ahead: int,
+        picking: Picking | None,
+        uploader: Uploader | None,
     ) -> Generator[tuple[Batch, Upload | None], None, None]:
         """What the background thread does: begin batches, finish them in order, send them to the device."""
         fallback = Fallback(self.source, self._drawing, threads=self._threads, upright=self._exif)
         reading = None
-        if self.source.array is None and self.source.encoded:
+        if picking is None and self.source.encoded:
             reader = self._open_reader()
             reading = Reading(self.source, self._drawing, reader, fallback, self._others)
         begun: deque[_Begun] = deque()
@@ -301,30 +320,26 @@ class Loader:
                 position += len(piece)
                 rows = self._bad.without_known(piece)
                 if len(rows):
-                    begun.append(self._begin(rows, epoch, position, reading, fallback))
+                    begun.append(self._begin(rows, epoch, position, picking or reading, fallback))
                 if len(begun) > ahead:
                     yield from self._finish(begun.popleft(), uploader)
             while begun:
                 yield from self._finish(begun.popleft(), uploader)
         finally:
+            if picking is not None:
+                picking.close()
             if reading is not None:
                 reading.close()
             fallback.close()
 
     def _begin(
-        self, index: Int64Array, epoch: int, position: int, reading: Reading | None, fallback: Fallback
+        self, index: Int64Array, epoch: int, position: int, ready: Picking | Reading | None, fallback: Fallback
     ) -> _Begun:
         rows = Rows.empty(index, epoch, self._ring.lend(len(index)), self.views)
-        everywhere = np.arange(len(index), dtype=np.int64)
-        array = self.source.array
-        if array is not None:
-
-            def fill() -> dict[int, DataError]:
-                self._drawing.fill(rows, everywhere, array, picked=index, threads=self._threads)
-                return {}
-
-            return _Begun(rows, fill, position)
-        finish = fallback.start(rows, everywhere) if reading is None else reading.start(rows)
+        if ready is None:
+            finish = fallback.start(rows, np.arange(len(index), dtype=np.int64))
+        else:
+            finish = ready.start(rows)
         return _Begun(rows, finish, position)
 
     def _finish(self, begun: _Begun, uploader: Uploader | None) -> Generator[tuple[Batch, Upload | None], None, None]:

@@ -136,6 +136,10 @@ def _open(data: Any, classes: ClassList | None, *, labelled: bool) -> Source:
         return data
     if isinstance(data, str) and data == "digits":
         return digits_source()
+    if (
+        isinstance(data, str) and not data
+    ):  # a variable of the shell that is not set; as a path it would be the current folder
+        raise DataError(f"data: {_EXPECTED}; found an empty string")
     if isinstance(data, (str, os.PathLike)):
         if not os.fspath(data):
             raise DataError(f'data: {_EXPECTED}; found an empty path; give "." for this folder')

@@ -71,16 +71,16 @@ class Reading:
         """
         if self._others[rows.index].all():
             return self._fallback.start(rows, np.arange(len(rows.index)))
-        located = [self._source.locate(index) for index in rows.index.tolist()]
+        located = self._source.locate_all(rows.index)
         drawing = self._drawing
         ticket = self._reader.submit(
-            [image.path or b"" if image.data is None else image.data for image in located],
+            located.items,
             rows.index,
             rows.images,
             seed=drawing.seed,
             epoch=rows.epoch,
             views=range(drawing.first_view, drawing.first_view + len(drawing.views)),
-            indexes=[image.index for image in located] if any(image.index is not None for image in located) else None,
+            indexes=located.indexes,
         )
         begun = self._waiter.submit(self._wait, ticket, rows)
         return lambda: begun.result()()

@@ -195,10 +195,30 @@ def test_damaged_exif_data_does_not_spoil_an_image():
 
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(DataError, match=r"pipe\.jpg: expected an image file, found something that is not a regular"):
+    with pytest.raises(DataError, match=r"pipe\.jpg: expected an image file, found something that is not a regular file"):
         decode_file(str(tmp_path / "pipe.jpg"), "pipe.jpg")
     with pytest.raises(DataError, match=r"gone\.jpg: cannot be read: No such file"):
         decode_file(str(tmp_path / "gone.jpg"), "gone.jpg")
+
+
+@pytest.mark.timeout(20)
+def test_a_file_that_becomes_a_pipe_before_it_is_opened_is_not_waited_for(tmp_path, monkeypatch):
+    path, file = tmp_path / "pipe.jpg", tmp_path / "file.jpg"
+    os.mkfifo(path)
+    file.write_bytes(encoded(Image.fromarray(picture()), "JPEG"))
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda name, **options: stat(file if str(name) == str(path) else name, **options))
+    with pytest.raises(DataError, match="not a regular file"):
+        decode_file(str(path), "pipe.jpg")
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    path = tmp_path / "huge.jpg"
+    with path.open("wb") as file:
+        file.write(b"\xff\xd8\xff")
+        file.truncate((1 << 30) + 1)  # takes no room on the disk
+    with pytest.raises(DataError, match=r"huge\.jpg: expected an image of at most 1073741824 bytes, found 1073741825"):
+        decode_file(str(path), "huge.jpg")
 
 
 def chunk(kind, data):

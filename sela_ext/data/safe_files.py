@@ -13,9 +13,10 @@ from typing import NoReturn
 from sela_ext.errors import DataError, ResourceError
 
 PARTIAL = ".partial"
-# More than an image within the limit of pixels can take, even as they are, with 8 bytes per pixel.
-MOST_FILE_BYTES = 1 << 31
+# As for the compiled reader: larger files are not read.
+MOST_FILE_BYTES = 1 << 30
 _NOT_REGULAR = 0  # no number of the system's
+# What runs out is the machine's, and no file's fault.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -73,11 +74,18 @@ def open_regular(path: str | Path) -> int:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(_NOT_REGULAR, "not a regular file")
     # It may have become a pipe since.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    handle = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
+    )
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(_NOT_REGULAR, "not a regular file")
     return handle
+
+
+def out_of_resources(error: BaseException) -> bool:
+    """Whether something could not be read because the process had no handle or memory left, by the error's cause."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in OUT_OF_RESOURCES
 
 
 def read_image_file(path: str, name: str) -> bytes:

@@ -195,7 +195,9 @@ def test_damaged_exif_data_does_not_spoil_an_image():
 
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(DataError, match=r"pipe\.jpg: expected an image file, found something that is not a regular file"):
+    with pytest.raises(
+        DataError, match=r"pipe\.jpg: expected an image file, found something that is not a regular file"
+    ):
         decode_file(str(tmp_path / "pipe.jpg"), "pipe.jpg")
     with pytest.raises(DataError, match=r"gone\.jpg: cannot be read: No such file"):
         decode_file(str(tmp_path / "gone.jpg"), "gone.jpg")

@@ -75,7 +75,7 @@ def test_a_file_of_absurd_size_is_refused_before_it_is_read(tmp_path):
     source = open_source(tmp_path)
     at = source.names.index("vast.jpg")
     for read in (source.read, source.encoded_bytes):
-        with pytest.raises(DataError, match=r"vast\.jpg: expected an image file of at most 2,147,483,648 bytes, found"):
+        with pytest.raises(DataError, match=r"vast\.jpg: expected an image file of at most 1,073,741,824 bytes, found"):
             read(at)
     loader = Loader(tmp_path, batch_size=2, augment=Augment.sela(16), on_bad_image="skip", max_bad_fraction=0.5)
     assert sum(len(batch.index) for batch in loader.epoch(0)) == 3

@@ -136,12 +136,8 @@ def _open(data: Any, classes: ClassList | None, *, labelled: bool) -> Source:
         return data
     if isinstance(data, str) and data == "digits":
         return digits_source()
-    if (
-        isinstance(data, str) and not data
-    ):  # a variable of the shell that is not set; as a path it would be the current folder
-        raise DataError(f"data: {_EXPECTED}; found an empty string")
     if isinstance(data, (str, os.PathLike)):
-        if not os.fspath(data):
+        if not os.fspath(data):  # a variable of the shell that is not set
             raise DataError(f'data: {_EXPECTED}; found an empty path; give "." for this folder')
         try:
             return _open_path(Path(data), classes, labelled=labelled)

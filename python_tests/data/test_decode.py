@@ -219,7 +219,7 @@ def test_a_huge_file_is_refused_unread(tmp_path):
     with path.open("wb") as file:
         file.write(b"\xff\xd8\xff")
         file.truncate((1 << 30) + 1)  # takes no room on the disk
-    with pytest.raises(DataError, match=r"huge\.jpg: expected an image of at most 1073741824 bytes, found 1073741825"):
+    with pytest.raises(DataError, match=r"huge\.jpg: expected an image file of at most 1,073,741,824 bytes, found 1,073,741,825"):
         decode_file(str(path), "huge.jpg")
 
 

@@ -556,6 +556,14 @@ def test_arrays_are_reduced_as_pixels(tmp_path):
 # ---- the folder -----------------------------------------------------------------------------------------------------
 
 
+def test_numbers_may_be_those_of_numpy(tmp_path):
+    pack("digits", tmp_path / "pack", quality=50, max_side=5, shard_bytes=5000)
+    options = {"quality": np.int32(50), "max_side": np.int64(5), "shard_bytes": np.uint16(5000)}
+    before = contents(tmp_path / "pack")
+    pack("digits", tmp_path / "pack", **options)  # the same pack
+    assert contents(tmp_path / "pack") == before
+
+
 def test_a_whole_pack_is_left_as_it_is(tmp_path, folder):
     first = pack(folder, tmp_path / "pack")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "pack").iterdir()}
@@ -630,6 +638,8 @@ def test_two_processes_do_not_pack_into_one_folder(tmp_path):
     ("options", "message"),
     [
         ({"raw": "maybe"}, 'raw: expected "auto", True or False'),
+        ({"raw": 0}, 'raw: expected "auto", True or False'),
+        ({"raw": np.array([1, 2])}, 'raw: expected "auto", True or False'),
         ({"max_side": 0}, "max_side: expected a whole number 1"),
         ({"max_side": 2.5}, "max_side: expected a whole number"),
         ({"quality": 101}, "quality: expected a whole number 1..100"),

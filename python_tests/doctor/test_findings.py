@@ -77,6 +77,32 @@ def test_bad_files_are_listed_with_reasons(one_class):
     assert codes(result) == {"unreadable"}
 
 
+FAULTS = {7: ValueError("not\nhere"), 9: np.zeros((0, 5, 3), np.uint8), 11: "text", 13: np.zeros((5, 5, 3))}
+
+
+class Faulty(torch.utils.data.Dataset):
+    """Some items cannot be had, each in another way."""
+
+    def __len__(self):
+        return 120
+
+    def __getitem__(self, index):
+        found = FAULTS.get(index)
+        if isinstance(found, Exception):
+            raise found
+        return (np.full((8, 8, 3), 2 * index, np.uint8) if found is None else found), index % 3
+
+
+@pytest.mark.parametrize("sample", [None, 60])
+def test_bad_items_of_a_dataset_are_listed_like_bad_files(sample):
+    result = check(Faulty(), sample=sample)
+    bad = {one["index"]: one["reason"] for one in result["bad"]["images"]}
+    assert set(bad) <= set(FAULTS)
+    assert sample is not None or set(bad) == set(FAULTS)
+    assert 7 not in bad or bad[7] == "dataset item 7: ValueError: not here"
+    assert [one["label"] for one in result["classes"]["classes"]] == [0, 1, 2]
+
+
 def test_a_finding_lists_twenty_names_and_the_result_all(fill):
     folder = fill("photos", 4)
     for i in range(31):

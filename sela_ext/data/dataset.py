@@ -142,7 +142,8 @@ class DatasetSource(Source):
             except (MemoryError, ResourceError):
                 raise
             except Exception as error:
-                raise DataError(f"dataset item {index}: {type(error).__name__}: {error}") from error
+                reason = " ".join(str(error).split())  # one line
+                raise DataError(f"dataset item {index}: {type(error).__name__}: {reason}") from error
             known = self._item_labels
             if known is not None:
                 label = _label_of(item)

@@ -99,6 +99,9 @@ def pack(
         (1797, {'raw': 1797})
     """
     _check_options(raw, max_side, quality, shard_bytes, on_bad_image, max_bad_fraction)
+    # As JSON keeps them; numpy's integers are taken as well.
+    max_side, shard_bytes = (None if value is None else int(value) for value in (max_side, shard_bytes))
+    quality = int(quality)
     workers = thread_count(threads)
     source = open_source(data, labels=labels, classes=classes)
     folder = Path(out)
@@ -354,7 +357,7 @@ def _digest(labels: Int64Array) -> str:
 def _check_options(
     raw: Any, max_side: Any, quality: Any, shard_bytes: Any, on_bad_image: Any, max_bad_fraction: Any
 ) -> None:
-    if raw not in ("auto", True, False):
+    if not isinstance(raw, bool) and not (isinstance(raw, str) and raw == "auto"):
         raise OptionError(f'raw: expected "auto", True or False, found {raw!r}')
     for name, value, low, high in (
         ("max_side", max_side, 1, 1 << 16),

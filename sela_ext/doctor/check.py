@@ -229,9 +229,16 @@ def _labels(source: Source, held: Source | None, table: Table) -> Int64Array | N
     found = np.full(len(table), -1, np.int64)
     known = False
     for images, mine in ((source, ~table.held), (held, table.held)):
-        values = None if images is None or not mine.any() else images.labels_of(table.index[mine])
+        if images is None:
+            continue
+        try:
+            rows = np.flatnonzero(mine)
+            values = images.labels_of(table.index[rows])
+        except DataError:  # of a Dataset that cannot give an item, nor therefore its label
+            rows = np.flatnonzero(mine & table.good)
+            values = images.labels_of(table.index[rows])
         if values is not None:
-            found[mine], known = values, True
+            found[rows], known = values, True
     return found if known and (found >= 0).any() else None
 
 

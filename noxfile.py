@@ -41,6 +41,12 @@ def cpp_files() -> list[str]:
     return sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
 
 
+def named_and_options(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words before the first option, and the others."""
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    return words[:first], words[first:]
+
+
 def prepared_python(session: nox.Session, *needed: str) -> str:
     """The interpreter whose packages a session uses: SELA_PYTHON as it is, or the session's own after installation."""
     given = os.environ.get("SELA_PYTHON")
@@ -103,8 +109,7 @@ def stubs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks in their quick form; `nox -s bench -- solver` runs only the named ones, extra options too."""
     session.install(".[test]")
-    first = next((i for i, word in enumerate(session.posargs) if word.startswith("-")), len(session.posargs))
-    named, options = session.posargs[:first], session.posargs[first:]
+    named, options = named_and_options(session.posargs)
     for name in named or ["solver", "images", "training"]:
         script = Path("bench") / f"{name}.py"
         if not script.exists():
@@ -115,13 +120,16 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def performance(session: nox.Session) -> None:
-    """The whole solver benchmark with its competitors, and docs/performance.md from its rows; wants a quiet machine.
+    """The whole benchmarks with their competitors, and docs/performance.md from their rows; wants a quiet machine.
 
-    Options go to bench/solver.py; `nox -s performance -- --check` only compares the document with the recorded rows.
+    `nox -s performance -- images --only sela` runs one of them, with options; `-- --check` only compares the document
+    with the recorded rows.
     """
     if "--check" not in session.posargs:
         session.install(".[peers]")
-        session.run("python", "bench/solver.py", *session.posargs)
+        named, options = named_and_options(session.posargs)
+        for name in named or ["solver", "images"]:
+            session.run("python", f"bench/{name}.py", *options)
     session.run("python", "bench/performance.py", *(word for word in session.posargs if word == "--check"))
 
 
@@ -160,10 +168,11 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """The JPEG decoder on mutated files under AddressSanitizer and UBSan; `-- 10000000` sets the number of runs.
+    """The JPEG decoder and the reader on mutated files under sanitizers; `-- 10000000` sets the number of runs.
 
     With CXX=clang++ by libFuzzer, in build/fuzz-clang. Otherwise by csrc/fuzz/driver.cpp: an input that fails is in
-    build/fuzz/crash.jpg, and run again by `build/fuzz/csrc/fuzz/fuzz_jpeg 0 0 again.jpg build/fuzz/crash.jpg`.
+    build/fuzz/crash.jpg, and run again by `build/fuzz/csrc/fuzz/fuzz_jpeg 0 0 again.jpg build/fuzz/crash.jpg`, or
+    fuzz_reader, whichever was at work. The reader takes a tenth of the runs, which cost it ten times as much.
     """
     clang = "clang" in os.environ.get("CXX", "")
     session.install(*requirements("build"))
@@ -174,16 +183,17 @@ def fuzz(session: nox.Session) -> None:
         "cmake", "-S", ".", "-B", str(built), "-G", "Ninja", "-DSELA_FUZZ=ON", "-DSELA_CUDA=OFF",
         f"-DPython_EXECUTABLE={python}", f"-Dpybind11_DIR={headers}", "-Wno-dev",
     )  # fmt: skip
-    session.run("cmake", "--build", str(built), "--target", "fuzz_jpeg")
+    session.run("cmake", "--build", str(built), "--target", "fuzz_jpeg", "fuzz_reader")
     seeds = built / "seeds"
     session.run(python, "python_tests/kernels/jpeg_writer.py", str(seeds), external=True)
-    runs = session.posargs[0] if session.posargs else "200000"
-    program = str(built / "csrc" / "fuzz" / "fuzz_jpeg")
-    if clang:
-        session.run(program, f"-runs={runs}", f"-artifact_prefix={built}/", str(seeds), external=True)
-    else:
-        files = [str(path) for path in sorted(seeds.iterdir())]
-        session.run(program, runs, "1", str(built / "crash.jpg"), *files, external=True)
+    files = [str(path) for path in sorted(seeds.iterdir())]
+    runs = int(session.posargs[0]) if session.posargs else 200000
+    for target, share in (("fuzz_jpeg", runs), ("fuzz_reader", -(-runs // 10))):
+        program = str(built / "csrc" / "fuzz" / target)
+        if clang:
+            session.run(program, f"-runs={share}", f"-artifact_prefix={built}/", str(seeds), external=True)
+        else:
+            session.run(program, str(share), "1", str(built / "crash.jpg"), *files, external=True)
 
 
 def may_fix_addresses() -> bool:

@@ -2,9 +2,9 @@
 
     python bench/performance.py [--check]
 
-A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. Those of the solver show the latest full run of
-bench/solver.py (all rows of a run have one time), those of the images the latest run that has the case. Exit status:
-0; with --check 1 when the document is not what the rows give.
+A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. They show the latest full run of bench/solver.py
+and of bench/images.py (all rows of a run have one time). Exit status: 0; with --check 1 when the document is not what
+the rows give.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import images_targets
 import solver_targets as targets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def latest_full(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the latest full run of bench/solver.py, but for parts that were run again alone since then.
+    """The rows of the latest full run of a benchmark, but for parts that were run again alone since then.
 
     A part is a question and a case.
     """
@@ -247,28 +248,96 @@ def balance(rows: Sequence[Row]) -> str:
 # ---------------------------------------------------------------- images
 
 
-def images(rows: Sequence[Row]) -> str:
-    """Each case of bench/images.py as its latest run has it."""
+def images_machine(rows: Sequence[Row]) -> str:
+    """Where and with what."""
     if not rows:
         return NOTHING
-    out = []
+    facts = rows[0]["machine"]
+    names = images_targets.PACKAGES
+    versions = ", ".join(f"{shown} {facts[name]}" for name, shown in names.items() if facts.get(name))
+    absent = ", ".join(shown for name, shown in names.items() if not facts.get(name))
+    lines = [
+        f"{facts['cpu']} with {facts['cores']} cores and {facts['memory_gib']} GiB; {rows[0]['time'][:10]}.",
+        f"sela_ext {facts['sela_ext']} ({facts['isa']}, {facts['compiler']}), torch {facts['torch']}, {versions},",
+        f"Python {facts['python']}. Load before the run: {facts['load']}."
+        + (f" Not installed: {absent}." if absent else ""),
+    ]
+    return "\n".join(lines)
+
+
+def images_target_table(rows: Sequence[Row]) -> str:
+    """The targets."""
+    if not rows:
+        return NOTHING
+    return table(("Measure", "Gate", "Stretch", "Here", "Met", ""), images_targets.lines(rows))
+
+
+def per_second(value: float) -> str:
+    """A rate with three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def rate_table(rows: Sequence[Row]) -> str:
+    """Images per second of one case, and how many times those of each competitor that is."""
+    rivals = [row for row in rows if not row["ours"]]
+    header = ("", "images per second", *(f"x {row['what']}" for row in rivals))
+    lines = []
+    for row in rows:
+        rate = row["images_per_second"]
+        ratios = (f"{rate / rival['images_per_second']:.3g}" for rival in rivals)
+        lines.append((row["what"], per_second(rate), *ratios))
+    return table(header, lines)
+
+
+def rates_where(wanted: Callable[[Row], bool], **picked: Any) -> Callable[[Sequence[Row]], str]:
+    """A function that writes one table of rates per case."""
+
+    def write(rows: Sequence[Row]) -> str:
+        rows = [row for row in targets.pick(rows, **picked) if wanted(row)]
+        if not rows:
+            return NOTHING
+        cases = in_order([row["case"] for row in rows])
+        capital = {case: case[:1].upper() + case[1:] for case in cases}
+        return "\n\n".join(f"**{capital[case]}**\n\n{rate_table(targets.pick(rows, case=case))}" for case in cases)
+
+    return write
+
+
+def images_isa(rows: Sequence[Row]) -> str:
+    """The instruction sets, as shares of the best one."""
+    rows = targets.pick(rows, question="isa")
+    if not rows:
+        return NOTHING
+    isas = in_order([row["what"] for row in rows])
+    lines = []
     for case in in_order([row["case"] for row in rows]):
-        part = targets.pick(rows, case=case)
-        last = max(row["time"] for row in part)
-        part = targets.pick(part, time=last)
-        facts = part[0]["machine"]
-        names = [name for name in part[0] if name not in ("time", "machine", "case", "name", "mode")]
-        lines = [(row["name"], *(quantity(row.get(name)) for name in names)) for row in part]
-        out.append(f"**{case}**, {facts['cpu']}, {last[:10]}.\n")
-        out.append(table(("", *(name.replace("_", " ") for name in names)), lines) + "\n")
-    return "\n".join(out).rstrip()
+        rates = {row["what"]: row["images_per_second"] for row in targets.pick(rows, case=case)}
+        best = max(rates.values())
+        lines.append((case, *(f"{per_second(rates[i])} ({rates[i] / best:.0%})" if i in rates else "-" for i in isas)))
+    return table(("", *isas), lines)
 
 
-def quantity(value: Any) -> str:
-    """A figure of unknown kind."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return "-" if value is None else str(value)
+def images_agreement(rows: Sequence[Row]) -> str:
+    """What was compared before anything was timed."""
+    rows = targets.pick(rows, question="agreement")
+    if not rows:
+        return NOTHING
+    lines = []
+    for row in rows:
+        mean, largest = row.get("mean"), row.get("largest")
+        cells = ("-" if mean is None else f"{mean:.3f}", "-" if largest is None else f"{largest:.2g}")
+        if "unequal" in row:
+            cells = ("0", "0") if row["unequal"] == 0 else ("-", f"{row['unequal']} files differ")
+        lines.append((f"{row['case']}: {row['what']}", row["beside"], *cells))
+    return table(("", "beside", "mean difference, of 255", "largest"), lines)
+
+
+def is_decoding(row: Row) -> bool:
+    return str(row["case"]).startswith("decoding")
+
+
+def by_wall(row: Row) -> bool:
+    return row["clock"] == "wall"
 
 
 # ---------------------------------------------------------------- the document
@@ -284,6 +353,17 @@ SOLVER: dict[str, Callable[[Sequence[Row]], str]] = {
     "balance": balance,
 }
 
+IMAGES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "images_machine": images_machine,
+    "images_targets": images_target_table,
+    "images_agreement": images_agreement,
+    "images_pipelines": rates_where(lambda row: not is_decoding(row) and not by_wall(row), question="rate"),
+    "images_threads": rates_where(by_wall, question="rate"),
+    "images_decode": rates_where(is_decoding, question="rate"),
+    "images_behind": rates_where(lambda row: True, question="behind"),
+    "images_isa": images_isa,
+}
+
 
 def filled(text: str, results: Path) -> str:
     """The document with its tables made anew.
@@ -291,9 +371,10 @@ def filled(text: str, results: Path) -> str:
     Raises:
         ValueError: a marker is missing, doubled or unknown.
     """
-    full = latest_full(rows_of(results / "solver.jsonl"))
-    made = {name: make(full) for name, make in SOLVER.items()}
-    made["images"] = images(rows_of(results / "images.jsonl"))
+    made = {}
+    for file, makers in (("solver.jsonl", SOLVER), ("images.jsonl", IMAGES)):
+        full = latest_full(rows_of(results / file))
+        made |= {name: make(full) for name, make in makers.items()}
     found = re.findall(r"<!-- (\w+):(begin|end) -->", text)
     wanted = [(name, side) for name in in_order([name for name, _ in found]) for side in ("begin", "end")]
     if found != wanted or {name for name, _ in found} != set(made):

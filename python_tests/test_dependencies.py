@@ -1,8 +1,9 @@
 """Dependencies point one way; this file reads the imports and includes and looks for arrows against the flow.
 
-    csrc/sela -> csrc/cpu, csrc/cuda -> csrc/bindings -> kernels -> assign, data -> training -> inference -> cli
+    csrc/sela -> csrc/cpu, csrc/cuda -> csrc/bindings -> kernels -> assign, data -> training -> doctor -> cli
 
 models, evaluation, report and compat stand beside training: training may use them, they may not use training.
+embeddings, inference and finetuning stand between training and cli.
 """
 
 import ast
@@ -27,6 +28,8 @@ ALLOWED = {
     "training": BASE | {"kernels", "assign", "data"} | BESIDE_TRAINING,
     "embeddings": BASE | {"assign", "evaluation", "models", "training"},
     "inference": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
+    "finetuning": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
+    "doctor": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
 }
 TOP = {"cli", "__main__"}  # may import everything but the compiled core
 PUBLIC_FROM_ROOT = {"__version__", "build_info"}  # the names of sela_ext/__init__.py that are not another part's
@@ -168,7 +171,7 @@ GOOD = {
     "sela_ext/assign/solve.py": "import numpy\nfrom ..kernels.sinkhorn import x\n",
     "sela_ext/training/__init__.py": "from sela_ext import __version__\nfrom sela_ext.assign.solve import f\n",
     "sela_ext/models/__init__.py": "import torch\n",
-    "sela_ext/cli.py": "import sela_ext\nfrom sela_ext.training import train\n",
+    "sela_ext/cli/__init__.py": "import sela_ext\nfrom sela_ext.training import train\n",
     "csrc/sela/a.h": "#pragma once\n#include <cmath>\n",
     "csrc/cpu/a.cpp": '#include "sela/a.h"\n#include "cpu/simd.h"\n// in torch: torch::softmax, see <torch/nn.h>\n',
     "csrc/cuda/a.cu": '#include <cuda_runtime.h>\n#include "sela/a.h"\n',
@@ -201,7 +204,7 @@ def test_the_checker_accepts_a_tree_that_follows_the_flow(tmp_path):
         ("sela_ext/training/b.py", "from sela_ext import cli\n", "training imports cli"),
         ("sela_ext/errors.py", "from sela_ext.kernels import x\n", "errors imports kernels"),
         ("sela_ext/words.py", "from sela_ext.data import x\n", "words imports data"),
-        ("sela_ext/cli.py", "from sela_ext import _core\n", "cli imports _core"),
+        ("sela_ext/cli/a.py", "from sela_ext import _core\n", "cli imports _core"),
         ("sela_ext/elsewhere/a.py", "", "sela_ext/elsewhere: has no place"),
     ],
 )

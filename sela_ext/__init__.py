@@ -30,6 +30,7 @@ from sela_ext.assign import (
     shard_rows,
     verify,
 )
+from sela_ext.doctor import doctor
 from sela_ext.kernels.build import build_info
 from sela_ext.kernels.jpeg import decode_jpeg
 
@@ -38,6 +39,7 @@ __version__: str = build_info()["version"]
 # Public names that need torch or other heavy packages, and the module each one comes from.
 _LAZY = {
     "train": "sela_ext.training",
+    "finetune": "sela_ext.finetuning",
     "load_released": "sela_ext.compat",
     "Loader": "sela_ext.data",
     "Augment": "sela_ext.data",
@@ -45,6 +47,8 @@ _LAZY = {
     "embed": "sela_ext.inference",
     "evaluate": "sela_ext.inference",
     "predict": "sela_ext.inference",
+    "pack": "sela_ext.data",
+    "verify_pack": "sela_ext.data",
 }
 
 __all__ = [
@@ -58,6 +62,7 @@ __all__ = [
     "assign_heads",
     "build_info",
     "decode_jpeg",
+    "doctor",
     "memory_plan",
     "shard_rows",
     "verify",

@@ -173,7 +173,7 @@ def augment_planes(
     options: AugmentOptions,
     effect_options: EffectOptions,
     source: Sequence[
-        tuple[Sequence[npt.NDArray[np.uint8]], int, int, int, int, Sequence[int], Sequence[bool] | None, bool]
+        tuple[Sequence[npt.NDArray[np.uint8]], int, int, int, int, Sequence[int], Sequence[bool] | None, bool, int]
     ],
     exact: bool,
     channels: int,
@@ -434,6 +434,95 @@ def smooth_prices(
     isa: str,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
     """Sharp Sinkhorn iterations on lists; returns new prices, and the labels at them."""
+
+class IndexStore:
+    """Checkpoint indexes by image number, in append-only files."""
+
+    def __init__(self, folder: bytes, rank: int) -> None: ...
+    def find(self, image: int, size: int, modified: int) -> tuple[str, bytes]:
+        """("index" | "other" | "nothing", payload)"""
+
+    def add(self, image: int, size: int, modified: int, index: bytes, replace: bool) -> None:
+        """Appends the index of an image."""
+
+    def refresh(self) -> None:
+        """Takes in what other processes have written."""
+
+    def close(self) -> None:
+        """Ends reading and writing."""
+
+    def __len__(self) -> int: ...
+    def bytes(self) -> int:
+        """Size of all files."""
+
+    def failure(self) -> str:
+        """Why records are not kept (in the folder); "" = they are."""
+
+    def writes(self) -> bool:
+        """Whether records are kept, be it in an unnamed file."""
+
+    def path(self) -> str:
+        """Of the file that is written to; "" = an unnamed one."""
+
+class ReadTicket:
+    """A batch on its way."""
+
+    def wait(self, milliseconds: int) -> bool:
+        """Whether the batch is done, within so much time."""
+
+class Reader:
+    """Threads that make batches of JPEG files."""
+
+    def __init__(
+        self,
+        *,
+        options: Sequence[AugmentOptions],
+        effects: Sequence[EffectOptions],
+        threads: int,
+        channels: int,
+        exact: bool,
+        exif: bool,
+        reduce: bool,
+        dtype: str,
+        channels_last: bool,
+        max_pixels: int,
+        cache_bytes: int,
+        store: IndexStore | None,
+        isa: str,
+    ) -> None: ...
+    def submit(
+        self,
+        *,
+        items: list[Any] | bytes,
+        indexes: list[Any] | None,
+        index: npt.NDArray[np.int64],
+        outs: Sequence[int],
+        seed: int,
+        epoch: int,
+        views: Sequence[int],
+        status: npt.NDArray[Any],
+        error: npt.NDArray[Any],
+        height: npt.NDArray[Any],
+        width: npt.NDArray[Any],
+        params: Sequence[npt.NDArray[np.void]],
+        effects: Sequence[npt.NDArray[np.void] | None],
+    ) -> ReadTicket:
+        """Queues a batch, which is written to the arrays given; outs are addresses."""
+
+    def close(self) -> None:
+        """Ends the threads."""
+
+    def elsewhere(self) -> bool:
+        """Whether another process made it."""
+
+    def threads(self) -> int:
+        """Threads that are there."""
+
+    def cached_bytes(self) -> int:
+        """Memory of the small images that are kept."""
+
+def jpeg_orientation(data: Buffer) -> int:
+    """Orientation in the EXIF data of a JPEG file, 1..8; 0 = ask Pillow."""
 
 class Rounding:
     """Labels of admissible cluster sizes from candidate lists."""

@@ -13,11 +13,21 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/names.h"
 #include "sela/planes.h"
 
 namespace py = pybind11;
 
 namespace sela {
+
+PixelType pixel_type(const std::string& dtype) {
+  if (dtype == "float32") return PixelType::float32;
+  if (dtype == "float16") return PixelType::float16;
+  if (dtype == "bfloat16") return PixelType::bfloat16;
+  if (dtype == "uint8") return PixelType::uint8;
+  throw std::invalid_argument("dtype: expected float32, float16, bfloat16 or uint8, found " + dtype);
+}
+
 namespace {
 
 using Pair = std::array<float, 2>;
@@ -136,14 +146,6 @@ void check_all(const AugmentOptions& options, const AugmentParameters* p, int64_
   }
 }
 
-PixelType pixel_type(const std::string& dtype) {
-  if (dtype == "float32") return PixelType::float32;
-  if (dtype == "float16") return PixelType::float16;
-  if (dtype == "bfloat16") return PixelType::bfloat16;
-  if (dtype == "uint8") return PixelType::uint8;
-  throw std::invalid_argument("dtype: expected float32, float16, bfloat16 or uint8, found " + dtype);
-}
-
 /// Where a batch goes and how.
 struct Target {
   uintptr_t out;
@@ -216,20 +218,23 @@ using Smooth = std::optional<std::array<bool, 2>>;
 /// steps: pixels per chroma sample, (rows, columns); smooth: None = where libjpeg interpolates.
 Subsampling subsampling_of(const Steps& steps, const Smooth& smooth, int32_t width) {
   for (int32_t step : steps)
-    if (step != 1 && step != 2 && step != 4)
-      throw std::invalid_argument("subsampling: expected 1, 2 or 4 pixels per sample, found " + std::to_string(step));
+    if (!is_step(step))
+      throw std::invalid_argument("subsampling: expected 1, 2, 4, 8, 16 or 32 pixels per sample, found " +
+                                  std::to_string(step));
   if (!smooth) return libjpeg_subsampling(steps[0], steps[1], width);
   return {steps[0], steps[1], (*smooth)[0], (*smooth)[1]};
 }
 
-/// (planes [height, width], top, left, height and width of the image, pixels per chroma sample, smooth, rgb)
-using PlanarTuple = std::tuple<std::vector<Bytes>, int32_t, int32_t, int32_t, int32_t, Steps, Smooth, bool>;
+/// (planes [height, width], top, left, height and width of the image, pixels per chroma sample, smooth, rgb, pixels per
+/// luma sample in both directions)
+using PlanarTuple = std::tuple<std::vector<Bytes>, int32_t, int32_t, int32_t, int32_t, Steps, Smooth, bool, int32_t>;
 
 PlanarImage planar_image(const PlanarTuple& source) {
-  const auto& [data, top, left, height, width, steps, smooth, rgb] = source;
+  const auto& [data, top, left, height, width, steps, smooth, rgb, reduced] = source;
   if (data.size() != 1 && data.size() != 3) throw std::invalid_argument("planes: expected 1 or 3 of them");
   const auto chroma = subsampling_of(steps, smooth, width);
-  PlanarImage image = planar_geometry(static_cast<int32_t>(data.size()), chroma, height, width);
+  const Subsampling luma = subsampling_of({reduced, reduced}, std::array<bool, 2>{false, false}, width);
+  PlanarImage image = planar_geometry(static_cast<int32_t>(data.size()), luma, chroma, height, width);
   image.rgb = rgb;
   for (size_t c = 0; c < data.size(); ++c) {
     const Bytes& array = data[c];
@@ -286,7 +291,8 @@ py::array_t<int32_t> bind_needed_boxes(const AugmentOptions& options, const py::
   py::array_t<int32_t> out({count, int64_t{4}});
   auto* boxes = static_cast<PixelBox*>(static_cast<void*>(out.mutable_data()));
   for (int64_t i = 0; i < count; ++i)
-    boxes[i] = needed_box(options, p[i], planar_geometry(3, subsampling_of(steps, smooth, w[i]), h[i], w[i]));
+    boxes[i] = needed_box(options, p[i],
+                          planar_geometry(3, {1, 1, false, false}, subsampling_of(steps, smooth, w[i]), h[i], w[i]));
   return out;
 }
 
@@ -359,8 +365,8 @@ void bind_augment(py::module_& m) {
       "augment_planes", &bind_augment_planes, py::arg("options"), py::arg("effect_options"), py::arg("source"),
       py::arg("exact"), py::arg("channels"), py::arg("parameters"), py::arg("effects"), py::arg("out"),
       py::arg("dtype"), py::arg("channels_last"), py::arg("threads"),
-      "The fused pass over images as planes: (arrays, top, left, height, width, pixels per chroma sample, smooth, rgb) "
-      "each; out is an address.");
+      "The fused pass over images as planes: (arrays, top, left, height, width, pixels per chroma sample, smooth, rgb, "
+      "pixels per luma sample) each; out is an address.");
   m.def("needed_boxes", &bind_needed_boxes, py::arg("options"), py::arg("parameters"), py::arg("heights"),
         py::arg("widths"), py::arg("steps"), py::arg("smooth"),
         "Top, left, bottom, right of the pixels whose samples each record of parameters needs, [count, 4].");

@@ -1,6 +1,7 @@
 #pragma once
 #include <string>
 
+#include "sela/augment.h"
 #include "sela/dispatch.h"
 #include "sela/sinkhorn.h"
 
@@ -9,5 +10,7 @@ namespace sela {
 /// What names from Python mean (sinkhorn.cpp); "" is the instruction set in use.  Throw std::invalid_argument.
 LogitsType logits_type(const std::string& name);
 Isa isa_of(const std::string& name);
+/// The same of a torch dtype (augment.cpp).
+PixelType pixel_type(const std::string& dtype);
 
 }  // namespace sela

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <utility>
@@ -11,6 +10,7 @@
 
 #include "cpu/augment_layout.h"
 #include "cpu/augment_loops.h"
+#include "cpu/augment_one.h"
 #include "sela/dispatch.h"
 #include "sela/parallel.h"
 #include "sela/planes.h"
@@ -23,19 +23,6 @@ constexpr int64_t kBlockImages = 16;
 
 /// A thread costs about as much to start as this many values to read or write (some 30 microseconds).
 constexpr int64_t kThreadValues = 1 << 16;
-
-void augment_image(Isa isa, const AugmentJob& job) {
-  switch (isa) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::augment_image(job);
-    case Isa::avx2:
-      return avx2::augment_image(job);
-#endif
-    default:
-      return generic::augment_image(job);
-  }
-}
 
 /// Asks for the memory of the next image.  A small image is over before the processor's own prefetching notices a
 /// pattern.  (The output is not asked for: so many lines at once hold back the loads that matter.)
@@ -111,7 +98,7 @@ const char* check_planes(const AugmentOptions& options, const AugmentParameters&
   for (int32_t c = 0; c < image.count; ++c) {
     const PlaneView& plane = image.plane[c];
     for (int32_t step : {plane.step_y, plane.step_x})
-      if (step != 1 && step != 2 && step != 4) return "1, 2 or 4 pixels per sample";
+      if (!is_step(step)) return "1, 2, 4, 8, 16 or 32 pixels per sample";
     if ((plane.smooth_y && plane.step_y != 2) || (plane.smooth_x && plane.step_x != 2))
       return "interpolation only of 2 pixels per sample";
     if (int64_t{plane.full_height} * plane.step_y < image.height ||
@@ -128,40 +115,52 @@ const char* check_planes(const AugmentOptions& options, const AugmentParameters&
   return nullptr;
 }
 
-namespace {
-
-/// What one worker works in.
-struct Scratch {
-  std::unique_ptr<float[]> floats;
-  std::unique_ptr<uint8_t[]> bytes;
-  ScratchSize size = {0, 0};
-
-  void grow(const ScratchSize& needed) {
-    if (size.floats < needed.floats) {
-      floats.reset();
-      floats.reset(new float[static_cast<size_t>(needed.floats)]());
-      size.floats = needed.floats;
-    }
-    if (size.bytes < needed.bytes) {
-      bytes.reset();
-      bytes.reset(new uint8_t[static_cast<size_t>(needed.bytes)]());
-      size.bytes = needed.bytes;
-    }
+void AugmentScratch::grow(const ScratchSize& needed) {
+  if (size_.floats < needed.floats) {
+    floats_.reset();
+    size_.floats = 0;
+    floats_.reset(new float[static_cast<size_t>(needed.floats)]());
+    size_.floats = needed.floats;
   }
-};
+  if (size_.bytes < needed.bytes) {
+    bytes_.reset();
+    size_.bytes = 0;
+    bytes_.reset(new uint8_t[static_cast<size_t>(needed.bytes)]());
+    size_.bytes = needed.bytes;
+  }
+}
+
+void augment_one(Isa isa, AugmentJob job, AugmentScratch& scratch) {
+  Buffers buffers;
+  scratch.grow(lay_out(job, &buffers));
+  job.scratch = scratch.floats();
+  job.bytes = scratch.bytes();
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx512:
+      return avx512::augment_image(job);
+    case Isa::avx2:
+      return avx2::augment_image(job);
+#endif
+    default:
+      return generic::augment_image(job);
+  }
+}
+
+namespace {
 
 /// Scratch that calls leave for the next ones: fresh pages cost a quarter of the time of a small batch.
 class KeptScratch {
  public:
-  Scratch take() {
+  AugmentScratch take() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (kept_.empty()) return {};
-    Scratch last = std::move(kept_.back());
+    AugmentScratch last = std::move(kept_.back());
     kept_.pop_back();
     return last;
   }
-  void give_back(Scratch scratch) {
-    if (scratch.size.floats * 4 + scratch.size.bytes > kMostBytes) return;
+  void give_back(AugmentScratch scratch) {
+    if (scratch.held() > kMostBytes) return;
     const std::lock_guard<std::mutex> lock(mutex_);
     if (kept_.size() < kMost) kept_.push_back(std::move(scratch));
   }
@@ -170,7 +169,7 @@ class KeptScratch {
   static constexpr size_t kMost = 64;                       // threads
   static constexpr int64_t kMostBytes = int64_t{16} << 20;  // each: outputs of 224 pixels need 3 to 5 MiB
   std::mutex mutex_;
-  std::vector<Scratch> kept_;
+  std::vector<AugmentScratch> kept_;
 };
 
 KeptScratch& kept_scratch() {
@@ -189,30 +188,19 @@ void run_jobs(int64_t count, int64_t values, int64_t pixels, int threads, JobOf 
   threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / (2 * kThreadValues))));
   const int64_t per_block = std::max<int64_t>(1, std::min(kBlockImages, (count + threads - 1) / threads));
   const int64_t blocks = (count + per_block - 1) / per_block;
-  std::vector<Scratch> scratch(static_cast<size_t>(std::min<int64_t>(threads, blocks)));
-  for (Scratch& one : scratch) one = kept_scratch().take();
+  std::vector<AugmentScratch> scratch(static_cast<size_t>(std::min<int64_t>(threads, blocks)));
+  for (AugmentScratch& one : scratch) one = kept_scratch().take();
 
   parallel_blocks(blocks, threads, [&](int64_t block, int worker) {
-    Scratch& mine = scratch[static_cast<size_t>(worker)];
+    AugmentScratch& mine = scratch[static_cast<size_t>(worker)];
     const int64_t end = std::min(count, (block + 1) * per_block);
     for (int64_t i = block * per_block; i < end; ++i) {
       if (i + 1 < end) before(i + 1);
-      AugmentJob job = job_of(i);
-      Buffers buffers;
-      mine.grow(lay_out(job, &buffers));
-      job.scratch = mine.floats.get();
-      job.bytes = mine.bytes.get();
-      augment_image(isa, job);
+      augment_one(isa, job_of(i), mine);
     }
   });
-  for (Scratch& one : scratch) kept_scratch().give_back(std::move(one));
+  for (AugmentScratch& one : scratch) kept_scratch().give_back(std::move(one));
 }
-
-int64_t bytes_of(PixelType type) {
-  return type == PixelType::float32 ? 4 : type == PixelType::uint8 ? 1 : 2;
-}
-
-constexpr AugmentEffects kNoEffects = {0.0f, Tone::none, 1.0f, 0.0f, {0, 0}};
 
 }  // namespace
 

@@ -104,7 +104,8 @@ SELA_SHARED_INLINE ScratchSize lay_out(const AugmentJob& job, Buffers* b) {
   };
   take_axis(&b->x, taps_x);
   take_axis(&b->y, taps_y);
-  for (int32_t c = 0; colour && !exact && c < 3; ++c) {
+  const int32_t components = job.planes == nullptr || exact ? 0 : job.planes->count;
+  for (int32_t c = 0; c < components; ++c) {
     if (job.planes->plane[c].step_x == 1 && job.planes->plane[c].step_y == 1) continue;
     take_axis(&b->sample_x[c], taps_x + 3);
     take_axis(&b->sample_y[c], taps_y + 3);

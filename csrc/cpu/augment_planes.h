@@ -195,12 +195,8 @@ void resample_planes(const AugmentJob& job, Buffers& b, int32_t top, int32_t lef
     resample_rows<3>(ConvertedRows{&image, &b, top, left + b.x.first, b.x.last - b.x.first, 0}, size, b);
     return;
   }
-  if (image.count == 1) {
-    resample_rows<1>(component_resampler(image.plane[0], b.x, b.y, top, left, size, b, 0).rows, size, b);
-    return;
-  }
   bool folded[3];
-  for (int32_t c = 0; c < 3; ++c) {
+  for (int32_t c = 0; c < image.count; ++c) {
     const PlaneView& plane = image.plane[c];
     folded[c] = plane.step_x > 1 || plane.step_y > 1;
     if (!folded[c]) continue;
@@ -216,6 +212,13 @@ void resample_planes(const AugmentJob& job, Buffers& b, int32_t top, int32_t lef
     return folded[c] ? component_resampler(image.plane[c], b.sample_x[c], b.sample_y[c], 0, 0, size, b, c)
                      : component_resampler(image.plane[c], b.x, b.y, top, left, size, b, c);
   };
+  if (image.count == 1) {
+    Resampler<1, PlaneRows> only = resampler(0);
+    only.prepare();
+    for (int32_t begin = 0; begin < size; begin += kBlockRows)
+      only.make(begin, size - begin < kBlockRows ? size - begin : kBlockRows, b.plane, b.plane_stride);
+    return;
+  }
   Resampler<1, PlaneRows> components[3] = {resampler(0), resampler(1), resampler(2)};
   for (auto& component : components) component.prepare();
   float* const plane[3] = {b.plane, b.plane + b.plane_stride, b.plane + 2 * b.plane_stride};

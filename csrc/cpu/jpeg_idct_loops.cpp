@@ -221,9 +221,9 @@ inline void flat(int16_t* in, const JpegTransform& task, uint16_t* range, uint8_
 }
 
 /// Inputs [8][n] to outputs [kSize][n]: a pass of the transform to 4 x 4 or 2 x 2.  Rows of x that have no weight are
-/// not read.
+/// not read.  The compiler makes vectors of the loop.
 template <int kSize, int n>
-inline void reduced_pass(const int32_t (*x)[n], int shift, int32_t bias, int32_t (*out)[n]) {
+inline void reduced_pass(const int32_t (*__restrict x)[n], int shift, int32_t bias, int32_t (*__restrict out)[n]) {
   const int32_t rounding = (bias << shift) + (1 << (shift - 1));
   for (int i = 0; i < n; ++i) {
     if (kSize == 4) {
@@ -243,43 +243,53 @@ inline void reduced_pass(const int32_t (*x)[n], int shift, int32_t bias, int32_t
   }
 }
 
-/// One block to 4 x 4 or 2 x 2 samples: libjpeg's reduced transforms.  Numbers up to kLargest in either pass are known
-/// not to overflow in any implementation: with all weights of a result, 85,759 at most, and the bias they stay below
-/// 2^31.  A block without AC coefficients gets there only when its samples are out of range: so it does not matter
-/// whether it is transformed here or, with others like it, by flat().
+/// Numbers up to this in either pass are known not to overflow in any implementation: with all weights of a result,
+/// 85,759 at most, and the bias they stay below 2^31.
+constexpr int32_t kLargest = 16400;
+
+/// Not 0 if any of the numbers is larger.
+template <int kRows, int n>
+inline uint32_t too_large(const int32_t (*x)[n]) {
+  uint32_t wrong = 0;
+  for (int r = 0; r < kRows; ++r)
+    for (int c = 0; c < n; ++c)
+      wrong |= static_cast<uint32_t>(static_cast<uint32_t>(x[r][c] + kLargest) > 2u * kLargest);
+  return wrong;
+}
+
+/// kLanes blocks to 4 x 4 or 2 x 2 samples each: libjpeg's reduced transforms.  A block without AC coefficients gets
+/// there only when its samples are out of range: so it does not matter whether it is transformed here or, with others
+/// like it, by flat().
 template <int kSize>
 inline void reduced(const int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
-  constexpr int32_t kLargest = 16400;
-  int32_t x[8][8], columns[kSize][8], turned[8][kSize], rows[kSize][kSize];
-  uint32_t wrong = 0;
-  for (int r = 0; r < 8; ++r) {
-    for (int c = 0; c < 8; ++c) {
-      x[r][c] = in[r * 8 * kLanes + c] * task.quant[8 * r + c];
-      wrong |= static_cast<uint32_t>(x[r][c] > kLargest) | static_cast<uint32_t>(x[r][c] < -kLargest);
-    }
-  }
+  constexpr int kWide = 8 * kLanes, kNarrow = kSize * kLanes;
+  alignas(64) int32_t x[8][kWide], columns[kSize][kWide], turned[8][kNarrow], rows[kSize][kNarrow];
+  for (int r = 0; r < 8; ++r)
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int c = 0; c < 8; ++c)
+        x[r][8 * lane + c] = in[r * kWide + 8 * lane + c] * static_cast<int32_t>(task.quant[8 * r + c]);
+  uint32_t wrong = too_large<8>(x);
   if (wrong == 0) {
     reduced_pass<kSize>(x, kBits - kKept + (kSize == 4 ? 1 : 2), 0, columns);
-    for (int r = 0; r < kSize; ++r) {
-      for (int c = 0; c < 8; ++c) {
-        turned[c][r] = columns[r][c];
-        wrong |= static_cast<uint32_t>(columns[r][c] > kLargest) | static_cast<uint32_t>(columns[r][c] < -kLargest);
-      }
-    }
+    wrong = too_large<kSize>(columns);
   }
   if (wrong != 0) {
     range[0] |= 0x8000;
     return;
   }
+  for (int c = 0; c < 8; ++c) {
+    if (c == 4 || (kSize == 2 && c > 0 && c % 2 == 0)) continue;  // has no weight
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int r = 0; r < kSize; ++r) turned[c][kSize * lane + r] = columns[r][8 * lane + c];
+  }
   reduced_pass<kSize>(turned, kBits + kKept + (kSize == 4 ? 4 : 5), kJpegBias, rows);
   uint32_t seen = 0;
-  for (int c = 0; c < kSize; ++c) {
-    for (int r = 0; r < kSize; ++r) {
-      seen |= static_cast<uint32_t>(rows[c][r]);
-      out[r * stride + c] = sample(rows[c][r]);
-    }
-  }
+  for (int c = 0; c < kSize; ++c)
+    for (int i = 0; i < kNarrow; ++i) seen |= static_cast<uint32_t>(rows[c][i]);
   range[0] |= static_cast<uint16_t>(seen | (seen >> 16));
+  for (int r = 0; r < kSize; ++r)
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int c = 0; c < kSize; ++c) out[r * stride + kSize * lane + c] = sample(rows[c][kSize * lane + r]);
 }
 
 /// kLanes blocks of any size.  Clears the coefficients.
@@ -295,8 +305,7 @@ inline void transformed(int16_t* block, int last, const JpegTransform& task, uin
       islow<false>(block, task, range, out, stride);
     return;
   } else {
-    for (int lane = 0; lane < kLanes; ++lane)
-      reduced<n == 2 ? 2 : 4>(block + 8 * lane, task, range, out + lane * n, stride);
+    reduced<n == 2 ? 2 : 4>(block, task, range, out, stride);
   }
   if (last != 0) std::memset(block, 0, 64 * kLanes * sizeof(int16_t));
 }

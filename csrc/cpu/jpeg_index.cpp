@@ -56,6 +56,10 @@ size_t checkpoints_of(const JpegFile& file) {
 
 }  // namespace
 
+uint64_t jpeg_digest(const uint8_t* data, size_t size, const JpegFile& file) {
+  return digest_of_file(data, size, file);
+}
+
 std::vector<uint8_t> write_jpeg_index(const uint8_t* data, size_t size, const JpegFile& file, const JpegIndex& index) {
   std::vector<uint8_t> out;
   out.reserve(kHead + index.size() * kEntry + kTail);

@@ -1,7 +1,7 @@
 // A fuzzer for compilers without libFuzzer: mutates seed files, some of the time along the structure of a JPEG file,
-// and runs jpeg.cpp on them.
+// and runs a target (jpeg.cpp, reader.cpp) on them.
 //
-//   fuzz_jpeg RUNS SEED CRASH_FILE SEED_FILE...
+//   fuzz_jpeg | fuzz_reader RUNS SEED CRASH_FILE SEED_FILE...
 //
 // The same arguments run the same inputs.  When a sanitizer or a check ends the process, the input is in CRASH_FILE;
 // RUNS 0 runs the seed files themselves, with which a crash is repeated.
@@ -149,7 +149,7 @@ void run_current() {
 
 int main(int argc, char** argv) {
   if (argc < 5) {
-    std::fprintf(stderr, "usage: fuzz_jpeg RUNS SEED CRASH_FILE SEED_FILE...\n");
+    std::fprintf(stderr, "usage: fuzz_jpeg | fuzz_reader RUNS SEED CRASH_FILE SEED_FILE...\n");
     return 2;
   }
   const uint64_t runs = std::strtoull(argv[1], nullptr, 10);

@@ -50,6 +50,8 @@ bool is_crop(const Decoded& whole, const JpegBox& all, const Decoded& part, cons
 void one(const uint8_t* head, const std::vector<uint8_t>& data) {
   JpegFile file;
   if (read_jpeg_header(data.data(), data.size(), file) != JpegStatus::ok) return;
+  const int orientation = jpeg_orientation(data.data(), data.size(), file);
+  if (orientation < 0 || orientation > 8) fail("an orientation that does not exist");
   if (file.height * file.width > kMostPixels) return;
   int scale = 1 << head[0] % 4;
   while (scale > std::min(file.height, file.width)) scale /= 2;

@@ -115,6 +115,13 @@ JpegStatus decode_jpeg_planes(const uint8_t* data, size_t size, const JpegFile& 
 JpegStatus decode_jpeg_rgb(const uint8_t* data, size_t size, const JpegFile& file, const JpegBox& box, int scale,
                            uint8_t* rgb, const JpegIndex* index, JpegIndex* built, Isa isa);
 
+/// The orientation that the EXIF data between the headers ask for, 1..8 (1 where they ask for none); 0 where it is not
+/// plain what Pillow would make of them.  file: the headers, read from these data.
+int jpeg_orientation(const uint8_t* data, size_t size, const JpegFile& file);
+
+/// What tells a file from another one of the same size: a digest of the headers and of stretches of the rest.
+uint64_t jpeg_digest(const uint8_t* data, size_t size, const JpegFile& file);
+
 /// An index as bytes: a versioned head with the size and a digest of the file, the checkpoints, a checksum.  All
 /// numbers are little-endian.
 std::vector<uint8_t> write_jpeg_index(const uint8_t* data, size_t size, const JpegFile& file, const JpegIndex& index);

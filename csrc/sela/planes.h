@@ -7,6 +7,11 @@
 
 namespace sela {
 
+/// Whether components may have so many pixels per sample.
+SELA_HOST_DEVICE inline bool is_step(int32_t step) {
+  return step >= 1 && step <= 32 && (step & (step - 1)) == 0;
+}
+
 /// One component of an image as a JPEG file stores it, or that part of it which was decoded.  Sample (y, x) of the
 /// whole component is data[(y - top) * stride + x - left].
 struct PlaneView {
@@ -16,7 +21,7 @@ struct PlaneView {
   int32_t height, width;    ///< samples that are there, from it on
   int32_t full_height;      ///< samples of the whole component
   int32_t full_width;       ///<
-  int32_t step_y, step_x;   ///< pixels of the image per sample: 1, 2 or 4
+  int32_t step_y, step_x;   ///< pixels of the image per sample: is_step; more than 4 where a reduced transform was used
   bool smooth_y, smooth_x;  ///< upsampled by interpolation (libjpeg's "fancy", step 2 only) or by repetition
 };
 
@@ -28,7 +33,7 @@ struct PlanarImage {
   int32_t height, width;  ///< pixels of the whole image
 };
 
-/// How chroma is stored: pixels per sample, and whether it is interpolated.
+/// How a component is stored: pixels per sample, and whether it is interpolated.
 struct Subsampling {
   int32_t step_y, step_x;
   bool smooth_y, smooth_x;
@@ -41,19 +46,20 @@ SELA_HOST_DEVICE inline Subsampling libjpeg_subsampling(int32_t step_y, int32_t 
   return {step_y, step_x, step_y == 2 && step_x == 2 && wide, step_y <= 2 && step_x == 2 && wide};
 }
 
-/// The sampling of an image of count planes: luma at full resolution, chroma as said; no samples yet.
-SELA_HOST_DEVICE inline PlanarImage planar_geometry(int32_t count, const Subsampling& chroma, int32_t height,
-                                                    int32_t width) {
+/// The sampling of an image of count planes; no samples yet.
+SELA_HOST_DEVICE inline PlanarImage planar_geometry(int32_t count, const Subsampling& luma, const Subsampling& chroma,
+                                                    int32_t height, int32_t width) {
   PlanarImage image = {};
   image.count = count;
   image.height = height;
   image.width = width;
   for (int32_t c = 0; c < count; ++c) {
     PlaneView& plane = image.plane[c];
-    plane.step_y = c == 0 ? 1 : chroma.step_y;
-    plane.step_x = c == 0 ? 1 : chroma.step_x;
-    plane.smooth_y = c > 0 && chroma.smooth_y;
-    plane.smooth_x = c > 0 && chroma.smooth_x;
+    const Subsampling& sampling = c == 0 ? luma : chroma;
+    plane.step_y = sampling.step_y;
+    plane.step_x = sampling.step_x;
+    plane.smooth_y = sampling.smooth_y;
+    plane.smooth_x = sampling.smooth_x;
     plane.full_height = (height + plane.step_y - 1) / plane.step_y;
     plane.full_width = (width + plane.step_x - 1) / plane.step_x;
   }

@@ -460,7 +460,9 @@ def test_targets_without_rows_are_not_in_the_run(targets):
 
 
 def document(performance):
-    return "\n".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in (*performance.SOLVER, "images"))
+    return "\n".join(
+        f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in (*performance.SOLVER, *performance.IMAGES)
+    )
 
 
 def kept(folder, *runs):

@@ -1,4 +1,6 @@
 import gc
+import pickletools
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -278,6 +280,46 @@ def test_a_loaded_network_is_a_copy_of_the_file(published, tmp_path):
     assert torch.equal(network.backbone.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
 
 
+class PythonTwoDict(OrderedDict):
+    """Pickled as Python 2 pickles an OrderedDict: by a list of pairs."""
+
+    def __reduce__(self):
+        return OrderedDict, ([[key, value] for key, value in self.items()],)
+
+
+def as_python_two(path):
+    """Rewrite a file of the old format so that its strings are those of Python 2: bytes without an encoding."""
+    data, out, at = path.read_bytes(), bytearray(), 0
+    for _ in range(5):  # magic number, version, system, content, keys of the storages; raw storages follow
+        starts = [(op.name, arg, at + pos) for op, arg, pos in pickletools.genops(data[at:])]
+        ends = [pos for _, _, pos in starts[1:]] + [starts[-1][2] + 1]
+        for (name, text, begin), end in zip(starts, ends, strict=True):
+            if name == "BINUNICODE":
+                out += b"U" + bytes([len(text)]) + text.encode()
+            else:
+                out += data[begin:end]
+        at = ends[-1]
+    path.write_bytes(bytes(out) + data[at:])
+
+
+def test_checkpoints_that_python_two_wrote_load(published, tmp_path):
+    state = with_heads(published.draw(published.resnet(**published.RESNET_V1, deep=False)), ["top_layer"], 512, [5])
+    content = {
+        "epoch": 10**10,  # a long
+        "arch": "resnet18",
+        "state_dict": PythonTwoDict((f"module.{key}", value) for key, value in state.items() if value.ndim),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.05, "params": [1, 2]}]},
+    }
+    path = saved(tmp_path / "checkpoint.pth.tar", content, legacy=True)
+    before = path.read_bytes()
+    as_python_two(path)
+    assert b"U\x0astate_dict" in path.read_bytes()
+    assert len(path.read_bytes()) < len(before)
+    network, _ = sela_ext.load_released(path)
+    assert torch.equal(network.backbone.conv1.weight, state["features.0.weight"])
+    assert torch.equal(network.heads.bias, state["top_layer.bias"])
+
+
 # --- What is refused
 
 
@@ -333,6 +375,9 @@ def test_tensors_that_do_not_fit_are_named_in_one_line(published, tmp_path, chan
         (torch.tensor([True, False]), "whole-numbered labels"),
         ("one", "found str"),
         ([[0, 1], [0]], "a list that is no array"),
+        ([0, 1.5], "a list that is no array"),
+        ([[0] * 1000] * 10**6, "a list that is no array"),  # in the file: one row, a million times
+        ([2**63], "larger ones"),
     ],
 )
 def test_labels_that_are_none_are_refused(published, tmp_path, labels, message):
@@ -340,6 +385,14 @@ def test_labels_that_are_none_are_refused(published, tmp_path, labels, message):
     content["L"] = labels
     with pytest.raises(CheckpointError, match=message):
         sela_ext.load_released(saved(tmp_path / "ckpt.t7", content))
+
+
+def test_heads_that_share_their_weights_are_refused(published, tmp_path):
+    state, weight, bias = trunk(published), torch.zeros(3000, 512), torch.zeros(3000)
+    for number in range(200):
+        state[f"top_layer{number}.weight"], state[f"top_layer{number}.bias"] = weight, bias
+    with pytest.raises(CheckpointError, match=r"every head's own weights, found 1,231,200,000 bytes"):
+        sela_ext.load_released(saved(tmp_path / "shared.pth", state))
 
 
 def test_labels_in_a_list_are_labels(published, tmp_path):
@@ -379,8 +432,12 @@ def test_ten_heads_of_3000_clusters_and_the_labels_of_a_million_images_load(publ
 def test_vgg16_computes_what_its_tensors_say(published, tmp_path, sobel):
     shapes = published.vgg16(2, tracked=False) | published.sobel() if sobel else published.vgg16()
     state = with_heads(published.draw(shapes, 1), ["top_layer"], 4096, [10])
+    for key in ("classifier.0.weight", "classifier.3.weight"):
+        state[key] = state[key].half()  # half the memory; they become float32 again
     path = saved(tmp_path / "vgg16.pth", {"epoch": 1, "arch": "vgg16", "state_dict": state})
     images = pictures(224, 1)
+    for key in ("classifier.0.weight", "classifier.3.weight"):
+        state[key] = state[key].float()
     with torch.no_grad():
         expected = published.vgg16_features(state, images)
         logits = F.linear(expected, state["top_layer.weight"], state["top_layer.bias"])

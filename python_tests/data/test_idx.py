@@ -1,4 +1,5 @@
 import gzip
+import resource
 import struct
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_an_uncompressed_file_is_memory_mapped(tmp_path, images):
         (lambda b: b[:-1], "truncated: the header says"),
         (lambda b: b[:9], "truncated in the header"),
         (lambda b: b + b"\0", "found more"),
-        (lambda b: b[:4] + struct.pack(">I", 2**31) + b[8:], "truncated: the header says"),
+        (lambda b: b[:4] + struct.pack(">I", 2**21) + b[8:], "truncated: the header says"),
         (lambda b: b[:2] + b"\x0d" + b[3:], "expected IDX uint8 with 3 axes"),
         (lambda b: b[:3] + b"\x01" + b[4:], "expected IDX uint8 with 3 axes"),
         (lambda b: b[:4] + struct.pack(">I", 0) + b[8:16], "at least one image"),
@@ -85,6 +86,31 @@ def test_a_damaged_images_file_is_named(tmp_path, images, suffix, change, match)
     write(tmp_path / f"train-images-idx3-ubyte{suffix}", change(idx_bytes(images)))
     with pytest.raises(DataError, match=rf"train-images-idx3-ubyte.*{match}"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("count", [3, 1 << 31])
+def test_compressed_zeros_take_no_memory(tmp_path, count):
+    # 256 MB of zeros in 256 kB.
+    head = bytes((0, 0, 8, 3)) + struct.pack(">3I", count, 1 << 10, 1 << 10)
+    with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb", 9) as file:
+        file.write(head)
+        for _ in range(16):
+            file.write(bytes(1 << 24))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="found more" if count == 3 else "gunzip it first"):
+        open_source(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path, images):
+    for suffix in ("", ".gz"):
+        path = tmp_path / f"images{suffix}"
+        write(path, idx_bytes(images[:2]))
+        data = path.read_bytes()
+        for size in range(len(data)):
+            path.write_bytes(data[:size])
+            with pytest.raises(DataError):
+                open_source(path)
 
 
 def test_a_cut_gzip_stream_is_named(folder):
@@ -102,9 +128,9 @@ def test_another_number_of_labels_is_an_error(folder):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(DataError, match=r"notes\.txt: expected.*found a file of another kind"):
-        open_source(tmp_path / "notes.txt")
+    (tmp_path / "notes.md").write_text("nothing here")
+    with pytest.raises(DataError, match=r"notes\.md: expected.*found a file of another kind"):
+        open_source(tmp_path / "notes.md")
     with pytest.raises(DataError, match="no such file or folder"):
         open_source(tmp_path / "absent")
 

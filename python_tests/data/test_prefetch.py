@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 
 from sela_ext.data.prefetch import prefetch
 
@@ -71,15 +72,38 @@ def test_an_exception_arrives_at_its_place():
     assert threading.active_count() == before
 
 
-def test_a_program_that_ends_inside_an_epoch_exits_cleanly(tmp_path):
+def test_an_exception_while_the_producer_is_closed_arrives_too():
+    def untidy(stop):
+        try:
+            yield 1
+            if stop:
+                raise ZeroDivisionError("the first")
+        finally:
+            raise KeyError("while closing")
+
+    for stop, expected in ((False, KeyError), (True, KeyError)):
+        items = prefetch(untidy(stop), depth=1, on_wait=lambda _: None)
+        assert next(items) == 1
+        with pytest.raises(expected, match="while closing"):
+            next(items)
+
+
+@pytest.mark.parametrize("kind", ["digits", "files"])
+def test_a_program_that_ends_inside_an_epoch_exits_cleanly(tmp_path, kind):
+    if kind == "files":
+        for i in range(64):
+            small = Image.new("RGB", (9, 9), (i, 2 * i, 3 * i))
+            small.resize((300, 300)).save(tmp_path / f"{i:02d}.{'png' if i % 4 == 3 else 'jpg'}")
     program = (
+        "import sys\n"
         "from sela_ext.data import Loader\n"
-        "loader = Loader('digits', batch_size=8, threads=1)\n"
+        "loader = Loader(sys.argv[1], batch_size=8, threads=2)\n"
         "batches = loader.epoch(0)\n"
         "next(batches)\n"
         "raise SystemExit(7)\n"
     )
+    data = "digits" if kind == "digits" else str(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, data], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (7, "")

@@ -7,7 +7,7 @@ import torch
 from sklearn import metrics as sk
 
 from sela_ext.errors import DataError, OptionError
-from sela_ext.evaluation import cluster_metrics, label_change, label_statistics
+from sela_ext.evaluation import cluster_metrics, cluster_table, label_change, label_statistics, mutual_information
 
 
 def brute_force_accuracy(classes, labels, n_classes, n_clusters):
@@ -177,3 +177,59 @@ def test_change_ignores_images_that_lack_a_label_in_either_set():
 def test_change_refuses_sets_of_different_length():
     with pytest.raises(DataError, match="expected 2 labels, as many as before, found 3"):
         label_change([0, 1], [0, 1, 2])
+
+
+def test_every_cluster_is_described_by_its_classes():
+    rng = np.random.default_rng(6)
+    classes, labels = rng.integers(3, 8, size=301), rng.integers(9, size=301)
+    labels[labels == 4] = 5  # an empty one
+    found = cluster_table(np.r_[classes, -1, 3], np.r_[labels, 0, -1], 9)
+    for k in range(9):
+        inside = classes[labels == k]
+        assert found["size"][k] == inside.size
+        if inside.size == 0:
+            assert found["majority"][k] == -1
+            assert np.isnan([found["purity"][k], found["entropy"][k]]).all()
+            continue
+        counts = np.bincount(inside)
+        assert found["majority"][k] == counts.argmax()
+        assert found["purity"][k] == counts.max() / inside.size
+        share = counts[counts > 0] / inside.size
+        assert found["entropy"][k] == pytest.approx(-(share * np.log(share)).sum(), abs=1e-12)
+    totals = cluster_metrics(classes, labels)
+    weights = found["size"] / 301
+    assert np.nansum(weights * found["entropy"]) == pytest.approx(totals["class_entropy"], abs=1e-12)
+    assert np.nansum(weights * found["purity"]) == pytest.approx(totals["purity"], abs=1e-12)
+
+
+def test_with_more_clusters_than_classes_each_may_stand_for_its_majority():
+    classes = np.repeat([0, 1, 2], 40)
+    labels = classes * 4 + np.arange(120) % 4  # four pure clusters for each class
+    found = cluster_metrics(classes, labels, 12)
+    assert found["accuracy"] == 0.25  # one to one: three clusters of ten images count
+    assert found["majority_accuracy"] == found["purity"] == 1.0
+
+
+def test_scores_equal_those_of_scipy_and_scikit_learn_at_three_thousand_clusters():
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics.cluster import contingency_matrix
+
+    rng = np.random.default_rng(8)
+    classes, labels = rng.integers(100, size=20_001), rng.integers(3000, size=20_001)
+    labels[:10_000] = classes[:10_000] * 30 + labels[:10_000] % 30
+    found = cluster_metrics(classes, labels, 3000)
+    table = contingency_matrix(classes, labels)
+    rows, columns = linear_sum_assignment(-table)
+    assert found["accuracy"] == table[rows, columns].sum() / 20_001
+    assert found["nmi"] == pytest.approx(sk.normalized_mutual_info_score(classes, labels), abs=1e-12)
+    assert found["ari"] == pytest.approx(sk.adjusted_rand_score(classes, labels), abs=1e-12)
+
+
+def test_labels_of_two_passes_are_compared_symmetrically():
+    rng = np.random.default_rng(9)
+    old, new = rng.integers(5, size=99), rng.integers(7, size=99)
+    new[::9] = -1
+    both = new >= 0
+    expected = sk.normalized_mutual_info_score(old[both], new[both])
+    assert mutual_information(old, new) == pytest.approx(expected, abs=1e-12)
+    assert mutual_information(new, old) == pytest.approx(expected, abs=1e-12)

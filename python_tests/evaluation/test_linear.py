@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sela_ext.errors import DataError, NumericsError
-from sela_ext.evaluation import linear, linear_probe
+from sela_ext.evaluation import linear, linear_probe, linear_scores
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +125,20 @@ def test_what_does_not_fit_is_refused(position, value, error, message):
     arguments[position] = value
     with pytest.raises(error, match=message):
         linear_probe(*arguments)
+
+
+def test_top5_is_the_share_of_images_whose_class_is_among_the_five_highest():
+    rng = np.random.default_rng(4)
+    scores = torch.from_numpy(rng.integers(4, size=(301, 9)).astype(np.float32))  # many equal ones
+    numbers = np.arange(9) * 3
+    expected = rng.choice(np.r_[numbers, 1], size=301)
+    order = np.argsort(-scores.numpy(), axis=1, kind="stable")
+    found = linear.topk_accuracy(scores, numbers, expected)
+    assert found["top1"] == np.mean(numbers[order[:, 0]] == expected)
+    assert found["top5"] == np.mean((numbers[order[:, :5]] == expected[:, None]).any(axis=1))
+
+
+def test_top5_of_pixels_is_at_least_top1(digits):
+    found = linear_scores(*digits)
+    assert found["top1"] == linear_probe(*digits)
+    assert found["top1"] < found["top5"] <= 1.0

@@ -61,6 +61,22 @@ def test_batches_stay_as_they_are_while_the_next_ones_arrive(card):
     assert_same_batches(kept, Loader(images, **options).epoch(0), card)
 
 
+def test_several_views_of_jpeg_files_arrive_together(card, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(21):
+        pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((150 + i, 130), Image.Resampling.BICUBIC).save(tmp_path / f"{i:02d}.jpg")
+    options = {"batch_size": 4, "augment": Augment.multi_crop((48, 32), (2, 1)), "threads": 2}
+    there, here = Loader(tmp_path, device=card.place, **options), Loader(tmp_path, **options)
+    for epoch in range(3):
+        for one, other in zip(there.epoch(epoch), here.epoch(epoch), strict=True):
+            assert len(one.views) == 3
+            assert one.images is one.views[0]
+            for view, expected in zip(one.views, other.views, strict=True):
+                assert view.device == card.place
+                assert torch.equal(view.cpu(), expected)
+
+
 def test_leaving_early_ends_the_threads(card):
     loader = Loader("digits", batch_size=64, device=card.place, threads=2)
     before = threading.active_count()

@@ -122,6 +122,12 @@ def adobe(transform):
     return segment(0xEE, b"Adobe\0\x64\0\0\0\0" + bytes([transform]))
 
 
+def exif(orientation):
+    """EXIF data that hold an orientation and one other tag."""
+    entries = struct.pack("<HHIHHHHIHH", 0x0100, 3, 1, 1, 0, 0x0112, 3, 1, orientation, 0)
+    return segment(0xE1, b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4))
+
+
 def write(
     width,
     height,
@@ -218,7 +224,7 @@ def corpus():
     kinds += [[(4, 1), (1, 1), (1, 1)], [(2, 2), (1, 2), (2, 1)], [(1, 1)]]
     for k in range(42):
         width, height = (int(n) for n in rng.integers(1, 80 if k % 6 == 0 else 34, 2))
-        markers = [b"", jfif(), adobe(0), jfif() + adobe(1)][k % 4]
+        markers = [b"", jfif(), adobe(0), jfif() + adobe(1)][k % 4] + (exif(1 + k % 8) if k % 3 == 0 else b"")
         data = picture(rng, width, height, kinds[k % 7], restart=[0, 0, 1, 5][k % 4], markers=markers)
         yield f"{k:02d}.jpg", bytes(12) + data
 

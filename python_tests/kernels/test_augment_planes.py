@@ -462,3 +462,31 @@ def test_refusals_name_what_was_expected_and_found():
         dataclasses.replace(planes, colour="lab")
     with pytest.raises(OptionError, match="subsampling"):
         dataclasses.replace(planes, subsampling=(3, 1))
+
+
+@pytest.mark.parametrize("reduced", [2, 4, 8])
+@pytest.mark.parametrize("step", [(1, 1), (2, 2), (4, 8), (32, 16)])
+@pytest.mark.parametrize("exact", [False, True])
+def test_planes_of_reduced_images_give_what_the_twin_gives(reduced, step, exact):
+    rng = np.random.default_rng(5)
+    for size in [(1, 1), (3, 70), (70, 3), (65, 90), (131, 200)]:
+        steps = [(reduced, reduced), step, step]
+        data = [rng.integers(90, 166, (-(-size[0] // r), -(-size[1] // c)), dtype=np.uint8) for r, c in steps]
+        smooth = (step == (2, 2), step == (2, 2)) if size[1] > 4 else None
+        colour = Planes(tuple(data), *size, subsampling=step, reduced=reduced, smooth=smooth)
+        grey = Planes((data[0],), *size, reduced=reduced)
+        for augment in (Augment.resized_crop(17), Augment.eval(16), Augment.none(31)):
+            source = [colour, grey]
+            params, _ = draw(augment, source)
+            found = kernels.augment_planes(source, params, augment, exact=exact)
+            expected = reference.augment_planes(source, params, augment, exact=exact)
+            assert (found - expected).abs().max() < 2 * LIMIT / min(augment.std)
+
+
+def test_reduced_planes_are_checked():
+    plane = np.zeros((4, 4), np.uint8)
+    for reduced in (0, 3, 16):
+        with pytest.raises(OptionError, match="reduced"):
+            Planes((plane,), 8, 8, reduced=reduced)
+    with pytest.raises(DataError, match="2 x 2 samples"):
+        Planes((plane,), 8, 8, reduced=4)

@@ -1,10 +1,12 @@
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import sela_ext
 from sela_ext.errors import OptionError
 from sela_ext.models import AlexNet, Heads, Network, PreActResNet, SmallConvNet, SmallResNet, Sobel, build_backbone
 
@@ -205,3 +207,23 @@ def test_what_is_no_network_is_refused_in_one_line(model, message):
     with pytest.raises(OptionError, match=message) as caught:
         build_backbone(model, channels=3, image_size=(32, 32))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "name", ["alexnet-sobel", "alexnet-small", "vgg16-bn", "resnet50-preact", "resnetv1", "vit_b_32"]
+)
+def test_networks_train_by_name_and_load_again(name, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), np.uint8)
+    size = 64 if name != "vit_b_32" else 96
+    options = {"epochs": 1, "batch_size": 4, "clusters": 3, "heads": 2, "image_size": size, "holdout": 0}
+    result = sela_ext.train(images, out=tmp_path / "run", model=name, progress=False, **options)
+    assert result.labels.shape == (2, 8)
+    assert result.network.name == name
+    network, _ = sela_ext.load_released(tmp_path / "run")
+    x = torch.randn(2, 3, size, size)
+    trained = result.network.state_dict()
+    assert all(torch.equal(value, trained[key]) for key, value in network.state_dict().items())
+    with torch.no_grad():  # not the same order of channels in memory, so not the same rounding
+        assert torch.allclose(network.heads(network(x)), result.network.heads(result.network(x)), atol=1e-3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,9 @@ def _check_heads(file: Path, parts: Parts, embedding_dim: int) -> list[int]:
         raise CheckpointError(
             f"{file}: the heads are incomplete: {len(missing)} missing: {', '.join(missing[:3])}{more}"
         )
+    size = sum(tensor.numel() * tensor.element_size() for tensor in heads.values())
+    if size > file.stat().st_size:
+        raise CheckpointError(f"{file}: expected every head's own weights, found {size:,} bytes in a smaller file")
     clusters = [int(heads[number, "weight"].shape[0]) for number in range(count)]
     for number, k in enumerate(clusters):
         for part, shape in (("weight", (k, embedding_dim)), ("bias", (k,))):
@@ -222,10 +227,7 @@ def _labels(file: Path, content: Any, clusters: list[int]) -> Tensor | None:
     if given is None:
         return None
     if isinstance(given, (list, tuple)):
-        try:
-            given = torch.tensor(given)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise CheckpointError(f"{file}: expected labels [heads, N], found a list that is no array") from error
+        given = _from_list(file, given)
     whole = isinstance(given, Tensor) and not given.is_floating_point() and not given.is_complex()
     if not whole or given.dtype is torch.bool or given.ndim not in (1, 2):
         found = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
@@ -242,6 +244,28 @@ def _labels(file: Path, content: Any, clusters: list[int]) -> Tensor | None:
     return labels
 
 
+def _from_list(file: Path, given: Sequence[Any]) -> Tensor:
+    """Labels [N] or [heads, N] of a list of numbers, or of such lists."""
+    rows = given if given and isinstance(given[0], (list, tuple)) else [given]
+    plain = all(isinstance(row, (list, tuple)) and len(row) == len(rows[0]) for row in rows)
+    # One list may stand in many places: what it would become is counted before it is made.
+    if not plain or len(rows) * len(rows[0]) > file.stat().st_size or not all(type(k) is int for k in chain(*rows)):
+        raise CheckpointError(f"{file}: expected labels [heads, N], found a list that is no array of whole numbers")
+    try:
+        return torch.tensor(rows if rows is given else given, dtype=torch.int64)
+    except (RuntimeError, OverflowError, ValueError) as error:
+        raise CheckpointError(f"{file}: expected labels below 2^63, found larger ones") from error
+
+
+def _run_size(file: Path) -> int:
+    """Pixels that a run trained with, which some networks are built for; 224 where its options are not there."""
+    try:
+        size = json.loads((file.parent / "options.json").read_text())["resolved"]["augment"]["size"]
+        return int(size) if 4 <= int(size) <= 4096 else 224
+    except (OSError, ValueError, KeyError, TypeError):
+        return 224
+
+
 def _load_run(file: Path, content: dict[str, Any]) -> Network:
     """The network of a run of this package, from its network.pt."""
     try:
@@ -256,8 +280,8 @@ def _load_run(file: Path, content: dict[str, Any]) -> Network:
         raise CheckpointError(f"{file}: expected the network.pt of a finished run, found other content") from error
     try:
         with torch.device("meta"):
-            grey = first.shape[1] == 1
-            built = build_backbone(name, channels=1 if grey else 3, image_size=(224, 224))
+            size = _run_size(file)
+            built = build_backbone(name, channels=1 if first.shape[1] == 1 else 3, image_size=(size, size))
             network = Network(
                 built.module,
                 built.feature_dim,

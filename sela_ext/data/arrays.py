@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from sela_ext.data.labels import read_labels
+from sela_ext.data.messages import first_line
 from sela_ext.data.source import Int64Array, Source, UInt8Array
 from sela_ext.errors import DataError
 
@@ -141,6 +142,6 @@ def open_npy(path: Path, *, labels: Any = None) -> ArraySource:
     """Open a .npy file of images as a memory map; see `open_array`."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: expected a readable .npy file of uint8 images: {error}") from error
+    except Exception as error:  # numpy's reader of headers raises many types on damaged files
+        raise DataError(f"{path}: expected a readable .npy file of uint8 images: {first_line(error)}") from error
     return open_array(array, labels=labels, where=str(path))

@@ -5,29 +5,38 @@ Baseline JPEG files are decoded by the compiled core, to Pillow's pixels; all ot
 Note [Conversion to RGB]
     * Grey and 1-bit images: the value in all three channels.
     * 16 bits per channel: the high byte (what Pillow itself does for 16-bit colour).
+    * Fewer than 8 bits per channel: stretched to 0..255.
     * Palettes: their colours. Transparency of any kind (RGBA, LA, transparent palette entries or colours):
-      composited on white.
+      composited on white. A transparent colour of 16 bits per channel is compared by its high bytes.
     * CMYK, YCCK, YCbCr, Lab, HSV: Pillow's conversion, without colour profiles.
-    * Animations: the first frame.
-    * EXIF orientation: ignored, the stored pixels are used.
+    * Animations and files of several pages: the first.
+    * EXIF orientation: ignored, the stored pixels are used. (TIFF's own orientation, a part of that format, is obeyed.)
+
+Note [What a header may claim]
+    Sizes are read from the header and compared with `MAX_PIXELS` before anything is allocated. Besides the size itself:
+    WebP's canvas, which its decoder allocates when it is opened; TIFF's tiles, which may be larger than the image; and
+    the pixels that the first frame of a GIF adds to its screen (Pillow).
 """
 
 from __future__ import annotations
 
-import os
-import stat
 import warnings
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
+from sela_ext.data.safe_files import read_image_file
 from sela_ext.data.source import UInt8Array
 from sela_ext.errors import DataError
 from sela_ext.kernels import try_decode_jpeg
 from sela_ext.kernels.jpeg import MAX_PIXELS, warning_lock
 
 HEAD_BYTES = 16
+# Pixels of a tile that any TIFF may have, however small it is.
+SMALL_TILE = 1 << 22
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
 def sniff(head: bytes) -> str | None:
@@ -58,14 +67,7 @@ def sniff(head: bytes) -> str | None:
 
 def decode_file(path: str, name: str) -> UInt8Array:
     """Pixels of an image file; see `decode_image`. Anything but a regular file is refused unopened."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"{name}: expected an image file, found something that is not a regular file")
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
-    return decode_image(data, name)
+    return decode_image(read_image_file(path, name), name)
 
 
 def decode_image(data: bytes, name: str) -> UInt8Array:
@@ -120,6 +122,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if values.size and (values.min() < 0 or values.max() > 0xFFFF):
             raise DataError(f"expected pixels of 8 or 16 bits, found values {values.min()}..{values.max()}")
         high = (values.astype(np.uint32) >> 8).astype(np.uint8)
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):
+            high[values == clear] = 255
         return Image.fromarray(high).convert("RGB")
     if image.mode == "F":
         raise DataError("expected pixels of 8 or 16 bits, found floating-point values")
@@ -139,15 +144,55 @@ def _decode(data: bytes, format_name: str) -> UInt8Array:
         found = try_decode_jpeg(data, max_pixels=MAX_PIXELS)
         if found is not None:
             return found
+    if format_name == "WEBP":
+        _check_size(*_webp_size(data))
     with Image.open(BytesIO(data), formats=(format_name,)) as image:
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise DataError(f"the header claims {width} x {height} pixels, more than the limit of {MAX_PIXELS}")
+        _check_size(width, height)
+        if isinstance(image, TiffImageFile):
+            _check_tiles(image)
         image.load()
+        if format_name == "PNG":
+            _scale_transparency(image, depth=data[24])
         pixels = np.array(to_rgb(image), dtype=np.uint8)
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise DataError(f"expected at least one pixel, found {width} x {height}")
     return pixels
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(f"the header claims {width} x {height} pixels, more than the limit of {MAX_PIXELS}")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the canvas; (0, 0) if the decoder will find fault with the header anyway."""
+    kind = data[12:16]
+    if kind == b"VP8X" and len(data) >= 30:
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and len(data) >= 30:
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return 0, 0
+
+
+def _check_tiles(image: TiffImageFile) -> None:
+    """A tile is decoded whole: one far larger than the image is a bomb."""
+    sides = [image.tag_v2.get(tag) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
+    width, height = (side if isinstance(side, int) else 0 for side in sides)
+    if width * height > max(4 * image.size[0] * image.size[1], SMALL_TILE):
+        raise DataError(f"the header claims tiles of {width} x {height} pixels for {image.size[0]} x {image.size[1]}")
+
+
+def _scale_transparency(image: Image.Image, depth: int) -> None:
+    """Bring a PNG's transparent colour to the 8 bits that Pillow brings the pixels to."""
+    clear = image.info.get("transparency")
+    if image.mode == "L" and isinstance(clear, int) and depth in (2, 4) and clear < 1 << depth:
+        image.info["transparency"] = clear * (255 // ((1 << depth) - 1))
+    elif image.mode == "RGB" and isinstance(clear, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _reason(error: Exception) -> str:

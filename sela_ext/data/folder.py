@@ -3,7 +3,8 @@
 Note [Class folders]
     A folder's images carry labels, for metrics only, if every image lies in a sub-folder of it and there is more than
     one such sub-folder: the first-level sub-folders, in sorted order, are the classes. An image directly in the folder
-    makes it unlabelled. Deeper levels do not matter.
+    makes it unlabelled. Deeper levels do not matter. A list of classes, one name per line, fixes the numbers instead of
+    the order: given as `classes`, or as `classes.txt` or `class_names.txt` in the folder if it names all of them.
 
 Note [Which files are images]
     A regular file whose name does not begin with a dot, and whose suffix or first bytes are those of a JPEG, PNG, GIF,
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,11 +30,14 @@ from typing import Any
 
 import numpy as np
 
+from sela_ext.data.classes import ClassList, class_file_in
 from sela_ext.data.decode import HEAD_BYTES, decode_file, sniff
 from sela_ext.data.labels import read_labels
 from sela_ext.data.path_list import PathList
-from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
+from sela_ext.data.safe_files import OUT_OF_RESOURCES, open_regular
+from sela_ext.data.source import Int64Array, Located, LocatedImages, Source, UInt8Array
 from sela_ext.errors import DataError
+from sela_ext.kernels import JoinedPaths
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 TRAIN_FOLDER = "train"
@@ -61,6 +66,7 @@ class FileSource(Source):
         self.class_names = class_names
         self._paths = paths if isinstance(paths, PathList) else PathList(paths)
         self._prefix = os.path.join(root, "") if root else ""
+        self._uniform = not self._prefix or not self._paths.any_absolute()  # the prefix is before all paths
         self._labels = labels
         self._names: list[str] | None = None
         self._cache: dict[int, UInt8Array] = {}
@@ -74,16 +80,16 @@ class FileSource(Source):
     def names(self) -> list[str]:
         """See `Source.names`."""
         if self._names is None:
-            self._names = [_printable(path) for path in self._paths]
+            self._names = [printable_path(path) for path in self._paths]
         return self._names
 
     def name(self, index: int) -> str:
         """See `Source.name`."""
-        return _printable(self._paths[index])
+        return printable_path(self._paths[index])
 
     def iter_names(self) -> Iterator[str]:
         """See `Source.iter_names`."""
-        return map(_printable, self._paths)
+        return map(printable_path, self._paths)
 
     @property
     def labels(self) -> Int64Array | None:
@@ -104,13 +110,19 @@ class FileSource(Source):
         """See `Source.locate`."""
         return Located(path=self.path(index))
 
+    def locate_all(self, index: Int64Array) -> LocatedImages:
+        """See `Source.locate_all`."""
+        if not self._uniform:
+            return super().locate_all(index)
+        return LocatedImages(JoinedPaths(self._paths.joined(index, os.fsencode(self._prefix))))
+
     def read(self, index: int) -> UInt8Array:
         """See `Source.read`."""
         kept = self._cache.get(index)
         if kept is not None:
             return kept
         path = self.path(index)
-        pixels = decode_file(path, _printable(path))
+        pixels = decode_file(path, printable_path(path))
         if pixels.nbytes <= CACHE_IMAGE_BYTES:
             with self._lock:
                 if pixels.nbytes <= self._cache_room and index not in self._cache:
@@ -131,52 +143,73 @@ class FileSource(Source):
         return {**super().fingerprint(), "file_sizes": digest.hexdigest()}
 
 
-def open_folder(folder: Path, *, labels: Any = None, class_names: Sequence[str] | None = None) -> FileSource:
+def open_folder(folder: Path, *, classes: ClassList | None = None, labelled: bool = True) -> FileSource:
     """Open a folder tree of images.
 
     Args:
         folder: See Note [Class folders] and Note [Which files are images].
-        labels: True labels instead of those of class folders; see `read_labels`.
-        class_names: Names and numbers of the classes known already; folders of other names are numbered after them.
+        classes: Names and numbers of the classes known already.
+        labelled: Whether class folders matter.
 
     Returns:
         A source whose names are the paths relative to `folder`, with "/", sorted level by level.
 
     Raises:
-        DataError: No image, or a folder that cannot be read.
+        DataError: No image, a folder that cannot be read, or a class folder that is not among the `classes`.
     """
     paths = list_images(folder)
     if not paths:
         raise DataError(
             f"{folder}: expected JPEG, PNG, GIF, BMP, WebP or TIFF images in the folder or below, found none"
         )
-    return folder_source(folder, paths, labels=labels, class_names=class_names)
+    return folder_source(folder, paths, classes=classes, labelled=labelled)
 
 
 def folder_source(
-    folder: Path, paths: Sequence[str], *, labels: Any = None, class_names: Sequence[str] | None = None
+    folder: Path, paths: Sequence[str], *, classes: ClassList | None = None, labelled: bool = True
 ) -> FileSource:
     """`open_folder` for the images that `list_images` has found, at least one."""
-    if labels is not None:
-        return FileSource(paths, kind="folder", root=str(folder), labels=read_labels(labels, len(paths)))
-    if any("/" not in path for path in paths):
-        return FileSource(paths, kind="folder", root=str(folder))
-    found = sorted({path.split("/", 1)[0] for path in paths})
-    if len(found) < 2:
-        return FileSource(paths, kind="folder", root=str(folder))
-    known = list(class_names or [])
+    found = class_folders(paths, classes, folder) if labelled else None
+    labels, class_names = (None, None) if found is None else found
+    return FileSource(paths, kind="folder", root=str(folder), labels=labels, class_names=class_names)
+
+
+def class_folders(
+    paths: Sequence[str], classes: ClassList | None = None, folder: Path | None = None
+) -> tuple[Int64Array, list[str]] | None:
+    """Labels and class names by Note [Class folders]; None if the images are unlabelled.
+
+    Args:
+        paths: With "/", of all images.
+        classes: Names known already.
+        folder: Where a class list may lie.
+
+    Raises:
+        DataError: A folder that is not among classes that are all known.
+    """
+    tops: set[str] = set()
+    for path in paths:
+        top, slash, _ = path.partition("/")
+        if not slash:
+            return None
+        tops.add(top)
+    if len(tops) < 2 and (classes is None or not classes.fixed):
+        return None
     # Class names are kept as file names while they are compared, and made printable at the end.
-    classes = known + [name for name in found if _printable(name) not in known]
-    number = {_printable(name): i for i, name in enumerate(classes)}
-    number |= {name: number[_printable(name)] for name in found}
+    if classes is None and folder is not None:
+        classes = class_file_in(folder, [printable_path(name) for name in tops])
+    known = [] if classes is None else list(classes.names)
+    others = [name for name in sorted(tops) if printable_path(name) not in known]
+    if others and classes is not None and classes.fixed:
+        raise DataError(
+            f"{folder or 'data'}: expected folders of the {len(known)} classes of {classes.where}, found "
+            f"{printable_path(others[0])}"
+        )
+    names = [printable_path(name) for name in known + others]
+    number = {name: i for i, name in reversed(list(enumerate(names)))}
+    number |= {name: number[printable_path(name)] for name in tops}
     values = np.fromiter((number[path.split("/", 1)[0]] for path in paths), dtype=np.int64, count=len(paths))
-    return FileSource(
-        paths,
-        kind="folder",
-        root=str(folder),
-        labels=values,
-        class_names=[_printable(name) for name in classes],
-    )
+    return values, names
 
 
 def open_paths(paths: Sequence[str | Path], *, labels: Any = None) -> FileSource:
@@ -215,6 +248,60 @@ def find_split(folder: Path) -> tuple[Path, list[Path]] | None:
     return train, others
 
 
+def find_files(folder: Path, suffix: str, split: str) -> list[Path] | None:
+    """Files that hold many images each, of one split: archives, or tables of images.
+
+    They lie in the folder, where neither images nor folders may lie, and are divided by the first word of their names
+    if some are named train* and others test*, val*, valid* or validation*; or in its folders of these names; or in its
+    folder `data`, as they do in copies of the Hugging Face hub.
+
+    Args:
+        folder: Where to look.
+        suffix: Of the files, with the dot.
+        split: "train" or "test".
+
+    Returns:
+        The files, sorted; None if there are none at all, or none of that split.
+    """
+    for place in (folder, folder / "data"):
+        found = sole_files(place, suffix)
+        if found:
+            by_word = {word: [path for path in found if _word(path) == word] for word in (TRAIN_FOLDER, *EVAL_FOLDERS)}
+            train, test = by_word[TRAIN_FOLDER], next((by_word[w] for w in EVAL_FOLDERS if by_word[w]), None)
+            if split == "test":
+                return test if train else None
+            return train if train and test else found
+    if sole_files(folder / TRAIN_FOLDER, suffix):
+        places = (TRAIN_FOLDER,) if split == "train" else EVAL_FOLDERS
+        return next((found for name in places if (found := sole_files(folder / name, suffix))), None)
+    return None
+
+
+def _word(path: Path) -> str:
+    """The word that a file name begins with, in lower case."""
+    return re.split(r"[^a-z]", path.name.lower(), maxsplit=1)[0]
+
+
+def sole_files(folder: Path, suffix: str) -> list[Path]:
+    """Files of a suffix in a folder, sorted; none if a visible folder or an image lies there, or it cannot be listed.
+
+    The first of these ends the search, so that a folder of a million images costs nothing.
+    """
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.endswith(suffix) and entry.is_file():
+                    found.append(Path(entry.path))
+                elif _is_dir(entry) or _is_image(entry):
+                    return []
+    except OSError:  # not there, or said when the images are listed
+        return []
+    return sorted(found)
+
+
 def list_images(folder: Path) -> list[str]:
     """Relative paths, with "/", of all images below a folder: Note [Which files are images].
 
@@ -248,7 +335,7 @@ def list_images(folder: Path) -> list[str]:
                     elif _is_image(entry):
                         found.append(name)
         except OSError as error:
-            raise DataError(f"{_printable(path)}: cannot be listed: {error.strerror or error}") from error
+            raise DataError(f"{printable_path(path)}: cannot be listed: {error.strerror or error}") from error
     found.sort(key=_sort_key)
     return found
 
@@ -266,9 +353,11 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
             return False  # pipes, sockets, devices, dangling links
         if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             return True
-        with open(entry.path, "rb") as file:
+        with os.fdopen(open_regular(entry.path), "rb") as file:
             return sniff(file.read(HEAD_BYTES)) is not None
-    except OSError:
+    except OSError as error:
+        if error.errno in OUT_OF_RESOURCES:
+            raise  # or images would be missing without a word
         return False
 
 
@@ -277,8 +366,8 @@ def _sort_key(path: str) -> str:
     return path.replace("/", "\0")
 
 
-def _printable(path: str) -> str:
-    # File names need not be UTF-8; names in tables and messages must be.
+def printable_path(path: str) -> str:
+    """A path for tables and messages: file names need not be UTF-8, those must be."""
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:

@@ -11,12 +11,11 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sela_ext.data.arrays import ArraySource
-from sela_ext.data.labels import read_labels
+from sela_ext.data.memory import free_memory
 from sela_ext.data.source import Int64Array, UInt8Array
 from sela_ext.errors import DataError
 
@@ -46,12 +45,12 @@ def find_idx(folder: Path, split: str) -> Path | None:
     return None
 
 
-def open_idx(path: Path, *, labels: Any = None) -> ArraySource:
+def open_idx(path: Path, *, labelled: bool = True) -> ArraySource:
     """Open IDX images, with the labels file beside them if there is one.
 
     Args:
         path: The images file; uncompressed files are memory-mapped.
-        labels: True labels instead of the labels file; see `read_labels`.
+        labelled: Whether the labels file matters.
 
     Raises:
         DataError: Wrong magic number, truncated values, surplus bytes, or another number of labels than of images.
@@ -60,16 +59,13 @@ def open_idx(path: Path, *, labels: Any = None) -> ArraySource:
     if 0 in images.shape:
         raise DataError(f"{path}: expected at least one image, found shape {list(images.shape)}")
     values: Int64Array | None = None
-    if labels is not None:
-        values = read_labels(labels, len(images))
-    else:
-        beside = _labels_beside(path)
-        if beside is not None:
-            values = read_idx(beside, LABEL_AXES).astype(np.int64)
-            if len(values) != len(images):
-                raise DataError(
-                    f"{beside}: expected {len(images)} labels, one per image of {path.name}, found {len(values)}"
-                )
+    beside = _labels_beside(path) if labelled else None
+    if beside is not None:
+        values = read_idx(beside, LABEL_AXES).astype(np.int64)
+        if len(values) != len(images):
+            raise DataError(
+                f"{beside}: expected {len(images)} labels, one per image of {path.name}, found {len(values)}"
+            )
     return ArraySource(images[..., np.newaxis], kind="idx", labels=values)
 
 
@@ -105,6 +101,12 @@ def read_idx(path: Path, axes: int) -> UInt8Array:
                 if size == 0:
                     return np.zeros(shape, np.uint8)
                 return np.memmap(path, dtype=np.uint8, mode="r", offset=len(head), shape=shape)
+            free = free_memory()
+            if size > free // 2:
+                raise DataError(
+                    f"{path}: the header says {list(shape)} = {size} bytes, of {free} that are free in memory; gunzip "
+                    "it first, so that it can be memory-mapped"
+                )
             parts = bytearray()
             # One byte more than the header says, to notice surplus bytes.
             while len(parts) <= size and (chunk := file.read(min(CHUNK_BYTES, size + 1 - len(parts)))):

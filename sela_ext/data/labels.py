@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sela_ext.data.messages import first_line
 from sela_ext.data.source import Int64Array
 from sela_ext.errors import DataError
 
@@ -30,8 +31,10 @@ def read_labels(labels: Any, count: int) -> Int64Array:
         where = f"labels file {labels}"
         try:
             labels = np.load(labels, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{where}: expected a readable .npy file of {count} integers: {error}") from error
+        except Exception as error:  # numpy's reader of headers raises many types on damaged files
+            raise DataError(
+                f"{where}: expected a readable .npy file of {count} integers: {first_line(error)}"
+            ) from error
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()
     try:

@@ -2,16 +2,22 @@
 
 Nothing is drawn from a state: the order is keyed by (seed, epoch), the augmentation of an image by (seed, epoch, image,
 view). So batches do not depend on threads or ranks, and an epoch can begin at any position.
+
+Note [From image to batch]
+    A thread (`prefetch`) goes through the epoch's order. For each batch it takes memory from the ring and begins to
+    fill it: arrays as Note [Small batches of arrays] says; encoded images by the compiled reader, which opens, decodes
+    and augments in threads of its own; what the reader does not take, and sources of another kind, by the fallback.
+    While the last images of one batch are read the next has begun, and finished batches wait for the consumer.
+    Everything happens in this process: no worker processes, no shared memory.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,40 +26,70 @@ import numpy.typing as npt
 import torch
 
 from sela_ext import kernels
+from sela_ext.data.bad_images import BadImages
+from sela_ext.data.checks import (
+    DTYPES,
+    check_device,
+    check_flag,
+    check_integer,
+    check_threads,
+    check_views,
+)
+from sela_ext.data.fallback import Drawing, Fallback, Rows
 from sela_ext.data.opening import open_source
+from sela_ext.data.order import Share
+from sela_ext.data.picking import Picking
 from sela_ext.data.prefetch import prefetch
-from sela_ext.data.source import Int64Array, Source, UInt8Array
-from sela_ext.errors import DataError, OptionError, ResourceError
-from sela_ext.kernels import Augment
+from sela_ext.data.reading import Reading, open_store
+from sela_ext.data.ring import TensorRing
+from sela_ext.data.source import Int64Array, Source
+from sela_ext.data.upload import Upload, Uploader
+from sela_ext.errors import DataError, OptionError
+from sela_ext.kernels import Augment, IndexStore
 
-# Batches ready or in the making while the consumer works on one.
+# Batches that are ready or in the making while the consumer works on one.
 BATCHES_AHEAD = 3
-# Files read by one task of the decoding threads.
-IMAGES_PER_TASK = 8
 # Output side for images whose sizes differ, when no augmentation is given.
 DEFAULT_SIZE = 224
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+
+Records = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Batch:
     """B images of one epoch, in its order.
 
+    The tensors' memory is used again for a later batch when nobody holds them, nor views of them, any more.
+
     Attributes:
-        images: [B, C, S, S] of the loader's dtype, on its device; C = 2 where the augmentation takes gradients.
+        images: [B, C, S, S] of the loader's dtype, on its device; C = 2 where the augmentation takes gradients. The
+            first of `views`.
         index: Numbers of the images in the source, int64 [B], on the CPU.
         labels: True labels, int64 [B], -1 where unknown, on the CPU; None if the source has none.
-        params: What was drawn for each image: structured array [B], see `sela_ext.kernels.sample_parameters`.
+        params: What was drawn for each image: structured array [B], see `sela_ext.kernels.sample_parameters`. A tuple
+            of them, one per view, where `augment` is a sequence.
         position: Images of this rank's order that are done with this batch: `epoch(e, start=position)` goes on here.
-        effects: What was drawn besides, see `sela_ext.kernels.sample_effects`; None if the augmentation draws none.
+        effects: What was drawn besides, see `sela_ext.kernels.sample_effects`; None if the augmentation draws none. A
+            tuple likewise.
+        views: Every view of the images, one tensor [B, C, S_v, S_v] each.
     """
 
     images: torch.Tensor
     index: torch.Tensor
     labels: torch.Tensor | None
-    params: npt.NDArray[Any]
+    params: Records | tuple[Records, ...]
     position: int
-    effects: npt.NDArray[Any] | None = None
+    effects: Records | tuple[Records | None, ...] | None
+    views: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A batch that is being filled."""
+
+    rows: Rows
+    finish: Callable[[], dict[int, DataError]]
+    position: int
 
 
 class Loader:
@@ -63,6 +99,8 @@ class Loader:
         data: Anything that `open_source` takes.
         batch_size: Images per batch and rank, B >= 1. The last batch of an epoch is smaller where N is not a multiple.
         augment: Default: `Augment.none` at the longer side of images of one known size, `Augment.eval(224)` otherwise.
+            A sequence of them gives several views of every image, as `Augment.multi_crop` does: each image is read
+            once.
         seed: 0..2**64 - 1; with the epoch and the image it determines the order and all that is drawn.
         shuffle: A new order for every epoch, or 0..N-1.
         dtype: torch.float32, bfloat16 or float16; or uint8, which is not normalised.
@@ -73,28 +111,41 @@ class Loader:
             image comes once over all ranks, and the first N % world_size ranks have one image more than the others.
         world_size: Number of processes, at most N.
         drop_last: Leave a smaller last batch out.
-        device: "cpu", or "cuda" ("cuda:1", ...): batches are copied through pinned memory without waiting.
+        device: "cpu", or "cuda" ("cuda:1", ...): batches are copied from pinned memory while others are made.
         on_bad_image: "raise", or "skip": leave the image out of its batch and list it in `bad_images`. A batch of which
             nothing is left is not yielded.
         max_bad_fraction: Share of this rank's images that may be skipped, 0..1, before it is an error after all.
         labels: True labels, see `open_source`.
-        view: Number of the view, 0..255: another draw of the augmentation for the same image and epoch.
+        view: Number of the (first) view, 0..255: another draw of the augmentation for the same image and epoch.
+        exact: Resample JPEG images as RGB pixels, as torchvision does, instead of as the planes that they are stored
+            in, which is faster and differs by 0.3 of 255 in the mean. Images of other formats, and small ones, always
+            are.
+        exif: Turn image files as their EXIF orientation says; else their pixels are used as stored.
+        index: Where to keep the entry points of JPEG files that the first epoch finds, which let later ones decode only
+            what they need: a folder; "auto", a temporary file; or a `sela_ext.kernels.IndexStore` that loaders of the
+            same source share; or None: nowhere, each epoch reads the files to their end. The bits do not depend on it.
+        prefetch: Batches made ahead of the consumer, >= 1.
 
     Attributes:
         source: The images.
         augment: What is applied.
+        views: The same as a tuple, one per view.
         bad_images: (index, name, reason) of each image that was skipped, once.
-        wait_seconds: Total time that the consumer waited for batches.
+        seconds: Total time that epochs took, from the first batch that was asked for to the end.
+        wait_seconds: Part of it that the consumer waited for batches.
 
     Raises:
         OptionError: An option of wrong type or out of range, or no batch for this rank.
         DataError: See `open_source`; while iterating, an image that cannot be read, or too many of them.
-        ResourceError: `device` names a GPU that is not there.
+        ResourceError: `device` names a GPU that is not there; while iterating, too many open files.
 
     Example:
         >>> loader = Loader("digits", batch_size=512, threads=1)
         >>> [tuple(batch.images.shape) for batch in loader.epoch(0)]
         [(512, 1, 32, 32), (512, 1, 32, 32), (512, 1, 32, 32), (261, 1, 32, 32)]
+        >>> crops = Loader("digits", augment=Augment.multi_crop((24, 16), (2, 1)), threads=1)
+        >>> [tuple(view.shape) for view in next(crops.epoch(0)).views]
+        [(256, 1, 24, 24), (256, 1, 24, 24), (256, 1, 16, 16)]
     """
 
     def __init__(
@@ -102,7 +153,7 @@ class Loader:
         data: Any,
         *,
         batch_size: int = 256,
-        augment: Augment | None = None,
+        augment: Augment | Sequence[Augment] | None = None,
         seed: int = 0,
         shuffle: bool = True,
         dtype: torch.dtype = torch.float32,
@@ -116,52 +167,68 @@ class Loader:
         max_bad_fraction: float = 0.01,
         labels: Any = None,
         view: int = 0,
+        exact: bool = False,
+        exif: bool = False,
+        index: str | os.PathLike[str] | IndexStore | None = "auto",
+        prefetch: int = BATCHES_AHEAD,
     ) -> None:
-        self._batch_size = _integer("batch_size", batch_size, 1)
-        self._seed = _integer("seed", seed, 0, 2**64 - 1)
-        self._view = _integer("view", view, 0, 255)
-        self._world_size = _integer("world_size", world_size, 1)
-        self._rank = _integer("rank", rank, 0, self._world_size - 1)
-        self._threads = _processors() if threads == "auto" else _integer("threads", threads, 1)
+        size = check_integer("batch_size", batch_size, 1)
+        self._seed = check_integer("seed", seed, 0, 2**64 - 1)
+        first_view = check_integer("view", view, 0, 255)
+        ranks = check_integer("world_size", world_size, 1)
+        number = check_integer("rank", rank, 0, ranks - 1)
+        self._threads = check_threads(threads)
+        self._ahead = check_integer("prefetch", prefetch, 1)
         if dtype not in DTYPES:
             raise OptionError(f"dtype: expected torch.float32, bfloat16, float16 or uint8, found {dtype}")
-        if augment is not None and not isinstance(augment, Augment):
-            raise OptionError(f"augment: expected a sela_ext.Augment, found {type(augment).__name__}")
+        if augment is not None:
+            check_views(augment, first_view, dtype)
         if on_bad_image not in ("raise", "skip"):
             raise OptionError(f'on_bad_image: expected "raise" or "skip", found {on_bad_image!r}')
-        if not 0 <= max_bad_fraction <= 1:
-            raise OptionError(f"max_bad_fraction: expected 0..1, found {max_bad_fraction}")
-        if augment is not None and augment.sobel and dtype == torch.uint8:
-            raise OptionError("dtype: expected a floating-point type with sobel, found torch.uint8")
-        self._dtype = dtype
-        self._channels_last = bool(channels_last)
-        self._shuffle = bool(shuffle)
-        self._drop_last = bool(drop_last)
-        self._device = _device(device)
-        self._skip = on_bad_image == "skip"
-        self._max_bad_fraction = float(max_bad_fraction)
+        if not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
+            raise OptionError(f"max_bad_fraction: expected a number 0..1, found {max_bad_fraction!r}")
+        if not isinstance(index, (str, os.PathLike, IndexStore, type(None))):
+            raise OptionError(f'index: expected "auto", a folder, an IndexStore or None, found {type(index).__name__}')
+        self._shuffle = check_flag("shuffle", shuffle)
+        last, channels_last = check_flag("drop_last", drop_last), check_flag("channels_last", channels_last)
+        self._exact = check_flag("exact", exact)
+        self._exif = check_flag("exif", exif)
+        self._device = check_device(device)
+        self._index = index
+        self._store: IndexStore | None = index if isinstance(index, IndexStore) else None
+        self._reader: tuple[int, kernels.Reader] | None = None  # with the process that it belongs to
+        self._reader_lock = threading.Lock()
+        self._others: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
 
         self.source: Source = open_source(data, labels=labels)
-        self.augment: Augment = _default_augment(self.source) if augment is None else augment
-        self.bad_images: list[tuple[int, str, str]] = []
+        self.augment: Augment | Sequence[Augment] = _default_augment(self.source) if augment is None else augment
+        self.views: tuple[Augment, ...] = check_views(self.augment, first_view, dtype)
+        self._share = Share(len(self.source), number, ranks, size, last)
+        self._bad = BadImages(
+            self.source,
+            skip=on_bad_image == "skip",
+            max_fraction=float(max_bad_fraction),
+            share=len(self._share),
+        )
+        self.bad_images: list[tuple[int, str, str]] = self._bad.listed
+        self.seconds: float = 0.0
         self.wait_seconds: float = 0.0
-        self._bad: set[int] = set()
-        self._lock = threading.Lock()
-
-        count = len(self.source)
-        sizes = f"{count} images, batch_size {self._batch_size}, {self._world_size} ranks"
-        if self._world_size > count:
-            raise OptionError(f"world_size: expected at least one image for every rank, found {sizes}")
-        if self._drop_last and self._share() < self._batch_size:
-            raise OptionError(f"drop_last: expected at least one full batch for rank {self._rank}, found {sizes}")
+        self._drawing = Drawing(self.views, self._seed, first_view, dtype, channels_last)
+        channels = self.source.channels
+        self._ring = TensorRing(
+            [(view.output_channels(channels), view.size, view.size) for view in self.views],
+            rows=min(size, len(self._share)),
+            dtype=dtype,
+            channels_last=channels_last,
+            pinned=self._device.type == "cuda",
+        )
 
     def __len__(self) -> int:
         """Batches of this rank in an epoch from its start."""
-        share = self._share()
-        return share // self._batch_size if self._drop_last else -(-share // self._batch_size)
+        return self._share.batches
 
     def epoch(self, epoch: int, start: int = 0, *, shuffle: bool | None = None) -> Generator[Batch, None, None]:
-        """Iterate over one epoch; background threads run only while this iterator is in use.
+        """Iterate over one epoch; its threads run only while this iterator is in use.
 
         Args:
             epoch: Number of the epoch, >= 0; with the seed it determines order and augmentation.
@@ -172,182 +239,168 @@ class Loader:
         Returns:
             An iterator of batches. Leaving the loop early, or closing the iterator, ends its threads.
         """
-        number = _integer("epoch", epoch, 0, 2**32 - 1)
-        begin = _integer("start", start, 0, self._share())
-        order = self._order(number, self._shuffle if shuffle is None else bool(shuffle))
-        return self._deliver(prefetch(self._batches(number, order, begin), depth=BATCHES_AHEAD, on_wait=self._waited))
+        number = check_integer("epoch", epoch, 0, 2**32 - 1)
+        begin = check_integer("start", start, 0, len(self._share))
+        order = self._share.order(
+            seed=self._seed, epoch=number, shuffle=self._shuffle if shuffle is None else check_flag("shuffle", shuffle)
+        )
+        return self._deliver(number, order, begin)
 
-    def _deliver(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    def close(self) -> None:
+        """End the compiled reader's threads and let go of its memory; a later epoch starts them again."""
+        with self._reader_lock:
+            if self._reader is not None and self._reader[0] == os.getpid():
+                self._reader[1].close()
+                self._reader = None
+            if not isinstance(self._index, IndexStore):
+                self._store = None
+
+    def _deliver(self, epoch: int, order: Int64Array, start: int) -> Generator[Batch, None, None]:
+        """What the consumer's thread does: wait for batches, and for their copies on a device."""
+        uploader = None if self._device.type == "cpu" else Uploader(self._device)
+        lying = self.source.array_rows
+        picking = None
+        # Of the batches ahead one is begun, as far as that goes on by itself; the others are finished.
+        begun = min(1, self._ahead - 1)
+        if lying is not None:
+            picking = Picking(
+                *lying,
+                self._drawing,
+                batch_size=min(self._share.batch_size, len(self._share)),
+                batches=len(self),
+                threads=self._threads,
+                ahead=self._ahead,
+            )
+            begun = picking.begun
+        made = self._batches(epoch, order, start, begun, picking, uploader)
+        batches = prefetch(made, depth=self._ahead - begun, on_wait=self._waited)
+        last = time.perf_counter()
         try:
-            for batch in batches:
-                if self._device.type == "cpu":
-                    yield batch
-                else:
-                    images = batch.images.to(self._device, non_blocking=True)
-                    yield dataclasses.replace(batch, images=images)
+            for batch, upload in batches:
+                if uploader is not None and upload is not None:
+                    uploader.receive(upload)
+                last, before = time.perf_counter(), last
+                self.seconds += last - before
+                yield batch
+                del batch, upload  # or their memory could not be used again before the next batch is there
         finally:
+            self.seconds += time.perf_counter() - last
             batches.close()
+            if uploader is not None:
+                uploader.close()
+            self._ring.trim()
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time spent in epochs that the consumer waited for batches, 0..1."""
+        return self.wait_seconds / self.seconds if self.seconds else 0.0
 
     def _waited(self, seconds: float) -> None:
         self.wait_seconds += seconds
 
-    def _share(self) -> int:
-        """Images of this rank."""
-        return (len(self.source) - self._rank + self._world_size - 1) // self._world_size
-
-    def _order(self, epoch: int, shuffle: bool) -> Int64Array:
-        count = len(self.source)
-        whole = kernels.permutation(count, seed=self._seed, epoch=epoch) if shuffle else np.arange(count)
-        order: Int64Array = np.ascontiguousarray(whole[self._rank :: self._world_size], dtype=np.int64)
-        return order
-
-    def _batches(self, epoch: int, order: Int64Array, start: int) -> Generator[Batch, None, None]:
-        stop = len(order) - self._batch_size + 1 if self._drop_last else len(order)
-        pieces = (order[begin : begin + self._batch_size] for begin in range(start, stop, self._batch_size))
-        array = self.source.array
+    def _batches(
+        self,
+        epoch: int,
+        order: Int64Array,
+        start: int,
+        ahead: int,
+        picking: Picking | None,
+        uploader: Uploader | None,
+    ) -> Generator[tuple[Batch, Upload | None], None, None]:
+        """What the background thread does: begin batches, finish them in order, send them to the device."""
+        fallback = Fallback(self.source, self._drawing, threads=self._threads, upright=self._exif)
+        reading = None
+        if picking is None and self.source.encoded:
+            reader = self._open_reader()
+            reading = Reading(self.source, self._drawing, reader, fallback, self._others)
+        begun: deque[_Begun] = deque()
         position = start
-        if array is not None:
-            for rows in pieces:
-                position += len(rows)
-                yield self._augmented(array, rows, epoch, position)
-            return
-        for rows, images in self._read(pieces):
-            position += len(rows)
-            kept = self._without_bad(rows, images)
-            if len(kept):
-                good = [image for image in images if not isinstance(image, DataError)]
-                yield self._augmented(good, kept, epoch, position)
-
-    def _augmented(self, images: UInt8Array | list[UInt8Array], index: Int64Array, epoch: int, position: int) -> Batch:
-        rows: Int64Array | None
-        if isinstance(images, np.ndarray):
-            rows = index
-            heights = np.full(len(index), images.shape[1], dtype=np.int32)
-            widths = np.full(len(index), images.shape[2], dtype=np.int32)
-        else:
-            rows = None
-            heights = np.array([image.shape[0] for image in images], dtype=np.int32)
-            widths = np.array([image.shape[1] for image in images], dtype=np.int32)
-        params = kernels.sample_parameters(
-            self.augment, heights, widths, index, seed=self._seed, epoch=epoch, view=self._view
-        )
-        effects = None
-        if self.augment.draws_effects:
-            effects = kernels.sample_effects(self.augment, index, seed=self._seed, epoch=epoch, view=self._view)
-        size = self.augment.size
-        out = torch.empty(
-            (len(index), self.augment.output_channels(self.source.channels), size, size),
-            dtype=self._dtype,
-            memory_format=torch.channels_last if self._channels_last else torch.contiguous_format,
-            pin_memory=self._device.type == "cuda",
-        )
-        kernels.augment(
-            images,
-            params,
-            self.augment,
-            effects=effects,
-            rows=rows,
-            out=out,
-            dtype=self._dtype,
-            channels_last=self._channels_last,
-            threads=self._threads,
-        )
-        labels = self.source.labels_of(index)
-        return Batch(
-            images=out,
-            index=torch.from_numpy(index.copy()),
-            labels=None if labels is None else torch.from_numpy(labels.copy()),
-            params=params,
-            position=position,
-            effects=effects,
-        )
-
-    def _read(
-        self, pieces: Iterator[Int64Array]
-    ) -> Generator[tuple[Int64Array, list[UInt8Array | DataError]], None, None]:
-        """Read the images of each batch; while one is augmented, the threads read the next."""
-        if self._threads == 1 or not self.source.parallel_reads:
-            for rows in pieces:
-                yield rows, self._read_some(rows)
-            return
-        pending: deque[tuple[Int64Array, list[Future[list[UInt8Array | DataError]]]]] = deque()
-
-        def images_of(futures: list[Future[list[UInt8Array | DataError]]]) -> list[UInt8Array | DataError]:
-            return [image for future in futures for image in future.result()]
-
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sela-decode")
         try:
-            for rows in pieces:
-                parts = (rows[i : i + IMAGES_PER_TASK] for i in range(0, len(rows), IMAGES_PER_TASK))
-                pending.append((rows, [pool.submit(self._read_some, part) for part in parts]))
-                if len(pending) > 1:
-                    done, futures = pending.popleft()
-                    yield done, images_of(futures)
-            for done, futures in pending:
-                yield done, images_of(futures)
+            for piece in self._share.pieces(order, start):
+                position += len(piece)
+                rows = self._bad.without_known(piece)
+                if len(rows):
+                    begun.append(self._begin(rows, epoch, position, picking or reading, fallback))
+                if len(begun) > ahead:
+                    yield from self._finish(begun.popleft(), uploader)
+            while begun:
+                yield from self._finish(begun.popleft(), uploader)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            if picking is not None:
+                picking.close()
+            if reading is not None:
+                reading.close()
+            fallback.close()
 
-    def _read_some(self, rows: Int64Array) -> list[UInt8Array | DataError]:
-        return [self._read_one(int(row)) for row in rows]
+    def _begin(
+        self, index: Int64Array, epoch: int, position: int, ready: Picking | Reading | None, fallback: Fallback
+    ) -> _Begun:
+        rows = Rows.empty(index, epoch, self._ring.lend(len(index)), self.views)
+        if ready is None:
+            finish = fallback.start(rows, np.arange(len(index), dtype=np.int64))
+        else:
+            finish = ready.start(rows)
+        return _Begun(rows, finish, position)
 
-    def _read_one(self, index: int) -> UInt8Array | DataError:
-        if index in self._bad:
-            return DataError(f"image {index} was skipped before")
-        try:
-            return self.source.read(index)
-        except DataError as error:
-            return error
+    def _finish(self, begun: _Begun, uploader: Uploader | None) -> Generator[tuple[Batch, Upload | None], None, None]:
+        """The batch, unless all of its images are bad."""
+        bad = begun.finish()
+        rows = begun.rows
+        if bad:
+            good = np.ones(len(rows.index), dtype=bool)
+            for place in sorted(bad):
+                good[place] = False
+                self._bad.add(int(rows.index[place]), bad[place])
+            if not good.any():
+                return
+            rows = rows.keep(good)
+        upload = None if uploader is None else uploader.send(rows.images)
+        images = tuple(rows.images if upload is None else upload.tensors)
+        labels = self.source.labels_of(rows.index)
+        single = isinstance(self.augment, Augment)
+        yield (
+            Batch(
+                images=images[0],
+                index=torch.from_numpy(rows.index.copy()),
+                labels=None if labels is None else torch.from_numpy(labels.copy()),
+                params=rows.params[0] if single else tuple(rows.params),
+                position=begun.position,
+                effects=rows.effects[0] if single else tuple(rows.effects),
+                views=images,
+            ),
+            upload,
+        )
 
-    def _without_bad(self, rows: Int64Array, images: list[UInt8Array | DataError]) -> Int64Array:
-        """The rows that were read; the others are recorded, or raised, as `on_bad_image` says."""
-        good = np.ones(len(rows), dtype=bool)
-        for i, image in enumerate(images):
-            if not isinstance(image, DataError):
-                continue
-            if not self._skip:
-                raise DataError(f'{image}; remove the file, or use on_bad_image="skip"') from image
-            good[i] = False
-            index = int(rows[i])
-            with self._lock:
-                if index in self._bad:
-                    continue
-                self._bad.add(index)
-                self.bad_images.append((index, self.source.names[index], str(image)))
-                if len(self._bad) > self._max_bad_fraction * self._share():
-                    first = "; ".join(reason for _, _, reason in self.bad_images[:3])
-                    raise DataError(
-                        f"{len(self._bad)} of {self._share()} images cannot be read, more than "
-                        f"max_bad_fraction={self._max_bad_fraction:g}: {first}"
-                    )
-        return rows[good]
+    def _open_reader(self) -> kernels.Reader:
+        """The compiled reader of this process: after a fork, the threads of the parent's are not there."""
+        with self._reader_lock:
+            if self._reader is not None and self._reader[0] == os.getpid():
+                if self._store is not None:
+                    self._store.refresh()  # what other ranks found in the last epoch
+                return self._reader[1]
+            if self._reader is not None:
+                _readers_of_parents.append(self._reader)
+            if isinstance(self._index, (str, os.PathLike)):
+                self._store = open_store(None if self._index == "auto" else self._index, self._share.rank)
+            reader = kernels.Reader(
+                self.views,
+                threads=self._threads,
+                channels=self.source.channels,
+                exact=self._exact,
+                exif=self._exif,
+                dtype=self._drawing.dtype,
+                channels_last=self._drawing.channels_last,
+                index=self._store,
+            )
+            self._reader = os.getpid(), reader
+            self._others = np.zeros(len(self.source), dtype=np.bool_)
+            return reader
+
+
+# Readers from before a fork: closing them would wait for threads that only the parent has.
+_readers_of_parents: list[Any] = []
 
 
 def _default_augment(source: Source) -> Augment:
     size = source.image_size
     return Augment.eval(DEFAULT_SIZE) if size is None else Augment.none(max(size))
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    allowed = f">= {low}" if high is None else f"{low}..{high}"
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise OptionError(f"{name}: expected an integer {allowed}, found {value!r}")
-    if value < low or (high is not None and value > high):
-        raise OptionError(f"{name}: expected {allowed}, found {value}")
-    return int(value)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(f'device: expected "cpu" or "cuda", found {device!r}') from error
-    if found.type not in ("cpu", "cuda"):
-        raise OptionError(f'device: expected "cpu" or "cuda", found {device!r}')
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ResourceError(f'device: "{device}" is not there, {torch.cuda.device_count()} GPUs are; use device="cpu"')
-    return found

@@ -31,32 +31,35 @@ def prefetch(
     Raises:
         BaseException: What `items` raised, at its place in the sequence.
     """
-    ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(maxsize=max(1, depth - 1))
+    ready: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
+    room = threading.Semaphore(depth)
     stop = threading.Event()
 
-    def wanted() -> bool:
-        return not stop.is_set() and threading.main_thread().is_alive()
-
-    def put(entry: tuple[T] | BaseException | None) -> None:
-        while wanted():
-            try:
-                ready.put(entry, timeout=POLL_SECONDS)
-                return
-            except queue.Full:
-                continue
+    def wait_for_room() -> bool:
+        """Whether another item is wanted."""
+        while not stop.is_set() and threading.main_thread().is_alive():
+            if room.acquire(timeout=POLL_SECONDS):
+                return not stop.is_set()
+        return False
 
     def work() -> None:
         end: BaseException | None = None
         try:
-            for item in items:
-                put((item,))
-                if not wanted():
+            while wait_for_room():
+                try:
+                    item = next(items)
+                except StopIteration:
                     break
+                ready.put((item,))
+                del item  # what the consumer lets go of shall be free before the next one is made
         except BaseException as error:
             end = error
         finally:
-            items.close()
-            put(end)
+            try:
+                items.close()
+            except BaseException as error:
+                end = end or error
+            ready.put(end)  # whatever happens: the consumer waits for it
 
     thread = threading.Thread(target=work, name="sela-prefetch")
     thread.start()
@@ -65,15 +68,17 @@ def prefetch(
             began = time.perf_counter()
             entry = ready.get()
             on_wait(time.perf_counter() - began)
+            room.release()
             if entry is None:
                 return
             if isinstance(entry, BaseException):
                 raise entry
-            yield entry[0]
+            (item,) = entry
+            del entry
+            yield item
+            del item
     finally:
         stop.set()
-        while thread.is_alive():
-            try:  # a producer that waits for room wakes up at once
-                ready.get_nowait()
-            except queue.Empty:
-                thread.join(timeout=0.01)
+        room.release()  # a producer that waits for room wakes up at once
+        if thread is not threading.current_thread():  # where a garbage collection may close an abandoned iterator
+            thread.join()

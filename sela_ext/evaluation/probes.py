@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,7 @@ class Viewing:
         dtype: float32, or the autocast type of the frozen network.
         threads: of the loader; 0 = all.
         on_bad_image: "raise" or "skip".
+        reading: further options of `Loader` that say how files become pixels; ten crops do without.
     """
 
     train: Augment
@@ -45,6 +46,7 @@ class Viewing:
     dtype: torch.dtype = torch.float32
     threads: int = 0
     on_bad_image: Literal["raise", "skip"] = "raise"
+    reading: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def standard(cls, size: int, **fields: Any) -> Viewing:
@@ -251,6 +253,7 @@ def stage_scores(
         threads=viewing.threads or "auto",
         device=viewing.device,
         on_bad_image=viewing.on_bad_image,
+        **viewing.reading,
     )
     probes.train()
     for epoch in range(chosen.epochs):
@@ -269,7 +272,7 @@ def stage_scores(
                 _check(loss.detach(), chosen, "probes")
                 if progress is not None:
                     done = (epoch + batch.position / len(train)) / chosen.epochs
-                    progress(done, f"probes, epoch {epoch + 1} of {chosen.epochs}, loss {float(loss):.3f}")
+                    progress(done, f"probes, epoch {epoch + 1} of {chosen.epochs}, loss {float(loss.detach()):.3f}")
     return _judge(stages, probes, test, class_numbers, viewing, crops)
 
 
@@ -328,6 +331,7 @@ def fine_tune_scores(
         threads=viewing.threads or "auto",
         device=viewing.device,
         on_bad_image=viewing.on_bad_image,
+        **viewing.reading,
     )
     # Dropout draws from torch's generator: its state outside stays as it was.
     with _fresh_weights(seed + 1):
@@ -436,6 +440,7 @@ def _test_views(test: Source, viewing: Viewing, crops: int) -> Generator[tuple[T
         device=viewing.device,
         on_bad_image=viewing.on_bad_image,
         max_bad_fraction=1.0,
+        **viewing.reading,
     )
     with contextlib.closing(loader.epoch(0)) as batches:
         for batch in batches:
@@ -470,7 +475,9 @@ def _order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 def _check(loss: Tensor, schedule: ProbeSchedule, what: str) -> None:
     if not bool(torch.isfinite(loss)):
-        raise NumericsError(f"{what}: the loss is {float(loss)}; expected a finite one; lower lr (now {schedule.lr:g})")
+        raise NumericsError(
+            f"{what}: the loss is {float(loss.detach())}; expected a finite one; lower lr (now {schedule.lr:g})"
+        )
 
 
 @contextlib.contextmanager

@@ -62,14 +62,16 @@ class ProbeSchedule:
         return float(f"{self.lr * self.factor ** sum(epoch >= at for at in self.milestones):.12g}")
 
     def stretched(self, epochs: int) -> ProbeSchedule:
-        """The same course in another number of epochs: milestones move in proportion, rounded.
+        """The same course in another number of epochs: milestones move in proportion, rounded, to 1 at least.
 
         Example:
             >>> ProbeSchedule.alexnet().stretched(18).milestones
             (5, 10, 15)
         """
         share = epochs / self.epochs
-        return dataclasses.replace(self, epochs=epochs, milestones=tuple(round(at * share) for at in self.milestones))
+        return dataclasses.replace(
+            self, epochs=epochs, milestones=tuple(max(1, round(at * share)) for at in self.milestones)
+        )
 
     @classmethod
     def resnet(cls, epochs: int = 100) -> ProbeSchedule:

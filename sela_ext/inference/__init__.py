@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from sela_ext.inference.apply import embed, predict
-from sela_ext.inference.evaluate import evaluate
+from sela_ext.inference.protocols import evaluate
 
 __all__ = ["embed", "evaluate", "predict"]

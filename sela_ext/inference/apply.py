@@ -55,11 +55,12 @@ def predict(
         DataError: images missing, unreadable, or of channels that the network does not take.
 
     Example:
-        >>> import sela_ext, tempfile, os
+        >>> import sela_ext, tempfile, os, numpy as np
         >>> out = os.path.join(tempfile.mkdtemp(), "run")
-        >>> result = sela_ext.train("digits", out=out, epochs=1, progress=False, seed=1)
-        >>> sela_ext.predict(out, "digits", head="best").shape
-        (1797,)
+        >>> images = np.random.default_rng(0).integers(0, 256, size=(70, 16, 16), dtype=np.uint8)
+        >>> result = sela_ext.train(images[:60], out=out, clusters=[4, 3], epochs=1, progress=False)
+        >>> sela_ext.predict(out, images).shape, sela_ext.predict(out, images, head="best").shape
+        ((2, 70), (70,))
 
     Source: Asano et al. 2020, section 3.1: beta alone turns logits into labels.
     """

@@ -132,6 +132,7 @@ def look(prepared: Prepared, source: Source, machine: Machine, *, max_bad_fracti
         threads=machine.threads,
         on_bad_image=machine.on_bad_image,
         max_bad_fraction=max_bad_fraction,
+        **prepared.reading,
     )
     if not same:
         return found

@@ -25,6 +25,8 @@ from sela_ext.training.resolve import SMALL_IMAGES, probe_image_size
 PIXELS, RANDOM = "pixels", "random"
 # The side at which networks for photographs are evaluated, where nothing else is known.
 _SIDE = 224
+# What a run may say of its image files.
+_READING = ("exact", "exif")
 _EXPECTED = (
     "expected a run folder, a checkpoint, released weights, NAME:WEIGHTS (torchvision's names, or a file of weights), "
     "random:NAME, or pixels"
@@ -40,12 +42,14 @@ class Prepared:
         plain: how images are looked at.
         probe: how probes' training images are augmented.
         untrained: whether batch norm has no statistics yet; see `sela_ext.inference.passes.settle`.
+        reading: options of the run that say how its image files become pixels, for `Loader`.
     """
 
     network: Network
     plain: Augment
     probe: Augment
     untrained: bool = False
+    reading: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,9 +187,11 @@ def _of_run(folder: Path, checkpoint: Path | None, model: Any, image_size: int |
         std=trained.std,
     )
 
+    reading = {name: options[name] for name in _READING if name in options}
+
     def prepare(source: Source) -> Prepared:
         _check_channels(source, channels, network)
-        return Prepared(network, plain, probe)
+        return Prepared(network, plain, probe, reading=reading)
 
     labels, names, kept_only = _stored_labels(folder, found)
     potentials = found.get("potentials")

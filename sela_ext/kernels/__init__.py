@@ -20,6 +20,7 @@ from sela_ext.kernels.augment import (
 from sela_ext.kernels.augment_planes import Planes, augment_planes, needed_boxes
 from sela_ext.kernels.augment_resident import augment_resident
 from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
+from sela_ext.kernels.index_store import IndexStore, IndexStoreWarning
 from sela_ext.kernels.jpeg import (
     JpegHeader,
     JpegPlane,
@@ -42,6 +43,19 @@ from sela_ext.kernels.newton import (
     newton_solve,
     newton_sums,
 )
+from sela_ext.kernels.reader import (
+    READ_CANCELLED,
+    READ_NO_MEMORY,
+    READ_NOT_REGULAR,
+    READ_OK,
+    READ_OTHER,
+    READ_TOO_LARGE,
+    READ_UNREADABLE,
+    JoinedPaths,
+    ReadBatch,
+    Reader,
+    Ticket,
+)
 from sela_ext.kernels.rounding import Candidates, Rounding, column_margins, find_candidates, smooth_prices
 from sela_ext.kernels.self_check import RefusedDeviceWarning, Verdict, device_verdict
 from sela_ext.kernels.sinkhorn import sinkhorn_pass
@@ -50,20 +64,33 @@ from sela_ext.kernels.sinkhorn_sums import SinkhornSums, add_sums
 __all__ = [
     "EFFECTS",
     "PARAMETERS",
+    "READ_CANCELLED",
+    "READ_NOT_REGULAR",
+    "READ_NO_MEMORY",
+    "READ_OK",
+    "READ_OTHER",
+    "READ_TOO_LARGE",
+    "READ_UNREADABLE",
     "Augment",
     "Candidates",
     "ChunkBounds",
     "ColumnLaw",
+    "IndexStore",
+    "IndexStoreWarning",
+    "JoinedPaths",
     "JpegHeader",
     "JpegPlane",
     "JpegPlanes",
     "NewtonSolution",
     "NewtonSums",
     "Planes",
+    "ReadBatch",
+    "Reader",
     "RefusedDeviceWarning",
     "Rounding",
     "SinkhornSums",
     "StoredLogits",
+    "Ticket",
     "Verdict",
     "add_sums",
     "augment",

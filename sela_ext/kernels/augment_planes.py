@@ -40,9 +40,11 @@ class Planes:
         top: first row of pixels that `data` covers, a multiple of the pixels per sample.
         left: first column, likewise.
         subsampling: chroma's, "4:4:4", "4:2:2", "4:4:0", "4:2:0" or "4:1:1", or (rows, columns) per sample, each 1, 2
-            or 4.
+            or 4 (in reduced images up to 32, a power of two).
         colour: "ycc" or "rgb": what three planes are.
         smooth: whether chroma is interpolated between (rows, columns), or repeated; None: where libjpeg does.
+        reduced: pixels per luma sample in both directions, 1, 2, 4 or 8: more than 1 where the image was decoded with a
+            reduced transform. Samples stand for all of their pixels.
 
     Raises:
         DataError: planes that do not fit together.
@@ -62,6 +64,7 @@ class Planes:
     subsampling: str | tuple[int, int] = "4:4:4"
     colour: Literal["ycc", "rgb"] = "ycc"
     smooth: tuple[bool, bool] | None = None
+    reduced: int = 1
 
     def __post_init__(self) -> None:
         step = step_of(self.subsampling)
@@ -69,6 +72,8 @@ class Planes:
             object.__setattr__(self, "subsampling", step)
         if self.colour not in ("ycc", "rgb"):
             raise OptionError(f'colour: expected "ycc" or "rgb", found {self.colour!r}')
+        if self.reduced not in (1, 2, 4, 8):
+            raise OptionError(f"reduced: expected 1, 2, 4 or 8 pixels per sample, found {self.reduced!r}")
         object.__setattr__(self, "data", tuple(self.data))
         if len(self.data) not in (1, 3) or any(p.dtype != np.uint8 or p.ndim != 2 for p in self.data):
             found = [f"{p.dtype} {p.shape}" for p in self.data]
@@ -93,7 +98,7 @@ class Planes:
     @property
     def steps(self) -> tuple[tuple[int, int], ...]:
         """Pixels per sample of every plane, (rows, columns)."""
-        return ((1, 1), self.step, self.step)[: len(self.data)]
+        return ((self.reduced, self.reduced), self.step, self.step)[: len(self.data)]
 
 
 def step_of(subsampling: str | Sequence[int]) -> tuple[int, int]:
@@ -103,9 +108,9 @@ def step_of(subsampling: str | Sequence[int]) -> tuple[int, int]:
         OptionError: an unknown subsampling.
     """
     step = SUBSAMPLINGS.get(subsampling) if isinstance(subsampling, str) else tuple(subsampling)
-    if step is None or len(step) != 2 or any(s not in (1, 2, 4) for s in step):
+    if step is None or len(step) != 2 or any(s not in (1, 2, 4, 8, 16, 32) for s in step):
         raise OptionError(
-            f"subsampling: expected one of {', '.join(SUBSAMPLINGS)} or (rows, columns) of 1, 2 or 4, "
+            f"subsampling: expected one of {', '.join(SUBSAMPLINGS)} or (rows, columns) of 1, 2, 4, 8, 16 or 32, "
             f"found {subsampling!r}"
         )
     return int(step[0]), int(step[1])
@@ -248,6 +253,7 @@ def augment_planes(
             planes.step,
             planes.smooth,
             planes.colour == "rgb",
+            planes.reduced,
         )
         for planes in source
     ]

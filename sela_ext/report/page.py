@@ -43,7 +43,7 @@ def write_report(run: Path, read_image: ReadImage | None = None) -> Path:
         folder.labels[folder.head], folder.confidence[folder.head], folder.clusters, folder.name, read_image
     )
     html = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             run=folder,
@@ -64,23 +64,24 @@ def write_report(run: Path, read_image: ReadImage | None = None) -> Path:
         )
     )
     target = folder.path / "report.html"
-    _write(target, html)
+    write_page(target, html)
     return target
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+def environment(*folders: Path) -> jinja2.Environment:
+    """Templates of the report and of `folders`, with escaping, and filters for numbers and names."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["fixed"] = _fixed
-    environment.filters["percent"] = _percent
-    environment.filters["small"] = _small
-    environment.filters["plain"] = _plain
-    return environment
+    made.filters["fixed"] = _fixed
+    made.filters["percent"] = _percent
+    made.filters["small"] = _small
+    made.filters["plain"] = _plain
+    return made
 
 
 def _fixed(value: float, digits: int = 3) -> str:
@@ -104,8 +105,12 @@ def _plain(text: Any, longest: int = 120) -> str:
     return clean if len(clean) <= longest else "\N{HORIZONTAL ELLIPSIS}" + clean[-longest:]
 
 
-def _write(target: Path, text: str) -> None:
-    """Write a text file under a temporary name in the same folder, then rename it."""
+def write_page(target: Path, text: str) -> None:
+    """Write a page under a temporary name in the same folder, then rename it.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".tmp")

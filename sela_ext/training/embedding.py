@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sela_ext.data import Augment, Loader, Source
 from sela_ext.errors import DataError
+from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
 
 
@@ -44,12 +46,19 @@ class Embedded:
         embeddings: what the heads see, [N, E], in the type the network computes in.
         valid: bool [N]; False for images that could not be read.
         bad: (index, name, reason) of those.
+        wait_seconds: time that the network waited for images.
     """
 
     features: Tensor | None
     embeddings: Tensor
     valid: Tensor
     bad: list[tuple[int, str, str]]
+    wait_seconds: float = 0.0
+
+
+def open_index(source: Source, folder: Path) -> IndexStore | None:
+    """Where all loaders of `source` keep the entry points of its JPEG files; None where it has no files."""
+    return IndexStore(folder) if source.encoded else None
 
 
 @torch.no_grad()
@@ -67,6 +76,9 @@ def embed(
     threads: int = 0,
     on_bad_image: Literal["raise", "skip"] = "raise",
     max_bad_fraction: float = 0.01,
+    exact: bool = False,
+    exif: bool = False,
+    index: IndexStore | None = None,
 ) -> Embedded:
     """Run the network over all images.
 
@@ -84,6 +96,9 @@ def embed(
         threads: of the loader; 0 = all.
         on_bad_image: "raise" or "skip".
         max_bad_fraction: most unreadable images that "skip" accepts.
+        exact: of the loader.
+        exif: of the loader.
+        index: of the loader; what `open_index` gave for the same source, where there are more passes to come.
     """
     loader = Loader(
         source,
@@ -97,6 +112,9 @@ def embed(
         device=arithmetic.device,
         on_bad_image=on_bad_image,
         max_bad_fraction=max_bad_fraction,
+        exact=exact,
+        exif=exif,
+        index=index,
     )
     was_training = network.training
     network.train(train_mode)
@@ -115,13 +133,14 @@ def embed(
                 embeddings = torch.zeros(
                     len(source), embedding.shape[1], dtype=embedding.dtype, device=arithmetic.device
                 )
-            index = batch.index.to(arithmetic.device)
+            rows = batch.index.to(arithmetic.device)
             if features is not None:
-                features[index] = feature.float()
-            embeddings[index] = embedding
-            valid[index] = True
+                features[rows] = feature.float()
+            embeddings[rows] = embedding
+            valid[rows] = True
     finally:
         network.train(was_training)
+        loader.close()
     if embeddings is None:
         raise DataError(f"none of the {len(source)} images can be used; expected at least 2 that can be read")
-    return Embedded(features, embeddings, valid, list(loader.bad_images))
+    return Embedded(features, embeddings, valid, list(loader.bad_images), loader.wait_seconds)

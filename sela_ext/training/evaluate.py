@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sela_ext.data import Augment, Source
 from sela_ext.evaluation import cluster_metrics, linear_probe, weighted_knn
+from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
 from sela_ext.training.embedding import Arithmetic, Embedded, embed
 from sela_ext.training.labelling import choose_head, label_pass
@@ -65,6 +66,7 @@ def evaluate_network(
     *,
     previous: NDArray[np.int32],
     options: Options,
+    indexes: Mapping[str, IndexStore | None] | None = None,
 ) -> Evaluation:
     """Label all images in eval mode without augmentation, and measure labels and features.
 
@@ -78,11 +80,12 @@ def evaluate_network(
         arithmetic: device and precision.
         previous: labels so far, int32 [heads, N].
         options: of the run.
+        indexes: of the loaders of "train", "held" and "judged" images: see `sela_ext.training.embedding.open_index`.
 
     Source: protocols of the SeLa paper, section 4 and appendix.
     """
 
-    def look(source: Source, max_bad_fraction: float) -> Embedded:
+    def look(part: str, source: Source, max_bad_fraction: float) -> Embedded:
         return embed(
             network,
             source,
@@ -93,9 +96,12 @@ def evaluate_network(
             threads=options.threads,
             on_bad_image=options.on_bad_image,
             max_bad_fraction=max_bad_fraction,
+            exact=options.exact,
+            exif=options.exif,
+            index=(indexes or {}).get(part),
         )
 
-    seen = look(images.train, options.max_bad_fraction)
+    seen = look("train", images.train, options.max_bad_fraction)
     result = label_pass(
         network.heads,
         seen.embeddings,
@@ -120,9 +126,15 @@ def evaluate_network(
         if isinstance(value, (int, float)) and name not in ("head", "changed", "nmi_previous", "converged")
     }
     # A few bad images among the held-out ones are no reason to lose the run; they are listed like the others.
-    held = None if images.held is None else look(images.held, 1.0)
+    held = None if images.held is None else look("held", images.held, 1.0)
     if truth is not None:
-        judged = held if images.judged is images.held else None if images.judged is None else look(images.judged, 1.0)
+        judged = (
+            held
+            if images.judged is images.held
+            else None
+            if images.judged is None
+            else look("judged", images.judged, 1.0)
+        )
         metrics.update(
             _probe(seen, truth, judged, None if images.judged is None else images.judged.labels, options.seed)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import os
 import time
@@ -16,13 +17,14 @@ from torch.nn import functional as F
 
 from sela_ext import build_info
 from sela_ext.data import Augment, Loader
+from sela_ext.data.orientation import read_upright
 from sela_ext.errors import CheckpointError, NumericsError, OptionError
 from sela_ext.kernels import device_verdict
 from sela_ext.kernels.device import place_of, usable
 from sela_ext.models import Backbone, Network, build_backbone
 from sela_ext.report import write_report
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
-from sela_ext.training.embedding import Arithmetic, Embedded, embed
+from sela_ext.training.embedding import Arithmetic, Embedded, embed, open_index
 from sela_ext.training.evaluate import Evaluation, evaluate_network
 from sela_ext.training.labelling import label_pass, random_labels
 from sela_ext.training.machine import Interrupt, torch_settings
@@ -118,6 +120,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
         head_kind=opt.head_kind,
         temperature=opt.temperature,
         channels_in=backbone.channels_in,
+        name=backbone.name,
     ).to(arithmetic.device)
     network.to(memory_format=torch.channels_last)
     network.train()
@@ -134,6 +137,9 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
     short = count % opt.batch_size
     drop_last = count > opt.batch_size and 0 < short < opt.batch_size / 2
     per_epoch = count - short if drop_last else count
+    # Entry points of JPEG files, kept beside the run: every pass over the images, and every resume, finds them.
+    parts = {"train": source, "held": images.held, "judged": None if images.judged is images.held else images.judged}
+    indexes = {name: open_index(part, folder.index / name) for name, part in parts.items() if part is not None}
     loader = Loader(
         source,
         batch_size=opt.batch_size,
@@ -147,6 +153,9 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
         device=arithmetic.device,
         on_bad_image=opt.on_bad_image,
         max_bad_fraction=opt.max_bad_fraction,
+        exact=opt.exact,
+        exif=opt.exif,
+        index=indexes["train"],
     )
 
     def embed_all(augment: Augment, *, train_mode: bool = False, epoch: int = 0) -> Embedded:
@@ -162,6 +171,9 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
             threads=opt.threads,
             on_bad_image=opt.on_bad_image,
             max_bad_fraction=opt.max_bad_fraction,
+            exact=opt.exact,
+            exif=opt.exif,
+            index=indexes["train"],
         )
 
     # --- Everything a resume needs is in this one dict, beside network, optimiser and scaler.
@@ -268,6 +280,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
     def relabel(which: list[int] | None = None) -> None:
         """One label pass: embeddings of all images by the label source, then balanced labels."""
         nonlocal labels
+        waited = 0.0
         if opt.label_source == "bank":
             embeddings, valid = bank, bank_valid
         else:
@@ -277,7 +290,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
                     seen = embed_all(_label_view(plan))
                 else:  # its own draws: the epoch counter of the passes lies beyond that of the training
                     seen = embed_all(plan.augment, train_mode=True, epoch=2**31 + state["passes_made"])
-            embeddings, valid = seen.embeddings, seen.valid
+            embeddings, valid, waited = seen.embeddings, seen.valid, seen.wait_seconds
         result = label_pass(
             network.heads,
             embeddings,
@@ -303,6 +316,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
                 "epoch": state["seen"] / per_epoch,
                 "masked": result.masked,
                 "solve_seconds": result.seconds,
+                "wait_seconds": waited,
                 "heads": result.heads,
             }
         )
@@ -316,7 +330,9 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
     def evaluate(event: str) -> Evaluation:
         # A signal here ends the run at once: nothing is learnt meanwhile, and resume repeats the evaluation.
         with interrupt.at_once():
-            result = evaluate_network(network, images, plan.plain, arithmetic, previous=labels, options=opt)
+            result = evaluate_network(
+                network, images, plan.plain, arithmetic, previous=labels, options=opt, indexes=indexes
+            )
         folder.record(
             {
                 "event": event,
@@ -357,7 +373,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
         return bool(state["finished"] or over)
 
     # --- The loop
-    with RunProgress(opt.progress) as progress:
+    with RunProgress(opt.progress) as progress, contextlib.closing(loader):
         progress.say(opening_line(plan, images, backbone.name))
         if saved is not None:
             progress.say(f"continuing at epoch {state['epoch']}, step {state['step']}")
@@ -449,6 +465,7 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
                 else:
                     state["epoch"] += 1
                     state["position"] = 0
+                    folder.log(f"epoch {state['epoch']}: waited for images {loader.wait_share:.1%} of the time so far")
             if (
                 opt.evaluate_every
                 and state["position"] == 0
@@ -471,7 +488,8 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
         save_network(folder, network, opt, result, backbone.name)
         worked = max(state["seconds"] - seconds_before, 1e-9)
         result.metrics.update(images_per_second=images_done / worked, seconds=state["seconds"])
-        report = write_report(folder.path, images.everything.read)
+        read = functools.partial(read_upright, images.everything) if opt.exif else images.everything.read
+        report = write_report(folder.path, read)
         progress.say(closing_lines(result, folder.path, report, state, per_epoch, len(bad)))
     folder.log(f"finished: {result.metrics}")
     network.eval()

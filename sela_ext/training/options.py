@@ -117,9 +117,12 @@ class Options:
     augment: Any = option(AUTO, "augmentation: preset name or sela_ext.Augment", kind="any")
     image_size: int = option(AUTO, "pixels of the training images", kind="int", low=4, high=4096)
     on_bad_image: Literal["raise", "skip"] = option("raise", "unreadable images", kind="str", choices=("raise", "skip"))
+    exact: bool = option(False, "resample JPEG images as torchvision does; slower, no better", kind="bool")
+    exif: bool = option(False, "turn image files as their EXIF orientation says", kind="bool")
     max_bad_fraction: float = option(0.01, "most unreadable images that skip accepts", kind="float", low=0, high=1)
     # Evaluation: true labels never reach training
-    labels: Any = option(None, "true labels, for metrics only: array or .npy", kind="any")
+    labels: Any = option(None, "true labels, for metrics only: array, .npy or table of names and labels", kind="any")
+    classes: Any = option(None, "names of the classes, which fixes their numbers: list or text file", kind="any")
     eval_data: Any = option(None, "labelled images for kNN and linear probes", kind="any")
     holdout: Any = option(
         AUTO, "images kept out of training and used for evaluation: number or share; still labelled", kind="any"

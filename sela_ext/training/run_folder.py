@@ -34,7 +34,7 @@ _FILES = (
     "bad_images.csv",
     "report.html",
 )
-_FOLDERS = ("checkpoints", "tensorboard")
+_FOLDERS = ("checkpoints", "tensorboard", "index")
 # What a kill in the middle of writing may leave.
 _PARTIAL = (".writable", *(f"{name}.partial" for name in _FILES))
 
@@ -49,6 +49,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.index = path / "index"
         self._metrics: io.TextIOWrapper | None = None
         self._log: io.TextIOWrapper | None = None
         self._board: Any = None
@@ -62,7 +63,7 @@ class RunFolder:
             OptionError: it is a file, holds the data, or holds something while neither resume nor overwrite is set.
         """
         path = Path(out).expanduser()
-        if isinstance(data, (str, os.PathLike)) and Path(data).exists():
+        if isinstance(data, (str, os.PathLike)) and os.path.exists(data):
             folder, source = path.resolve(), Path(data).resolve()
             if folder == source or folder in source.parents:
                 raise OptionError(

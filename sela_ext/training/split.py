@@ -43,7 +43,7 @@ def choose_images(data: Any, options: Options) -> Images:
         DataError: nothing readable, or evaluation images of other channels.
         OptionError: `holdout` out of range, or `eval_data` without labels.
     """
-    everything = open_source(data, labels=options.labels)
+    everything = open_source(data, labels=options.labels, classes=options.classes)
     is_digits = isinstance(data, str) and data == "digits"
     kept, held_rows, reason = _hold_out(everything, options.holdout, is_digits, options.seed)
     train, held = everything, None
@@ -51,11 +51,11 @@ def choose_images(data: Any, options: Options) -> Images:
         train, held = everything.subset(kept), everything.subset(held_rows)
     judged = held
     if options.eval_data is not None:
-        judged, reason = open_source(options.eval_data), "as asked"
+        judged, reason = open_source(options.eval_data, classes=options.classes), "as asked"
         if not has_labels(judged):
             raise OptionError(f"eval_data: expected labelled images, found none with a label in {judged.describe()}")
     elif held is None:
-        judged = find_eval_source(data)
+        judged = find_eval_source(data, classes=options.classes)
         if judged is not None:
             reason = f"{judged.describe()} lies beside the training images"
     if judged is not None and not has_labels(judged):

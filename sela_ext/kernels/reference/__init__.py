@@ -14,10 +14,12 @@ from sela_ext.kernels.reference.augment import (
 from sela_ext.kernels.reference.augment_planes import augment_planes, needed_boxes
 from sela_ext.kernels.reference.logits import store_logits
 from sela_ext.kernels.reference.newton import newton_product, newton_prune, newton_rows, newton_solve, newton_sums
+from sela_ext.kernels.reference.reader import Reader
 from sela_ext.kernels.reference.rounding import best_labels, column_margins, find_candidates, smooth_prices
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
 
 __all__ = [
+    "Reader",
     "augment",
     "augment_planes",
     "augment_resident",

@@ -1,0 +1,92 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/augment_one.h"
+#include "cpu/reader_cache.h"
+#include "sela/jpeg.h"
+#include "sela/planes.h"
+#include "sela/reader.h"
+
+namespace sela {
+
+/// Memory that only grows, and is given back when it has become large.
+class Room {
+ public:
+  uint8_t* of(size_t bytes) {
+    if (size_ < bytes) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(new uint8_t[bytes]);
+      size_ = bytes;
+    }
+    return memory_.get();
+  }
+  void trim(size_t most) {
+    if (size_ <= most) return;
+    memory_.reset();
+    size_ = 0;
+  }
+
+ private:
+  std::unique_ptr<uint8_t[]> memory_;
+  size_t size_ = 0;
+};
+
+/// Reads images, one after the other, in the memory of one thread.
+class ImageReader {
+ public:
+  /// All must outlive it; store may be nullptr.
+  ImageReader(const ReaderOptions& options, IndexStore* store, SmallImages& small)
+      : options_(options), store_(store), small_(small) {}
+
+  /// Everything that there is to do for image i of a batch.
+  void read(const ReadRequest& request, int64_t i) noexcept;
+
+ private:
+  /// The image at hand.
+  struct Place {
+    const ReadRequest& request;
+    int64_t i;
+    int64_t number() const { return request.index[i]; }
+    const ReadItem& item() const { return request.items[static_cast<size_t>(i)]; }
+  };
+
+  ReadStatus run(const Place& at);
+  ReadStatus load(const ReadItem& item, int32_t* error);
+  ReadStatus read_small(const Place& at, uint64_t source, bool lookable);
+  ReadStatus show_small(const Place& at, const uint8_t* pixels, int32_t height, int32_t width);
+  ReadStatus read_large(const Place& at);
+  JpegStatus show_planes(const Place& at, size_t v);
+  JpegStatus show_pixels(const Place& at, size_t v);
+  bool find_index(const ReadItem& item);
+  bool condemned();
+  JpegStatus decode_planes(const JpegLayout& layout, uint8_t* planes);
+  JpegStatus decode_pixels(const JpegBox& box, uint8_t* pixels);
+  template <class Decode>
+  JpegStatus touch(Decode decode);
+  void draw(const Place& at, size_t v, int32_t height, int32_t width);
+  AugmentJob job(const Place& at, size_t v);
+
+  const ReaderOptions& options_;
+  IndexStore* const store_;
+  SmallImages& small_;
+
+  // Of the image at hand.
+  const uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+  StoredKey key_;
+  JpegFile file_;
+  int orientation_ = 1;
+  JpegIndex index_;
+  bool indexed_ = false;  ///< index_ is of this image
+  bool known_ = false;    ///< the store has a record of it
+  bool stored_ = true;    ///< what is found out about it goes to the store
+
+  Room file_room_, plane_room_, pixel_room_, turned_room_;
+  std::vector<uint8_t> payload_;
+  AugmentScratch scratch_;
+};
+
+}  // namespace sela

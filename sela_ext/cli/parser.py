@@ -1,0 +1,69 @@
+"""What the commands share: a parser whose errors are one line, and options from a dataclass."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from typing import Any, NoReturn
+
+from sela_ext.errors import OptionError
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, name the nearest option, and exit with status 2."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong as an OptionError."""
+        if message.startswith("unrecognized arguments:"):
+            wrong = message.split(":", 1)[1].split()[0]
+            known = [string for action in self._actions for string in action.option_strings]
+            near = difflib.get_close_matches(wrong.split("=")[0], known, n=1)
+            message = f"unknown option {wrong}" + (f"; did you mean {near[0]}?" if near else "")
+        raise OptionError(f"{message}; see {self.prog} --help")
+
+
+def add_options(parser: argparse.ArgumentParser, options: Any) -> None:
+    """Add every field of a dataclass of options, dashes for underscores."""
+    for spec in dataclasses.fields(options):
+        meta = spec.metadata
+        flag = "--" + spec.name.replace("_", "-")
+        default = "" if spec.default is None else f" (default {spec.default})"
+        text = (meta["help"] + default).replace("%", "%%")
+        if meta["kind"] == "bool":
+            parser.add_argument(
+                flag, dest=spec.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+            continue
+        shown = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else meta["kind"].upper()
+        parser.add_argument(
+            flag, dest=spec.name, default=argparse.SUPPRESS, metavar=shown, help=text, type=_reader(spec)
+        )
+
+
+def _reader(spec: dataclasses.Field[Any]) -> Any:
+    """How the text of an option becomes a value; what it cannot read stays text, for the option's own check."""
+    kind = spec.metadata["kind"]
+
+    def number(text: str) -> Any:
+        for read in (int, float):
+            try:
+                return read(text)
+            except ValueError:
+                continue
+        return text
+
+    def numbers(text: str) -> Any:
+        parts = [number(part) for part in text.split(",")]
+        return parts if len(parts) > 1 else parts[0]
+
+    if kind in ("int", "float"):
+        return number
+    if kind == "ints" or spec.name == "marginals":
+        return numbers
+    if spec.name in ("holdout", "devices"):
+        return number
+    return str

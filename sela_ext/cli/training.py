@@ -1,0 +1,110 @@
+"""`sela train`, `sela finetune` and `sela report`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from sela_ext.cli.parser import add_options
+from sela_ext.errors import SelaError
+
+
+def add_train(commands: Any, chosen: str) -> None:
+    """Add `train`, with its options where it is the command that was chosen."""
+    train = commands.add_parser(
+        "train",
+        help="train a network on unlabelled images and label them",
+        description="Train a network on unlabelled images, and label them. Options left out are chosen from data and "
+        "device; options.json in the run folder says which value was taken and why.",
+        epilog="examples: sela train --data digits --out runs/digits | "
+        "sela train --data my/photos --out runs/photos --clusters 20 --epochs 50 | "
+        "sela train --data my/photos --out runs/photos --resume",
+    )
+    train.add_argument(
+        "--data",
+        required=True,
+        help='"digits", a folder of images, IDX files, or a .npy of uint8 images',
+    )
+    train.add_argument("--out", required=True, help="run folder; empty or absent unless --resume or --overwrite")
+    if chosen == "train":  # the options live beside torch, which takes a second to import
+        from sela_ext.training.options import Options
+
+        add_options(train, Options)
+    train.set_defaults(run=_train, parser=train)
+
+
+def add_finetune(commands: Any, chosen: str) -> None:
+    """Add `finetune`, with its options where it is the command that was chosen."""
+    finetune = commands.add_parser(
+        "finetune",
+        help="fine-tune a backbone on PASCAL VOC and judge it there",
+        description="Fine-tune a backbone on a folder in the layout of PASCAL VOC: multi-label classification, object "
+        "detection (Faster R-CNN) or semantic segmentation (FCN). Options left out are those of the literature; "
+        "options.json in the folder says which. Scores are written to metrics.json.",
+        epilog="examples: sela finetune runs/photos --voc VOCdevkit/VOC2007 --task classification | "
+        "sela finetune resnet-10x3k.pth --voc VOCdevkit/VOC2007 --task detection --out runs/detect | "
+        "sela finetune resnet50 --pretrained --voc VOCdevkit/VOC2012 --task segmentation --iterations 5000",
+    )
+    finetune.add_argument("backbone", help="run folder, released checkpoint, or network by name (untrained)")
+    finetune.add_argument("--voc", required=True, help="folder with JPEGImages, Annotations and ImageSets")
+    finetune.add_argument("--task", required=True, help="classification, detection or segmentation")
+    finetune.add_argument("--out", help="folder for the results (default runs/finetune-TASK)")
+    if chosen == "finetune":
+        from sela_ext.finetuning.options import FinetuneOptions
+
+        add_options(finetune, FinetuneOptions)
+    finetune.set_defaults(run=_finetune, parser=finetune)
+
+
+def add_report(commands: Any) -> None:
+    """Add `report`."""
+    report = commands.add_parser("report", help="write the report of a run again")
+    report.add_argument("run_folder", help="run folder")
+    report.set_defaults(run=_report, parser=report)
+
+
+def _train(given: argparse.Namespace) -> int:
+    from sela_ext.training import train
+
+    options = {k: v for k, v in vars(given).items() if k not in ("command", "run", "parser", "data", "out")}
+    train(given.data, out=given.out, **options)
+    return 0
+
+
+def _finetune(given: argparse.Namespace) -> int:
+    from sela_ext.finetuning import finetune
+
+    own = ("command", "run", "parser", "backbone", "voc", "task", "out")
+    options = {name: value for name, value in vars(given).items() if name not in own}
+    finetune(given.backbone, voc=given.voc, task=given.task, out=given.out, **options)
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    import numpy as np
+
+    from sela_ext.data import open_source
+    from sela_ext.errors import DataError
+    from sela_ext.report import write_report
+
+    folder = Path(given.run_folder)
+    try:
+        data = json.loads((folder / "options.json").read_text())["options"]["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: expected a run folder with options.json, found none that can be read") from error
+    read_image = None
+    try:
+        source = open_source(data)
+        with np.load(folder / "labels.npz", allow_pickle=False) as saved:
+            same = saved["names"].tolist() == source.names
+        if same:
+            read_image = source.read
+        else:
+            print(f"the images cannot be shown: those in {data} are not the ones that were labelled")
+    except (SelaError, OSError, ValueError, KeyError) as error:
+        print(f"the images cannot be shown: {error}")
+    print(write_report(folder, read_image))
+    return 0

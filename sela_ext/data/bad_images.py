@@ -1,0 +1,57 @@
+"""What becomes of images that cannot be read: an error, or a list and a limit."""
+
+from __future__ import annotations
+
+import threading
+
+from sela_ext.data.source import Int64Array, Source
+from sela_ext.errors import DataError
+
+
+class BadImages:
+    """The images of a source that could not be read.
+
+    Args:
+        source: The images.
+        skip: Leave them out and list them; else the first one is an error.
+        max_fraction: Share of `share` that may be left out, 0..1.
+        share: Images that this process reads in an epoch.
+
+    Attributes:
+        listed: (index, name, reason) of each, once, in the order in which they were met.
+    """
+
+    def __init__(self, source: Source, *, skip: bool, max_fraction: float, share: int) -> None:
+        self.listed: list[tuple[int, str, str]] = []
+        self._source = source
+        self._skip = skip
+        self._max_fraction = max_fraction
+        self._share = share
+        self._known: set[int] = set()
+        self._lock = threading.Lock()
+
+    def without_known(self, index: Int64Array) -> Int64Array:
+        """The images of `index`, int64 [B], that are not known to be bad: those are not tried again."""
+        if not self._known:
+            return index
+        return index[[i not in self._known for i in index.tolist()]]
+
+    def add(self, index: int, error: DataError) -> None:
+        """Note that image `index` cannot be read.
+
+        Raises:
+            DataError: Bad images are not to be skipped, or there are too many of them.
+        """
+        if not self._skip:
+            raise DataError(f'{error}; remove the file, or use on_bad_image="skip"') from error
+        with self._lock:
+            if index in self._known:
+                return
+            self._known.add(index)
+            self.listed.append((index, self._source.name(index), str(error)))
+            if len(self._known) > self._max_fraction * self._share:
+                first = "; ".join(reason for _, _, reason in self.listed[:3])
+                raise DataError(
+                    f"{len(self._known)} of {self._share} images cannot be read, more than "
+                    f"max_bad_fraction={self._max_fraction:g}: {first}; remove or repair them, or allow more"
+                )

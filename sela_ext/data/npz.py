@@ -1,0 +1,145 @@
+"""Archives of arrays (.npz) that hold images, and labels beside them.
+
+Note [Arrays in an archive]
+    Images are the uint8 array of three or four axes (five are refused); where there are several, as in archives that
+    are divided, the one with "train" in its name, and for evaluation the one with "test", or else "val". Labels are the
+    integers [N] or [N, 1] with the same of these words in their name. Other arrays are ignored. Arrays of objects,
+    which are pickles, are never read.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from sela_ext.data.arrays import ArraySource, open_array
+from sela_ext.data.classes import number_classes
+from sela_ext.data.memory import free_memory
+from sela_ext.data.messages import first_line
+from sela_ext.data.source import Int64Array
+from sela_ext.errors import DataError
+
+WORDS = {"train": ("train", ""), "test": ("test", "val")}
+MOST_ARRAYS = 1000
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An array in the archive, by its header."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: np.dtype[Any]
+
+    @property
+    def word(self) -> str:
+        return next((word for word in ("train", "test", "val") if word in self.name.lower()), "")
+
+
+def open_npz(path: Path, split: str = "train") -> ArraySource | None:
+    """Open the images of one split: Note [Arrays in an archive].
+
+    Args:
+        path: The archive.
+        split: "train" or "test".
+
+    Returns:
+        Images in memory; None if the archive has none of split "test".
+
+    Raises:
+        DataError: No such array, several, damaged or truncated, or more than this machine's memory holds.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = _entries(archive, path)
+            images = _choose(entries, split, path)
+            if images is None:
+                return None
+            labels = _labels_for(images, entries)
+            source = open_array(_load(archive, images, path), where=f"{path}: {images.name}")
+            values: Int64Array | None = None
+            if labels is not None:
+                listed = _load(archive, labels, path).reshape(-1).tolist()
+                values, _ = number_classes(listed, f"{path}: {labels.name}")
+            return ArraySource(source.array, kind="npz", labels=values)
+    except DataError:
+        raise
+    except Exception as error:  # numpy's and zipfile's readers raise many types on damaged files
+        raise DataError(f"{path}: expected a readable .npz file of uint8 images: {first_line(error)}") from error
+
+
+def _entries(archive: zipfile.ZipFile, path: Path) -> list[_Entry]:
+    infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+    if len(infos) > MOST_ARRAYS:
+        raise DataError(f"{path}: expected at most {MOST_ARRAYS} arrays, found {len(infos)}")
+    found = []
+    for info in infos:
+        with archive.open(info) as file:
+            shape, _, kind = _header(file)
+            size = math.prod(shape) * kind.itemsize
+            if not kind.hasobject and info.file_size - file.tell() != size:
+                raise DataError(
+                    f"{path}: {info.filename}: the header says {list(shape)} = {size} bytes, found "
+                    f"{info.file_size - file.tell()}; the file is damaged"
+                )
+        found.append(_Entry(info.filename.removesuffix(".npy"), tuple(shape), kind))
+    return found
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"expected version 1.0 or 2.0 of the array format, found {version}")
+
+
+def _choose(entries: list[_Entry], split: str, path: Path) -> _Entry | None:
+    images = [entry for entry in entries if entry.kind == np.uint8 and len(entry.shape) in (3, 4)]
+    divided = any(entry.word for entry in images)
+    for word in WORDS[split]:
+        if word == "" and divided:
+            break
+        found = [entry for entry in images if entry.word == word]
+        if len(found) > 1:
+            raise DataError(f"{path}: expected one array of images, found {', '.join(entry.name for entry in found)}")
+        if found:
+            return found[0]
+    if split == "test":
+        return None
+    listed = ", ".join(f"{entry.name} {entry.kind} {list(entry.shape)}" for entry in entries[:10]) or "nothing"
+    raise DataError(f"{path}: expected a uint8 array of images [N, H, W] or [N, H, W, C], found {listed}")
+
+
+def _labels_for(images: _Entry, entries: list[_Entry]) -> _Entry | None:
+    count = images.shape[0]
+    fits = [
+        entry
+        for entry in entries
+        if entry.shape in ((count,), (count, 1)) and entry.kind.kind in "iu" and entry.word == images.word
+    ]
+    if len(fits) > 1:
+        named = [entry for entry in fits if any(word in entry.name.lower() for word in ("label", "target", "y"))]
+        fits = named if len(named) == 1 else []
+    return fits[0] if fits else None
+
+
+def _load(archive: zipfile.ZipFile, entry: _Entry, path: Path) -> Any:
+    size = math.prod(entry.shape) * entry.kind.itemsize
+    free = free_memory()
+    if size > free // 2:
+        raise DataError(
+            f"{path}: {entry.name} takes {size / 2**30:.1f} GiB of memory, of which {free / 2**30:.1f} GiB are "
+            "free; save it with numpy.save as a .npy file, which is memory-mapped"
+        )
+    with archive.open(f"{entry.name}.npy") as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise DataError(f"{path}: {entry.name}: surplus bytes; the file is damaged")
+        return array

@@ -1,0 +1,101 @@
+"""Encoded images through the compiled reader, and what it leaves to Pillow through the fallback."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from sela_ext import kernels
+from sela_ext.data.fallback import Drawing, Fallback, Rows, want_of_resources
+from sela_ext.data.safe_files import OUT_OF_RESOURCES
+from sela_ext.data.source import Source
+from sela_ext.errors import DataError
+from sela_ext.kernels import IndexStore
+
+# Stores in folders that a loader of this process has open. A file of one has one writer.
+_stores: WeakValueDictionary[tuple[int, str, int], IndexStore] = WeakValueDictionary()
+_stores_lock = threading.Lock()
+
+
+def open_store(folder: str | os.PathLike[str] | None, rank: int) -> IndexStore:
+    """The index store of a folder, the same for all loaders of this process; a new unnamed one for None."""
+    if folder is None:
+        return IndexStore()
+    key = os.getpid(), os.path.realpath(folder), rank
+    with _stores_lock:
+        store = _stores.get(key)
+        if store is None:
+            _stores[key] = store = IndexStore(folder, rank=rank)
+        return store
+
+
+class Reading:
+    """Fills batches from encoded images, several at a time.
+
+    Args:
+        source: Encoded images.
+        drawing: What becomes of them.
+        reader: The compiled reader for `drawing`; it stays open.
+        fallback: For images that the reader does not take; it stays open.
+        others: bool [N], images that the reader is known not to take, whichever part of them is shown; updated here. A
+            batch of nothing else does not come to it: of small PNG files it would open thousands for nothing.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        drawing: Drawing,
+        reader: kernels.Reader,
+        fallback: Fallback,
+        others: npt.NDArray[np.bool_],
+    ) -> None:
+        self._source = source
+        self._drawing = drawing
+        self._reader = reader
+        self._fallback = fallback
+        self._others = others
+        # Waits for the reader, so that the fallback begins with a batch while an earlier one is being handed over.
+        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="sela-reader")
+
+    def start(self, rows: Rows) -> Callable[[], dict[int, DataError]]:
+        """Begin to read a batch.
+
+        Returns:
+            A function that waits for it, and returns the row and the reason of each image that cannot be read.
+        """
+        if self._others[rows.index].all():
+            return self._fallback.start(rows, np.arange(len(rows.index)))
+        located = self._source.locate_all(rows.index)
+        drawing = self._drawing
+        ticket = self._reader.submit(
+            located.items,
+            rows.index,
+            rows.images,
+            seed=drawing.seed,
+            epoch=rows.epoch,
+            views=range(drawing.first_view, drawing.first_view + len(drawing.views)),
+            indexes=located.indexes,
+        )
+        begun = self._waiter.submit(self._wait, ticket, rows)
+        return lambda: begun.result()()
+
+    def close(self) -> None:
+        """Wait for what was begun: the reader writes into memory that somebody else gets next."""
+        self._waiter.shutdown(wait=True)
+
+    def _wait(self, ticket: kernels.Ticket, rows: Rows) -> Callable[[], dict[int, DataError]]:
+        read = ticket.wait()
+        rows.params, rows.effects = list(read.params), list(read.effects)
+        for place in np.flatnonzero(read.status == kernels.READ_UNREADABLE).tolist():
+            if read.error[place] in OUT_OF_RESOURCES:
+                reason = os.strerror(int(read.error[place]))
+                raise want_of_resources(f"{self._source.name(int(rows.index[place]))}: cannot be read: {reason}")
+        # Where the size was found, another part of the image may well be the reader's.
+        self._others[rows.index[(read.status == kernels.READ_OTHER) & (read.height == 0)]] = True
+        return self._fallback.start(rows, np.flatnonzero(read.status != kernels.READ_OK))

@@ -1,0 +1,123 @@
+"""Files that are whole or not there, and reading that nothing can hold up."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from sela_ext.errors import DataError, ResourceError
+
+PARTIAL = ".partial"
+# As for the compiled reader: larger files are not read.
+MOST_FILE_BYTES = 1 << 30
+_NOT_REGULAR = 0  # no number of the system's
+# What runs out is the machine's, and no file's fault.
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+@contextlib.contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Turn a failed write into one clear error.
+
+    Raises:
+        ResourceError: In place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = "check that the folder exists and can be written"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "what is complete stays: make room and run the same command again, it goes on there"
+        raise ResourceError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash there is either the old one or the whole new one.
+
+    Raises:
+        ResourceError: It cannot be written.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with full_disk(path):
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            sync_folder(path.parent)
+    except ResourceError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def open_regular(path: str | Path) -> int:
+    """A file descriptor for reading a regular file; pipes and devices are neither opened nor waited for.
+
+    Raises:
+        OSError: As `os.open`, or something that is not a regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(_NOT_REGULAR, "not a regular file")
+    # It may have become a pipe since.
+    handle = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
+    )
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(_NOT_REGULAR, "not a regular file")
+    return handle
+
+
+def out_of_resources(error: BaseException) -> bool:
+    """Whether something could not be read because the process had no handle or memory left, by the error's cause."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in OUT_OF_RESOURCES
+
+
+def read_image_file(path: str, name: str) -> bytes:
+    """All bytes of an image file.
+
+    Args:
+        path: The file.
+        name: What to call it in messages.
+
+    Raises:
+        DataError: It cannot be read, is no regular file, or has more than `MOST_FILE_BYTES`.
+    """
+    try:
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_FILE_BYTES:
+                raise DataError(f"{name}: expected an image file of at most {MOST_FILE_BYTES:,} bytes, found {size:,}")
+            return file.readall()
+    except OSError as error:
+        if error.errno == _NOT_REGULAR:
+            raise DataError(f"{name}: expected an image file, found something that is not a regular file") from error
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def unreadable(path: str | Path, what: str, error: OSError) -> DataError | ResourceError:
+    """The error for a file that cannot be opened or read; one that is not the file's fault is said to be so."""
+    problem = f"{path}: cannot be {what}: {error.strerror or error}"
+    if error.errno in OUT_OF_RESOURCES:
+        return ResourceError(f"{problem}; raise the limit (ulimit -n, or memory), or use fewer and larger shards")
+    return DataError(problem)
+
+
+def damaged(path: Path, what: str) -> NoReturn:
+    """Raise the error for a file of a pack that is not as it was written."""
+    raise DataError(f"{path}: damaged: {what}; copy the file again, or pack the data again with overwrite")

@@ -252,6 +252,7 @@ def test_labels_that_came_with_released_weights_are_used_where_they_are_of_these
         ({"k": (20, 0)}, "k: expected at least 1"),
         ({"sigma": 0.0}, "sigma: expected a finite number above 0"),
         ({"pca": 0}, "pca: expected at least 1"),
+        ({"seed": -5}, "seed: expected a whole number in 0"),
         ({"crops": 5}, "crops: expected 1 or 10"),
         ({"fractions": (0.1, 1.5)}, "fractions: expected shares"),
     ],

@@ -144,7 +144,7 @@ def evaluate(
     if probe not in PROBES:
         raise OptionError(f"probe: expected one of {', '.join(PROBES)}, found {probe!r}")
     neighbours = tuple(k) if isinstance(k, Iterable) else (int(k),)
-    _check_numbers(neighbours, sigma, pca, crops, fractions)
+    _check_numbers(neighbours, sigma, pca, crops, fractions, seed)
     begin = time.perf_counter()
     with RunProgress(progress) as bar:
         subject = open_subject(run, model=model, image_size=image_size, seed=seed, download=download, say=bar.say)
@@ -212,7 +212,9 @@ def _wanted(what: str | Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def _check_numbers(k: Sequence[int], sigma: float, pca: int | None, crops: int, fractions: Sequence[float]) -> None:
+def _check_numbers(
+    k: Sequence[int], sigma: float, pca: int | None, crops: int, fractions: Sequence[float], seed: int
+) -> None:
     """Refuse what a protocol would refuse, before hours of looking at images."""
     if not k:
         raise OptionError("k: expected a number of neighbours or several, found none")
@@ -223,6 +225,8 @@ def _check_numbers(k: Sequence[int], sigma: float, pca: int | None, crops: int, 
         raise OptionError(f"pca: expected at least 1 direction, found {pca}")
     if crops not in (1, CROPS):
         raise OptionError(f"crops: expected 1 or {CROPS}, found {crops}")
+    if not 0 <= seed < 2**63:
+        raise OptionError(f"seed: expected a whole number in 0 .. 2^63 - 1, found {seed}")
     wrong = [one for one in fractions if not 0 < one <= 1]
     if wrong or not fractions:
         raise OptionError(f"fractions: expected shares in (0, 1], found {wrong[0] if wrong else 'none'}")

@@ -170,7 +170,7 @@ def _predict(given: argparse.Namespace) -> int:
             np.save(file, labels if given.head is None else labels[0])
     skipped = int((labels[0] < 0).sum())
     print(
-        f"{labels.shape[1]:,} images, labels of {len(labels)} heads in {given.out}"
+        f"{labels.shape[1]:,} images, labels of {len(labels)} head{'s' * (len(labels) > 1)} in {given.out}"
         + (f"; {skipped:,} could not be read" if skipped else "")
     )
     return 0

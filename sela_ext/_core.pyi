@@ -456,7 +456,10 @@ class IndexStore:
         """Size of all files."""
 
     def failure(self) -> str:
-        """Why records are not kept; "" = they are."""
+        """Why records are not kept (in the folder); "" = they are."""
+
+    def writes(self) -> bool:
+        """Whether records are kept, be it in an unnamed file."""
 
     def path(self) -> str:
         """Of the file that is written to; "" = an unnamed one."""
@@ -490,7 +493,7 @@ class Reader:
     def submit(
         self,
         *,
-        items: list[Any],
+        items: list[Any] | bytes,
         indexes: list[Any] | None,
         index: npt.NDArray[np.int64],
         outs: Sequence[int],

@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -21,6 +22,7 @@ namespace py = pybind11;
 namespace sela {
 namespace {
 
+constexpr char kElsewhere[] = "the reader belongs to another process; make one in each process";
 using Longs = py::array_t<int64_t, py::array::c_style>;
 
 /// Memory of Python objects that is held for a while.
@@ -76,7 +78,7 @@ class ReadTicket {
   ReadTicket& operator=(const ReadTicket&) = delete;
 
   bool wait(int milliseconds) {
-    if (reader_->elsewhere()) throw std::runtime_error("the reader belongs to another process");
+    if (reader_->elsewhere()) throw std::runtime_error(kElsewhere);
     const py::gil_scoped_release unlocked;
     return Reader::wait(*batch_, milliseconds);
   }
@@ -118,15 +120,32 @@ void* records(const py::array& array, size_t size, int64_t count, const char* na
   return const_cast<py::array&>(array).mutable_data();
 }
 
-std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader, const py::list& items,
+/// The paths of all items, one after the other, each followed by a null character.
+void split_paths(const py::bytes& text, std::vector<ReadItem>& items) {
+  const char* at = PyBytes_AS_STRING(text.ptr());
+  const char* const end = at + PyBytes_GET_SIZE(text.ptr());
+  for (ReadItem& item : items) {
+    const void* const stop = std::memchr(at, 0, static_cast<size_t>(end - at));
+    item.path = at;
+    at = stop == nullptr ? end + 1 : static_cast<const char*>(stop) + 1;
+    if (at > end) break;
+  }
+  if (at != end)
+    throw std::invalid_argument("expected " + std::to_string(items.size()) + " paths, each followed by a null byte");
+}
+
+std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader,
+                                   const std::variant<py::list, py::bytes>& items,
                                    const std::optional<py::list>& indexes, const Longs& index,
                                    const std::vector<uintptr_t>& outs, uint64_t seed, uint32_t epoch,
                                    const std::vector<uint32_t>& views, const py::array& status, const py::array& error,
                                    const py::array& height, const py::array& width,
                                    const std::vector<py::array>& params,
                                    const std::vector<std::optional<py::array>>& effects) {
-  if (reader->elsewhere()) throw std::runtime_error("the reader belongs to another process");
-  const size_t count = items.size(), views_made = reader->options().views.size();
+  if (reader->elsewhere()) throw std::runtime_error(kElsewhere);
+  const py::list* const listed = std::get_if<py::list>(&items);
+  const size_t count = listed != nullptr ? listed->size() : static_cast<size_t>(index.size());
+  const size_t views_made = reader->options().views.size();
   const auto records_wanted = static_cast<int64_t>(count);
   if (outs.size() != views_made || views.size() != views_made || params.size() != views_made ||
       effects.size() != views_made)
@@ -139,13 +158,19 @@ std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader, const 
   held->keep(index);
   ReadRequest request;
   request.items.resize(count);
+  if (const py::bytes* const paths = std::get_if<py::bytes>(&items)) {
+    split_paths(*paths, request.items);
+    held->keep(*paths);
+  }
   for (size_t i = 0; i < count; ++i) {
     ReadItem& item = request.items[i];
-    const py::handle given = PyList_GET_ITEM(items.ptr(), static_cast<py::ssize_t>(i));
-    if (PyUnicode_Check(given.ptr()) != 0)
-      item.path = held->path(given);
-    else
-      std::tie(item.data, item.size) = held->bytes(given);
+    if (listed != nullptr) {
+      const py::handle given = PyList_GET_ITEM(listed->ptr(), static_cast<py::ssize_t>(i));
+      if (PyUnicode_Check(given.ptr()) != 0)
+        item.path = held->path(given);
+      else
+        std::tie(item.data, item.size) = held->bytes(given);
+    }
     if (!indexes) continue;
     const py::handle known = PyList_GET_ITEM(indexes->ptr(), static_cast<py::ssize_t>(i));
     if (!known.is_none()) std::tie(item.index, item.index_size) = held->bytes(known);
@@ -169,7 +194,7 @@ std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader, const 
     request.targets.push_back(target);
   }
   std::shared_ptr<ReadBatch> batch = reader->submit(std::move(request));
-  if (batch == nullptr) throw std::runtime_error("the reader is closed");
+  if (batch == nullptr) throw std::runtime_error("the reader is closed; make another one");
   return std::make_unique<ReadTicket>(reader, std::move(batch), std::move(held));
 }
 
@@ -226,7 +251,8 @@ void bind_reader(py::module_& m) {
       .def("bytes", &IndexStore::bytes, "Size of all files.")
       .def(
           "failure", [](const IndexStore& store) { return text_of(store.failure()); },
-          "Why records are not kept; \"\" = they are.")
+          "Why records are not kept (in the folder); \"\" = they are.")
+      .def("writes", &IndexStore::writes, "Whether records are kept, be it in an unnamed file.")
       .def(
           "path", [](const IndexStore& store) { return text_of(store.path()); },
           "Of the file that is written to; \"\" = an unnamed one.");

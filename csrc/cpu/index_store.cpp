@@ -386,6 +386,12 @@ std::string IndexStore::failure() const {
   return failure_;
 }
 
+bool IndexStore::writes() const {
+  if (elsewhere()) return false;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return writes_;
+}
+
 std::string IndexStore::path() const {
   if (elsewhere()) return "";
   const std::lock_guard<std::mutex> lock(mutex_);

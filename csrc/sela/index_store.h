@@ -67,6 +67,7 @@ class IndexStore {
   int64_t size() const;         ///< images
   int64_t bytes() const;        ///< of all files
   std::string failure() const;  ///< why records are not kept (in the folder) any more; "" = they are
+  bool writes() const;          ///< whether records are kept, in the folder or in an unnamed file
   std::string path() const;     ///< of the file that is written to; "" = an unnamed one, or none
 
  private:

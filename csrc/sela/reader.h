@@ -81,7 +81,9 @@ struct ReadRequest {
   uint32_t epoch = 0;
   uint8_t* status = nullptr;  ///< [count] ReadStatus
   int32_t* error = nullptr;   ///< [count] errno of ReadStatus::unreadable, else 0
-  int32_t* height = nullptr;  ///< [count] pixels, as augmented (turned); 0 where not known
+  /// [count] pixels, as augmented (turned); 0 where not known: ReadStatus::other is then the image's fate whatever is
+  /// drawn for it, else that of the boxes at hand
+  int32_t* height = nullptr;
   int32_t* width = nullptr;
 };
 

@@ -58,7 +58,7 @@ SELA_SHARED_INLINE AxisSpan axis_span(const AxisScale& axis, float middle) {
 /// Height of the triangle over input start + k; 0 from count on.
 SELA_SHARED_INLINE float axis_weight(const AxisScale& axis, float middle, AxisSpan span, int32_t k) {
   const float near = 1.0f - fabsf((static_cast<float>(span.start + k) - middle + 0.5f) * axis.inverse);
-  return (k < span.count) & (near > 0.0f) ? near : 0.0f;
+  return ((k < span.count) & (near > 0.0f)) ? near : 0.0f;
 }
 
 }  // namespace sela

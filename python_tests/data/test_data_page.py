@@ -1,6 +1,7 @@
 """docs/data.md says what the readers do."""
 
 import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from sela_ext.data import decode, folder, open_source, table
 from sela_ext.data.cifar import KINDS
+from sela_ext.data.manifest import MANIFEST
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -70,3 +72,9 @@ def test_every_kind_of_source_is_listed(tmp_path, files):
         if name != "parquet":
             (tmp_path / name).mkdir()
             assert words[open_source(write(tmp_path / name)).kind] in rows, name
+    assert MANIFEST in rows
+
+
+def test_functions_that_are_named_exist():
+    for module, name in re.findall(r"`(sela_ext(?:\.\w+)*)\.(\w+)`", TEXT):
+        assert hasattr(importlib.import_module(module), name), name

@@ -1,3 +1,5 @@
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +134,35 @@ def test_an_error_inside_the_dataset_names_the_item():
     source = open_source(Broken([PIXELS] * 3))
     with pytest.raises(DataError, match="dataset item 2: ValueError: no such thing"):
         source.read(2)
+
+
+class Failing(Items):
+    """Items of which some cannot be read, and labels that come with them."""
+
+    def __init__(self, bad, error):
+        super().__init__([(PIXELS + i, i % 3) for i in range(31)])
+        self.bad, self.error = bad, error
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise self.error
+        return super().__getitem__(index)
+
+
+def test_items_that_cannot_be_read_have_no_label_and_stop_nobody_else():
+    source = open_source(Failing({0, 7, 30}, OSError("gone")))
+    assert source.channels == 3
+    assert source.labels.tolist() == [-1 if i in (0, 7, 30) else i % 3 for i in range(31)]
+    assert source.fingerprint() == open_source(Failing({0, 7, 30}, OSError("gone"))).fingerprint()
+    assert source.fingerprint() != open_source(Failing({7}, OSError("gone"))).fingerprint()
+    with pytest.raises(DataError, match="dataset item 7: OSError: gone"):
+        source.read(7)
+    with pytest.raises(DataError, match="dataset item 0: OSError: gone"):
+        open_source(Failing(set(range(31)), OSError("gone")))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_running_out_of_handles_or_memory_is_no_unknown_label(error):
+    source = open_source(Failing({7}, error))
+    with pytest.raises((MemoryError, DataError), match=r"^$|Too many open files"):
+        _ = source.labels

@@ -201,6 +201,26 @@ def test_only_regular_files_are_opened(tmp_path):
         decode_file(str(tmp_path / "gone.jpg"), "gone.jpg")
 
 
+@pytest.mark.timeout(20)
+def test_a_file_that_becomes_a_pipe_before_it_is_opened_is_not_waited_for(tmp_path, monkeypatch):
+    path, file = tmp_path / "pipe.jpg", tmp_path / "file.jpg"
+    os.mkfifo(path)
+    file.write_bytes(encoded(Image.fromarray(picture()), "JPEG"))
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda name, **options: stat(file if str(name) == str(path) else name, **options))
+    with pytest.raises(DataError, match="not a regular file"):
+        decode_file(str(path), "pipe.jpg")
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    path = tmp_path / "huge.jpg"
+    with path.open("wb") as file:
+        file.write(b"\xff\xd8\xff")
+        file.truncate((1 << 30) + 1)  # takes no room on the disk
+    with pytest.raises(DataError, match=r"huge\.jpg: expected an image file of at most 1,073,741,824 bytes, found 1,0"):
+        decode_file(str(path), "huge.jpg")
+
+
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import sela_ext
-from sela_ext import Augment, Loader
+from sela_ext import Augment, Loader, kernels
 from sela_ext.data import open_source
 from sela_ext.errors import DataError, OptionError
 
@@ -35,6 +35,12 @@ def stored(data, size, **options):
     """The pixels of images of size x size pixels, as they reach the network without any augmentation."""
     loader = Loader(data, augment=Augment.none(size), dtype=torch.uint8, shuffle=False, threads=2, **options)
     return torch.cat([batch.images for batch in loader.epoch(0)]).permute(0, 2, 3, 1).numpy()
+
+
+def reader_status(path, epoch):
+    """What the compiled reader makes of an image for `Augment.sela(48)`."""
+    with kernels.Reader([Augment.sela(48)], threads=1) as reader:
+        return reader.submit([str(path)], [0], [torch.empty(1, 3, 48, 48)], seed=0, epoch=epoch).wait().status.tolist()
 
 
 def by_index(batches):
@@ -330,6 +336,26 @@ def test_d22_the_first_epoch_and_later_ones_of_one_loader_give_the_bits_of_fresh
         assert all(torch.equal(fresh[i], reopened[i]) for i in fresh)
 
 
+def test_d22_an_image_that_only_some_boxes_leave_to_pillow_has_the_same_bits_after_a_resume(tmp_path):
+    # Divisors ten times as large as those it was written with: levels beside the corner of noise stay in range.
+    pixels = np.full((200, 200, 3), 128, np.uint8)
+    pixels[:] += (picture(200, 200, seed=1) // 20).astype(np.uint8)
+    pixels[:40, :40] = np.random.default_rng(2).choice([0, 255], (40, 40, 3))
+    path = put(tmp_path / "images/0.jpg", pixels, qtables=[[4] * 64] * 2, subsampling=2)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xff\xdb") + 5
+    data[at : at + 64] = bytes([40] * 64)
+    path.write_bytes(data)
+    options = {"batch_size": 1, "augment": Augment.sela(48), "threads": 1}
+    unbroken = Loader(tmp_path / "images", **options)
+    statuses = set()
+    for epoch in range(12):
+        statuses.add(tuple(reader_status(path, epoch)))
+        (found,), (fresh,) = unbroken.epoch(epoch), Loader(tmp_path / "images", **options).epoch(epoch)
+        assert torch.equal(found.images, fresh.images)
+    assert statuses == {(kernels.READ_OK,), (kernels.READ_OTHER,)}
+
+
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"exif": True}])
 def test_d22_a_pack_gives_the_bits_of_the_folder_that_it_was_made_from(photos, tmp_path, options):
     sela_ext.pack(photos, tmp_path / "pack")
@@ -382,7 +408,7 @@ def test_d24_a_last_batch_of_one_works(photos):
 ALONE = """
 import os, sys
 from pathlib import Path
-from sela_ext import Augment, Loader
+from sela_ext import Augment, Loader, kernels
 shared = Path("/dev/shm")
 before = set(os.listdir(shared)) if shared.is_dir() else set()
 loader = Loader(sys.argv[1], batch_size=4, augment=Augment.sela(48), threads=3)

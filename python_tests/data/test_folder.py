@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -126,6 +127,18 @@ def test_a_pipe_is_not_opened(tmp_path):
     listed = open_source([tmp_path / "a.png", tmp_path / "b.png"])
     with pytest.raises(DataError, match="not a regular file"):
         listed.read(1)
+
+
+def test_want_of_file_handles_is_an_error_and_no_image_is_missed(tmp_path, monkeypatch):
+    put(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a")
+
+    def refuse(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("sela_ext.data.folder.open_regular", refuse)
+    with pytest.raises(DataError, match="cannot be listed: Too many open files"):
+        open_source(tmp_path)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

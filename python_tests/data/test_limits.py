@@ -67,6 +67,21 @@ def test_pipes_devices_sockets_and_folders_in_a_list_are_bad_images_and_never_bl
         list(Loader([tmp_path / "pipe.jpg"], threads=threads).epoch(0))
 
 
+def test_a_file_of_absurd_size_is_refused_before_it_is_read(tmp_path):
+    fill_folder(tmp_path, 3)
+    with open(tmp_path / "vast.jpg", "wb") as file:
+        file.write(b"\xff\xd8\xff\xe0")
+        file.truncate(1 << 42)  # takes no room
+    source = open_source(tmp_path)
+    at = source.names.index("vast.jpg")
+    for read in (source.read, source.encoded_bytes):
+        with pytest.raises(DataError, match=r"vast\.jpg: expected an image file of at most 1,073,741,824 bytes, found"):
+            read(at)
+    loader = Loader(tmp_path, batch_size=2, augment=Augment.sela(16), on_bad_image="skip", max_bad_fraction=0.5)
+    assert sum(len(batch.index) for batch in loader.epoch(0)) == 3
+    assert [name for _, name, _ in loader.bad_images] == ["vast.jpg"]
+
+
 @pytest.mark.timeout(60)
 def test_files_that_vanish_or_become_pipes_meanwhile_are_bad_images(tmp_path):
     fill_folder(tmp_path, 40)
@@ -122,7 +137,7 @@ def test_no_file_handle_left_is_an_error_about_handles_and_not_a_bad_image(tmp_p
         raise OSError(24, "Too many open files")
 
     loader = Loader(tmp_path, on_bad_image="skip", max_bad_fraction=1.0)
-    monkeypatch.setattr("sela_ext.data.decode.open", refuse, raising=False)
+    monkeypatch.setattr("sela_ext.data.safe_files.open_regular", refuse)
     with pytest.raises(ResourceError, match=r"a\.png: cannot be read: Too many open files; raise the limit"):
         list(loader.epoch(0))
     assert loader.bad_images == []

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from sela_ext import Augment, Loader, kernels
 from sela_ext.data import open_source
+from sela_ext.data.fallback import Drawing
 from sela_ext.errors import DataError, OptionError, ResourceError
 
 PHOTOS = Path(os.environ.get("SELA_DATA_DIR", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -248,6 +249,82 @@ def test_a_subset_is_numbered_by_itself():
     assert torch.equal(batch.labels, torch.from_numpy(open_source("digits").labels[[10, 20, 30]]))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_subset_of_a_memory_map_gives_the_batches_of_a_copy_without_reading_one_by_one(
+    tmp_path, monkeypatch, threads
+):
+    images = random_images(50, 10, 12, 3)
+    np.save(tmp_path / "images.npy", images)
+    rows = np.array([3, 3, 49, 0, *range(40, 7, -1)])
+    source = open_source(tmp_path / "images.npy", labels=np.arange(50) % 7).subset(rows)
+    monkeypatch.setattr(type(source), "read", None)
+    again = source.subset(np.arange(0, 37, 2))
+    options = {"batch_size": 5, "augment": Augment.sela(16), "threads": threads}
+    for part, picked in ((source, rows), (again, rows[::2])):
+        expected = Loader(images[picked], labels=(np.arange(50) % 7)[picked], **options)
+        assert_equal_batches(as_list(Loader(part, **options), 2), as_list(expected, 2))
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3, 9])
+@pytest.mark.parametrize("size", [8, 700])
+def test_batches_of_arrays_do_not_depend_on_how_they_share_the_threads(size, ahead):
+    images = random_images(23, 8, 8, 3)
+    options = {"batch_size": 3, "augment": Augment.aug_plus(size)}
+    alone = Loader(images, threads=1, **options)
+    shared = Loader(images, threads=4, prefetch=ahead, **options)
+    assert_equal_batches(as_list(shared, 1), as_list(alone, 1))
+    assert_equal_batches(as_list(shared, 1, start=9), as_list(alone, 1)[3:])
+
+
+@pytest.mark.parametrize(("side", "workers"), [(32, {"sela-array_0", "sela-array_1"}), (800, {"sela-prefetch"})])
+def test_small_batches_of_arrays_have_a_thread_each_and_large_ones_all(side, workers, monkeypatch):
+    fill, seen = Drawing.fill, []
+
+    def noted(*arguments, threads, **options):
+        seen.append((threading.current_thread().name, threads))
+        fill(*arguments, threads=threads, **options)
+        time.sleep(0.005)  # the other thread has time to take the next batch
+
+    monkeypatch.setattr(Drawing, "fill", noted)
+    loader = Loader(random_images(20, 4, 4, 3), batch_size=4, augment=Augment.sela(side), threads=2)
+    assert len(as_list(loader)) == 5
+    assert {name for name, _ in seen} == workers
+    assert [threads for _, threads in seen] == [2 if side == 800 else 1] * 5
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3, 6])
+def test_no_more_batches_of_an_array_are_begun_ahead_than_asked_for(ahead, monkeypatch):
+    fill, begun = Drawing.fill, []
+
+    def noted(*arguments, **options):
+        begun.append(1)
+        fill(*arguments, **options)
+
+    monkeypatch.setattr(Drawing, "fill", noted)
+    loader = Loader(random_images(60, 4, 4), batch_size=2, prefetch=ahead, threads=2)
+    for taken, _ in enumerate(loader.epoch(0), 1):
+        time.sleep(0.005)
+        assert len(begun) <= taken + ahead
+    assert len(begun) == 30
+
+
+def test_an_error_in_a_batch_of_an_array_comes_at_its_place(monkeypatch):
+    fill = Drawing.fill
+
+    def failing(drawing, rows, *arguments, **options):
+        if 11 in rows.index:
+            raise MemoryError
+        fill(drawing, rows, *arguments, **options)
+
+    monkeypatch.setattr(Drawing, "fill", failing)
+    before = threading.active_count()
+    epoch = Loader(random_images(30, 4, 4), batch_size=5, threads=2, shuffle=False).epoch(0)
+    assert [next(epoch).position for _ in range(2)] == [5, 10]
+    with pytest.raises(MemoryError):
+        next(epoch)
+    assert threading.active_count() == before
+
+
 @pytest.mark.parametrize("kind", ["array", "folder"])
 def test_leaving_an_epoch_early_leaves_no_thread(kind, folder):
     before = threading.active_count()
@@ -319,7 +396,9 @@ def test_a_batch_of_bad_images_only_is_not_yielded(spoiled):
 
 def test_too_many_bad_images_are_an_error(spoiled):
     loader = Loader(spoiled, shuffle=False, on_bad_image="skip", batch_size=4)
-    with pytest.raises(DataError, match=r"1 of 30 images cannot be read, more than max_bad_fraction=0\.01.*05\.jpg"):
+    with pytest.raises(
+        DataError, match=r"1 of 30 images cannot be read, more than max_bad_fraction=0\.01.*05\.jpg.*repair"
+    ):
         as_list(loader)
 
 
@@ -462,6 +541,16 @@ def test_options_out_of_range_are_refused(options, match):
     with pytest.raises(OptionError, match=match) as caught:
         Loader(random_images(7, 4, 4), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_flags_must_be_flags():
+    for name in ("shuffle", "drop_last", "channels_last", "exact", "exif"):
+        with pytest.raises(OptionError, match=f"{name}: expected True or False, found 'no'"):
+            Loader("digits", **{name: "no"})
+    with pytest.raises(OptionError, match="shuffle: expected True or False, found 'no'"):
+        Loader("digits").epoch(0, shuffle="no")
+    with pytest.raises(OptionError, match=r"max_bad_fraction: expected a number 0\.\.1, found 'few'"):
+        Loader("digits", max_bad_fraction="few")
 
 
 def test_a_position_out_of_range_is_refused_at_once():

@@ -88,6 +88,7 @@ def test_options_reach_the_packing(capsys, tmp_path, photos):
         (["pack", "digits", "--out", "x", "--raw", "perhaps"], 2, "--raw"),
         (["pack", "digits", "--out", "x", "--shard-bytes", "big"], 2, "expected a number of bytes such as"),
         (["pack", "digits", "--out", "x", "--threads", "0"], 2, "threads: expected a whole number >= 1"),
+        (["pack", "", "--out", "x"], 3, "found an empty path"),
         (["pack", "absent", "--out", "x"], 3, "absent: no such file or folder"),
         (["pack", "--verify", "absent"], 3, "expected the folder of a pack"),
         (["pack", "digits", "--verify", "absent"], 2, "expected nothing but a pack"),

@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sela_ext.data import open_source
@@ -33,6 +34,26 @@ def test_an_index_out_of_range_is_refused():
     for index in (2, -3):
         with pytest.raises(IndexError, match=f"expected an index below 2, found {index}"):
             paths[index]
+
+
+@pytest.mark.parametrize("prefix", ["", "/data/ä/"])
+def test_paths_are_joined_with_a_prefix_and_a_null_byte(prefix):
+    paths = PathList(AWKWARD)
+    rows = np.array([6, 1, 3, 3, 0])
+    expected = b"".join(os.fsencode(prefix + AWKWARD[row]) + b"\0" for row in rows)
+    assert paths.joined(rows, os.fsencode(prefix)) == expected
+    assert paths.joined(np.array([1]), os.fsencode(prefix)) == os.fsencode(prefix) + b"\0"
+    assert paths.joined(np.zeros(0, np.int64), os.fsencode(prefix)) == b""
+    for row in (-1, len(AWKWARD)):
+        with pytest.raises(IndexError, match=f"found {row}"):
+            paths.joined(np.array([row]))
+
+
+def test_absolute_paths_are_noticed():
+    assert not PathList(AWKWARD).any_absolute()
+    assert not PathList(["a", ""]).any_absolute()
+    assert not PathList([]).any_absolute()
+    assert PathList(["a", "", "/b", ""]).any_absolute()
 
 
 def test_memory_is_little_more_than_the_letters():

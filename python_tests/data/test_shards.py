@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sela_ext import doctor
 from sela_ext.data import PackSource, open_source, pack, shards, verify_pack
 from sela_ext.data.shard_format import FOOT, FORMATS, HEAD, PLACE, RECORD, RECORD_STRUCT
 from sela_ext.data.shards import find_pack, open_pack
 from sela_ext.errors import DataError, OptionError, ResourceError
+from sela_ext.kernels import try_decode_jpeg
 
 SHARD = "shard-00000.sela"
 
@@ -129,6 +131,38 @@ def test_damage_of_an_image_is_named_by_number(packed):
         (packed / SHARD).write_bytes(whole)
 
 
+def damage_pixels(folder, index):
+    """Change a byte in the middle of a JPEG file, in a way that it can still be decoded."""
+    source = PackSource(folder)
+    before = source.read(index)
+    _, record = source._record(index)
+    offset, _, length, _ = PLACE.unpack_from(record)
+    for position in range(offset + length // 2, offset + length):
+        flip(folder / SHARD, position, 0)
+        data = (folder / SHARD).read_bytes()[offset : offset + length]
+        found = try_decode_jpeg(data)
+        if found is not None and (found != before).any():
+            return
+        flip(folder / SHARD, position, 0)
+    raise AssertionError("nothing that could be damaged")
+
+
+def test_damage_that_can_still_be_decoded_is_found_by_all_that_read_once(tmp_path, packed):
+    damage_pixels(packed, 1)
+    message = r"1\.jpg: image 1 in .* does not match its checksum; copy the shard again"
+    source = open_source(packed)
+    for read in (source.read, source.encoded_bytes, source.subset([2, 1]).read, source.subset([1, 1]).encoded_bytes):
+        with pytest.raises(DataError, match=message):
+            read(1)
+    with pytest.raises(DataError, match=message):  # a pack of a pack must not give wrong bytes a right checksum
+        pack(source.subset([0, 1]), tmp_path / "again")
+    bad = {one["index"]: one["reason"] for one in doctor(packed, threads=1)["bad"]["images"]}
+    assert set(bad) == {1, 3}
+    assert "does not match its checksum" in bad[1]
+    assert "empty file" in bad[3]
+    assert "(when it was packed)" in bad[3]
+
+
 def test_damaged_names_are_found_when_they_are_asked_for(packed):
     text = read_foot((packed / SHARD).read_bytes())[2]
     flip(packed / SHARD, text, 0)
@@ -237,6 +271,7 @@ def test_a_newer_version_is_named(packed):
         {"shards": [{"file": "../shard-00000.sela", "images": 6, "bytes": 100, "sha256": ""}]},
         {"shards": [{"file": SHARD, "images": 6, "bytes": 1 << 70, "sha256": ""}]},
         {"shards": [{"file": SHARD, "images": 6, "bytes": 99, "sha256": ""}]},
+        {"images": 1 << 50, "shards": [{"file": SHARD, "images": 1 << 50, "bytes": 99, "sha256": ""}]},
         {"shards": [{"file": SHARD, "images": 6}]},
         {"shards": [None]},
     ],

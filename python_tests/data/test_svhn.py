@@ -141,3 +141,12 @@ def test_compressed_zeros_take_no_memory_beyond_what_is_expected(tmp_path, files
     path.write_bytes(data)
     with pytest.raises(DataError, match="holds more values than its shape says"):
         open_svhn(path)
+
+
+def test_images_beyond_the_memory_are_refused_before_they_are_read(tmp_path, files, monkeypatch):
+    folder = files.write_svhn(tmp_path / "x")
+    monkeypatch.setattr("sela_ext.data.svhn.free_memory", lambda: 24 * 3072 * 2)
+    assert len(open_source(folder)) == 24
+    monkeypatch.setattr("sela_ext.data.svhn.free_memory", lambda: 24 * 3072 * 2 - 1)
+    with pytest.raises(DataError, match=r"X takes 0\.0 GiB of memory.*memory-mapped"):
+        open_source(folder)

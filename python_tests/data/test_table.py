@@ -69,7 +69,7 @@ def test_paths_are_relative_to_the_table_or_absolute(folder, files, tmp_path):
         ("a.csv", "path\n000.png\0\n", "found null characters"),
         ("a.txt", "", "found an empty file"),
         ("a.txt", "000.png\t1\n001.png\n", "a tab and a label in all lines or in none"),
-        ("a.txt", "000.png 1\n", "found no file .*000.png 1"),
+        ("a.txt", "000.png 1\n", "found no file .*000.png 1; put a tab, not a space, between path and label"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused_with_the_line(folder, name, text, match):

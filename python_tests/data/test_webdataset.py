@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 import tarfile
@@ -10,7 +11,7 @@ import pytest
 from sela_ext.data import find_eval_source, open_source, webdataset
 from sela_ext.data.decode import decode_image
 from sela_ext.data.webdataset import expand_braces
-from sela_ext.errors import DataError
+from sela_ext.errors import DataError, ResourceError
 
 
 def write(path, files, members, **options):
@@ -134,6 +135,7 @@ def test_several_images_of_a_sample_share_its_label(tmp_path, files, image):
         ({"a.jpg": b"x", "a.cls": b"1" * 5000}, "a.cls: expected at most 4096 bytes, found 5000"),
         ({"a.jpg": b"x", "a.cls": b"99999999999"}, "expected labels in 0..2147483647"),
         ({"a.jpg": b"x", "a.json": b"{"}, "a.json: expected JSON"),
+        ({"a.jpg": b"x", "a.json": b'{"label": 1' + b"0" * 30 + b"}"}, "expected labels in 0..2147483647"),
         ({"a.jpg": b"x", "a.json": b"[" * 100_000}, "a.json: expected JSON"),
         ({"a.txt": b"x", "b.tar": b"x"}, r"expected images .* in the archive, found none; archives within"),
         ({}, "found none|expected"),
@@ -183,6 +185,17 @@ def test_an_archive_that_changed_is_noticed(tmp_path, files, image):
     source = open_source(path)
     write(path, files, {"a.jpg": image * 100})
     with pytest.raises(DataError, match="changed while it is in use"):
+        source.read(0)
+
+
+def test_want_of_file_handles_is_no_fault_of_an_archive(tmp_path, files, image, monkeypatch):
+    source = open_source(write(tmp_path / "a.tar", files, {"a.jpg": image}))
+
+    def none_left(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(webdataset.mmap, "mmap", none_left)
+    with pytest.raises(ResourceError, match=r"a\.tar: cannot be read again: Too many open files; raise the limit"):
         source.read(0)
 
 

@@ -77,6 +77,51 @@ def test_bad_files_are_listed_with_reasons(one_class):
     assert codes(result) == {"unreadable"}
 
 
+FAULTS = {7: ValueError("not\nhere"), 9: np.zeros((0, 5, 3), np.uint8), 11: "text", 13: np.zeros((5, 5, 3))}
+
+
+class Faulty(torch.utils.data.Dataset):
+    """Some items cannot be had, each in another way."""
+
+    def __len__(self):
+        return 120
+
+    def __getitem__(self, index):
+        found = FAULTS.get(index)
+        if isinstance(found, Exception):
+            raise found
+        return (np.full((8, 8, 3), 2 * index, np.uint8) if found is None else found), index % 3
+
+
+@pytest.mark.parametrize("sample", [None, 60])
+def test_bad_items_of_a_dataset_are_listed_like_bad_files(sample):
+    result = check(Faulty(), sample=sample)
+    bad = {one["index"]: one["reason"] for one in result["bad"]["images"]}
+    assert set(bad) <= set(FAULTS)
+    assert sample is not None or set(bad) == set(FAULTS)
+    assert 7 not in bad or bad[7] == "dataset item 7: ValueError: not here"
+    assert [one["label"] for one in result["classes"]["classes"]] == [0, 1, 2]
+
+
+def test_a_finding_lists_twenty_names_and_the_result_all(fill):
+    folder = fill("photos", 4)
+    for i in range(31):
+        (folder / f"bad{i:02d}.jpg").write_bytes(b"")
+    result = check(folder)
+    assert names(result, "unreadable") == [f"bad{i:02d}.jpg" for i in range(20)]
+    assert len(result["bad"]["images"]) == 31
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_the_size_of_a_pack_is_foretold(fill, tmp_path, small):
+    folder = fill("photos", 31)
+    if small:  # files of one small size are packed as pixels
+        for path in folder.iterdir():
+            Image.open(path).resize((32, 32)).save(path)
+    foretold = check(folder)["disk"]["pack_bytes"]
+    assert sela_ext.pack(folder, tmp_path / "pack").bytes == pytest.approx(foretold, rel=0.15)
+
+
 def test_few_bad_files_are_to_be_skipped(fill):
     folder = fill("photos", 110)
     (folder / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing more")
@@ -292,9 +337,11 @@ def test_numbers_out_of_range_are_refused(options, what):
 def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path):
     with pytest.raises(OptionError, match="expected a file in a folder that exists"):
         sela_ext.doctor(tmp_path / "absent", json=tmp_path / "no" / "x.json")
-    images = arrays()[:4]
-    with pytest.raises(ResourceError, match="cannot be written"):
-        sela_ext.doctor(images, json=tmp_path)
+    for target in ("json", "out"):
+        with pytest.raises(OptionError, match="expected a file, found a folder"):
+            sela_ext.doctor(tmp_path / "absent", **{target: tmp_path})
+    with pytest.raises(ResourceError, match="cannot be written: No space left"):
+        sela_ext.doctor(arrays()[:4], json="/dev/full")
 
 
 def test_absent_data_is_an_error(tmp_path):

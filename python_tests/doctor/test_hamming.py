@@ -84,3 +84,12 @@ def test_unions_and_groups():
     assert [group.tolist() for group in union.groups()] == [[2, 3, 5, 6]]
     assert groups_of(np.array([], np.int64)) == []
     assert groups_of(np.arange(5)) == []
+
+
+@pytest.mark.timeout(60)
+def test_equal_hashes_beyond_the_limit_are_dropped_and_counted():
+    hashes = np.full(120, 0x123456789ABCDEF0, np.uint64)
+    found = near_pairs(hashes, np.repeat(hashes[:, np.newaxis], 19, axis=1), 10, most_pairs=1001)
+    assert len(found.query) == 1001
+    assert found.distance == 0
+    assert found.left_out >= 120 * 119 * 19 - 1001

@@ -116,3 +116,21 @@ def test_more_is_asked_where_unrelated_pictures_are_alike(pictures):
     found = near_groups(hashes_of(alike), thumbs_of(alike))
     assert found.threshold > 0.85
     assert sum(map(len, found.groups)) < 30
+
+
+@pytest.mark.timeout(60)
+def test_thousands_of_pictures_with_one_hash_are_one_group_and_found_soon(pictures):
+    """The frames of a camera that stands still: all pairs would be twenty-five million, times four bands."""
+    still, other = grids(pictures[:2])
+    count = 5001
+    many = np.repeat(still[np.newaxis], count, axis=0)
+    many[np.arange(count), np.arange(count) % 64, 7] ^= 1
+    many[77], many[4999] = other, other
+    many[77, 5, 5] ^= 1
+    hashes, thumbs = hashes_of(many), thumbs_of(many)
+    assert len(np.unique(hashes[:, 0])) == 2
+    found = near_groups(hashes, thumbs)
+    assert found.proposed < 3 * count
+    assert found.left_out == 0
+    assert [len(rows) for rows in found.groups] == [count - 2, 2]
+    assert found.groups[1].tolist() == [77, 4999]

@@ -25,6 +25,7 @@ from sela_ext.kernels import (
     READ_UNREADABLE,
     Augment,
     IndexStore,
+    JoinedPaths,
     Reader,
     jpeg_index,
     reference,
@@ -226,6 +227,10 @@ def test_paths_bytes_and_views_of_memory_are_the_same(files, tmp_path):
     augments = [PRESETS["sela"]]
     expected = read(files, augments)
     assert_same(read(paths, augments), expected)
+    joined = JoinedPaths(b"".join(os.fsencode(path) + b"\0" for path in paths))
+    known = [None if i % 3 else jpeg_index(data) for i, data in enumerate(files)]
+    assert_same(read(joined, augments), expected)
+    assert_same(read(joined, augments, indexes=known), expected)
     whole = b"".join(files)
     starts = np.cumsum([0, *map(len, files)])
     views = [memoryview(whole)[a:b] for a, b in itertools.pairwise(starts)]
@@ -556,11 +561,15 @@ def test_arguments_are_checked(files):
             submit(items=[17])
         with pytest.raises(OptionError, match="items"):
             submit(items=["a\0b"])
+        with pytest.raises(OptionError, match=r"items: .* 1 paths, each followed by a null byte"):
+            submit(items=JoinedPaths(b"a\0b"))
+        with pytest.raises(DataError, match="index: expected 0 numbers"):
+            submit(items=JoinedPaths(b"a"))
         with pytest.raises(DataError, match="indexes"):
             submit(indexes=[])
         assert submit().wait().status[0] == READ_OK
         assert len(reader.submit([], [], outputs([augment], 0), seed=0, epoch=0).wait().status) == 0
-    with pytest.raises(ResourceError, match="closed"):
+    with pytest.raises(ResourceError, match=r"closed; make another one$"):
         submit()
 
 

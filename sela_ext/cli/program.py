@@ -57,7 +57,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(message: str) -> None:
-    print(f"sela: error: {' '.join(message.split())}", file=sys.stderr)
+    # Names of files may hold anything, also what terminals take for commands.
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    print(f"sela: error: {line}", file=sys.stderr)
 
 
 def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:

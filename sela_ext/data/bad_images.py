@@ -53,5 +53,5 @@ class BadImages:
                 first = "; ".join(reason for _, _, reason in self.listed[:3])
                 raise DataError(
                     f"{len(self._known)} of {self._share} images cannot be read, more than "
-                    f"max_bad_fraction={self._max_fraction:g}: {first}"
+                    f"max_bad_fraction={self._max_fraction:g}: {first}; remove or repair them, or allow more"
                 )

@@ -108,12 +108,12 @@ def number_classes(
         (array([ 1,  0, -1]), ['cat', 'dog'])
     """
     if not any(isinstance(value, str) for value in values):
-        numbers = np.fromiter((-1 if value is None else value for value in values), np.int64, len(values))
+        integers = [-1 if value is None else int(value) for value in values]
+        low, high = min(integers, default=-1), max(integers, default=-1)
         most = len(classes.names) if classes is not None and classes.fixed else MOST_CLASSES
-        if len(numbers) and (numbers.min() < -1 or numbers.max() >= most):
-            raise DataError(
-                f"{where}: expected labels in 0..{most - 1}, or -1 for unknown, found {numbers.min()}..{numbers.max()}"
-            )
+        if low < -1 or high >= most:
+            raise DataError(f"{where}: expected labels in 0..{most - 1}, or -1 for unknown, found {low}..{high}")
+        numbers = np.fromiter(integers, np.int64, len(integers))
         return numbers, None if classes is None else list(classes.names)
     texts = [None if value is None or value == -1 else str(value) for value in values]
     known = [] if classes is None else list(classes.names)

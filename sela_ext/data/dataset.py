@@ -13,11 +13,14 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from sela_ext.data.decode import to_rgb
 from sela_ext.data.labels import read_labels
+from sela_ext.data.safe_files import out_of_resources
 from sela_ext.data.source import Int64Array, Source, UInt8Array
-from sela_ext.errors import DataError
+from sela_ext.errors import DataError, ResourceError
 
 # Items whose pixels enter the fingerprint; a Dataset has no file names.
 FINGERPRINT_ITEMS = 8
+# Items that are tried for the first one that can be read.
+FIRST_ITEMS = 8
 _UNREAD = -2
 
 
@@ -25,12 +28,13 @@ class DatasetSource(Source):
     """A map-style torch Dataset whose items are an image, or a tuple (image, label, ...).
 
     An image is a PIL image; a uint8 array [H, W] or [H, W, C]; or a tensor [H, W] or [C, H, W], uint8, or floating
-    with values 0..1. The first item decides between grey and RGB: grey items among RGB ones are repeated over the
-    channels. Items are read one at a time, since a Dataset need not be safe to call from several threads; transforms
-    that draw random numbers make a run that cannot be reproduced.
+    with values 0..1. The first item that can be read decides between grey and RGB: grey items among RGB ones are
+    repeated over the channels. Items are read one at a time, since a Dataset need not be safe to call from several
+    threads; transforms that draw random numbers make a run that cannot be reproduced.
 
     Labels come from the attribute `targets` or `labels` if the Dataset (or the one under a Subset) has one of integers,
-    else from the items as they are read; asking for all of them reads every item that was not read yet.
+    else from the items as they are read; asking for all of them reads every item that was not read yet. The label of an
+    item that cannot be read is unknown (-1): what becomes of it is the business of whoever wants its pixels.
     """
 
     kind = "dataset"
@@ -53,9 +57,7 @@ class DatasetSource(Source):
         self._labels: Int64Array | None = None
         self._item_labels: Int64Array | None = None
         self.channels = 3
-        first = self._item(0)
-        pixels = _pixels(_image_of(first), "dataset item 0")
-        self.channels = int(pixels.shape[2])
+        number, first, self.channels = self._first()
         if labels is not None:
             self._labels = read_labels(labels, self._count)
         else:
@@ -63,7 +65,7 @@ class DatasetSource(Source):
             label = _label_of(first)
             if self._labels is None and label is not None:
                 self._item_labels = np.full(self._count, _UNREAD, dtype=np.int64)
-                self._item_labels[0] = label
+                self._item_labels[number] = label
         classes = getattr(dataset, "classes", None)
         if self._labels is not None and isinstance(classes, (list, tuple)):
             self.class_names = [str(name) for name in classes]
@@ -84,7 +86,12 @@ class DatasetSource(Source):
         """See `Source.labels`."""
         if self._item_labels is not None:
             for index in np.flatnonzero(self._item_labels == _UNREAD):
-                self._item(int(index))
+                try:
+                    self._item(int(index))
+                except DataError as error:
+                    if out_of_resources(error):
+                        raise
+                    self._item_labels[index] = -1
             self._labels, self._item_labels = self._item_labels, None
         return self._labels
 
@@ -110,15 +117,33 @@ class DatasetSource(Source):
         """See `Source.fingerprint`."""
         digest = hashlib.sha256()
         for row in np.unique(np.linspace(0, self._count - 1, FINGERPRINT_ITEMS).astype(np.int64)):
-            digest.update(self.read(int(row)).tobytes())
+            try:
+                digest.update(self.read(int(row)).tobytes())
+            except DataError:
+                digest.update(b"cannot be read")
         return {**super().fingerprint(), "pixels": digest.hexdigest()}
+
+    def _first(self) -> tuple[int, Any, int]:
+        """Number, item and channels of the first item that can be read, of a few."""
+        reason: DataError | None = None
+        for number in range(min(self._count, FIRST_ITEMS)):
+            try:
+                item = self._item(number)
+                return number, item, int(_pixels(_image_of(item), f"dataset item {number}").shape[2])
+            except DataError as error:
+                reason = reason or error
+        assert reason is not None
+        raise reason
 
     def _item(self, index: int) -> Any:
         with self._lock:
             try:
                 item = self._dataset[index]
+            except (MemoryError, ResourceError):
+                raise
             except Exception as error:
-                raise DataError(f"dataset item {index}: {type(error).__name__}: {error}") from error
+                reason = " ".join(str(error).split())  # one line
+                raise DataError(f"dataset item {index}: {type(error).__name__}: {reason}") from error
             known = self._item_labels
             if known is not None:
                 label = _label_of(item)

@@ -20,8 +20,6 @@ Note [What a header may claim]
 
 from __future__ import annotations
 
-import os
-import stat
 import warnings
 from io import BytesIO
 
@@ -29,6 +27,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from sela_ext.data.safe_files import read_image_file
 from sela_ext.data.source import UInt8Array
 from sela_ext.errors import DataError
 from sela_ext.kernels import try_decode_jpeg
@@ -68,14 +67,7 @@ def sniff(head: bytes) -> str | None:
 
 def decode_file(path: str, name: str) -> UInt8Array:
     """Pixels of an image file; see `decode_image`. Anything but a regular file is refused unopened."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"{name}: expected an image file, found something that is not a regular file")
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
-    return decode_image(data, name)
+    return decode_image(read_image_file(path, name), name)
 
 
 def decode_image(data: bytes, name: str) -> UInt8Array:

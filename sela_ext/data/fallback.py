@@ -6,7 +6,6 @@ Dataset.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 
 from sela_ext import kernels
 from sela_ext.data.orientation import read_upright
+from sela_ext.data.safe_files import out_of_resources
 from sela_ext.data.source import Int64Array, Source, UInt8Array
 from sela_ext.errors import DataError, ResourceError
 from sela_ext.kernels import EFFECTS, PARAMETERS, Augment
@@ -25,8 +25,6 @@ from sela_ext.kernels import EFFECTS, PARAMETERS, Augment
 IMAGES_PER_TASK = 32
 # Decoded pixels that a task holds before they are augmented, bytes: memory stays bounded whatever the images' sizes.
 HELD_BYTES = 1 << 23
-# What runs out is the machine's, and no image's fault.
-OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 Records = npt.NDArray[np.void]
 
@@ -111,6 +109,7 @@ class Drawing:
         shapes = [source.shape[1:3]] if isinstance(source, np.ndarray) else [image.shape[:2] for image in source]
         heights, widths = np.array(shapes, dtype=np.int64).T
         index, together = rows.index[places], int(places[-1]) - int(places[0]) + 1 == len(places)
+        whole = len(places) == len(rows.index)
         for number, view in enumerate(self.views):
             key = {"seed": self.seed, "epoch": rows.epoch, "view": self.first_view + number}
             params = kernels.sample_parameters(view, heights, widths, index, **key)
@@ -128,6 +127,9 @@ class Drawing:
             )
             if not together:
                 rows.images[number][torch.from_numpy(places)] = out
+            if whole:
+                rows.params[number], rows.effects[number] = params, effects
+                continue
             rows.params[number][places] = params
             kept = rows.effects[number]
             if kept is not None:
@@ -211,8 +213,8 @@ class Fallback:
         except (MemoryError, ResourceError):
             raise
         except DataError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in OUT_OF_RESOURCES:
-                raise out_of_resources(str(error)) from error
+            if out_of_resources(error):
+                raise want_of_resources(str(error)) from error
             return error
         except Exception as error:  # a source of somebody else's may raise anything
             reason = " ".join(str(error).split())
@@ -224,6 +226,6 @@ class Fallback:
         return image
 
 
-def out_of_resources(problem: str) -> ResourceError:
+def want_of_resources(problem: str) -> ResourceError:
     """The error for files that could not be opened for a reason that is not theirs."""
     return ResourceError(f"{problem}; raise the limit (ulimit -n, or memory), or use fewer threads")

@@ -34,8 +34,10 @@ from sela_ext.data.classes import ClassList, class_file_in
 from sela_ext.data.decode import HEAD_BYTES, decode_file, sniff
 from sela_ext.data.labels import read_labels
 from sela_ext.data.path_list import PathList
-from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
+from sela_ext.data.safe_files import OUT_OF_RESOURCES, open_regular
+from sela_ext.data.source import Int64Array, Located, LocatedImages, Source, UInt8Array
 from sela_ext.errors import DataError
+from sela_ext.kernels import JoinedPaths
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 TRAIN_FOLDER = "train"
@@ -64,6 +66,7 @@ class FileSource(Source):
         self.class_names = class_names
         self._paths = paths if isinstance(paths, PathList) else PathList(paths)
         self._prefix = os.path.join(root, "") if root else ""
+        self._uniform = not self._prefix or not self._paths.any_absolute()  # the prefix is before all paths
         self._labels = labels
         self._names: list[str] | None = None
         self._cache: dict[int, UInt8Array] = {}
@@ -106,6 +109,12 @@ class FileSource(Source):
     def locate(self, index: int) -> Located:
         """See `Source.locate`."""
         return Located(path=self.path(index))
+
+    def locate_all(self, index: Int64Array) -> LocatedImages:
+        """See `Source.locate_all`."""
+        if not self._uniform:
+            return super().locate_all(index)
+        return LocatedImages(JoinedPaths(self._paths.joined(index, os.fsencode(self._prefix))))
 
     def read(self, index: int) -> UInt8Array:
         """See `Source.read`."""
@@ -344,9 +353,11 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
             return False  # pipes, sockets, devices, dangling links
         if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             return True
-        with open(entry.path, "rb") as file:
+        with os.fdopen(open_regular(entry.path), "rb") as file:
             return sniff(file.read(HEAD_BYTES)) is not None
-    except OSError:
+    except OSError as error:
+        if error.errno in OUT_OF_RESOURCES:
+            raise  # or images would be missing without a word
         return False
 
 

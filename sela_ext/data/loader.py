@@ -5,10 +5,10 @@ view). So batches do not depend on threads or ranks, and an epoch can begin at a
 
 Note [From image to batch]
     A thread (`prefetch`) goes through the epoch's order. For each batch it takes memory from the ring and begins to
-    fill it: arrays by `kernels.augment`; encoded images by the compiled reader, which opens, decodes and augments in
-    threads of its own; what the reader does not take, and sources of another kind, by the fallback. While the last
-    images of one batch are read the next has begun, and finished batches wait for the consumer. Everything happens in
-    this process: no worker processes, no shared memory.
+    fill it: arrays as Note [Small batches of arrays] says; encoded images by the compiled reader, which opens, decodes
+    and augments in threads of its own; what the reader does not take, and sources of another kind, by the fallback.
+    While the last images of one batch are read the next has begun, and finished batches wait for the consumer.
+    Everything happens in this process: no worker processes, no shared memory.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from sela_ext.data.checks import (
 from sela_ext.data.fallback import Drawing, Fallback, Rows
 from sela_ext.data.opening import open_source
 from sela_ext.data.order import Share
+from sela_ext.data.picking import Picking
 from sela_ext.data.prefetch import prefetch
 from sela_ext.data.reading import Reading, open_store
 from sela_ext.data.ring import TensorRing
@@ -184,11 +185,12 @@ class Loader:
             check_views(augment, first_view, dtype)
         if on_bad_image not in ("raise", "skip"):
             raise OptionError(f'on_bad_image: expected "raise" or "skip", found {on_bad_image!r}')
-        if not 0 <= max_bad_fraction <= 1:
-            raise OptionError(f"max_bad_fraction: expected 0..1, found {max_bad_fraction}")
+        if not isinstance(max_bad_fraction, (int, float)) or not 0 <= max_bad_fraction <= 1:
+            raise OptionError(f"max_bad_fraction: expected a number 0..1, found {max_bad_fraction!r}")
         if not isinstance(index, (str, os.PathLike, IndexStore, type(None))):
             raise OptionError(f'index: expected "auto", a folder, an IndexStore or None, found {type(index).__name__}')
-        self._shuffle = bool(shuffle)
+        self._shuffle = check_flag("shuffle", shuffle)
+        last, channels_last = check_flag("drop_last", drop_last), check_flag("channels_last", channels_last)
         self._exact = check_flag("exact", exact)
         self._exif = check_flag("exif", exif)
         self._device = check_device(device)
@@ -201,7 +203,7 @@ class Loader:
         self.source: Source = open_source(data, labels=labels)
         self.augment: Augment | Sequence[Augment] = _default_augment(self.source) if augment is None else augment
         self.views: tuple[Augment, ...] = check_views(self.augment, first_view, dtype)
-        self._share = Share(len(self.source), number, ranks, size, bool(drop_last))
+        self._share = Share(len(self.source), number, ranks, size, last)
         self._bad = BadImages(
             self.source,
             skip=on_bad_image == "skip",
@@ -211,13 +213,13 @@ class Loader:
         self.bad_images: list[tuple[int, str, str]] = self._bad.listed
         self.seconds: float = 0.0
         self.wait_seconds: float = 0.0
-        self._drawing = Drawing(self.views, self._seed, first_view, dtype, bool(channels_last))
+        self._drawing = Drawing(self.views, self._seed, first_view, dtype, channels_last)
         channels = self.source.channels
         self._ring = TensorRing(
             [(view.output_channels(channels), view.size, view.size) for view in self.views],
             rows=min(size, len(self._share)),
             dtype=dtype,
-            channels_last=bool(channels_last),
+            channels_last=channels_last,
             pinned=self._device.type == "cuda",
         )
 
@@ -240,7 +242,7 @@ class Loader:
         number = check_integer("epoch", epoch, 0, 2**32 - 1)
         begin = check_integer("start", start, 0, len(self._share))
         order = self._share.order(
-            seed=self._seed, epoch=number, shuffle=self._shuffle if shuffle is None else bool(shuffle)
+            seed=self._seed, epoch=number, shuffle=self._shuffle if shuffle is None else check_flag("shuffle", shuffle)
         )
         return self._deliver(number, order, begin)
 
@@ -256,9 +258,21 @@ class Loader:
     def _deliver(self, epoch: int, order: Int64Array, start: int) -> Generator[Batch, None, None]:
         """What the consumer's thread does: wait for batches, and for their copies on a device."""
         uploader = None if self._device.type == "cpu" else Uploader(self._device)
+        lying = self.source.array_rows
+        picking = None
         # Of the batches ahead one is begun, as far as that goes on by itself; the others are finished.
-        begun = 0 if self.source.array is not None else min(1, self._ahead - 1)
-        made = self._batches(epoch, order, start, begun, uploader)
+        begun = min(1, self._ahead - 1)
+        if lying is not None:
+            picking = Picking(
+                *lying,
+                self._drawing,
+                batch_size=min(self._share.batch_size, len(self._share)),
+                batches=len(self),
+                threads=self._threads,
+                ahead=self._ahead,
+            )
+            begun = picking.begun
+        made = self._batches(epoch, order, start, begun, picking, uploader)
         batches = prefetch(made, depth=self._ahead - begun, on_wait=self._waited)
         last = time.perf_counter()
         try:
@@ -285,12 +299,18 @@ class Loader:
         self.wait_seconds += seconds
 
     def _batches(
-        self, epoch: int, order: Int64Array, start: int, ahead: int, uploader: Uploader | None
+        self,
+        epoch: int,
+        order: Int64Array,
+        start: int,
+        ahead: int,
+        picking: Picking | None,
+        uploader: Uploader | None,
     ) -> Generator[tuple[Batch, Upload | None], None, None]:
         """What the background thread does: begin batches, finish them in order, send them to the device."""
         fallback = Fallback(self.source, self._drawing, threads=self._threads, upright=self._exif)
         reading = None
-        if self.source.array is None and self.source.encoded:
+        if picking is None and self.source.encoded:
             reader = self._open_reader()
             reading = Reading(self.source, self._drawing, reader, fallback, self._others)
         begun: deque[_Begun] = deque()
@@ -300,30 +320,26 @@ class Loader:
                 position += len(piece)
                 rows = self._bad.without_known(piece)
                 if len(rows):
-                    begun.append(self._begin(rows, epoch, position, reading, fallback))
+                    begun.append(self._begin(rows, epoch, position, picking or reading, fallback))
                 if len(begun) > ahead:
                     yield from self._finish(begun.popleft(), uploader)
             while begun:
                 yield from self._finish(begun.popleft(), uploader)
         finally:
+            if picking is not None:
+                picking.close()
             if reading is not None:
                 reading.close()
             fallback.close()
 
     def _begin(
-        self, index: Int64Array, epoch: int, position: int, reading: Reading | None, fallback: Fallback
+        self, index: Int64Array, epoch: int, position: int, ready: Picking | Reading | None, fallback: Fallback
     ) -> _Begun:
         rows = Rows.empty(index, epoch, self._ring.lend(len(index)), self.views)
-        everywhere = np.arange(len(index), dtype=np.int64)
-        array = self.source.array
-        if array is not None:
-
-            def fill() -> dict[int, DataError]:
-                self._drawing.fill(rows, everywhere, array, picked=index, threads=self._threads)
-                return {}
-
-            return _Begun(rows, fill, position)
-        finish = fallback.start(rows, everywhere) if reading is None else reading.start(rows)
+        if ready is None:
+            finish = fallback.start(rows, np.arange(len(index), dtype=np.int64))
+        else:
+            finish = ready.start(rows)
         return _Begun(rows, finish, position)
 
     def _finish(self, begun: _Begun, uploader: Uploader | None) -> Generator[tuple[Batch, Upload | None], None, None]:

@@ -24,6 +24,7 @@ from sela_ext.data.folder import (
     list_images,
     open_folder,
     open_paths,
+    printable_path,
 )
 from sela_ext.data.huggingface import find_hf_folder, is_hf_dataset, is_parquet, open_hf_dataset, open_hf_files
 from sela_ext.data.idx import find_idx, is_idx, open_idx
@@ -136,7 +137,12 @@ def _open(data: Any, classes: ClassList | None, *, labelled: bool) -> Source:
     if isinstance(data, str) and data == "digits":
         return digits_source()
     if isinstance(data, (str, os.PathLike)):
-        return _open_path(Path(data), classes, labelled=labelled)
+        if not os.fspath(data):  # a variable of the shell that is not set
+            raise DataError(f'data: {_EXPECTED}; found an empty path; give "." for this folder')
+        try:
+            return _open_path(Path(data), classes, labelled=labelled)
+        except OSError as error:  # a name that is too long, a link that points to itself, a folder that is closed to us
+            raise DataError(f"{printable_path(os.fspath(data)[:200])}: cannot be opened: {error.strerror}") from error
     if isinstance(data, (np.ndarray, torch.Tensor)):
         return open_array(data)
     if isinstance(data, (list, tuple)):

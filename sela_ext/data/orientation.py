@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from sela_ext.data.safe_files import open_regular
 from sela_ext.data.source import Located, Source, UInt8Array
 from sela_ext.errors import DataError
 from sela_ext.kernels.jpeg import warning_lock
@@ -53,7 +54,9 @@ def find_orientation(image: Located) -> int:
         DataError: The file cannot be read any more.
     """
     try:
-        file: IO[bytes] = BytesIO(image.data or b"") if image.path is None else _open(image.path)
+        file: IO[bytes] = BytesIO(image.data or b"")
+        if image.path is not None:
+            file = os.fdopen(open_regular(image.path), "rb")
     except OSError as error:
         raise DataError(f"{image.path}: cannot be read: {error.strerror or error}") from error
     # Pillow warns of damaged EXIF data. The filters are global, so they are changed by one thread at a time.
@@ -65,8 +68,3 @@ def find_orientation(image: Located) -> int:
         except Exception:  # Pillow's plugins raise many types on damaged data
             return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
-
-
-def _open(path: str) -> IO[bytes]:
-    # A file that became a pipe since its pixels were read must not block.
-    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")

@@ -26,7 +26,7 @@ from PIL import features
 
 from sela_ext.data.manifest import BAD_IMAGES, VERSION, Manifest, ShardSummary, shard_name, write_manifest
 from sela_ext.data.opening import open_source
-from sela_ext.data.pack_folder import claim_folder, pack_files
+from sela_ext.data.pack_folder import claim_folder, pack_files, pack_id_of
 from sela_ext.data.pack_plan import Plan, foretell, make_plan, prepare
 from sela_ext.data.safe_files import OUT_OF_RESOURCES, PARTIAL, full_disk, write_whole
 from sela_ext.data.shard_format import NONE, Entry, ShardWriter, read_shard, text_bytes, verify_shard
@@ -99,9 +99,14 @@ def pack(
         (1797, {'raw': 1797})
     """
     _check_options(raw, max_side, quality, shard_bytes, on_bad_image, max_bad_fraction)
+    # As JSON keeps them; numpy's integers are taken as well.
+    max_side, shard_bytes = (None if value is None else int(value) for value in (max_side, shard_bytes))
+    quality = int(quality)
     workers = thread_count(threads)
     source = open_source(data, labels=labels, classes=classes)
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"out: expected a folder, or a name that nothing has, found a file: {folder}")
     _check_apart(folder, data, source)
     plan = make_plan(source, raw, max_side, quality)
     if shard_bytes is None and not plan.raw:
@@ -155,7 +160,7 @@ class _Packing:
         self.folder = folder
         self.plan = plan
         self.identity = identity
-        self.pack_id = _pack_id(identity)
+        self.pack_id = pack_id_of(identity)
         self.shard_bytes = shard_bytes
         self.skip = skip
         self.max_bad_fraction = max_bad_fraction
@@ -292,7 +297,7 @@ class _Packing:
             first = "; ".join(reason for _, _, reason in sorted(self.bad)[:3])
             raise DataError(
                 f"{len(self.bad)} of {len(self.source)} images cannot be read, more than "
-                f"max_bad_fraction={self.max_bad_fraction:g}: {first}"
+                f"max_bad_fraction={self.max_bad_fraction:g}: {first}; remove them, or raise max_bad_fraction"
             )
         return Entry(NONE, b"", b"", 0, 0, text_bytes(name), reason)
 
@@ -349,14 +354,10 @@ def _digest(labels: Int64Array) -> str:
     return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
 
 
-def _pack_id(identity: dict[str, Any]) -> bytes:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()[:16]
-
-
 def _check_options(
     raw: Any, max_side: Any, quality: Any, shard_bytes: Any, on_bad_image: Any, max_bad_fraction: Any
 ) -> None:
-    if raw not in ("auto", True, False):
+    if not isinstance(raw, bool) and not (isinstance(raw, str) and raw == "auto"):
         raise OptionError(f'raw: expected "auto", True or False, found {raw!r}')
     for name, value, low, high in (
         ("max_side", max_side, 1, 1 << 16),

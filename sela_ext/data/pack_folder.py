@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sela_ext.data.manifest import BAD_IMAGES, MANIFEST, UNFINISHED, VERSION
+from sela_ext.data.manifest import BAD_IMAGES, MANIFEST, MANIFEST_LIMIT, UNFINISHED, VERSION
 from sela_ext.data.safe_files import PARTIAL, full_disk, sync_folder
+from sela_ext.data.shard_format import shard_pack_id
 from sela_ext.data.shards import open_pack
 from sela_ext.errors import OptionError
 
@@ -29,15 +32,12 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool, res
             f"out: expected an empty or absent folder, or a pack, found {len(foreign)} other files in {folder} "
             f"({foreign[0]}); nothing was changed: choose another folder"
         )
-    existing = pack_files(folder)
     path = folder / UNFINISHED
-    created = not path.exists()
-    with full_disk(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    handle, created = _hold(folder, path)
     try:
-        _lock(handle, folder)
         try:
             finished = False
+            existing = [file for file in pack_files(folder) if not (created and file == path)]
             if existing and overwrite:
                 _remove(folder)
             elif existing:
@@ -46,16 +46,54 @@ def claim_folder(folder: Path, identity: dict[str, Any], *, overwrite: bool, res
             if created:
                 path.unlink(missing_ok=True)
             raise
-        if not finished:
+        text = json.dumps(identity, indent=1).encode() + b"\n"
+        # What is there already stays untouched: a kill at this moment would leave shards without their description.
+        if not finished and os.pread(handle, len(text) + 1, 0) != text:
             with full_disk(path):
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps(identity, indent=1).encode() + b"\n", 0)
+                os.pwrite(handle, text, 0)
                 os.fsync(handle)
                 sync_folder(folder)
         yield finished
         path.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def _hold(folder: Path, path: Path) -> tuple[int, bool]:
+    """packing.json, open and locked, and whether it was made just now.
+
+    Raises:
+        OptionError: Another process holds it, or something else has its name.
+        ResourceError: It cannot be made.
+    """
+    flags = os.O_RDWR | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
+    while True:
+        with full_disk(path):
+            try:
+                handle, created = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+            except FileExistsError:
+                try:
+                    if not stat.S_ISREG(os.lstat(path).st_mode):
+                        raise OptionError(f"out: expected a file, found something else: {path}; remove it") from None
+                    handle, created = os.open(path, flags), False
+                except FileNotFoundError:  # its owner has just finished
+                    continue
+        try:
+            _lock(handle, folder)
+            if _is_at(handle, path):
+                return handle, created
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its owner finished and removed it before the lock was there: this is no longer the folder's
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def _lock(handle: int, folder: Path) -> None:
@@ -76,12 +114,11 @@ def _matches(folder: Path, handle: int, identity: dict[str, Any], resume: bool) 
         manifest = open_pack(folder).manifest
         old: Any = {"version": VERSION, "options": manifest.options, "source": manifest.source}
     else:
-        try:
-            old = json.loads(os.pread(handle, 1 << 26, 0))
-        except ValueError:
-            old = {}
-        if not any(path.name.startswith("shard-") for path in pack_files(folder)):
-            old = identity  # nothing is packed yet
+        shards = [path for path in pack_files(folder) if path.name.startswith("shard-") and path.suffix != PARTIAL]
+        old = _read_identity(handle)
+        # Nothing is packed yet, or the file was lost: a shard knows by itself which pack it is of.
+        if not shards or (old is None and shard_pack_id(shards[0]) == pack_id_of(identity)):
+            old = identity
     if not resume:
         raise OptionError(f"out: expected an empty or absent folder, found a pack in {folder}; use resume or overwrite")
     different = _differences(old, identity)
@@ -93,9 +130,17 @@ def _matches(folder: Path, handle: int, identity: dict[str, Any], resume: bool) 
     return (folder / MANIFEST).exists()
 
 
+def _read_identity(handle: int) -> Any:
+    """What packing.json says; None if it says nothing."""
+    try:
+        return json.loads(os.pread(handle, MANIFEST_LIMIT, 0))
+    except (ValueError, RecursionError):
+        return None
+
+
 def _differences(old: Any, new: dict[str, Any]) -> list[str]:
     if not isinstance(old, dict):
-        return ["unreadable"]
+        return [f"{UNFINISHED} is missing or damaged, and the shards are not those of these images and options"]
     found = []
     for part in ("version", "source", "options"):
         before, after = old.get(part), new[part]
@@ -108,6 +153,11 @@ def _differences(old: Any, new: dict[str, Any]) -> list[str]:
     return found
 
 
+def pack_id_of(identity: dict[str, Any]) -> bytes:
+    """The number of a pack, 16 bytes, which all its shards carry: a digest of everything that its bytes depend on."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()[:16]
+
+
 def _is_pack_file(name: str) -> bool:
     name = name.removesuffix(PARTIAL)
     return name in (MANIFEST, UNFINISHED, BAD_IMAGES) or (
@@ -116,8 +166,10 @@ def _is_pack_file(name: str) -> bool:
 
 
 def pack_files(folder: Path) -> list[Path]:
-    """Everything in a folder that has the name of a pack's file, sorted."""
-    return sorted(path for path in folder.iterdir() if _is_pack_file(path.name))
+    """Everything in a folder that has the name of a pack's file, and is no folder itself; sorted."""
+    return sorted(
+        path for path in folder.iterdir() if _is_pack_file(path.name) and (path.is_symlink() or not path.is_dir())
+    )
 
 
 def _foreign(folder: Path) -> list[str]:

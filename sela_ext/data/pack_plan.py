@@ -25,8 +25,8 @@ from PIL import Image
 
 from sela_ext.data.decode import HEAD_BYTES, decode_image, sniff
 from sela_ext.data.orientation import find_orientation
-from sela_ext.data.safe_files import open_regular
-from sela_ext.data.shard_format import FORMATS, JPEG, PNG, RAW, RECORD, Entry, text_bytes
+from sela_ext.data.safe_files import MOST_FILE_BYTES
+from sela_ext.data.shard_format import FORMATS, JPEG, MOST_SIDE, PNG, RAW, RECORD, Entry, text_bytes
 from sela_ext.data.source import Located, Source, UInt8Array
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels.jpeg import FORMATS as PILLOW_FORMATS
@@ -65,12 +65,22 @@ def prepare(source: Source, plan: Plan, index: int, name: str) -> Entry:
     """Bytes of one image as the plan says.
 
     Raises:
-        DataError: It cannot be read or decoded.
+        DataError: It cannot be read or decoded, or has more pixels or bytes than a record of a pack can say.
     """
+    entry = _stored(source, plan, index, name)
+    if max(entry.height, entry.width) >= MOST_SIDE or len(entry.data) >= 1 << 32:
+        raise DataError(
+            f"{name}: expected sides below {MOST_SIDE:,} pixels and less than 4 GiB, found {entry.height:,} x "
+            f"{entry.width:,} pixels in {len(entry.data):,} bytes"
+        )
+    return entry
+
+
+def _stored(source: Source, plan: Plan, index: int, name: str) -> Entry:
     text = text_bytes(name)
     orientation = 1
     if source.encoded:
-        data = _encoded_bytes(source, index, name)
+        data = source.encoded_bytes(index)
         if plan.files:
             entry = _as_file(data, plan, name, text)
             if entry is not None:
@@ -114,23 +124,6 @@ def _as_file(data: bytes, plan: Plan, name: str, text: bytes) -> Entry | None:
         return None
     assert kind is not None  # or it could not be decoded
     return Entry(FORMATS.index(kind), data, b"", height, width, text)
-
-
-def _encoded_bytes(source: Source, index: int, name: str) -> bytes:
-    try:
-        place = source.locate(index)
-        if place.path is None:
-            assert place.data is not None  # one of both is set
-            if not len(place.data):
-                source.read(index)  # knows why
-            return bytes(place.data)
-        with os.fdopen(open_regular(place.path), "rb", buffering=0) as file:
-            data = file.readall()
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
-    if len(data) >= 1 << 32:
-        raise DataError(f"{name}: expected less than 4 GiB, found {len(data):,} bytes")
-    return data
 
 
 def _reduced(pixels: UInt8Array, max_side: int) -> UInt8Array:
@@ -215,7 +208,7 @@ def _common_small_size(source: Source) -> tuple[int, int] | None:
     common: tuple[int, int] | None = None
     for index in range(len(source)):
         try:
-            data = _encoded_bytes(source, index, "")
+            data = source.encoded_bytes(index)
             if any(mark in data for mark in _EXIF_MARKS) and find_orientation(Located(data=data)) != 1:
                 return None  # which pixels alone would lose
             header = jpeg_header(data)
@@ -249,5 +242,6 @@ def foretell(source: Source, plan: Plan, start: int) -> int | None:
     for row in rows.tolist():
         place = source.locate(row)
         with contextlib.suppress(OSError):
-            total += len(place.data or b"") if place.path is None else os.stat(place.path).st_size
+            size = len(place.data or b"") if place.path is None else os.stat(place.path).st_size
+            total += size if size <= MOST_FILE_BYTES else 0  # a larger one is a bad image
     return int(total * left / len(rows) * _WITH_INDEX) + other

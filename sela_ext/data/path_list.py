@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 
 # Paths brought into one piece of memory at a time: as strings of bytes they take twice the room of the result.
 _PART = 1 << 14
@@ -73,6 +74,33 @@ class PathList(Sequence[str]):
             starts = self._starts[begin : begin + _PART + 1]
             for start, stop in itertools.pairwise(starts):
                 yield os.fsdecode(self._text[start:stop])
+
+    def joined(self, rows: npt.NDArray[np.int64], prefix: bytes = b"") -> bytes:
+        """Some of the paths as one string of bytes.
+
+        Args:
+            rows: int64 [M], 0..len - 1.
+            prefix: Put before every path.
+
+        Returns:
+            The paths one after the other, each with the prefix before it and a null byte behind it.
+
+        Raises:
+            IndexError: A row out of range.
+        """
+        if not len(rows):
+            return b""
+        if rows.min() < 0 or rows.max() >= len(self):
+            raise IndexError(f"expected rows in 0..{len(self) - 1}, found {rows.min()}..{rows.max()}")
+        text, starts = self._text, self._starts
+        parts = [text[starts[row] : starts[row + 1]] for row in rows.tolist()]
+        return prefix + (b"\0" + prefix).join(parts) + b"\0"
+
+    def any_absolute(self) -> bool:
+        """Whether a path begins with a slash."""
+        starts = np.asarray(self._starts)
+        text = np.frombuffer(self._text, dtype=np.uint8)
+        return bool((text[starts[:-1][np.diff(starts) > 0]] == ord("/")).any())
 
     @property
     def nbytes(self) -> int:

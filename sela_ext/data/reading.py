@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sela_ext import kernels
-from sela_ext.data.fallback import OUT_OF_RESOURCES, Drawing, Fallback, Rows, out_of_resources
+from sela_ext.data.fallback import Drawing, Fallback, Rows, want_of_resources
+from sela_ext.data.safe_files import OUT_OF_RESOURCES
 from sela_ext.data.source import Source
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore
@@ -42,8 +43,8 @@ class Reading:
         drawing: What becomes of them.
         reader: The compiled reader for `drawing`; it stays open.
         fallback: For images that the reader does not take; it stays open.
-        others: bool [N], images that the reader is known not to take, which it never will; updated here. A batch of
-            nothing else does not come to it: of small PNG files it would open thousands for nothing.
+        others: bool [N], images that the reader is known not to take, whichever part of them is shown; updated here. A
+            batch of nothing else does not come to it: of small PNG files it would open thousands for nothing.
     """
 
     def __init__(
@@ -70,16 +71,16 @@ class Reading:
         """
         if self._others[rows.index].all():
             return self._fallback.start(rows, np.arange(len(rows.index)))
-        located = [self._source.locate(index) for index in rows.index.tolist()]
+        located = self._source.locate_all(rows.index)
         drawing = self._drawing
         ticket = self._reader.submit(
-            [image.path or b"" if image.data is None else image.data for image in located],
+            located.items,
             rows.index,
             rows.images,
             seed=drawing.seed,
             epoch=rows.epoch,
             views=range(drawing.first_view, drawing.first_view + len(drawing.views)),
-            indexes=[image.index for image in located] if any(image.index is not None for image in located) else None,
+            indexes=located.indexes,
         )
         begun = self._waiter.submit(self._wait, ticket, rows)
         return lambda: begun.result()()
@@ -94,6 +95,7 @@ class Reading:
         for place in np.flatnonzero(read.status == kernels.READ_UNREADABLE).tolist():
             if read.error[place] in OUT_OF_RESOURCES:
                 reason = os.strerror(int(read.error[place]))
-                raise out_of_resources(f"{self._source.name(int(rows.index[place]))}: cannot be read: {reason}")
-        self._others[rows.index[read.status == kernels.READ_OTHER]] = True
+                raise want_of_resources(f"{self._source.name(int(rows.index[place]))}: cannot be read: {reason}")
+        # Where the size was found, another part of the image may well be the reader's.
+        self._others[rows.index[(read.status == kernels.READ_OTHER) & (read.height == 0)]] = True
         return self._fallback.start(rows, np.flatnonzero(read.status != kernels.READ_OK))

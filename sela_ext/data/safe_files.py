@@ -13,6 +13,10 @@ from typing import NoReturn
 from sela_ext.errors import DataError, ResourceError
 
 PARTIAL = ".partial"
+# As for the compiled reader: larger files are not read.
+MOST_FILE_BYTES = 1 << 30
+_NOT_REGULAR = 0  # no number of the system's
+# What runs out is the machine's, and no file's fault.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -62,16 +66,48 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def open_regular(path: str | Path) -> int:
-    """A file descriptor for reading a regular file; pipes and devices are not waited for.
+    """A file descriptor for reading a regular file; pipes and devices are neither opened nor waited for.
 
     Raises:
         OSError: As `os.open`, or something that is not a regular file.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(_NOT_REGULAR, "not a regular file")
+    # It may have become a pipe since.
+    handle = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
+    )
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(0, "not a regular file")
+        raise OSError(_NOT_REGULAR, "not a regular file")
     return handle
+
+
+def out_of_resources(error: BaseException) -> bool:
+    """Whether something could not be read because the process had no handle or memory left, by the error's cause."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in OUT_OF_RESOURCES
+
+
+def read_image_file(path: str, name: str) -> bytes:
+    """All bytes of an image file.
+
+    Args:
+        path: The file.
+        name: What to call it in messages.
+
+    Raises:
+        DataError: It cannot be read, is no regular file, or has more than `MOST_FILE_BYTES`.
+    """
+    try:
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_FILE_BYTES:
+                raise DataError(f"{name}: expected an image file of at most {MOST_FILE_BYTES:,} bytes, found {size:,}")
+            return file.readall()
+    except OSError as error:
+        if error.errno == _NOT_REGULAR:
+            raise DataError(f"{name}: expected an image file, found something that is not a regular file") from error
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 def unreadable(path: str | Path, what: str, error: OSError) -> DataError | ResourceError:

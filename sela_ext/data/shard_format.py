@@ -63,6 +63,8 @@ PLACE = struct.Struct("<QQII")
 # What the bytes of an image are, by the number in its record.
 FORMATS = ("none", "raw", "JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 NONE, RAW, JPEG, PNG = range(4)
+# Height and width are below this, so that no product of them overflows.
+MOST_SIDE = 1 << 24
 DATA_ALIGN = 8
 TABLE_ALIGN = 64
 CHUNK = 1 << 22
@@ -280,6 +282,19 @@ def read_shard(
     return shard, table
 
 
+def shard_pack_id(path: Path) -> bytes | None:
+    """The number of the pack that a shard says to be of, 16 bytes; None if it is no whole shard head."""
+    try:
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+            head = file.read(HEAD.size)
+    except OSError:
+        return None
+    if len(head) < HEAD.size or not head.startswith(MAGIC) or zlib.crc32(head[:-4]) != HEAD.unpack(head)[-1]:
+        return None
+    found: bytes = HEAD.unpack(head)[5]
+    return found
+
+
 def read_texts(shard: Shard) -> bytes:
     """Names and reasons of a shard, as one string that the table points into.
 
@@ -432,7 +447,7 @@ def _check_table(path: Path, table: Table, shard: Shard, first: int, channels: i
     length, index_length = table["length"].astype(np.uint64), table["index_length"].astype(np.uint64)
     height, width = table["height"].astype(np.uint64), table["width"].astype(np.uint64)
     end = np.uint64(shard.text_offset)
-    side = np.uint64(1 << 24)  # so that no product overflows
+    side = np.uint64(MOST_SIDE)
     none = kind == NONE
 
     def outside(offset: Any, size: Any, low: int, high: Any) -> Any:

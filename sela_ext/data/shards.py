@@ -37,6 +37,8 @@ from sela_ext.data.shard_format import (
 from sela_ext.data.source import Int64Array, LabelledSource, Located, Source, UInt8Array, hash_names
 from sela_ext.errors import DataError, OptionError
 
+RECORD_BYTES = RECORD.itemsize
+_unpack_place = PLACE.unpack_from
 # Before Python 3.13 every memory map keeps a file handle. Of those that this process may have, a quarter is taken at
 # most; maps beyond are opened again when they are needed.
 _HANDLES_SHARE = 4
@@ -103,7 +105,11 @@ class PackSource(Source):
         self._lock = threading.Lock()
         self._open_shards()
         self._encoded = self.channels == 3 and "raw" not in self.formats
+        # For `locate`, which is asked for every image of every epoch: where the record of image 0 of the pack would be
+        # in each shard, if the shard had it.
+        self._count = len(self)
         self._firsts = [shard.first for shard in self._shards]
+        self._records = [shard.table_offset - shard.first * RECORD_BYTES for shard in self._shards]
         if labels is not None:
             self._labels = read_labels(labels, len(self))
         else:
@@ -168,18 +174,7 @@ class PackSource(Source):
 
     def read(self, index: int) -> UInt8Array:
         """See `Source.read`. The bytes are compared with their checksum."""
-        shard, record = self._record(index)
-        offset, index_offset, length, index_length = PLACE.unpack_from(record)
-        view = self._map(shard.number)
-        if not length:
-            start = shard.text_offset + int(record["text_offset"]) + int(record["name_length"])
-            reason = bytes(view[start : start + int(record["reason_length"])]).decode("utf-8", "replace")
-            raise DataError(f"{reason} (when it was packed)")
-        data = view[offset : offset + length]
-        if zlib.crc32(view[index_offset : index_offset + index_length], zlib.crc32(data)) != record["crc"]:
-            raise DataError(
-                f"{self.name(index)}: image {index} in {shard.path} does not match its checksum; copy the shard again"
-            )
+        record, data = self._checked_bytes(index)
         if record["format"] == RAW:
             shape = (int(record["height"]), int(record["width"]), self.channels)
             return np.frombuffer(data, dtype=np.uint8).reshape(shape)
@@ -190,21 +185,21 @@ class PackSource(Source):
         """See `Source.locate`; an image that was skipped has no bytes."""
         if not self._encoded:
             return super().locate(index)
-        if not 0 <= index < self.manifest.images:
-            raise IndexError(f"expected an image in 0..{self.manifest.images - 1}, found {index}")
-        shard = self._shards[bisect_right(self._firsts, index) - 1]
-        view = self._maps.get(shard.number)
+        if not 0 <= index < self._count:
+            raise self._no_such(index)
+        number = bisect_right(self._firsts, index) - 1
+        view = self._maps.get(number)
         if view is None:
-            view = self._map(shard.number)
-        offset, index_offset, length, index_length = PLACE.unpack_from(
-            view, shard.table_offset + (index - shard.first) * RECORD.itemsize
-        )
-        if not index_length:
-            return Located(data=view[offset : offset + length])
-        return Located(
-            data=view[offset : offset + length],
-            index=view[index_offset : index_offset + index_length],
-        )
+            view = self._map(number)
+        offset, index_offset, length, index_length = _unpack_place(view, self._records[number] + index * RECORD_BYTES)
+        index_view = view[index_offset : index_offset + index_length] if index_length else None
+        return Located(None, view[offset : offset + length], index_view)
+
+    def encoded_bytes(self, index: int) -> bytes:
+        """See `Source.encoded_bytes`. They are compared with their checksum."""
+        if not self._encoded:
+            super().locate(index)  # raises
+        return bytes(self._checked_bytes(index)[1])
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Source.fingerprint`."""
@@ -241,7 +236,7 @@ class PackSource(Source):
     def _open_shards(self) -> None:
         manifest = self.manifest
         counts = np.zeros(len(FORMATS), dtype=np.int64)
-        labels = np.empty(manifest.images, dtype=np.int64) if manifest.labels else None
+        labels: list[Int64Array] = []
         first = 0
         self._size: tuple[int, int] | None = None
         self._is_array = len(manifest.shards) == 1
@@ -260,8 +255,8 @@ class PackSource(Source):
                     f"{shard.path}: expected {summary.images} images, found {shard.images}; put the right file there"
                 )
             counts += np.bincount(table["format"], minlength=len(FORMATS))
-            if labels is not None:
-                labels[first : first + shard.images] = table["label"]
+            if manifest.labels:
+                labels.append(table["label"].astype(np.int64))
             raw = table["format"] == RAW
             if raw.any() and len(sizes) < 2:
                 row = int(np.argmax(raw))
@@ -282,7 +277,7 @@ class PackSource(Source):
             )
         if len(sizes) == 1:
             self._size = sizes.pop()
-        self._labels = labels
+        self._labels = np.concatenate(labels) if labels else None
 
     def _check_labels(self) -> None:
         labels, names = self._labels, self.class_names
@@ -310,11 +305,34 @@ class PackSource(Source):
                 self._maps[number] = view
         return view
 
+    def _no_such(self, index: int) -> IndexError:
+        return IndexError(f"expected an image in 0..{self._count - 1}, found {index}")
+
     def _record(self, index: int) -> tuple[Shard, Any]:
-        if not 0 <= index < self.manifest.images:
-            raise IndexError(f"expected an image in 0..{self.manifest.images - 1}, found {index}")
+        if not 0 <= index < self._count:
+            raise self._no_such(index)
         shard = self._shards[bisect_right(self._firsts, index) - 1]
         return shard, self._table(shard)[index - shard.first]
+
+    def _checked_bytes(self, index: int) -> tuple[Any, memoryview]:
+        """Record and bytes of an image.
+
+        Raises:
+            DataError: The image was skipped, or does not match its checksum.
+        """
+        shard, record = self._record(index)
+        offset, index_offset, length, index_length = PLACE.unpack_from(record)
+        view = self._map(shard.number)
+        if not length:
+            start = shard.text_offset + int(record["text_offset"]) + int(record["name_length"])
+            reason = bytes(view[start : start + int(record["reason_length"])]).decode("utf-8", "replace")
+            raise DataError(f"{reason} (when it was packed)")
+        data = view[offset : offset + length]
+        if zlib.crc32(view[index_offset : index_offset + index_length], zlib.crc32(data)) != record["crc"]:
+            raise DataError(
+                f"{self.name(index)}: image {index} in {shard.path} does not match its checksum; copy the shard again"
+            )
+        return record, data
 
     def _table(self, shard: Shard) -> Table:
         return np.frombuffer(self._map(shard.number), dtype=RECORD, count=shard.images, offset=shard.table_offset)

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sela_ext.data.safe_files import read_image_file
 from sela_ext.errors import DataError
+from sela_ext.kernels import JoinedPaths
 
 UInt8Array = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
@@ -39,6 +41,19 @@ class Located:
     path: str | None = None
     data: memoryview | bytes | None = None
     index: memoryview | bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedImages:
+    """Where the encoded bytes of several images are, as `sela_ext.kernels.Reader` takes them.
+
+    Attributes:
+        items: Path or bytes of each image, or the paths of all.
+        indexes: Checkpoint index of each image, None where not known; None if none is.
+    """
+
+    items: list[str | bytes | memoryview] | JoinedPaths
+    indexes: list[bytes | memoryview | None] | None = None
 
 
 class Source(ABC):
@@ -103,6 +118,33 @@ class Source(ABC):
         """
         raise DataError(f"{self.kind}: expected encoded images, found pixels of image {index}; use read() instead")
 
+    def encoded_bytes(self, index: int) -> bytes:
+        """The encoded bytes of one image, all that is known of them checked. Only where `encoded` is true.
+
+        Args:
+            index: 0..N-1.
+
+        Raises:
+            DataError: They cannot be read, or are not what they were.
+        """
+        place = self.locate(index)
+        if place.path is not None:
+            return read_image_file(place.path, self.name(index))
+        assert place.data is not None  # one of both is set
+        return bytes(place.data)
+
+    def locate_all(self, index: Int64Array) -> LocatedImages:
+        """`locate` for the images of a batch; a source may have a faster way than one by one.
+
+        Args:
+            index: int64 [B], in 0..N-1.
+        """
+        located = [self.locate(number) for number in index.tolist()]
+        return LocatedImages(
+            [image.path or b"" if image.data is None else image.data for image in located],
+            [image.index for image in located] if any(image.index is not None for image in located) else None,
+        )
+
     @property
     def labels(self) -> Int64Array | None:
         """True labels, int64 [N], -1 where unknown; None if there are none. Used for metrics only."""
@@ -117,6 +159,15 @@ class Source(ABC):
     def array(self) -> UInt8Array | None:
         """All images as uint8 [N, H, W, C], where they lie in memory (or a memory map) with one size; else None."""
         return None
+
+    @property
+    def array_rows(self) -> tuple[UInt8Array, Int64Array | None] | None:
+        """An array uint8 [M, H, W, C] that holds all images, with the row of each, int64 [N]; else None.
+
+        None instead of rows: `array`, whose rows are the images in order.
+        """
+        array = self.array
+        return None if array is None else (array, None)
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -209,6 +260,11 @@ class LabelledSource(Source):
         return self._parent.array
 
     @property
+    def array_rows(self) -> tuple[UInt8Array, Int64Array | None] | None:
+        """See `Source.array_rows`."""
+        return self._parent.array_rows
+
+    @property
     def image_size(self) -> tuple[int, int] | None:
         """See `Source.image_size`."""
         return self._parent.image_size
@@ -225,6 +281,14 @@ class LabelledSource(Source):
     def locate(self, index: int) -> Located:
         """See `Source.locate`."""
         return self._parent.locate(index)
+
+    def encoded_bytes(self, index: int) -> bytes:
+        """See `Source.encoded_bytes`."""
+        return self._parent.encoded_bytes(index)
+
+    def locate_all(self, index: Int64Array) -> LocatedImages:
+        """See `Source.locate_all`."""
+        return self._parent.locate_all(index)
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Source.fingerprint`."""
@@ -274,6 +338,15 @@ class SubsetSource(Source):
         return self._parent.labels_of(self._indices[indices])
 
     @property
+    def array_rows(self) -> tuple[UInt8Array, Int64Array | None] | None:
+        """See `Source.array_rows`; the pixels stay where they are."""
+        found = self._parent.array_rows
+        if found is None:
+            return None
+        array, rows = found
+        return array, self._indices if rows is None else rows[self._indices]
+
+    @property
     def image_size(self) -> tuple[int, int] | None:
         """See `Source.image_size`."""
         return self._parent.image_size
@@ -290,3 +363,11 @@ class SubsetSource(Source):
     def locate(self, index: int) -> Located:
         """See `Source.locate`."""
         return self._parent.locate(int(self._indices[index]))
+
+    def encoded_bytes(self, index: int) -> bytes:
+        """See `Source.encoded_bytes`."""
+        return self._parent.encoded_bytes(int(self._indices[index]))
+
+    def locate_all(self, index: Int64Array) -> LocatedImages:
+        """See `Source.locate_all`."""
+        return self._parent.locate_all(self._indices[index])

@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from sela_ext.data.arrays import ArraySource
+from sela_ext.data.memory import free_memory
 from sela_ext.data.source import Int64Array, UInt8Array
 from sela_ext.errors import DataError
 
@@ -172,12 +173,18 @@ def _images(matrix: _Matrix, path: Path) -> UInt8Array:
             f"{path}: expected X of shape [{SIDE}, {SIDE}, 3, N], N <= {MOST_IMAGES}, uint8, found {list(shape)}, "
             f"{matrix.kind}"
         )
-    parts = []
+    size, free = shape[3] * PIXELS, free_memory()
+    if size > free // 2:
+        raise DataError(
+            f"{path}: X takes {size / 2**30:.1f} GiB of memory, of which {free / 2**30:.1f} GiB are free; save it as a "
+            ".npy file [N, 32, 32, 3], which is memory-mapped"
+        )
+    images = np.empty((shape[3], SIDE, SIDE, 3), np.uint8)  # touched as far as the file has values
     for start in range(0, shape[3], CHUNK_IMAGES):
         count = min(CHUNK_IMAGES, shape[3] - start)
         planes = np.frombuffer(matrix.stream.read(count * PIXELS), np.uint8).reshape(count, 3, SIDE, SIDE)
-        parts.append(np.ascontiguousarray(planes.transpose(0, 3, 2, 1)))
-    return np.concatenate(parts)
+        images[start : start + count] = planes.transpose(0, 3, 2, 1)
+    return images
 
 
 def _labels(matrix: _Matrix, path: Path) -> Int64Array:

@@ -72,9 +72,11 @@ def open_table(path: Path, *, classes: ClassList | None = None) -> FileSource:
     folder = str(path.parent)
     probed = [os.path.join(folder, name) for name in paths[:PROBED]]
     if not any(os.path.lexists(name) for name in probed):
+        others = f", nor any of the next {len(probed) - 1}" if len(probed) > 1 else ""
+        spaced = os.path.lexists(probed[0].rpartition(" ")[0])
         raise DataError(
-            f"{path}: expected paths relative to {folder}, found no file {printable_path(probed[0])}, nor any of the "
-            f"next {len(probed) - 1}"
+            f"{path}: expected paths relative to {folder}, found no file {printable_path(probed[0])}{others}"
+            + ("; put a tab, not a space, between path and label" if spaced else "")
         )
     labels: Int64Array | None = None
     names: list[str] | None = None

@@ -34,6 +34,7 @@ from sela_ext.data.classes import ClassList, Value, number_classes, parse_value
 from sela_ext.data.decode import decode_image
 from sela_ext.data.folder import SUFFIXES, class_folders
 from sela_ext.data.path_list import PathList
+from sela_ext.data.safe_files import open_regular, unreadable
 from sela_ext.data.source import Int64Array, Located, Source, UInt8Array
 from sela_ext.data.tar import TarMember, printable, walk_tar
 from sela_ext.errors import DataError
@@ -296,9 +297,11 @@ class _Index:
 
 def _map(path: Path, size: int) -> memoryview:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(path, "read again", error) from error
+    except ValueError as error:  # it is empty now
         raise DataError(f"{path}: cannot be read again: {error}") from error
     if len(data) != size:
         raise DataError(f"{path}: changed while it is in use: expected {size} bytes, found {len(data)}; start again")

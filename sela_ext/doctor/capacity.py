@@ -13,8 +13,8 @@ from sela_ext.assign.plan import available_memory, memory_plan
 from sela_ext.data import Loader, Source
 from sela_ext.data.decode import HEAD_BYTES, decode_image, sniff
 from sela_ext.data.loader import BATCHES_AHEAD
+from sela_ext.data.pack_plan import SMALL_PIXELS
 from sela_ext.data.source import Int64Array
-from sela_ext.doctor.access import encoded_bytes, is_encoded, name_of
 from sela_ext.doctor.table import Table
 from sela_ext.errors import DataError
 from sela_ext.kernels import Augment
@@ -48,7 +48,7 @@ def throughput(
         return None
     most = int(np.clip(_SAMPLE_BYTES / max(1.0, pixels * 3), _FEWEST, _MOST))
     rows = good[np.unique(np.linspace(0, len(good) - 1, most).astype(np.int64))]
-    decoded, decode_seconds, indexes, indexed = _decode(source, rows) if is_encoded(source) else (0, 0.0, 0, 0)
+    decoded, decode_seconds, indexes, indexed = _decode(source, rows) if source.encoded else (0, 0.0, 0, 0)
     loader = Loader(
         source.subset(rows),
         batch_size=min(64, len(rows)),
@@ -67,7 +67,7 @@ def throughput(
     return {
         "measured_images": images,
         "decode_images_per_second_one_thread": round(decoded / max(decode_seconds, 1e-9), 1)
-        if is_encoded(source)
+        if source.encoded
         else None,
         "load_images_per_second": round(rate, 1),
         "threads": threads,
@@ -80,9 +80,9 @@ def _decode(source: Source, rows: Int64Array) -> tuple[int, float, int, int]:
     """Images decoded and seconds taken by it; bytes of JPEG indexes, and of the files that they are of."""
     done, spent, indexes, indexed = 0, 0.0, 0, 0
     for row in rows:
-        name = name_of(source, int(row))
+        name = source.name(int(row))
         try:
-            data = encoded_bytes(source, int(row), name)
+            data = source.encoded_bytes(int(row))
             began = time.thread_time()
             decode_image(data, name)
             spent += time.thread_time() - began
@@ -130,7 +130,7 @@ def memory(count: int, channels: int, plan: Plan, table: Table) -> dict[str, Any
     }
 
 
-def disk(table: Table, count: int, looked_at: int, index_share: float | None) -> dict[str, Any]:
+def disk(table: Table, count: int, looked_at: int, index_share: float | None, *, encoded: bool) -> dict[str, Any]:
     """Disk that the images take, and that an index or a pack of them would.
 
     Args:
@@ -138,18 +138,21 @@ def disk(table: Table, count: int, looked_at: int, index_share: float | None) ->
         count: N.
         looked_at: Those of the data among the rows of the table.
         index_share: Bytes of an index per byte of JPEG; None where there are none.
+        encoded: Whether the images are encoded files.
     """
     rows = np.flatnonzero(~table.held)
     scale = count / max(1, looked_at)
     total = int(table.bytes[rows].sum() * scale)
     good = rows[table.good[rows]]
     pixels = table.height[good].astype(np.int64) * table.width[good]
+    one_size = len(good) > 0 and np.ptp(table.height[good]) == 0 and np.ptp(table.width[good]) == 0
+    as_pixels = encoded and one_size and pixels[0] <= SMALL_PIXELS and not table.orientations
     index = None if index_share is None else int(total * index_share)
     return {
         "bytes": total,
         "mean_bytes": round(total / max(1, count), 1),
         "index_bytes": index,
-        "pack_bytes": total + (index or 0),
+        "pack_bytes": int(pixels.sum() * 3 * scale) if as_pixels else total + (index or 0),
         "pixels_bytes": int(pixels.sum() * 3 * scale),
         "free_bytes": shutil.disk_usage(os.curdir).free,
     }

@@ -15,7 +15,6 @@ import numpy as np
 from sela_ext.assign.plan import threads_of
 from sela_ext.data import Augment, Source, find_eval_source, open_source
 from sela_ext.data.source import Int64Array
-from sela_ext.doctor.access import are_files, is_encoded, name_of
 from sela_ext.doctor.capacity import disk, memory, throughput
 from sela_ext.doctor.duplicates import Duplicates, Group, find_duplicates
 from sela_ext.doctor.findings import find
@@ -25,7 +24,7 @@ from sela_ext.doctor.scan import scan
 from sela_ext.doctor.sizes import extreme_rows, size_facts, tiny_rows
 from sela_ext.doctor.suggestions import suggestions, training_plan
 from sela_ext.doctor.table import FIRST, Noted, Table
-from sela_ext.errors import OptionError, ResourceError
+from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels.build import build_info
 from sela_ext.training.options import Options
 from sela_ext.training.progress import RunProgress
@@ -58,6 +57,8 @@ def check(
     for target in (json_file, out):
         if target is not None and not Path(target).absolute().parent.is_dir():
             raise OptionError(f"{target}: expected a file in a folder that exists, found none; create the folder first")
+        if target is not None and Path(target).is_dir():
+            raise OptionError(f"{target}: expected a file, found a folder; name a file in it")
     source = open_source(data, labels=labels)
     held = find_eval_source(data) if eval_data is None else open_source(eval_data)
     size = int(sample) if sample is not None else QUICK_SAMPLE if quick else None
@@ -94,7 +95,7 @@ def _result(
 ) -> tuple[dict[str, Any], Duplicates]:
     def name(row: int) -> str:
         images = held if held is not None and table.held[row] else source
-        return name_of(images, int(table.index[row]))
+        return images.name(int(table.index[row]))
 
     own = np.flatnonzero(~table.held)
     good = np.flatnonzero(table.good)
@@ -107,14 +108,14 @@ def _result(
     speed = throughput(source, own_good, pixels, augment, threads)
     bad_here = int((~table.good[own]).sum())
     most_bad = float(Options().max_bad_fraction)
-    files = len(source) if are_files(source) else 0
+    files = len(source) if _are_files(source) else 0
     advice = suggestions(plan, why_not, bad=bad_here, looked_at=len(own), max_bad_fraction=most_bad, files=files)
     listing = _Listing(table, labels, source.class_names, name)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "version": build_info()["version"],
         "usable": bool(len(own_good)),
-        "encoded": is_encoded(source),
+        "encoded": source.encoded,
         "data": {
             "path": str(data) if isinstance(data, (str, os.PathLike)) else None,
             "kind": source.kind,
@@ -165,10 +166,24 @@ def _result(
         "command": _command(data, advice),
         "throughput": speed,
         "memory": None if plan is None else memory(len(source), source.channels, plan, table),
-        "disk": disk(table, len(source), len(own), None if speed is None else speed["index_share_of_bytes"]),
+        "disk": disk(
+            table,
+            len(source),
+            len(own),
+            None if speed is None else speed["index_share_of_bytes"],
+            encoded=source.encoded,
+        ),
     }
     result["findings"] = [one.as_dict() for one in find(result)]
     return result, duplicates
+
+
+def _are_files(source: Source) -> bool:
+    """Whether each image is a file of its own."""
+    try:
+        return source.encoded and source.locate(0).path is not None
+    except DataError:  # a row of a table without image
+        return False
 
 
 class _Listing:
@@ -214,9 +229,16 @@ def _labels(source: Source, held: Source | None, table: Table) -> Int64Array | N
     found = np.full(len(table), -1, np.int64)
     known = False
     for images, mine in ((source, ~table.held), (held, table.held)):
-        values = None if images is None or not mine.any() else images.labels_of(table.index[mine])
+        if images is None:
+            continue
+        try:
+            rows = np.flatnonzero(mine)
+            values = images.labels_of(table.index[rows])
+        except DataError:  # of a Dataset that cannot give an item, nor therefore its label
+            rows = np.flatnonzero(mine & table.good)
+            values = images.labels_of(table.index[rows])
         if values is not None:
-            found[mine], known = values, True
+            found[rows], known = values, True
     return found if known and (found >= 0).any() else None
 
 

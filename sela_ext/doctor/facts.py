@@ -20,7 +20,6 @@ from PIL import ExifTags, Image
 
 from sela_ext.data.decode import HEAD_BYTES, decode_image, sniff
 from sela_ext.data.source import Source, UInt8Array
-from sela_ext.doctor.access import encoded_bytes, is_encoded, name_of
 from sela_ext.doctor.look_alike import grid_of
 from sela_ext.errors import DataError
 from sela_ext.kernels.jpeg import jpeg_header, warning_lock
@@ -89,10 +88,10 @@ class Facts:
 
 def look(source: Source, index: int) -> Facts:
     """Look at one image: Note [What is decoded]. Nothing that is wrong with it is raised."""
-    facts = Facts(name_of(source, index))
+    facts = Facts(source.name(index))
     try:
-        if is_encoded(source):
-            data = encoded_bytes(source, index, facts.name)
+        if source.encoded:
+            data = source.encoded_bytes(index)
             _describe(facts, data)
             pixels = decode_image(data, facts.name)
         else:

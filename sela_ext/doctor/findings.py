@@ -9,6 +9,8 @@ from typing import Any
 # Classes whose largest has so many times the images of the smallest are unbalanced.
 IMBALANCE = 3.0
 FEW_IMAGES = 100
+# Names that a finding lists.
+MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def find(result: Mapping[str, Any]) -> list[Finding]:
 
     def say(code: str, text: str, names: list[str] | None = None) -> None:
         severity = "error" if code == "nothing_readable" else "warning" if code in _WARNINGS else "note"
-        found.append(Finding(code, severity, text, ADVICE[code], names or []))
+        found.append(Finding(code, severity, text, ADVICE[code], (names or [])[:MOST_NAMES]))
 
     _about_pixels(result, say)
     _about_duplicates(result, say)

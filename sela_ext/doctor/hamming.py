@@ -35,7 +35,7 @@ class Pairs:
         query: int64 [P], row of `queries`.
         column: int64 [P], column of `queries`.
         match: int64 [P], row of `hashes`.
-        left_out: comparisons that were not made, 0 if all were.
+        left_out: comparisons that were not made, and pairs that were dropped; 0 if all is there.
         distance: bits up to which pairs were kept.
     """
 
@@ -62,7 +62,8 @@ def near_pairs(
         hashes: uint64 [N].
         queries: uint64 [N, V].
         distance: Bits, 0 .. 64. All pairs up to 3 are found, most of the others.
-        most_pairs: Where more are found, the distance is lowered until fewer are; None: no limit.
+        most_pairs: Where more are found, the distance is lowered until fewer are, and if even equal hashes are more,
+            the last of them are dropped; None: no limit.
         most_comparisons: Limit of comparisons; the largest buckets are left out beyond it.
 
     Returns:
@@ -74,7 +75,7 @@ def near_pairs(
         >>> list(zip(pairs.query.tolist(), pairs.match.tolist()))
         [(0, 1), (1, 0)]
     """
-    kept = _Kept(distance, most_pairs)
+    kept = _Kept(len(hashes), queries.shape[1], distance, most_pairs)
     left_out = 0
     share = most_comparisons // (_BANDS * max(1, queries.shape[1]))
     for band in range(_BANDS):
@@ -103,14 +104,16 @@ def near_pairs(
                 close = np.flatnonzero(bits <= kept.distance)
                 kept.add(query[close], column, order[place[close]], bits[close])
     table = kept.finish()
-    return Pairs(table[:, 0], table[:, 1], table[:, 2], left_out, kept.distance)
+    return Pairs(table[:, 0], table[:, 1], table[:, 2], left_out + kept.dropped, kept.distance)
 
 
 class _Kept:
     """Pairs found so far: rows (query, column, match, bits). A pair may be found once per band."""
 
-    def __init__(self, distance: int, most: int | None) -> None:
+    def __init__(self, hashes: int, columns: int, distance: int, most: int | None) -> None:
         self.distance = distance
+        self.dropped = 0
+        self._hashes, self._columns = hashes, columns
         self._most = most
         self._parts: list[Int64Array] = []
         self._count = 0
@@ -136,7 +139,9 @@ class _Kept:
     def _merged(self) -> Int64Array:
         if not self._parts:
             return np.empty((0, 4), np.int64)
-        table: Int64Array = np.unique(np.concatenate(self._parts), axis=0)
+        found = np.concatenate(self._parts)
+        keys = (found[:, 0] * self._columns + found[:, 1]) * self._hashes + found[:, 2]  # bits follow from these
+        table: Int64Array = found[np.unique(keys, return_index=True)[1]]
         self._parts, self._count = [table], len(table)
         return table
 
@@ -145,6 +150,9 @@ class _Kept:
         while self._most is not None and len(table) > self._most and self.distance > 0:
             self.distance -= 1
             table = table[table[:, 3] <= self.distance]
+        if self._most is not None and len(table) > self._most:
+            self.dropped += len(table) - self._most
+            table = table[: self._most]
         self._parts, self._count = [table], len(table)
 
 

@@ -101,7 +101,7 @@ def near_groups(hashes: UInt64Array, thumbs: UInt8Array) -> NearGroups:
     threshold = SIMILAR
     if usual is not None:
         threshold = float(np.clip(SIMILAR + _SLOPE * (usual - _USUAL), SIMILAR, _MOST_ASKED))
-    pairs = near_pairs(np.ascontiguousarray(hashes[:, 0]), hashes, DISTANCE, most_pairs=200_000 + count)
+    pairs = _proposed(hashes)
     rough = _rough(pairs, thumbs)
     # The best alignment adds at most about as much to the middle one as is missing to 1.
     likely = np.flatnonzero(rough >= threshold - (1 - threshold))
@@ -122,6 +122,25 @@ def near_groups(hashes: UInt64Array, thumbs: UInt8Array) -> NearGroups:
                 continue
         union.join(first, second)
     return NearGroups(union.groups(), threshold, usual, pairs.distance, len(pairs.query), left_out)
+
+
+def _proposed(hashes: UInt64Array) -> Pairs:
+    """Pairs worth a comparison.
+
+    Of pictures with equal hashes, thousands in the frames of a camera that stands still, the first is compared with the
+    others and each with the next; only the first is compared with other hashes. All with all would be millions.
+    """
+    own, first, group = np.unique(hashes[:, 0], return_index=True, return_inverse=True)
+    pairs = near_pairs(own, hashes[first], DISTANCE, most_pairs=200_000 + len(hashes))
+    order = np.argsort(group, kind="stable")  # groups one after the other, each in ascending order
+    again = np.flatnonzero(np.diff(group[order]) == 0)
+    before, after = order[again], order[again + 1]
+    leads = first[group[after]]
+    query = np.concatenate([first[pairs.query], leads, before[leads != before]])
+    match = np.concatenate([first[pairs.match], after, after[leads != before]])
+    column = np.zeros(len(query), np.int64)
+    column[: len(pairs.column)] = pairs.column
+    return Pairs(query, column, match, pairs.left_out, pairs.distance)
 
 
 def _rough(pairs: Pairs, thumbs: UInt8Array) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -116,8 +116,12 @@ class IndexStore:
             return
         self._warned = True
         failure = os.fsencode(failure).decode("utf-8", "backslashreplace")
+        if self._core.writes():
+            problem = f"checkpoint indexes of JPEG files are not kept after this run: {failure}"
+        else:
+            problem = f"checkpoint indexes of JPEG files are not kept: {failure}; images are read in full instead"
         warnings.warn(
-            f"checkpoint indexes of JPEG files are not kept: {failure}; images are read in full instead",
+            problem,
             IndexStoreWarning,
             stacklevel=3,
         )

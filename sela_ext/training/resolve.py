@@ -21,6 +21,9 @@ from sela_ext.training.split import has_labels
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
 SMALL_IMAGES = 64
+# Images seen in all, as far as that makes a reasonable number of epochs.
+SEEN_IMAGES = 2_000_000
+EPOCHS_RANGE = 20, 160
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,14 @@ def probe_image_size(source: Source) -> tuple[int, int]:
     if source.image_size is not None:
         return source.image_size
     shapes = []
+    reason: DataError | None = None
     for i in np.unique(np.linspace(0, len(source) - 1, 8).astype(int)):
         try:
             shapes.append(source.read(int(i)).shape[:2])
-        except DataError:
-            continue  # what happens to unreadable images is on_bad_image's business
+        except DataError as error:
+            reason = reason or error  # what happens to unreadable images is on_bad_image's business
     if not shapes:
-        raise DataError(f"none of the images looked at in {source.describe()} can be read; check the files")
+        raise DataError(f"{source.kind}: none of the images looked at can be read: {reason}; sela doctor says more")
     height, width = np.max(shapes, axis=0)
     return int(height), int(width)
 
@@ -164,7 +168,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     ):
         settle(name, PAPER[name], "the paper's")
     if budget is None:
-        settle("epochs", int(np.clip(2_000_000 // images, 20, 160)), f"about 2 million images seen, of {images}")
+        settle("epochs", *_choose_epochs(images))
     else:
         values["epochs"] = 1_000_000
         reasons["epochs"] = f"as many as fit into {options.budget}; such a run is not bit-reproducible"
@@ -228,6 +232,16 @@ def _refuse_unavailable(options: Options) -> None:
     for name, asked in later.items():
         if asked:
             raise OptionError(f"{name}: {getattr(options, name)!r} is not available in this version; leave it out")
+
+
+def _choose_epochs(images: int) -> tuple[int, str]:
+    wanted = SEEN_IMAGES // images
+    low, high = EPOCHS_RANGE
+    if wanted < low:
+        return low, f"the fewest that are chosen by themselves, for {images} images"
+    if wanted > high:
+        return high, f"the most that are chosen by themselves, for {images} images"
+    return wanted, f"about {SEEN_IMAGES // 1_000_000} million images seen, of {images}"
 
 
 def _choose_device() -> tuple[str, str]:

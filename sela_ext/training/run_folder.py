@@ -63,7 +63,7 @@ class RunFolder:
             OptionError: it is a file, holds the data, or holds something while neither resume nor overwrite is set.
         """
         path = Path(out).expanduser()
-        if isinstance(data, (str, os.PathLike)) and Path(data).exists():
+        if isinstance(data, (str, os.PathLike)) and os.path.exists(data):
             folder, source = path.resolve(), Path(data).resolve()
             if folder == source or folder in source.parents:
                 raise OptionError(

@@ -56,6 +56,32 @@ def test_both_forms_find_the_same_weights(classes):
         np.testing.assert_allclose(one - one.mean(-1, keepdims=True), other - other.mean(-1, keepdims=True), atol=5e-3)
 
 
+@pytest.mark.parametrize("columns", [32, 1001])
+def test_correlated_features_are_fitted_within_the_limit(monkeypatch, caplog, columns):
+    rng = np.random.default_rng(5)
+    spread = np.diag(0.5 ** np.arange(32)) @ np.linalg.qr(rng.normal(size=(32, 32)))[0]
+    features = rng.normal(size=(2003, 32)) @ spread
+    target = np.argmax(features @ np.linalg.pinv(spread)[:, :5] + rng.normal(size=(2003, 5)), axis=1)
+    features = np.concatenate([features, np.zeros((2003, columns - 32))], axis=1)
+    train = torch.from_numpy(((features - features.mean(0)) / (features.std(0) + 1e-30)).astype(np.float32))
+    monkeypatch.setattr(linear, "_ITERATIONS", 60)
+    with caplog.at_level(logging.WARNING):
+        weight, bias = linear._fit_large(train, target, 5, 0)
+    assert not caplog.records
+    # Convergence is judged by the objective itself, in float64.
+    x = train.double().numpy()
+    logits = x @ weight + bias
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    p[np.arange(len(p)), target] -= 1
+    gradient = (x.T @ p + weight) / len(x)
+    assert np.abs(gradient).max() < 1e-3
+    monkeypatch.setattr(linear, "_PRECONDITIONED", 0)
+    with caplog.at_level(logging.WARNING):
+        linear._fit_large(train, target, 5, 0)
+    assert "stopped at its limit" in caplog.text
+
+
 def test_the_result_does_not_depend_on_the_seed(digits):
     train, train_labels, test, test_labels = digits
     scores = {linear_probe(train[:333], train_labels[:333], test, test_labels, seed=seed) for seed in (0, 1)}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import sela_ext
+from sela_ext.evaluation.published import TRIVIAL
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 IMAGES = Path(os.environ.get("SELA_DATA_DIR") or Path(__file__).resolve().parents[2] / "../shared/data")
@@ -49,7 +50,7 @@ def test_pixels_of_fashion_mnist(fashion):
     assert found["nmi"] == pytest.approx(0.491, abs=0.03)
     assert found["ari"] == pytest.approx(0.340, abs=0.03)
     assert found["accuracy"] == pytest.approx(0.501, abs=0.05)
-    assert found["knn"] == pytest.approx(0.855, abs=0.02)
+    assert found["knn"] == pytest.approx(TRIVIAL["fashion-mnist"]["knn"], abs=0.005)
     assert found["linear"] == pytest.approx(0.831, abs=0.02)
 
 
@@ -69,4 +70,10 @@ def test_pixels_of_cifar10(cifar):
     assert found["nmi"] == pytest.approx(0.079, abs=0.01)
     assert found["ari"] == pytest.approx(0.042, abs=0.01)
     assert found["accuracy"] == pytest.approx(0.206, abs=0.02)
+    assert found["knn"] == pytest.approx(TRIVIAL["cifar10"]["knn"], abs=0.005)
     assert found["linear"] == pytest.approx(0.384, abs=0.02)
+
+
+def test_pixels_of_the_digits_vote_as_the_column_beside_them_says():
+    found = sela_ext.evaluate("pixels", "digits", what="knn", threads=1)
+    assert found["knn"] == pytest.approx(TRIVIAL["digits"]["knn"], abs=0.003)

@@ -53,6 +53,29 @@ def test_predict_writes_labels_in_three_forms(capsys, run, tmp_path):
     assert np.array_equal(np.load(tmp_path / "one.npy"), expected[1])
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "random:small-resnet", "--data", "digits", "--json"),
+        ("predict", "RUN", "--data", "digits", "--out"),
+        ("embed", "pixels", "--data", "digits", "--out"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(capsys, run, tmp_path, monkeypatch, arguments):
+    def unwanted(*given, **options):
+        raise AssertionError("images were looked at")
+
+    for module in (sela_ext.inference.protocols, sela_ext.inference.apply):
+        monkeypatch.setattr(module, "look", unwanted)
+    arguments = [run if one == "RUN" else one for one in arguments]
+    for file, found in (("", "found the folder"), ("absent/file.npy", "absent first")):
+        code, out, err = sela(capsys, *arguments, tmp_path / file, *QUIET)
+        assert (code, out) == (2, "")
+        assert f"{arguments[-1]}: expected a file" in err
+        assert found in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_embed_writes_features(capsys, run, tmp_path):
     code, out, _ = sela(capsys, "embed", run, "--data", "digits", "--out", tmp_path / "features.npy", *QUIET)
     assert code == 0

@@ -10,6 +10,7 @@ from sela_ext.data import digits_split, open_source
 from sela_ext.errors import CheckpointError, DataError, OptionError
 from sela_ext.evaluation import cluster_metrics, few_shot_rows, knn_scores, linear_scores
 from sela_ext.inference import protocols
+from sela_ext.inference import subject as subjects
 from sela_ext.models import Network, SmallResNet
 
 QUIET = {"threads": 1, "precision": "float32"}
@@ -213,27 +214,59 @@ def test_a_module_is_judged_as_it_is():
     assert report["clusters"]["head"] == int(np.argmin(entropies))
 
 
-def test_labels_that_came_with_released_weights_are_used(monkeypatch, tmp_path):
+def test_labels_that_came_with_released_weights_are_used_where_they_are_of_these_images(monkeypatch, tmp_path):
     torch.manual_seed(0)
     network = Network(SmallResNet(3), 128, [3, 5]).eval()
     train = squares(90, 1, channels=3)
-    stored = torch.stack([torch.from_numpy(train.labels), torch.arange(90) % 5])
-    monkeypatch.setattr(sela_ext, "load_released", lambda path: (network, stored), raising=False)
     weights = tmp_path / "weights.pth"
     weights.touch()
-    sets = {"squares": (train, squares(40, 2, channels=3))}
-    found = sela_ext.evaluate(weights, sets, what="clusters", image_size=64, **QUIET)
-    report = found["data_sets"][0]
-    assert report["clusters"]["labels"] == "as they came with the weights, in the order of the images"
-    assert report["clusters"]["heads"][0]["nmi"] == pytest.approx(1.0)
-    assert found["subject"]["kind"] == "released"
-    other = sela_ext.evaluate(weights, {"other": squares(60, 3, channels=3)}, what="clusters", image_size=64, **QUIET)
-    assert other["data_sets"][0]["clusters"]["labels"] == "by the network and what it finds most likely"
+    monkeypatch.setattr(subjects, "load_released", lambda path: (network, None))
+    features = torch.from_numpy(sela_ext.embed(weights, train, image_size=64, threads=1))
+    with torch.no_grad():
+        logits = network.heads.split(network.heads(features))
+    own = torch.stack([one.argmax(1) for one in logits])
+    stored = torch.stack([(one - one.mean(0)).argmax(1) for one in logits])  # as if balanced
+    options = {"what": "clusters", "image_size": 64, **QUIET}
+
+    def judged(labels, images):
+        monkeypatch.setattr(subjects, "load_released", lambda path: (network, labels))
+        found = sela_ext.evaluate(weights, {"squares": (images, squares(40, 2, channels=3))}, **options)
+        assert found["subject"]["kind"] == "released"
+        clusters = found["data_sets"][0]["clusters"]
+        return clusters["labels"], [head["cluster_sizes"] for head in clusters["heads"]]
+
+    def sizes(labels):
+        return [np.bincount(row, minlength=k).tolist() for row, k in zip(labels.numpy(), (3, 5), strict=True)]
+
+    assert judged(stored, train) == ("as they came with the weights, in the order of the images", sizes(stored))
+    other_order = torch.stack([torch.arange(90) % 3, torch.arange(90) % 5])
+    origin, found = judged(other_order, train)
+    assert origin.startswith("by the network and what it finds most likely; those that came with the weights are of ")
+    assert found == sizes(own)
+    assert judged(stored, squares(60, 3, channels=3))[0] == "by the network and what it finds most likely"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"k": (20, 0)}, "k: expected at least 1"),
+        ({"sigma": 0.0}, "sigma: expected a finite number above 0"),
+        ({"pca": 0}, "pca: expected at least 1"),
+        ({"seed": -5}, "seed: expected a whole number in 0"),
+        ({"crops": 5}, "crops: expected 1 or 10"),
+        ({"fractions": (0.1, 1.5)}, "fractions: expected shares"),
+    ],
+)
+def test_options_are_refused_before_anything_is_looked_at(wrong, message, monkeypatch):
+    def unwanted(*arguments, **options):
+        raise AssertionError("images were looked at")
+
+    monkeypatch.setattr(protocols, "look", unwanted)
+    with pytest.raises(OptionError, match=message):
+        sela_ext.evaluate("random:small-resnet", "digits", what="knn", **wrong, **QUIET)
 
 
 def test_images_that_are_not_those_of_the_run_are_not_judged_by_its_labels(monkeypatch, run):
-    from sela_ext.inference import subject as subjects
-
     original = subjects._stored_labels
 
     def renamed(folder, found):

@@ -1,6 +1,8 @@
 import json
 import pickle
 import shutil
+from urllib.error import URLError
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ def test_nothing_in_a_file_is_executed(copied, capsys, name):
     with open(copied / name, "wb") as file:
         pickle.dump({"state_dict": Payload()}, file)
     subject = copied if name == "network.pt" else f"resnet18:{copied / name}"
-    with pytest.raises(CheckpointError, match="it is not loaded"):
+    with pytest.raises(CheckpointError, match="a pickle of another kind"):
         open_subject(subject)
     assert "executed" not in capsys.readouterr().out
 
@@ -60,7 +62,7 @@ def test_damage_is_named(copied):
     with pytest.raises(CheckpointError, match=r"the weights do not fit small-resnet: .*stem\.0\.weight"):
         open_subject(copied)
     (copied / "network.pt").write_bytes(b"no archive")
-    with pytest.raises(CheckpointError, match=r"network\.pt: expected tensors and plain values"):
+    with pytest.raises(CheckpointError, match=r"network\.pt: expected a file written by torch\.save"):
         open_subject(copied)
     (copied / "network.pt").unlink()
     checkpoint = max((copied / "checkpoints").iterdir())
@@ -120,14 +122,33 @@ def test_a_download_is_announced(tmp_path, monkeypatch):
     torch.manual_seed(0)
     state = torchvision.models.resnet18().state_dict()
 
-    def fetch(url, file, progress):
-        (tmp_path / "checkpoints").mkdir()
+    def fetch(url, file, hash_prefix, progress):
+        assert hash_prefix == "f37072fd"
         torch.save(state, file)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     said = []
     open_subject("resnet18:IMAGENET1K_V1", download=True, say=said.append)
     assert said[0].startswith("fetching https://")
+
+
+def test_a_failed_download_says_where_the_file_belongs(tmp_path, monkeypatch):
+    def fetch(url, file, hash_prefix, progress):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    with pytest.raises(ResourceError, match=r"could not be fetched: .*; put the file in .*checkpoints"):
+        open_subject("resnet18:IMAGENET1K_V1", download=True)
+
+
+def test_weights_that_would_unpack_to_more_than_the_file_are_refused(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(1 << 20)}, tmp_path / "plain.pth")
+    with ZipFile(tmp_path / "plain.pth") as plain, ZipFile(tmp_path / "bomb.pth", "w", ZIP_DEFLATED) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    with pytest.raises(CheckpointError, match="compressed entries"):
+        open_subject(f"resnet18:{tmp_path / 'bomb.pth'}")
 
 
 @pytest.mark.parametrize(
@@ -171,17 +192,6 @@ def test_random_networks_fit_the_images_and_leave_torchs_generator_alone():
         torch.equal(one, other)
         for one, other in zip(colour.network.state_dict().values(), again.network.state_dict().values(), strict=True)
     )
-
-
-def test_a_released_module_without_heads_is_given_none(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    monkeypatch.setattr(sela_ext, "load_released", lambda path: (SmallResNet(3), None), raising=False)
-    (tmp_path / "w.pth").touch()
-    subject = open_subject(tmp_path / "w.pth", image_size=64)
-    assert subject.labels is None
-    prepared = subject.prepare(images())
-    assert prepared.network.heads.clusters == []
-    assert not prepared.network.training
 
 
 def test_files_are_read_as_the_run_read_them(copied, monkeypatch):

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from sela_ext.cli.parser import check_can_write
 from sela_ext.errors import OptionError
 
 _SUBJECT = (
@@ -110,6 +111,8 @@ def _evaluate(given: argparse.Namespace) -> int:
     if given.fractions is not None:
         several["fractions"] = given.fractions
     to_stdout = given.json == "-"
+    if given.json and not to_stdout:
+        check_can_write(given.json, "--json")
     report = evaluate(
         given.run_folder,
         given.data,
@@ -150,6 +153,7 @@ def _predict(given: argparse.Namespace) -> int:
             head = int(head)
         except ValueError as error:
             raise OptionError(f"--head: expected best or a number, found {head}") from error
+    check_can_write(given.out, "--out")
     source = open_source(given.data)
     labels = np.atleast_2d(predict(given.run_folder, source, head=head, **_network_options(given)))
     if given.out.endswith(".npz"):
@@ -166,7 +170,7 @@ def _predict(given: argparse.Namespace) -> int:
             np.save(file, labels if given.head is None else labels[0])
     skipped = int((labels[0] < 0).sum())
     print(
-        f"{labels.shape[1]:,} images, labels of {len(labels)} heads in {given.out}"
+        f"{labels.shape[1]:,} images, labels of {len(labels)} head{'s' * (len(labels) > 1)} in {given.out}"
         + (f"; {skipped:,} could not be read" if skipped else "")
     )
     return 0
@@ -178,6 +182,7 @@ def _embed(given: argparse.Namespace) -> int:
     from sela_ext.data import open_source
     from sela_ext.inference import embed
 
+    check_can_write(given.out, "--out")
     source = open_source(given.data)
     features = embed(given.run_folder, source, **_network_options(given))
     if given.out.endswith(".npz"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 from typing import Any, NoReturn
 
 from sela_ext.errors import OptionError
@@ -42,6 +43,21 @@ def add_options(parser: argparse.ArgumentParser, options: Any) -> None:
         parser.add_argument(
             flag, dest=spec.name, default=argparse.SUPPRESS, metavar=shown, help=text, type=_reader(spec)
         )
+
+
+def check_can_write(path: str, option: str) -> None:
+    """Refuse a result's file that cannot be written, before the work whose result it is; changes nothing.
+
+    Raises:
+        OptionError: a folder, or a file in a folder that is not there or not to be written.
+    """
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        raise OptionError(f"{option}: expected a file, found the folder {path}; name a file in it")
+    if not os.path.isdir(folder):
+        raise OptionError(f"{option}: expected a file in a folder that exists, found {path}; create {folder} first")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise OptionError(f"{option}: expected a file that can be written, found {path}; name another")
 
 
 def _reader(spec: dataclasses.Field[Any]) -> Any:

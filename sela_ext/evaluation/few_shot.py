@@ -26,7 +26,7 @@ def few_shot_rows(labels: Any, fraction: float, seed: int = 0) -> npt.NDArray[np
         Indices, ascending, int64.
 
     Raises:
-        OptionError: fraction out of range.
+        OptionError: fraction or seed out of range.
         DataError: labels malformed, or none known.
 
     Example:
@@ -39,6 +39,8 @@ def few_shot_rows(labels: Any, fraction: float, seed: int = 0) -> npt.NDArray[np
     """
     if not 0 < fraction <= 1:
         raise OptionError(f"fraction: expected a share in (0, 1], found {fraction}")
+    if not 0 <= seed < 2**64:
+        raise OptionError(f"seed: expected a whole number in 0 .. 2^64 - 1, found {seed}")
     found = label_array(labels, "labels")
     classes = np.unique(found[found >= 0])
     if classes.size == 0:

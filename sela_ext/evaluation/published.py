@@ -77,12 +77,14 @@ PUBLISHED: tuple[Published, ...] = (
     Published("AlexNet", _ALEXNET, "svhn", {"linear": 0.945}),
 )
 
-# What pixels alone give: 64 principal directions, k-means with one cluster per class, 20 nearest neighbours, logistic
-# regression on at most 20,000 images. Measured with scikit-learn.
+# What pixels alone give in 64 principal directions: k-means with one cluster per class and logistic regression on at
+# most 20,000 images by scikit-learn; kNN as `weighted_knn` has it, cosine, k = 20, sigma .1, so that a network's figure
+# stands beside one of the same protocol. Unweighted Euclidean neighbours find less: .855 of Fashion-MNIST, .399 of
+# CIFAR-10.
 TRIVIAL: dict[str, dict[str, float]] = {
     "digits": {"nmi": 0.710, "ari": 0.600, "accuracy": 0.695, "knn": 0.981, "linear": 0.975},
-    "fashion-mnist": {"nmi": 0.491, "ari": 0.340, "accuracy": 0.501, "knn": 0.855, "linear": 0.831},
-    "cifar10": {"nmi": 0.079, "ari": 0.042, "accuracy": 0.206, "knn": 0.399, "linear": 0.384},
+    "fashion-mnist": {"nmi": 0.491, "ari": 0.340, "accuracy": 0.501, "knn": 0.861, "linear": 0.831},
+    "cifar10": {"nmi": 0.079, "ari": 0.042, "accuracy": 0.206, "knn": 0.474, "linear": 0.384},
 }
 
 _CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}

@@ -32,6 +32,8 @@ from sela_ext.evaluation import (
     sgd_scores,
     stage_scores,
 )
+from sela_ext.evaluation.crops import CROPS
+from sela_ext.evaluation.inputs import positive
 from sela_ext.evaluation.knn import principal_directions
 from sela_ext.evaluation.published import TRIVIAL, known_data, published_for
 from sela_ext.evaluation.schedule import ProbeSchedule, named_schedule
@@ -142,8 +144,7 @@ def evaluate(
     if probe not in PROBES:
         raise OptionError(f"probe: expected one of {', '.join(PROBES)}, found {probe!r}")
     neighbours = tuple(k) if isinstance(k, Iterable) else (int(k),)
-    if not neighbours:
-        raise OptionError("k: expected a number of neighbours or several, found none")
+    _check_numbers(neighbours, sigma, pca, crops, fractions, seed)
     begin = time.perf_counter()
     with RunProgress(progress) as bar:
         subject = open_subject(run, model=model, image_size=image_size, seed=seed, download=download, say=bar.say)
@@ -209,6 +210,26 @@ def _wanted(what: str | Iterable[str]) -> tuple[str, ...]:
     if wrong or not found:
         raise OptionError(f"what: expected some of {', '.join(WHAT)}, found {wrong[0]!r}" if wrong else "what: empty")
     return found
+
+
+def _check_numbers(
+    k: Sequence[int], sigma: float, pca: int | None, crops: int, fractions: Sequence[float], seed: int
+) -> None:
+    """Refuse what a protocol would refuse, before hours of looking at images."""
+    if not k:
+        raise OptionError("k: expected a number of neighbours or several, found none")
+    if min(k) < 1:
+        raise OptionError(f"k: expected at least 1 neighbour, found {min(k)}")
+    positive(sigma, "sigma")
+    if pca is not None and pca < 1:
+        raise OptionError(f"pca: expected at least 1 direction, found {pca}")
+    if crops not in (1, CROPS):
+        raise OptionError(f"crops: expected 1 or {CROPS}, found {crops}")
+    if not 0 <= seed < 2**63:
+        raise OptionError(f"seed: expected a whole number in 0 .. 2^63 - 1, found {seed}")
+    wrong = [one for one in fractions if not 0 < one <= 1]
+    if wrong or not fractions:
+        raise OptionError(f"fractions: expected shares in (0, 1], found {wrong[0] if wrong else 'none'}")
 
 
 Tell = Callable[[float, str], None]
@@ -368,7 +389,7 @@ def _clusters(subject: Subject, one: DataSet, view: _Look, classes: int, plan: _
 
 def _labels_of(subject: Subject, one: DataSet, view: _Look) -> tuple[NDArray[np.int32], str]:
     """Labels of the training images, int32 [heads, N], and where they come from."""
-    stored = subject.labels
+    stored, elsewhere = subject.labels, ""
     heads = len(view.prepared.network.heads.clusters)
     if stored is not None and len(stored) == heads:
         if one.own and subject.kept_only and stored.shape[1] == len(one.train):
@@ -377,11 +398,41 @@ def _labels_of(subject: Subject, one: DataSet, view: _Look) -> tuple[NDArray[np.
             if subject.label_names == one.everything.names:
                 return stored[:, one.kept], "as the run left them"
             raise DataError(f"{one.name}: the images are not the ones that {subject.name} labelled; name them as data")
-        if subject.kind == "released" and stored.shape[1] == len(one.train):
-            return stored, "as they came with the weights, in the order of the images"
+        if subject.kind == "released" and stored.shape[1] == len(one.train) and (stored >= 0).any(axis=1).all():
+            if _same_order(view.prepared.network, view.train, stored):
+                return stored, "as they came with the weights, in the order of the images"
+            elsewhere = "; those that came with the weights are of other images, or in another order"
     labels, _ = label_images(subject, view.prepared, view.train)
     rule = "its potentials" if subject.potentials is not None else "what it finds most likely"
-    return labels, f"by the network and {rule}"
+    return labels, f"by the network and {rule}{elsewhere}"
+
+
+@torch.no_grad()
+def _same_order(network: Network, seen: Embedded, stored: NDArray[np.int32]) -> bool:
+    """Whether stored labels belong to these images in this order: whether the network's logits know of them.
+
+    Logits are taken from their cluster's mean. Under another order that of an image's label then exceeds the image's
+    mean logit, weighted by the labels' shares, by nothing on average. The bar is five standard errors, on the mean of
+    all heads.
+    """
+    scores = []
+    for head, row in enumerate(stored):
+        labels = torch.from_numpy(row.astype(np.int64)).to(seen.embeddings.device)
+        known = seen.valid & (labels >= 0)
+        labels, embeddings = labels[known], torch.split(seen.embeddings[known], _ROWS)
+        count = len(labels)
+        share = torch.bincount(labels, minlength=network.heads.clusters[head]).double() / count
+        total = torch.zeros_like(share)
+        for block in embeddings:
+            total += network.heads.logits_of(head, block).double().sum(dim=0)
+        found = []
+        for block, own in zip(embeddings, torch.split(labels, _ROWS), strict=True):
+            logits = network.heads.logits_of(head, block).double() - total / count
+            found.append(logits.gather(1, own[:, None])[:, 0] - logits @ share)
+        excess = torch.cat(found)
+        error = float(excess.std(correction=0)) / math.sqrt(count)
+        scores.append(float(excess.mean()) / error if error > 0 else 0.0)
+    return sum(scores) / len(scores) > 5
 
 
 @torch.no_grad()

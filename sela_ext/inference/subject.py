@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from sela_ext.compat import load_released
+from sela_ext.compat.archive import read_archive
 from sela_ext.data import Augment, Source
-from sela_ext.errors import CheckpointError, DataError, OptionError, ResourceError, SelaError
+from sela_ext.errors import CheckpointError, DataError, OptionError, ResourceError
 from sela_ext.models import Network, build_backbone
 from sela_ext.report.metrics import read_metrics
 from sela_ext.training.checkpoint import load_checkpoint, read_checkpoint
@@ -276,16 +277,9 @@ def _history(folder: Path, heads: int) -> list[list[float]]:
 
 def _of_released(path: Path, image_size: int | None) -> Subject:
     """Weights that `sela_ext.load_released` reads."""
-    # By the public name of the package, whatever module it lies in.
-    loaded, labels = getattr(sys.modules["sela_ext"], "load_released")(path)  # noqa: B009
+    network, labels = load_released(path)
     size = image_size or _SIDE
-    if isinstance(loaded, Network):
-        network, name = loaded, str(getattr(loaded, "name", "") or type(loaded.backbone).__name__)
-    else:
-        backbone = build_backbone(loaded, channels=3, image_size=(size, size))
-        network = Network(backbone.module, backbone.feature_dim, [], channels_in=backbone.channels_in)
-        name = backbone.name
-    network.eval()
+    name = network.name or type(network.backbone).__name__
     view, probe = Augment.eval(size), Augment.resized_crop(size)
 
     def prepare(source: Source) -> Prepared:
@@ -323,7 +317,7 @@ def _of_torchvision(
                     f"{text}: expected the weights in {file}, found none; put {chosen.url} there, or allow the download"
                 )
             say(f"fetching {chosen.url}")
-            torch.hub.download_url_to_file(chosen.url, str(file), progress=False)
+            _fetch(text, chosen.url, file)
         state = _read_tensors(file)
         shown = chosen.transforms()
         size = image_size or int(shown.crop_size[0])
@@ -337,6 +331,15 @@ def _of_torchvision(
     network = Network(backbone.module, backbone.feature_dim, [], channels_in=3).eval()
     probe = Augment.resized_crop(view.size, mean=view.mean, std=view.std)
     return Subject(name=text, kind="torchvision", model=name, prepare=lambda source: Prepared(network, view, probe))
+
+
+def _fetch(text: str, url: str, file: Path) -> None:
+    """Download weights; the name of torchvision's files ends with the first digits of their checksum."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2], progress=False)
+    except (OSError, RuntimeError) as error:  # no network, no room; another checksum
+        raise ResourceError(f"{text}: {url} could not be fetched: {error}; put the file in {file.parent}") from error
 
 
 def _load_torchvision(text: str, module: nn.Module, state: dict[str, Any]) -> None:
@@ -419,16 +422,8 @@ def _check_channels(source: Source, channels: int, network: Network) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, Any]:
-    """A file of tensors and plain values."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except SelaError:
-        raise
-    except Exception as error:  # torch raises whatever the damage leads to
-        raise CheckpointError(
-            f"{path}: expected tensors and plain values, found something else ({type(error).__name__}); it is not "
-            "loaded"
-        ) from error
+    """A file of tensors and plain values, none of them larger than the file."""
+    content = read_archive(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a mapping of names to tensors, found {type(content).__name__}")
     return content

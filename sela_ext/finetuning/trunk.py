@@ -60,7 +60,8 @@ def load_trunk(backbone: str | os.PathLike[str] | nn.Module, *, pretrained: bool
         network, _ = load_released(path)
         if network.channels_in != 3:
             raise OptionError(
-                f"backbone: expected a network for colour images, found one of {network.channels_in} channel"
+                f"backbone: expected a network for colour images, found one of {network.channels_in} channel; "
+                "train one on images in RGB, as those of PASCAL VOC are"
             )
         mean, std = _normalisation(path)
         return Trunk(network.backbone, network.name, network.feature_dim, True, mean, std)

@@ -314,7 +314,8 @@ def _of_torchvision(
         if not file.is_file():
             if not download:
                 raise ResourceError(
-                    f"{text}: expected the weights in {file}, found none; put {chosen.url} there, or allow the download"
+                    f"{text}: expected the weights in {file}, found none; put {chosen.url} there, or allow the "
+                    "download (--download, or download=True)"
                 )
             say(f"fetching {chosen.url}")
             _fetch(text, chosen.url, file)

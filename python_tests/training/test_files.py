@@ -127,3 +127,24 @@ def test_d17_data_that_changed_before_a_resume_are_an_error_with_counts_and_name
     shutil.copy(data / "03.jpg", data / "04.jpg")
     with pytest.raises(CheckpointError, match="file_sizes: was"):
         sela_ext.train(data, out=tmp_path / "run", resume=True, **options)
+
+
+def test_the_index_may_be_left_out_or_shared_by_runs_and_changes_no_bit(damaged, first, tmp_path):
+    options = {**SMALL, "on_bad_image": "skip", "max_bad_fraction": 0.2}
+    without = sela_ext.train(damaged, out=tmp_path / "without", index="off", **options)
+    assert not (tmp_path / "without" / "index").exists()
+    np.testing.assert_array_equal(without.labels, first.labels)
+    shared = tmp_path / "shared"
+    sela_ext.train(damaged, out=tmp_path / "one", index=shared, **options)
+    kept = {path: path.stat().st_size for path in shared.rglob("*.bin")}
+    assert {path.parent.name.split("-")[0] for path in kept} == {"train", "held"}
+    again = sela_ext.train(damaged, out=tmp_path / "two", index=str(shared), **options)
+    assert {path: path.stat().st_size for path in shared.rglob("*.bin")} == kept
+    np.testing.assert_array_equal(again.labels, first.labels)
+
+
+@pytest.mark.parametrize("index", [None, "", 3])
+def test_another_index_is_an_error_before_anything_is_made(damaged, tmp_path, index):
+    with pytest.raises(OptionError, match='index: expected "auto", "off" or a folder'):
+        sela_ext.train(damaged, out=tmp_path / "run", index=index, **SMALL)
+    assert not (tmp_path / "run").exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,9 +59,24 @@ class Embedded:
     wait_seconds: float = 0.0
 
 
-def open_index(source: Source, folder: Path) -> IndexStore | None:
-    """Where all loaders of `source` keep the entry points of its JPEG files; None where it has no files."""
-    return IndexStore(folder) if source.encoded else None
+def open_index(source: Source, where: str | os.PathLike[str], run: Path, name: str) -> IndexStore | None:
+    """Where all loaders of `source` keep the entry points of its JPEG files.
+
+    Args:
+        source: the images.
+        where: "auto" = below `run`; "off" = nowhere; or a folder that runs share, each set of images in one of its own.
+        run: the run's own folder for this.
+        name: of the images: train, held, judged.
+
+    Returns:
+        None where there is nothing to keep.
+    """
+    if where == "off" or not source.encoded:
+        return None
+    if where == "auto":
+        return IndexStore(run / name)
+    known = json.dumps(source.fingerprint(), sort_keys=True).encode()
+    return IndexStore(Path(where).expanduser() / f"{name}-{hashlib.sha256(known).hexdigest()[:16]}")
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ from sela_ext.training.split import Images, choose_images, has_labels
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Options that may differ when a run is continued: they do not change what is learnt.
-_FREE_ON_RESUME = ("resume", "overwrite", "checkpoint_seconds", "progress", "threads")
+_FREE_ON_RESUME = ("resume", "overwrite", "checkpoint_seconds", "progress", "threads", "index")
 
 
 def train(data: Any, *, out: str | os.PathLike[str], **options: Any) -> TrainResult:
@@ -139,7 +139,9 @@ def _run(data: Any, plan: Plan, folder: RunFolder, images: Images, interrupt: In
     per_epoch = count - short if drop_last else count
     # Entry points of JPEG files, kept beside the run: every pass over the images, and every resume, finds them.
     parts = {"train": source, "held": images.held, "judged": None if images.judged is images.held else images.judged}
-    indexes = {name: open_index(part, folder.index / name) for name, part in parts.items() if part is not None}
+    indexes = {
+        name: open_index(part, opt.index, folder.index, name) for name, part in parts.items() if part is not None
+    }
     loader = Loader(
         source,
         batch_size=opt.batch_size,

@@ -160,7 +160,7 @@ def test_an_interrupt_ends_it_with_130_and_the_same_command_goes_on(tmp_path):
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 256, (300, 500, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / f"{i}.png", compress_level=1)
-    for i in range(4, 30):
+    for i in range(4, 240):
         os.link(root / f"{i % 4}.png", root / f"{i}.png")
     command = [sys.executable, "-P", "-m", "sela_ext", "pack", str(root), "--out", str(tmp_path / "pack")]
     command += ["--shard-bytes", "1M", "--threads", "1"]
@@ -176,5 +176,5 @@ def test_an_interrupt_ends_it_with_130_and_the_same_command_goes_on(tmp_path):
     times = {name: (tmp_path / "pack" / name).stat().st_mtime_ns for name in left if name.startswith("shard-")}
     assert len(times) >= 2
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
-    assert b"30 images (30 PNG)" in done.stdout
+    assert b"240 images (240 PNG)" in done.stdout
     assert {name: (tmp_path / "pack" / name).stat().st_mtime_ns for name in times} == times

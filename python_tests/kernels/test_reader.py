@@ -710,9 +710,9 @@ def test_waiting_can_be_interrupted():
         SCRIPT
         + """
     import signal
-    tickets = [submit(400) for _ in range(8)]
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    tickets = [submit(400) for _ in range(30)]
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         tickets[-1].wait()
         print("not interrupted")

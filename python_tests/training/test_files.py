@@ -145,6 +145,6 @@ def test_the_index_may_be_left_out_or_shared_by_runs_and_changes_no_bit(damaged,
 
 @pytest.mark.parametrize("index", [None, "", 3])
 def test_another_index_is_an_error_before_anything_is_made(damaged, tmp_path, index):
-    with pytest.raises(OptionError, match='index: expected "auto", "off" or a folder'):
+    with pytest.raises(OptionError, match='index: expected "run", "off" or a folder'):
         sela_ext.train(damaged, out=tmp_path / "run", index=index, **SMALL)
     assert not (tmp_path / "run").exists()

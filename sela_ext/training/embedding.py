@@ -64,7 +64,7 @@ def open_index(source: Source, where: str | os.PathLike[str], run: Path, name: s
 
     Args:
         source: the images.
-        where: "auto" = below `run`; "off" = nowhere; or a folder that runs share, each set of images in one of its own.
+        where: "run" = below `run`; "off" = nowhere; or a folder that runs share, each set of images in one of its own.
         run: the run's own folder for this.
         name: of the images: train, held, judged.
 
@@ -73,7 +73,7 @@ def open_index(source: Source, where: str | os.PathLike[str], run: Path, name: s
     """
     if where == "off" or not source.encoded:
         return None
-    if where == "auto":
+    if where == "run":
         return IndexStore(run / name)
     known = json.dumps(source.fingerprint(), sort_keys=True).encode()
     return IndexStore(Path(where).expanduser() / f"{name}-{hashlib.sha256(known).hexdigest()[:16]}")

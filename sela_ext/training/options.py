@@ -121,8 +121,8 @@ class Options:
     exact: bool = option(False, "resample JPEG images as torchvision does; slower, no better", kind="bool")
     exif: bool = option(False, "turn image files as their EXIF orientation says", kind="bool")
     index: Any = option(
-        "auto",
-        "entry points of JPEG files, some 6% of their size: auto = in the run folder; off; or a folder that runs share",
+        "run",
+        "entry points of JPEG files, some 6% of their size: run = in the run folder; off; or a folder that runs share",
         kind="any",
     )
     max_bad_fraction: float = option(0.01, "most unreadable images that skip accepts", kind="float", low=0, high=1)
@@ -152,7 +152,7 @@ class Options:
         for spec in fields(self):
             check(spec, getattr(self, spec.name))
         if not isinstance(self.index, (str, os.PathLike)) or not os.fspath(self.index):
-            raise OptionError(f'index: expected "auto", "off" or a folder, found {self.index!r}')
+            raise OptionError(f'index: expected "run", "off" or a folder, found {self.index!r}')
         if self.resume and self.overwrite:
             raise OptionError(
                 "resume and overwrite: expected at most one of them, found both; overwrite deletes the run"

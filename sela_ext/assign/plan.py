@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.kernels.bounds import bounds_nbytes
+from sela_ext.processors import available_processors
 
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 STORED = ("float16", "bfloat16", "fixed16")
@@ -267,4 +267,4 @@ def gib(size: Any) -> str:
 
 def threads_of(threads: int) -> int:
     """Threads that 0 stands for."""
-    return threads or len(os.sched_getaffinity(0))
+    return threads or available_processors()

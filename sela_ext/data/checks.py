@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.kernels import Augment
+from sela_ext.processors import available_processors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 MAX_VIEWS = 256
@@ -48,7 +48,7 @@ def check_threads(value: Any) -> int:
         OptionError: another type, or below 1.
     """
     if isinstance(value, str) and value == "auto":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return available_processors()
     return check_integer("threads", value, 1)
 
 

@@ -36,6 +36,7 @@ from sela_ext.data.shard_format import (
 )
 from sela_ext.data.source import Int64Array, LabelledSource, Located, Source, UInt8Array, hash_names
 from sela_ext.errors import DataError, OptionError
+from sela_ext.processors import available_processors
 
 RECORD_BYTES = RECORD.itemsize
 _unpack_place = PLACE.unpack_from
@@ -451,7 +452,7 @@ def thread_count(threads: Any) -> int:
         OptionError: Neither "auto" nor a number of at least 1.
     """
     if threads == "auto":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return available_processors()
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1:
         raise OptionError(f'threads: expected a whole number >= 1 or "auto", found {threads!r}')
     return int(threads)

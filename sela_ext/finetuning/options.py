@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import torch
 
 from sela_ext.errors import OptionError
+from sela_ext.processors import available_processors
 from sela_ext.training.options import AUTO, check, option, plain_value
+from sela_ext.training.resolve import check_device
 
 TASKS = ("classification", "detection", "segmentation")
 # What the literature does, task by task; docs/finetune.md says who.
@@ -153,9 +154,9 @@ def settle(options: FinetuneOptions, task: str) -> FinetuneOptions:
     values = {name: value for name, value in _USUAL[task].items() if getattr(options, name) == AUTO}
     if options.device == AUTO:
         values["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    device = _device(values.get("device", options.device))
+    device = check_device(values.get("device", options.device))
     if options.threads == AUTO:
-        values["threads"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        values["threads"] = available_processors()
     if options.precision == AUTO:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
         values["precision"] = "bfloat16" if fast else "float16" if device.type == "cuda" else "float32"
@@ -187,15 +188,3 @@ def learning_rate(options: FinetuneOptions, step: int) -> float:
     if step < options.warmup:
         factor *= (step + 1) / (options.warmup + 1)
     return float(options.lr * factor)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"device: expected cpu, cuda or cuda:N, found {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise OptionError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(f"device: {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
-    return device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from torch import nn
 from sela_ext.data import Source
 from sela_ext.errors import OptionError
 from sela_ext.inference.subject import Prepared, Subject
+from sela_ext.processors import available_processors
 from sela_ext.training.embedding import Arithmetic, Embedded
 from sela_ext.training.embedding import embed as embed_images
 from sela_ext.training.options import AUTO
@@ -66,7 +66,7 @@ def choose_machine(
         raise OptionError(f"precision: expected {', '.join(_DTYPES)} (float16 on CUDA alone), found {precision!r}")
     if on_bad_image not in ("raise", "skip"):
         raise OptionError(f'on_bad_image: expected "raise" or "skip", found {on_bad_image!r}')
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = available_processors()
     count = processors if threads in (AUTO, 0) else threads
     for name, value in (("threads", count), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -15,6 +15,7 @@ from sela_ext.assign.marginals import cluster_shares
 from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, DistributedError, OptionError
 from sela_ext.models import BUILT_FOR_224
+from sela_ext.processors import available_processors
 from sela_ext.training.options import AUTO, Options, parse_budget
 from sela_ext.training.presets import FAST, PAPER, PRESETS
 from sela_ext.training.split import has_labels
@@ -111,10 +112,10 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
 
     # Device and arithmetic
     settle("device", *_choose_device())
-    device = _check_device(values["device"])
+    device = check_device(values["device"])
     settle(
         "threads",
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        available_processors(),
         "processors this process may use",
     )
     settle("precision", *_choose_precision(device))
@@ -250,7 +251,12 @@ def _choose_device() -> tuple[str, str]:
     return "cpu", "no CUDA device is usable"
 
 
-def _check_device(name: str) -> torch.device:
+def check_device(name: str) -> torch.device:
+    """The device of an option.
+
+    Raises:
+        OptionError: another name than cpu, cuda or cuda:N, or a device that is not there.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -134,6 +134,28 @@ def performance(session: nox.Session) -> None:
 
 
 @nox.session
+def security(session: nox.Session) -> None:
+    """Known weaknesses of the dependencies (pip-audit), and a bill of materials in build/sbom.json (CycloneDX)."""
+    session.install(".")
+    bill = ROOT / "build" / "sbom.json"
+    bill.parent.mkdir(exist_ok=True)
+    tools = ROOT / "build" / "security-tools"  # apart from what is looked at
+    if not (tools / "bin" / "pip-audit").exists():
+        session.run("python", "-m", "venv", str(tools))
+        session.run(
+            str(tools / "bin" / "pip"), "install", "--quiet", "pip-audit>=2.7", "cyclonedx-bom>=4.4", external=True
+        )
+    interpreter = str(Path(session.bin) / "python")
+    session.run(
+        str(tools / "bin" / "cyclonedx-py"), "environment", interpreter, "--output-format", "JSON",
+        "--output-file", str(bill), external=True,
+    )  # fmt: skip
+    session.log(f"bill of materials: {bill}")
+    where = str(session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True))
+    session.run(str(tools / "bin" / "pip-audit"), "--path", where.strip(), *session.posargs, external=True)
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """The compiled code under AddressSanitizer and UBSan, without CUDA: the kernel tests on the preset `sanitize`."""
     session.install(*requirements("build"))

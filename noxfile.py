@@ -152,7 +152,9 @@ def security(session: nox.Session) -> None:
     )  # fmt: skip
     session.log(f"bill of materials: {bill}")
     where = str(session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True))
-    session.run(str(tools / "bin" / "pip-audit"), "--path", where.strip(), *session.posargs, external=True)
+    # Strict: a package that the index of advisories does not answer for is an error, not a pass.
+    audit = str(tools / "bin" / "pip-audit")
+    session.run(audit, "--strict", "--path", where.strip(), *session.posargs, external=True)
 
 
 @nox.session

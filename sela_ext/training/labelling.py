@@ -19,6 +19,7 @@ from sela_ext.assign import FeatureLogits, UnbalancedLabelsWarning, assign
 from sela_ext.assign.plan import available_memory
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.models import Heads
+from sela_ext.training.marginals import size_options
 
 # Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters.
 _CHUNK = 16_384
@@ -92,6 +93,8 @@ def label_pass(
     method: str = "auto",
     max_passes: int = 1000,
     marginals: Any = None,
+    relax: float | None = None,
+    size_bounds: Any = None,
     balance: str = "argmax",
     threads: int = 0,
     truth: NDArray[np.int64] | None = None,
@@ -108,7 +111,10 @@ def label_pass(
         tol: L1 tolerance of the cluster sizes.
         method: see `sela_ext.assign`.
         max_passes: see `sela_ext.assign`.
-        marginals: shares of the clusters; None = equal.
+        marginals: shares of the clusters; None = equal; "estimated" = what the network predicts, see
+            `sela_ext.training.marginals.estimated_shares`.
+        relax: see `sela_ext.assign`.
+        size_bounds: lowest and highest size of a cluster, as multiples of an equal share.
         balance: see `sela_ext.assign`.
         threads: of the solver.
         truth: true labels int64 [N], only for the records.
@@ -124,7 +130,7 @@ def label_pass(
     complaints: list[str] = []
     for head in range(len(heads.clusters)) if which is None else which:
         k = heads.clusters[head]
-        logits = _logits_of(heads, head, embeddings, rows)
+        logits = logits_of(heads, head, embeddings, rows)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UnbalancedLabelsWarning)
             solved = assign(
@@ -133,54 +139,85 @@ def label_pass(
                 tol=tol,
                 method=method,
                 max_passes=max_passes,
-                marginals=marginals,
+                **size_options(marginals, relax, size_bounds, logits),
                 balance=balance,
                 threads=threads,
             )
         complaints += [f"head {head}: {warning.message}" for warning in caught]
         found = torch.as_tensor(solved.labels).to(embeddings.device, torch.int64)
-        log_p = torch.cat(
-            [
-                F.log_softmax(logits[start : start + _CHUNK], 1).gather(
-                    1, found[start : start + _CHUNK].clamp(min=0)[:, None]
-                )[:, 0]
-                for start in range(0, len(rows), _CHUNK)
-            ]
-        )
-        labelled = found >= 0
-        cross_entropy = float(-log_p[labelled].double().mean())
-        places = rows.cpu().numpy()
+        log_p = log_probability(logits, found)
         new = np.full(len(valid), -1, np.int32)
+        places = rows.cpu().numpy()
         new[places] = found.to(torch.int32).cpu().numpy()
+        labelled = found >= 0
         confidence[head] = 0.0
         confidence[head, places] = torch.where(labelled, log_p.exp(), torch.zeros_like(log_p)).cpu().numpy()
         masked = max(masked, int((~labelled).sum()))
-        statistics = label_statistics(new, k)
-        record: dict[str, Any] = {
-            "head": head,
-            "clusters": k,
+        solver = {
             "method": solved.method,
             "backend": solved.backend,
             "error": float(solved.error),
             "converged": bool(solved.converged),
             "passes": float(solved.passes),
-            "changed": label_change(previous[head], new),
-            "cross_entropy": cross_entropy,
-            "ln_k": math.log(k),
-            "used": int(statistics["used"]),
-            "size_min": int(statistics["size_min"]),
-            "size_max": int(statistics["size_max"]),
-            "nmi_previous": mutual_information(previous[head], new),
         }
-        if truth is not None:
-            record["nmi"] = mutual_information(truth, new)
-        records.append(record)
+        cross_entropy = float(-log_p[labelled].double().mean())
+        records.append(head_record(head, k, solver, previous[head], new, cross_entropy, truth))
         labels[head] = new
         potentials[head] = torch.as_tensor(solved.potential).cpu().numpy().astype(np.float64)
     return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
 
 
-def _logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Tensor | FeatureLogits:
+def log_probability(logits: Tensor | FeatureLogits, labels: Tensor) -> Tensor:
+    """Log of what the network gives each label, [N]; of logits [N, K] and labels int64 [N], -1 counting as 0."""
+    return torch.cat(
+        [
+            F.log_softmax(logits[start : start + _CHUNK], 1).gather(
+                1, labels[start : start + _CHUNK].clamp(min=0)[:, None]
+            )[:, 0]
+            for start in range(0, len(labels), _CHUNK)
+        ]
+    )
+
+
+def head_record(
+    head: int,
+    clusters: int,
+    solver: dict[str, Any],
+    previous: NDArray[np.int32],
+    labels: NDArray[np.int32],
+    cross_entropy: float,
+    truth: NDArray[np.int64] | None,
+) -> dict[str, Any]:
+    """What metrics.jsonl says about a head after a label pass.
+
+    Args:
+        head: its number.
+        clusters: K.
+        solver: method, backend, error, converged and passes: what made the labels, and how well.
+        previous: labels before, int32 [N].
+        labels: labels now, int32 [N].
+        cross_entropy: mean over images of -log of what the network gives the label.
+        truth: true labels int64 [N], or None.
+    """
+    statistics = label_statistics(labels, clusters)
+    record: dict[str, Any] = {
+        "head": head,
+        "clusters": clusters,
+        **solver,
+        "changed": label_change(previous, labels),
+        "cross_entropy": cross_entropy,
+        "ln_k": math.log(clusters),
+        "used": int(statistics["used"]),
+        "size_min": int(statistics["size_min"]),
+        "size_max": int(statistics["size_max"]),
+        "nmi_previous": mutual_information(previous, labels),
+    }
+    if truth is not None:
+        record["nmi"] = mutual_information(truth, labels)
+    return record
+
+
+def logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Tensor | FeatureLogits:
     """Logits of one head for these rows: stored, or where they would take most of the memory, computed when read."""
     k = heads.clusters[head]
     everything = len(rows) == len(embeddings)

@@ -60,6 +60,20 @@ FAST: dict[str, Any] = {
     "lam": 25.0,
 }
 
+# What a method needs, or what is usual with it, where nothing else was asked for.
+METHODS: dict[str, dict[str, Any]] = {
+    "kmeans": {"pca": 0},
+    "deepcluster": {
+        "heads": 1,
+        "head_kind": "linear",
+        "projection": 0,
+        "init": "random",
+        "label_source": "eval",
+        "label_spacing": "linear",
+        "sampler": "clusters",
+    },
+}
+
 PRESETS: dict[str, Preset] = {
     "fast": Preset(
         FAST,

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sela_ext.assign.marginals import cluster_shares
 from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, DistributedError, OptionError
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
+from sela_ext.training.marginals import check_labelling, check_marginals
 from sela_ext.training.options import AUTO, Options, parse_budget
-from sela_ext.training.presets import FAST, PAPER, PRESETS
+from sela_ext.training.presets import FAST, METHODS, PAPER, PRESETS
 from sela_ext.training.split import has_labels
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
@@ -104,6 +104,9 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
                 values[name] = value
                 reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
 
+    for name, value in METHODS.get(options.method, {}).items():
+        if name not in given:
+            values[name], reasons[name] = value, f"what method {options.method} needs, or is usual with it"
     if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
     if small and options.preset in (None, "fast", "digits"):
@@ -178,6 +181,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
 
     # Heads and labels
     settle("sampler", "images", "every image once in an epoch")
+    check_labelling(values)
     classes = _count_classes(source)
     values["clusters"], values["heads"] = _choose_heads(values, reasons, small, images, classes)
     if values["init"] == "kmeans" and values["head_kind"] != "cosine":
@@ -201,16 +205,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         "label_passes",
         *((max(2, values["epochs"] // 2), "half as many as epochs") if budget is None else (50, "a budget is set")),
     )
-    if values["marginals"] is not None:
-        if not isinstance(values["marginals"], list):
-            raise OptionError(f"marginals: expected a list of shares, found {values['marginals']!r}")
-        wrong = {k for k in values["clusters"] if k != len(values["marginals"])}
-        if wrong:
-            raise OptionError(
-                f"marginals: expected one share per cluster ({min(wrong)}), found {len(values['marginals'])}"
-            )
-        for k in set(values["clusters"]):
-            cluster_shares(values["marginals"], k)
+    check_marginals(values)
 
     augment, plain = _choose_augment(values, reasons, small, channels, digits)
     if isinstance(values["augment"], Augment):
@@ -238,10 +233,6 @@ def _refuse_unavailable(options: Options) -> None:
         "accumulate": options.accumulate != 1,
         "compile": options.compile,
         "projection": isinstance(options.projection, list) and len(options.projection) > 1,
-        "marginals": isinstance(options.marginals, str),
-        "relax": options.relax is not None,
-        "size_bounds": options.size_bounds is not None,
-        "sampler": options.sampler not in (AUTO, "images"),
         "crops": options.crops is not None,
         "freeze_prototypes": options.freeze_prototypes != 0,
         "imbalance": options.imbalance != "none",

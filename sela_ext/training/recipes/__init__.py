@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from sela_ext.training.recipes.base import Recipe, StepOutput
+from sela_ext.training.recipes.deepcluster import DeepClusterRecipe
+from sela_ext.training.recipes.kmeans import KmeansRecipe
 from sela_ext.training.recipes.sela import SelaRecipe
 
 # What the option `method` names.
-RECIPES: dict[str, type[Recipe]] = {"sela": SelaRecipe}
+RECIPES: dict[str, type[Recipe]] = {"sela": SelaRecipe, "deepcluster": DeepClusterRecipe, "kmeans": KmeansRecipe}
 
-__all__ = ["RECIPES", "Recipe", "SelaRecipe", "StepOutput"]
+__all__ = ["RECIPES", "DeepClusterRecipe", "KmeansRecipe", "Recipe", "SelaRecipe", "StepOutput"]

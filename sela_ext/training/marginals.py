@@ -41,6 +41,8 @@ def check_labelling(values: Mapping[str, Any]) -> None:
         raise OptionError(
             f"label_source: expected eval with method deepcluster, found {values['label_source']}; or use method kmeans"
         )
+    if method == "deepcluster" and values["ema"]:
+        raise OptionError(f"ema: expected 0 with method deepcluster, whose heads begin anew, found {values['ema']}")
 
 
 def check_marginals(values: Mapping[str, Any]) -> None:

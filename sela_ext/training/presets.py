@@ -74,6 +74,44 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 
+# DeepCluster (Caron et al., ECCV 2018), as its authors' code has it; epochs are that code's default.
+DEEPCLUSTER: dict[str, Any] = {
+    **METHODS["deepcluster"],
+    "method": "deepcluster",
+    "clusters": 10_000,
+    "pca": 256,
+    "kmeans_iterations": 20,
+    "epochs": 200,
+    "batch_size": 256,
+    "lr": 0.05,
+    "lr_schedule": "constant",
+    "warmup": 0.0,
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 1e-5,
+    "decay_vectors": True,
+    "half_resolution": 0.0,
+    "augment": "resized_crop",
+    "image_size": 224,
+}
+
+# The CIFAR script of the SeLa authors.
+CIFAR: dict[str, Any] = {
+    **PAPER,
+    "model": "alexnet",
+    "clusters": 128,
+    "epochs": 400,
+    "batch_size": 128,
+    "lr": 0.03,
+    "weight_decay": 5e-4,
+    "label_passes": 400,
+    "label_spacing": "linear",
+    "label_heads": "turn",
+    "lam": 10.0,
+    "label_tol": 1e-2,
+    "augment": "cifar",
+}
+
 PRESETS: dict[str, Preset] = {
     "fast": Preset(
         FAST,
@@ -95,22 +133,26 @@ PRESETS: dict[str, Preset] = {
         "54.2, linear probe 61.5.",
     ),
     "cifar10": Preset(
-        {
-            **PAPER,
-            "model": "alexnet",
-            "clusters": 128,
-            "epochs": 400,
-            "batch_size": 128,
-            "lr": 0.03,
-            "weight_decay": 5e-4,
-            "label_passes": 400,
-            "label_spacing": "linear",
-            "label_heads": "turn",
-            "lam": 10.0,
-            "label_tol": 1e-2,
-            "augment": "cifar",
-        },
+        CIFAR,
         "The CIFAR script of the SeLa authors: AlexNet at 224 pixels, 10 heads x 128 clusters, one head per label "
         "pass; about a day on one GPU. Linear 83.4, weighted kNN 77.6.",
+    ),
+    "deepcluster-alexnet": Preset(
+        {**DEEPCLUSTER, "model": "alexnet-sobel"},
+        "DeepCluster (Caron et al., ECCV 2018), AlexNet behind a Sobel filter, 10,000 clusters on ImageNet: days on one "
+        "GPU.",
+    ),
+    "deepcluster-vgg16": Preset(
+        {**DEEPCLUSTER, "model": "vgg16-bn-sobel"},
+        "DeepCluster, VGG16 with batch norm behind a Sobel filter, 10,000 clusters on ImageNet: weeks on one GPU.",
+    ),
+    "kmeans-alexnet-10x3k": Preset(
+        {**PAPER, **METHODS["kmeans"], "method": "kmeans", "model": "alexnet"},
+        "SeLa's loop with k-means in place of balanced labels (the paper's comparison), AlexNet, 10 heads x 3000 "
+        "clusters on ImageNet: days on several GPUs.",
+    ),
+    "kmeans-cifar10": Preset(
+        {**CIFAR, **METHODS["kmeans"], "method": "kmeans"},
+        "The CIFAR script of the SeLa authors with k-means labels; about a day on one GPU.",
     ),
 }

@@ -105,7 +105,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
                 reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
 
     for name, value in METHODS.get(options.method, {}).items():
-        if name not in given:
+        if name not in given and not (name == "heads" and isinstance(options.clusters, (list, tuple))):
             values[name], reasons[name] = value, f"what method {options.method} needs, or is usual with it"
     if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
@@ -192,10 +192,12 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     settle("label_source", "bank", "costs no extra pass over the images")
     pass_each_epoch = (
         budget is not None
-        and values["label_source"] == "bank"
+        and (values["label_source"] == "bank" or options.method == "deepcluster")
         and values["label_spacing"] == "linear"
         and values["label_passes"] == AUTO
     )
+    if options.method == "deepcluster":
+        settle("label_passes", max(1, values["epochs"]), "one at the start of every epoch")
     if values["label_source"] == "bank":
         if pass_each_epoch:
             settle("label_passes", values["epochs"], "one at the start of every epoch")

@@ -23,8 +23,8 @@ _ROWS = 4096
 class DeepClusterRecipe(SelaRecipe):
     """Labels by k-means on whitened features of length one, and a new head after every label pass.
 
-    The features are those of the backbone, of images without augmentation, in eval mode and in order; where the
-    backbone is an AlexNet or VGG16 of this package, before its last ReLU. A new head is drawn from N(0, .01) (a cosine
+    The features are those of the backbone, of images without augmentation, in eval mode and in order; where its
+    classifier ends in a ReLU, as AlexNet's and VGG16's do here, before this. A new head is drawn from N(0, .01) (a cosine
     head as it is at the start of a run), and the optimiser forgets what it knew of the old one. Clusters are numbered
     such that images keep their numbers where they can: the head does not need it, but metrics and galleries do.
 

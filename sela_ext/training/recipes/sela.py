@@ -91,7 +91,7 @@ class SelaRecipe(Recipe):
             return None
         if self.drawn is None or self.drawn[0] != epoch:
             self.drawn = epoch, run.labels[epoch % opt.heads].copy()
-        order = even_order(self.drawn[1], at_least=opt.batch_size if run.drop_last else 2, seed=opt.seed, epoch=epoch)
+        order = even_order(self.drawn[1], batch_size=opt.batch_size, seed=opt.seed, epoch=epoch)
         return order if len(order) else None
 
     def step(self, batch: Batch) -> StepOutput:

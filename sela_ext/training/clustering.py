@@ -271,7 +271,7 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _sums(points: Tensor, labels: NDArray[np.int64], clusters: int) -> Tensor:
+def cluster_sums(points: Tensor, labels: NDArray[np.int64], clusters: int) -> Tensor:
     """Sum of the points of each cluster, float64 [K, D], added in the order of the points."""
     total = torch.zeros(clusters, points.shape[1], dtype=torch.float64, device=points.device)
     step = 16 * _CHUNK
@@ -286,7 +286,7 @@ def _sums(points: Tensor, labels: NDArray[np.int64], clusters: int) -> Tensor:
 def _means(points: Tensor, labels: NDArray[np.int64], clusters: int) -> Tensor:
     """Mean of the points of each cluster, float32 [K, D]; clusters without points are at 0."""
     sizes = torch.from_numpy(np.bincount(labels, minlength=clusters)).to(points.device)
-    return (_sums(points, labels, clusters) / sizes.clamp(min=1)[:, None]).float()
+    return (cluster_sums(points, labels, clusters) / sizes.clamp(min=1)[:, None]).float()
 
 
 def _mean_distance(points: Tensor, labels: NDArray[np.int64], centroids: Tensor) -> float:

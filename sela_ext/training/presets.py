@@ -62,7 +62,6 @@ FAST: dict[str, Any] = {
 
 # What a method needs, or what is usual with it, where nothing else was asked for.
 METHODS: dict[str, dict[str, Any]] = {
-    "kmeans": {"pca": 0},
     "deepcluster": {
         "heads": 1,
         "head_kind": "linear",
@@ -139,20 +138,20 @@ PRESETS: dict[str, Preset] = {
     ),
     "deepcluster-alexnet": Preset(
         {**DEEPCLUSTER, "model": "alexnet-sobel"},
-        "DeepCluster (Caron et al., ECCV 2018), AlexNet behind a Sobel filter, 10,000 clusters on ImageNet: days on one "
-        "GPU.",
+        "DeepCluster (Caron et al., ECCV 2018), AlexNet behind a Sobel filter, 10,000 clusters on ImageNet: days on "
+        "one GPU.",
     ),
     "deepcluster-vgg16": Preset(
         {**DEEPCLUSTER, "model": "vgg16-bn-sobel"},
         "DeepCluster, VGG16 with batch norm behind a Sobel filter, 10,000 clusters on ImageNet: weeks on one GPU.",
     ),
     "kmeans-alexnet-10x3k": Preset(
-        {**PAPER, **METHODS["kmeans"], "method": "kmeans", "model": "alexnet"},
+        {**PAPER, "method": "kmeans", "model": "alexnet"},
         "SeLa's loop with k-means in place of balanced labels (the paper's comparison), AlexNet, 10 heads x 3000 "
         "clusters on ImageNet: days on several GPUs.",
     ),
     "kmeans-cifar10": Preset(
-        {**CIFAR, **METHODS["kmeans"], "method": "kmeans"},
+        {**CIFAR, "method": "kmeans"},
         "The CIFAR script of the SeLa authors with k-means labels; about a day on one GPU.",
     ),
 }

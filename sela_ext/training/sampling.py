@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-
 # Part of its draws that an epoch may give up for a last batch that is not too short.
 _GIVEN_UP = 0.15
 

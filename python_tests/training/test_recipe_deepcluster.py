@@ -9,6 +9,7 @@ import sela_ext
 from sela_ext.errors import OptionError
 from sela_ext.models import AlexNet, SmallResNet
 from sela_ext.training import cluster_pass
+from sela_ext.training.options import make_options
 from sela_ext.training.recipes.deepcluster import DeepClusterRecipe, _before_last_relu
 from sela_ext.training.recipes.sela import SelaRecipe
 
@@ -198,3 +199,32 @@ def test_new_images_are_labelled_and_the_run_is_evaluated(tmp_path):
 def test_other_label_sources_are_refused(tmp_path, source):
     with pytest.raises(OptionError, match=f"label_source: expected eval with method deepcluster, found {source}"):
         sela_ext.train(blobs()[0], out=tmp_path / "run", label_source=source, **TINY)
+
+
+@pytest.mark.parametrize(
+    ("preset", "model"), [("deepcluster-alexnet", "alexnet-sobel"), ("deepcluster-vgg16", "vgg16-bn-sobel")]
+)
+def test_the_presets_are_the_papers_recipe(preset, model):
+    options = make_options({"preset": preset})
+    assert (options.method, options.model, options.clusters, options.heads) == ("deepcluster", model, 10_000, 1)
+    assert (options.lr, options.lr_schedule, options.momentum, options.weight_decay) == (0.05, "constant", 0.9, 1e-5)
+    assert (options.pca, options.kmeans_iterations, options.batch_size) == (256, 20, 256)
+    assert (options.sampler, options.head_kind, options.label_source) == ("clusters", "linear", "eval")
+
+
+def test_a_preset_of_another_method_gives_way_to_what_the_method_needs():
+    options = make_options({"preset": "digits", "method": "deepcluster", "heads": 2})
+    assert (options.label_source, options.head_kind, options.heads) == ("eval", "linear", 2)
+    assert options.lr == make_options({"preset": "digits"}).lr
+    kept = make_options({"preset": "deepcluster-alexnet", "head_kind": "cosine"})
+    assert (kept.head_kind, kept.sampler) == ("cosine", "clusters")
+
+
+def test_few_dimensions_are_not_all_whitened(tmp_path):
+    images, _ = blobs()
+    options = {**TINY, "epochs": 1, "model": "small-resnet"}
+    chosen = sela_ext.train(images, out=tmp_path / "chosen", **options)
+    assert json.loads((chosen.out / "options.json").read_text())["reasons"]["pca"].startswith("32 of 256: a quarter")
+    asked = [sela_ext.train(images, out=tmp_path / str(pca), pca=pca, **options) for pca in (32, 64)]
+    np.testing.assert_array_equal(asked[0].labels, chosen.labels)
+    assert not np.array_equal(asked[1].labels, chosen.labels)

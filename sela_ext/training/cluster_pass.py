@@ -42,12 +42,15 @@ def whitened_dimensions(run: Run, width: int) -> int:
 
 
 @torch.no_grad()
-def points_of(features: Tensor, pca: int, threads: int) -> Tensor:
-    """What k-means sees of features [M, D]: whitened to `pca` dimensions (0: as they are), then of length one.
+def points_of(features: Tensor, valid: Tensor, pca: int, threads: int) -> Tensor:
+    """What k-means sees of features [N, D]: whitened to `pca` dimensions (0: as they are), then of length one.
 
     Returns:
-        float32 [M, P], P <= pca: fewer where the features have fewer dimensions, or rank.
+        float32 [M, P], of the M features that are valid, bool [N]. P <= pca: fewer where there are fewer dimensions,
+        or the rank is lower.
     """
+    if not bool(valid.all()):  # thousands of dimensions of a million images: no copy without need
+        features = features[valid]
     points = Whitening.fit(features, pca, threads=threads)(features, threads=threads) if pca else features.float()
     return unit_rows(points.clone() if points is features else points)
 

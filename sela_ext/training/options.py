@@ -290,13 +290,16 @@ def make_options(given: Mapping[str, Any]) -> Options:
     values = {name: plain_value(value) for name, value in given.items()}
     preset = values.get("preset")
     if preset is not None:
-        from sela_ext.training.presets import PRESETS
+        from sela_ext.training.presets import METHODS, PRESETS
 
         if preset not in PRESETS:
             near = difflib.get_close_matches(str(preset), PRESETS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}{hint}")
         recipe = dict(PRESETS[preset].options)
+        method = values.get("method", recipe.get("method"))
+        if method != recipe.get("method"):
+            recipe.update(METHODS.get(str(method), {}))  # what another method needs goes before what the preset says
         if isinstance(values.get("clusters"), list):
             recipe.pop("heads", None)  # a list says how many heads there are
         values = {**recipe, **values}

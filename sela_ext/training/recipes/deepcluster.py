@@ -59,7 +59,7 @@ class DeepClusterRecipe(SelaRecipe):
                 seen = run.embed(label_view(run.plan), keep_features=bool(opt.projection))
         # Without a projection the embeddings are the features.
         features = seen.features if opt.projection and seen.features is not None else seen.embeddings
-        points = points_of(features[seen.valid], self.whitened, opt.threads)
+        points = points_of(features, seen.valid, self.whitened, opt.threads)
         result = cluster_pass(
             run.network.heads,
             points,

@@ -51,7 +51,7 @@ class KmeansRecipe(SelaRecipe):
         run, opt = self.run, self.run.options
         return cluster_pass(
             run.network.heads,
-            points_of(embeddings[valid], self.whitened, opt.threads),
+            points_of(embeddings, valid, self.whitened, opt.threads),
             embeddings,
             valid,
             run.labels,

@@ -103,8 +103,8 @@ def kmeans(
         >>> import torch
         >>> points = torch.tensor([[0.0, 0], [0, 1], [9, 9], [9, 8]])
         >>> found = kmeans(points, 2, seed=1)
-        >>> found.labels[0] == found.labels[1], found.labels[0] == found.labels[2], found.objective[-1]
-        (True, False, 0.25)
+        >>> found.labels.tolist() in ([0, 0, 1, 1], [1, 1, 0, 0]), found.objective[-1]
+        (True, 0.25)
 
     Source: Caron et al., "Deep clustering for unsupervised learning of visual features", ECCV 2018, section 3.3, whose
     faiss k-means starts at random points and splits clusters in place of empty ones too.

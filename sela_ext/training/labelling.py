@@ -130,7 +130,7 @@ def label_pass(
     complaints: list[str] = []
     for head in range(len(heads.clusters)) if which is None else which:
         k = heads.clusters[head]
-        logits = logits_of(heads, head, embeddings, rows)
+        logits = _logits_of(heads, head, embeddings, rows)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UnbalancedLabelsWarning)
             solved = assign(
@@ -145,11 +145,19 @@ def label_pass(
             )
         complaints += [f"head {head}: {warning.message}" for warning in caught]
         found = torch.as_tensor(solved.labels).to(embeddings.device, torch.int64)
-        log_p = log_probability(logits, found)
-        new = np.full(len(valid), -1, np.int32)
-        places = rows.cpu().numpy()
-        new[places] = found.to(torch.int32).cpu().numpy()
+        log_p = torch.cat(
+            [
+                F.log_softmax(logits[start : start + _CHUNK], 1).gather(
+                    1, found[start : start + _CHUNK].clamp(min=0)[:, None]
+                )[:, 0]
+                for start in range(0, len(rows), _CHUNK)
+            ]
+        )
         labelled = found >= 0
+        cross_entropy = float(-log_p[labelled].double().mean())
+        places = rows.cpu().numpy()
+        new = np.full(len(valid), -1, np.int32)
+        new[places] = found.to(torch.int32).cpu().numpy()
         confidence[head] = 0.0
         confidence[head, places] = torch.where(labelled, log_p.exp(), torch.zeros_like(log_p)).cpu().numpy()
         masked = max(masked, int((~labelled).sum()))
@@ -160,23 +168,39 @@ def label_pass(
             "converged": bool(solved.converged),
             "passes": float(solved.passes),
         }
-        cross_entropy = float(-log_p[labelled].double().mean())
         records.append(head_record(head, k, solver, previous[head], new, cross_entropy, truth))
         labels[head] = new
         potentials[head] = torch.as_tensor(solved.potential).cpu().numpy().astype(np.float64)
     return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
 
 
-def log_probability(logits: Tensor | FeatureLogits, labels: Tensor) -> Tensor:
-    """Log of what the network gives each label, [N]; of logits [N, K] and labels int64 [N], -1 counting as 0."""
-    return torch.cat(
-        [
-            F.log_softmax(logits[start : start + _CHUNK], 1).gather(
-                1, labels[start : start + _CHUNK].clamp(min=0)[:, None]
-            )[:, 0]
-            for start in range(0, len(labels), _CHUNK)
-        ]
-    )
+def _logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Tensor | FeatureLogits:
+    """Logits of one head for these rows: stored, or where they would take most of the memory, computed when read."""
+    k = heads.clusters[head]
+    everything = len(rows) == len(embeddings)
+    if len(rows) * k * 4 > _MEMORY_SHARE * _free_memory(embeddings.device):
+        weight, bias, normalize = heads.as_linear(head)
+        chosen = embeddings if everything else embeddings[rows]
+        chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
+        return FeatureLogits(chosen, weight.to(chosen.device), bias, normalize=normalize)
+    logits = torch.empty(len(rows), k, device=embeddings.device)
+    for start in range(0, len(rows), _CHUNK):
+        chunk = embeddings[start : start + _CHUNK] if everything else embeddings[rows[start : start + _CHUNK]]
+        logits[start : start + _CHUNK] = heads.logits_of(head, chunk)
+    return logits
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that can still be had on a device; inf where nobody says."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    free = available_memory()
+    return math.inf if free is None else float(free)
+
+
+def choose_head(records: Iterable[dict[str, Any]]) -> int:
+    """The head whose labels its network predicts best: lowest cross-entropy. True labels play no part."""
+    return int(min(records, key=lambda record: (record["cross_entropy"], record["head"]))["head"])
 
 
 def head_record(
@@ -215,32 +239,3 @@ def head_record(
     if truth is not None:
         record["nmi"] = mutual_information(truth, labels)
     return record
-
-
-def logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Tensor | FeatureLogits:
-    """Logits of one head for these rows: stored, or where they would take most of the memory, computed when read."""
-    k = heads.clusters[head]
-    everything = len(rows) == len(embeddings)
-    if len(rows) * k * 4 > _MEMORY_SHARE * _free_memory(embeddings.device):
-        weight, bias, normalize = heads.as_linear(head)
-        chosen = embeddings if everything else embeddings[rows]
-        chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
-        return FeatureLogits(chosen, weight.to(chosen.device), bias, normalize=normalize)
-    logits = torch.empty(len(rows), k, device=embeddings.device)
-    for start in range(0, len(rows), _CHUNK):
-        chunk = embeddings[start : start + _CHUNK] if everything else embeddings[rows[start : start + _CHUNK]]
-        logits[start : start + _CHUNK] = heads.logits_of(head, chunk)
-    return logits
-
-
-def _free_memory(device: torch.device) -> float:
-    """Bytes that can still be had on a device; inf where nobody says."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    free = available_memory()
-    return math.inf if free is None else float(free)
-
-
-def choose_head(records: Iterable[dict[str, Any]]) -> int:
-    """The head whose labels its network predicts best: lowest cross-entropy. True labels play no part."""
-    return int(min(records, key=lambda record: (record["cross_entropy"], record["head"]))["head"])

@@ -70,6 +70,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "label_source": "eval",
         "label_spacing": "linear",
         "sampler": "clusters",
+        "lr_schedule": "constant",  # every head is new: one that begins at a small learning rate learns nothing
     },
 }
 

@@ -230,7 +230,7 @@ def _refuse_unavailable(options: Options) -> None:
         "fixed_labels": options.fixed_labels is not None,
         "rotnet": options.rotnet,
         "optimizer": options.optimizer != "sgd",
-        "lr_schedule": options.lr_schedule not in (AUTO, "step", "cosine"),
+        "lr_schedule": options.lr_schedule not in (AUTO, "step", "cosine", "constant"),
         "ema": options.ema != 0,
         "accumulate": options.accumulate != 1,
         "compile": options.compile,

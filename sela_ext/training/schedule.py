@@ -53,7 +53,8 @@ def learning_rate(base: float, progress: float, schedule: str, warmup: float) ->
     Args:
         base: the highest learning rate.
         progress: share of the run done, in [0, 1].
-        schedule: "step" (a tenth from 3/8, 3/4 and 7/8 of the run on) or "cosine" (to zero at the end).
+        schedule: "step" (a tenth from 3/8, 3/4 and 7/8 of the run on), "cosine" (to zero at the end) or
+            "constant".
         warmup: share of the run over which the rate grows linearly from zero.
 
     Example:
@@ -64,5 +65,7 @@ def learning_rate(base: float, progress: float, schedule: str, warmup: float) ->
         return base * progress / warmup
     if schedule == "step":
         return base * 0.1 ** sum(progress >= milestone for milestone in _MILESTONES)
+    if schedule == "constant":
+        return base
     rest = (progress - warmup) / max(1.0 - warmup, 1e-12)
     return base * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))

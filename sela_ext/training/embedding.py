@@ -16,6 +16,7 @@ from sela_ext.data import Augment, Loader, Source
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
+from sela_ext.training.compilation import uncompiled
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def embed(
         for batch in loader.epoch(epoch):
             if train_mode and len(batch.index) < 2:
                 continue  # batch norm cannot normalise a batch of one
-            with arithmetic.autocast():
+            with arithmetic.autocast(), uncompiled(network):
                 feature = network.features(batch.images)
                 embedding = network.projection(feature)
             if embeddings is None:

@@ -249,7 +249,7 @@ def _solve(
 
 
 def _log_probabilities(logits: Tensor | FeatureLogits, found: Assignment, threads: int) -> NDArray[np.float32]:
-    """log softmax(logits) at the labels, float32 [rows]; whatever it is where there is no label."""
+    """Log softmax(logits) at the labels, float32 [rows]; whatever it is where there is no label."""
     labels = torch.as_tensor(found.labels).to(logits.device, torch.int64).clamp(min=0)[:, None]
     if isinstance(logits, Tensor):
         sums = sinkhorn_pass(logits, np.zeros(logits.shape[1]), scale=1.0, threads=threads)
@@ -330,7 +330,7 @@ def _groups(heads: Heads, chosen: Sequence[int], rows: int, device: torch.device
 def _logits_of(
     heads: Heads, group: Sequence[int], embeddings: Tensor, rows: Tensor | None, workers: int
 ) -> list[Tensor] | list[FeatureLogits]:
-    """Logits of some heads for these rows (None = all): stored, or where one takes most of the memory, computed later."""
+    """Logits of some heads for these rows (None = all): stored, or where one takes most of the memory, computed."""
     count = len(embeddings) if rows is None else len(rows)
     if any(4.0 * count * heads.clusters[head] > _MEMORY_SHARE * _free_memory(embeddings.device) for head in group):
         chosen = embeddings if rows is None else embeddings[rows]

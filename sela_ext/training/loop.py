@@ -195,13 +195,10 @@ def _run(data: Any, run: Run) -> TrainResult:
 
                     # One step. Batch norm cannot normalise a batch of one: it is passed over.
                     if len(batch.index) > 1:
-                        for group in run.optimizer.param_groups:
-                            group["lr"] = learning_rate(opt.lr, min(run.share_done, 1.0), opt.lr_schedule, opt.warmup)
+                        rate = learning_rate(opt.lr, min(run.share_done, 1.0), opt.lr_schedule, opt.warmup)
+                        run.update.set_rate(rate)
                         output = recipe.step(batch)
-                        run.optimizer.zero_grad(set_to_none=True)
-                        run.scaler.scale(output.loss).backward()  # type: ignore[no-untyped-call]
-                        run.scaler.step(run.optimizer)
-                        run.scaler.update()
+                        run.update.take(output.loss)
                         check_loss()
                         pending = output.loss.detach(), batch.index
                         recipe.after_step(batch, output)
@@ -220,7 +217,7 @@ def _run(data: Any, run: Run) -> TrainResult:
                             "step": state["step"],
                             "epoch": run.epochs_done,
                             "loss": state["loss_sum"] / max(state["loss_steps"], 1),
-                            "lr": run.optimizer.param_groups[0]["lr"],
+                            "lr": run.update.optimizer.param_groups[0]["lr"],
                             "images_per_second": images_done / elapsed,
                             "data_wait_share": (loader.wait_seconds - wait_before) / elapsed,
                         }
@@ -248,6 +245,7 @@ def _run(data: Any, run: Run) -> TrainResult:
             if opt.evaluate_every and between_epochs and state["epoch"] % opt.evaluate_every == 0:
                 evaluate("evaluation")
         check_loss()
+        run.update.finish()
 
         # --- The end: final labels, metrics, network, report
         if not state["finished"]:
@@ -260,15 +258,15 @@ def _run(data: Any, run: Run) -> TrainResult:
         bad = bad_images(loader.bad_images, result, images)
         folder.write_labels(all_labels, all_confidence, images.everything.names)
         folder.write_bad_images(bad)
-        save_network(folder, run.network, opt, result, run.backbone.name)
+        save_network(folder, run.evaluated, opt, result, run.backbone.name)
         worked = max(state["seconds"] - seconds_before, 1e-9)
         result.metrics.update(images_per_second=images_done / worked, seconds=state["seconds"])
         read = functools.partial(read_upright, images.everything) if opt.exif else images.everything.read
         report = write_report(folder.path, read)
         progress.say(closing_lines(result, folder.path, report, state, run.per_epoch, len(bad)))
     folder.log(f"finished: {result.metrics}")
-    run.network.eval()
-    return TrainResult(all_labels, all_confidence, result.metrics, result.head, folder.path, report, run.network)
+    network = run.evaluated.eval()
+    return TrainResult(all_labels, all_confidence, result.metrics, result.head, folder.path, report, network)
 
 
 def _pass_times(run: Run) -> list[float]:

@@ -58,8 +58,7 @@ def take(run: Run, recipe: Recipe) -> dict[str, Any]:
         "state": {**run.state, "labels": torch.from_numpy(run.labels)},
         "recipe": recipe.state(),
         "network": run.network.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
+        "update": run.update.state(),
         "rng": torch.get_rng_state(),
         "rng_cuda": torch.cuda.get_rng_state(run.arithmetic.device) if on_cuda else None,
     }
@@ -76,8 +75,7 @@ def put_back(run: Run, recipe: Recipe, saved: dict[str, Any]) -> None:
     run.labels = run.state.pop("labels").numpy()
     recipe.load(saved["recipe"])
     run.network.load_state_dict(saved["network"])
-    run.optimizer.load_state_dict(saved["optimizer"])
-    run.scaler.load_state_dict(saved["scaler"])
+    run.update.load(saved["update"])
     torch.set_rng_state(saved["rng"])
     if saved["rng_cuda"] is not None and run.arithmetic.device.type == "cuda":
         torch.cuda.set_rng_state(saved["rng_cuda"], run.arithmetic.device)

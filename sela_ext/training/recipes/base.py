@@ -78,7 +78,7 @@ class Recipe:
         """Label all images as they are, and measure labels and features."""
         run = self.run
         return evaluate_network(
-            run.network,
+            run.evaluated,
             run.images,
             run.plan.plain,
             run.arithmetic,

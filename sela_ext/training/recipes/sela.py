@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,6 +31,8 @@ class SelaRecipe(Recipe):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self.bank = Bank(len(run.source), run.arithmetic.device) if run.options.label_source == "bank" else None
+        # Where the solver of the next label pass begins: the potential of the last one, by head.
+        self.potentials: dict[int, NDArray[np.float64]] = {}
 
     def begin(self) -> None:
         """Place the prototypes, and fill the bank: both by one look at all images.
@@ -63,7 +66,9 @@ class SelaRecipe(Recipe):
             balance=opt.balance,
             threads=opt.threads,
             truth=run.truth,
+            start=self.potentials,
         )
+        self.potentials.update(result.potentials)
         return dataclasses.replace(result, wait_seconds=waited)
 
     def collect(self) -> tuple[Tensor, Tensor, float]:
@@ -83,7 +88,7 @@ class SelaRecipe(Recipe):
         """Cross-entropy of every head against its labels; images without a label count nothing."""
         run, opt = self.run, self.run.options
         pictures = half_resolution(run, batch.images)
-        target = torch.from_numpy(run.labels[:, batch.index.numpy()]).to(run.arithmetic.device, torch.int64)
+        target = run.targets(batch.index)
         with run.arithmetic.autocast():
             embedding = run.network(pictures)
         logits = run.network.heads.split(run.network.heads(embedding))
@@ -95,14 +100,16 @@ class SelaRecipe(Recipe):
     def after_step(self, batch: Batch, output: StepOutput) -> None:
         """Write the bank."""
         if self.bank is not None:
-            self.bank.write(batch.index, output.embedding)
+            self.bank.write(self.run.place(batch.index), output.embedding)
 
     def state(self) -> dict[str, Any]:
-        """The bank."""
-        return {} if self.bank is None else {"bank": self.bank.state()}
+        """Potentials and bank."""
+        potentials = {head: torch.from_numpy(potential) for head, potential in self.potentials.items()}
+        return {"potentials": potentials, "bank": None if self.bank is None else self.bank.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what `state` gave."""
+        self.potentials = {head: potential.numpy() for head, potential in state["potentials"].items()}
         if self.bank is not None:
             self.bank.load(state["bank"])
 

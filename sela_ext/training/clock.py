@@ -36,9 +36,7 @@ class Clock:
         (3.5, 1.0)
     """
 
-    def __init__(
-        self, before: Mapping[str, float] | None = None, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, before: Mapping[str, float] | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._before = {part: float((before or {}).get(part, 0.0)) for part in PARTS}
         self._own = dict.fromkeys(PARTS, 0.0)
@@ -62,18 +60,31 @@ class Clock:
         finally:
             self.enter(outer)
 
-    def interval(self, images: int, waited: float) -> tuple[float, float]:
-        """Images per second of steps, and share of that time spent waiting, since the last call.
+    def rates(self, images: int, all_images: int, waited: float) -> dict[str, float]:
+        """How fast steps are now, and how fast the run was: what a "step" event tells of the clock.
 
         Args:
-            images: that were trained on since then.
-            waited: seconds that steps waited for images, in this session so far.
+            images: that were trained on since the last call.
+            all_images: that were trained on in this session.
+            waited: seconds that steps waited for images, in this session.
+
+        Returns:
+            images_per_second and data_wait_share of the steps since the last call, without label passes, evaluations
+            and checkpoints in between; interval_seconds, the time of these steps; run_images_per_second and
+            run_data_wait_share of the session, with everything since its start.
         """
         self.enter(self._part)
         steps = max(self._own["train"] - self._marked_train, 1e-9)
         wait = max(waited - self._marked_wait, 0.0)
+        whole = max(sum(self._own.values()), 1e-9)
         self._marked_train, self._marked_wait = self._own["train"], waited
-        return images / steps, min(wait / steps, 1.0)
+        return {
+            "images_per_second": images / steps,
+            "data_wait_share": min(wait / steps, 1.0),
+            "interval_seconds": steps,
+            "run_images_per_second": all_images / whole,
+            "run_data_wait_share": min(waited / whole, 1.0),
+        }
 
     def seconds(self, waited: float = 0.0) -> dict[str, float]:
         """Seconds of each part over all sessions.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,15 @@ from sela_ext.assign import FeatureLogits, UnbalancedLabelsWarning, assign
 from sela_ext.assign.plan import available_memory
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.models import Heads
+from sela_ext.training.progress import Stage, no_stage
 
 # Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters.
 _CHUNK = 16_384
 # Logits that would take more than this part of the free memory are not stored, but computed each time they are read:
 # more time (ten reads, say, instead of one), and hardly any memory.
 _MEMORY_SHARE = 0.5
+# Rows that heads are compared on, and that the spread of the embeddings is told from.
+_COMPARED = 20_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class LabelPass:
         seconds: time taken.
         complaints: what the solver warned of, a line each: labels far from balanced.
         wait_seconds: time that the network waited for images, where it looked at them for this pass.
+        spread: of the embeddings, see `spread_of`.
     """
 
     labels: NDArray[np.int32]
@@ -50,6 +54,7 @@ class LabelPass:
     seconds: float = 0.0
     complaints: list[str] = field(default_factory=list)
     wait_seconds: float = 0.0
+    spread: float = math.nan
 
     def describe(self) -> str:
         """The pass in a line, for the log."""
@@ -95,6 +100,7 @@ def label_pass(
     balance: str = "argmax",
     threads: int = 0,
     truth: NDArray[np.int64] | None = None,
+    stage: Stage = no_stage,
 ) -> LabelPass:
     """Solve the label assignment of every head, from the embeddings of all images.
 
@@ -112,6 +118,7 @@ def label_pass(
         balance: see `sela_ext.assign`.
         threads: of the solver.
         truth: true labels int64 [N], only for the records.
+        stage: shows which head it is at.
 
     Source: SeLa paper, section 3.1.
     """
@@ -122,7 +129,8 @@ def label_pass(
     records: list[dict[str, Any]] = []
     masked = 0
     complaints: list[str] = []
-    for head in range(len(heads.clusters)) if which is None else which:
+    chosen = list(range(len(heads.clusters)) if which is None else which)
+    for head in _shown(chosen, stage):
         k = heads.clusters[head]
         logits = _logits_of(heads, head, embeddings, rows)
         with warnings.catch_warnings(record=True) as caught:
@@ -174,10 +182,43 @@ def label_pass(
         }
         if truth is not None:
             record["nmi"] = mutual_information(truth, new)
+        # The head before this one that has as many clusters: heads that say the same are no use beside one another.
+        other = next((i for i in reversed(range(head)) if heads.clusters[i] == k and i in chosen), None)
+        if other is not None:
+            some = slice(None, None, max(1, len(new) // _COMPARED))
+            record["nmi_other"] = mutual_information(labels[other][some], new[some])
         records.append(record)
         labels[head] = new
         potentials[head] = torch.as_tensor(solved.potential).cpu().numpy().astype(np.float64)
-    return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
+    return LabelPass(
+        labels,
+        confidence,
+        potentials,
+        records,
+        masked,
+        time.perf_counter() - begin,
+        complaints,
+        spread=spread_of(embeddings[rows[:: max(1, len(rows) // _COMPARED)]]),
+    )
+
+
+def _shown(heads: list[int], stage: Stage) -> Iterator[int]:
+    """The heads, with the one that is being worked on shown."""
+    with stage("solving for labels: heads", len(heads)) as advance:
+        for place, head in enumerate(heads):
+            advance(place)
+            yield head
+
+
+def spread_of(embeddings: Tensor) -> float:
+    """How far embeddings [N, E] point apart: 1 - |mean of them at length one|^2, 0 = all alike, near 1 = all over.
+
+    Example:
+        >>> spread_of(torch.eye(4)), spread_of(torch.ones(4, 3))
+        (0.75, 0.0)
+    """
+    unit = F.normalize(embeddings.detach().double(), dim=1)
+    return max(0.0, 1.0 - float((unit.mean(0) ** 2).sum())) if len(unit) else math.nan
 
 
 def _logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Tensor | FeatureLogits:

@@ -47,6 +47,16 @@ class _Bar(Progress):
             yield Text(self.note, style="dim", no_wrap=True, overflow="ellipsis")
 
 
+Advance = Callable[[int], None]
+Stage = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
+
+
+@contextlib.contextmanager
+def no_stage(name: str, total: int = 0) -> Iterator[Advance]:
+    """What stands in for `RunProgress.stage` where nothing is shown."""
+    yield lambda done: None
+
+
 class RunProgress:
     """Shows the share done, epoch, loss, images per second, data-wait share, time passed + time to come.
 
@@ -106,7 +116,7 @@ class RunProgress:
             self.say(f"{share:4.0%}  {text}" + (f"  {note}" if note else "") + rest)
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int = 0, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int = 0, unit: str = "images") -> Iterator[Advance]:
         """Show that something other than steps is going on: looking at all images, say.
 
         Args:

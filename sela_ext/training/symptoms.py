@@ -283,9 +283,7 @@ _FAR_OFF, _OFTEN = 10.0, 3
 
 def unconverged_solver(history: History) -> str | None:
     """The label solver stopped before its tolerance."""
-    late = [
-        [entry for entry in event.get("heads", ()) if entry.get("converged") is False] for event in history.passes
-    ]
+    late = [[entry for entry in event.get("heads", ()) if entry.get("converged") is False] for event in history.passes]
     late = [entries for entries in late if entries]
     worst = max((_number(entry.get("error"), 0.0) for entries in late for entry in entries), default=0.0)
     if not late or (len(late) < _OFTEN and worst <= _FAR_OFF * max(history.facts.label_tol, 1e-12)):

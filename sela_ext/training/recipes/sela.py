@@ -41,7 +41,7 @@ class SelaRecipe(Recipe):
             return
         first = run.embed(run.plan.plain, train_mode=True)
         if opt.init == "kmeans":
-            place_prototypes(run.network.heads, first.embeddings, first.valid, opt.seed)
+            place_prototypes(run.network.heads, first.embeddings, first.valid, opt.seed, run.stage)
         if self.bank is not None:
             self.bank.fill(first.embeddings, first.valid)
 
@@ -63,6 +63,7 @@ class SelaRecipe(Recipe):
             balance=opt.balance,
             threads=opt.threads,
             truth=run.truth,
+            stage=run.stage,
         )
         return dataclasses.replace(result, wait_seconds=waited)
 

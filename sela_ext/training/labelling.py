@@ -204,7 +204,7 @@ def label_pass(
 
 def _shown(heads: list[int], stage: Stage) -> Iterator[int]:
     """The heads, with the one that is being worked on shown."""
-    with stage("solving for labels: heads", len(heads)) as advance:
+    with stage("solving for labels, heads", len(heads)) as advance:
         for place, head in enumerate(heads):
             advance(place)
             yield head

@@ -116,13 +116,12 @@ class RunProgress:
             self.say(f"{share:4.0%}  {text}" + (f"  {note}" if note else "") + rest)
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int = 0, unit: str = "images") -> Iterator[Advance]:
+    def stage(self, name: str, total: int = 0) -> Iterator[Advance]:
         """Show that something other than steps is going on: looking at all images, say.
 
         Args:
             name: of it.
             total: things to be done, 0 where nobody can say.
-            unit: what they are.
 
         Returns:
             A context that gives a function, to be called with the number of things done so far.
@@ -130,7 +129,7 @@ class RunProgress:
         before = "" if self._bar is None else self._bar.note
 
         def advance(done: int) -> None:
-            told = f"{name}: {done:,} of {total:,} {unit}" if total else name
+            told = f"{name}: {done:,} of {total:,}" if total else name
             if self._bar is not None:
                 self._bar.note = told
             elif self._time_for_a_line():

@@ -42,7 +42,7 @@ def place_prototypes(heads: Heads, embeddings: Tensor, valid: Tensor, seed: int,
     if max(heads.clusters) > len(points):
         raise OptionError(f"clusters: expected at most {len(points)}, the readable images, found {max(heads.clusters)}")
     directions = []
-    with stage("placing prototypes by k-means: heads", len(heads.clusters)) as advance:
+    with stage("placing prototypes by k-means, heads", len(heads.clusters)) as advance:
         for head, k in enumerate(heads.clusters):
             advance(head)
             directions.append(_centroids(points, k, head, seed))

@@ -24,7 +24,7 @@ from sela_ext.training.outputs import (
 )
 from sela_ext.training.progress import RunProgress
 from sela_ext.training.run import Run
-from sela_ext.training.run_folder import RunFolder, finite
+from sela_ext.training.run_folder import RunFolder, describe_value, finite
 from sela_ext.training.symptoms import Facts, Symptoms
 
 Event = Mapping[str, Any]
@@ -157,20 +157,22 @@ class Watcher:
             described: what options.json holds.
         """
         self._folder.open_logs(metrics_length)
-        self._options = described.get("options", {})
+        told = describe_value(described)
+        self._options = told.get("options", {})
         events = self._folder.recorded()
         last = max((float(event.get("epoch") or 0.0) for event in events), default=0.0)
         for event in events:
             part = float(event.get("epoch") or 0.0) / last if last else 0.0
             self.symptoms.look(event, self._share(event, share * part))
             self._tell_labels(event)
-        table = CsvTable(self._folder.path / "metrics.csv", self._heads)
+        path = self._folder.path
+        table = CsvTable(path / "metrics.csv", self._heads)
+        self._outputs.append(table)
         table.open(events)
-        options = markdown_table(self._options, described.get("reasons", {}))
-        board = TensorBoard(self._folder.path / "tensorboard", step + 1 if step else None, {"options": options})
-        self._outputs = [table, board]
+        texts = {"options": markdown_table(self._options, told.get("reasons", {}))}
+        self._outputs.append(TensorBoard(path / "tensorboard", step + 1 if step else None, texts))
         if self._wandb is not None:
-            self._outputs.append(WeightsAndBiases(self._wandb, self._folder.path, self._options, resumed=step > 0))
+            self._outputs.append(WeightsAndBiases(self._wandb, path, self._options, resumed=step > 0))
 
     def record(self, event: Event, share: float) -> None:
         """Take an event.

@@ -163,6 +163,10 @@ def notices(run: RunFolder) -> list[str]:
     masked = max((row.masked for row in rows), default=0)
     if masked:
         said.append(f"Up to {_count(masked, 'image')} had no usable output in a label pass and got no label there.")
+    end = run.metrics.last("end") or {}
+    for name in ("warnings", "wait_warnings"):
+        found = end.get(name)
+        said += [_sentence(one) for one in found if isinstance(one, str)] if isinstance(found, list) else []
     if not run.metrics.events:
         said.append("The run has no log (metrics.jsonl): how training went is not known.")
     elif run.metrics.last("end") is None:
@@ -170,6 +174,11 @@ def notices(run: RunFolder) -> list[str]:
         reached = f" after epoch {short_number(round(epoch, 2))}" if math.isfinite(epoch) else ""
         said.append(f"The log has no end{reached}: training was interrupted or is still running.")
     return said
+
+
+def _sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _count(count: float, noun: str) -> str:

@@ -32,6 +32,7 @@ from sela_ext.assign.plan import available_memory, threads_of
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.kernels import sinkhorn_pass
 from sela_ext.models import Heads
+from sela_ext.training.progress import Stage, no_stage
 
 # Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters on a device or for log-softmax; a tile of
 # a thread is smaller: its rows stay in the cache from one operation to the next.
@@ -45,6 +46,8 @@ _MEMORY_SHARE = 0.5
 # A problem of so few clusters and such a tolerance is solved by Anderson's method from the last pass's potential: 5 to
 # 20 reads of 3 ms (60,000 x 128), where Newton's method takes 85 ms on its candidates. More reads, and it begins anew.
 _FEW_CLUSTERS, _LOOSE, _NEARBY_PASSES = 256, 3e-3, 60
+# Rows that heads are compared on, and that the spread of the embeddings is told from.
+_COMPARED = 20_000
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class LabelPass:
         seconds: time taken.
         complaints: what the solver warned of, a line each: labels far from balanced.
         wait_seconds: time that the network waited for images, where it looked at them for this pass.
+        spread: of the embeddings, see `spread_of`.
     """
 
     labels: NDArray[np.int32]
@@ -70,6 +74,7 @@ class LabelPass:
     seconds: float = 0.0
     complaints: list[str] = field(default_factory=list)
     wait_seconds: float = 0.0
+    spread: float = math.nan
 
     def describe(self) -> str:
         """The pass in a line, for the log."""
@@ -116,6 +121,7 @@ def label_pass(
     threads: int = 0,
     truth: NDArray[np.int64] | None = None,
     start: Mapping[int, NDArray[np.float64]] | None = None,
+    stage: Stage = no_stage,
 ) -> LabelPass:
     """Solve the label assignment of every head, from the embeddings of all images.
 
@@ -135,6 +141,7 @@ def label_pass(
         truth: true labels int64 [N], only for the records.
         start: potentials of the last pass, float64 [K] by head: few clusters and a loose tolerance are solved from
             there, which takes a third of the time. The labels are others within the tolerance.
+        stage: shows which head it is at.
 
     Source: SeLa paper, section 3.1.
     """
@@ -147,31 +154,33 @@ def label_pass(
     chosen = list(range(len(heads.clusters)) if which is None else which)
     solved: dict[int, _Solved] = {}
     complaints: list[str] = []
-    for group in _groups(heads, chosen, len(places), embeddings.device):
-        logits = _logits_of(heads, group, embeddings, None if everything else places, workers)
-        side_by_side = min(workers, len(group)) if all(isinstance(one, Tensor) for one in logits) else 1
+    with stage("solving for labels, heads", len(chosen)) as advance:
+        for group in _groups(heads, chosen, len(places), embeddings.device):
+            logits = _logits_of(heads, group, embeddings, None if everything else places, workers)
+            side_by_side = min(workers, len(group)) if all(isinstance(one, Tensor) for one in logits) else 1
 
-        def solve(
-            position: int, group: list[int] = group, logits: list[Any] = logits, alone: bool = side_by_side == 1
-        ) -> _Solved:
-            head = group[position]
-            return _solve(
-                logits[position],
-                None if start is None else start.get(head),
-                threads=threads if alone else 1,
-                lam=lam,
-                tol=tol,
-                method=method,
-                max_passes=max_passes,
-                marginals=marginals,
-                balance=balance,
-            )
+            def solve(
+                position: int, group: list[int] = group, logits: list[Any] = logits, alone: bool = side_by_side == 1
+            ) -> _Solved:
+                head = group[position]
+                return _solve(
+                    logits[position],
+                    None if start is None else start.get(head),
+                    threads=threads if alone else 1,
+                    lam=lam,
+                    tol=tol,
+                    method=method,
+                    max_passes=max_passes,
+                    marginals=marginals,
+                    balance=balance,
+                )
 
-        with _complaints(group) as listen:
-            for head, result in zip(group, _at_once(listen(solve), len(group), side_by_side), strict=True):
-                solved[head] = result
-        complaints += listen.found()
-        del logits, solve
+            with _complaints(group) as listen:
+                for head, result in zip(group, _at_once(listen(solve), len(group), side_by_side), strict=True):
+                    solved[head] = result
+                    advance(len(solved))
+            complaints += listen.found()
+            del logits, solve
     records: list[dict[str, Any]] = []
     masked = 0
     for head in chosen:
@@ -201,10 +210,35 @@ def label_pass(
         }
         if truth is not None:
             record["nmi"] = mutual_information(truth, new)
+        # The head before this one that has as many clusters: heads that say the same are no use beside one another.
+        other = next((i for i in reversed(range(head)) if heads.clusters[i] == k and i in chosen), None)
+        if other is not None:
+            some = slice(None, None, max(1, len(new) // _COMPARED))
+            record["nmi_other"] = mutual_information(labels[other][some], new[some])
         records.append(record)
         labels[head] = new
     potentials = {head: solved[head].potential for head in chosen}
-    return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
+    return LabelPass(
+        labels,
+        confidence,
+        potentials,
+        records,
+        masked,
+        time.perf_counter() - begin,
+        complaints,
+        spread=spread_of(embeddings[places[:: max(1, len(places) // _COMPARED)]]),
+    )
+
+
+def spread_of(embeddings: Tensor) -> float:
+    """How far embeddings [N, E] point apart: 1 - |mean of them at length one|^2, 0 = all alike, near 1 = all over.
+
+    Example:
+        >>> spread_of(torch.eye(4)), spread_of(torch.ones(4, 3))
+        (0.75, 0.0)
+    """
+    unit = F.normalize(embeddings.detach().double(), dim=1)
+    return max(0.0, 1.0 - float((unit.mean(0) ** 2).sum())) if len(unit) else math.nan
 
 
 @dataclass(frozen=True)

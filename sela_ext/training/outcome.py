@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,16 @@ def opening_line(plan: Plan, images: Images, network: str) -> str:
     )
 
 
-def closing_lines(result: Evaluation, out: Path, report: Path, state: dict[str, Any], per_epoch: int, bad: int) -> str:
-    """Say what came out: sizes, metrics, and where labels and report are."""
+def closing_lines(
+    result: Evaluation,
+    out: Path,
+    report: Path,
+    state: dict[str, Any],
+    per_epoch: int,
+    bad: int,
+    watched: Sequence[str] = (),
+) -> str:
+    """Say what came out: sizes, metrics, what was noticed, and where labels and report are."""
     m = result.metrics
     shown = [
         f"{name} {m[name]:.3f}" for name in ("nmi", "ami", "ari", "accuracy", "purity", "knn", "linear") if name in m
@@ -109,6 +118,7 @@ def closing_lines(result: Evaluation, out: Path, report: Path, state: dict[str, 
     ]
     if shown:
         lines.append("against the true labels: " + ", ".join(shown))
+    lines += watched
     if bad:
         lines.append(f"{bad} images could not be read: see {out / 'bad_images.csv'}")
     lines.append(f"labels  {out / 'labels.csv'}")

@@ -240,9 +240,6 @@ def _refuse_unavailable(options: Options) -> None:
         "crops": options.crops is not None,
         "freeze_prototypes": options.freeze_prototypes != 0,
         "imbalance": options.imbalance != "none",
-        "callbacks": options.callbacks is not None,
-        "wandb": options.wandb not in (None, False),
-        "dry_run": options.dry_run,
     }
     for name, asked in later.items():
         if asked:

@@ -22,6 +22,7 @@ from sela_ext.training.embedding import Arithmetic, Embedded, embed, open_index
 from sela_ext.training.machine import Interrupt
 from sela_ext.training.optimizers import build_optimizer
 from sela_ext.training.options import Options
+from sela_ext.training.progress import Stage, no_stage
 from sela_ext.training.resolve import Plan
 from sela_ext.training.run_folder import RunFolder
 from sela_ext.training.split import Images, has_labels
@@ -47,6 +48,7 @@ class Run:
         half_resolution: share of the steps at half resolution.
         drop_last: whether the last, short batch of an epoch is left out.
         per_epoch: images of an epoch.
+        stage: shows that something other than steps is going on, see `sela_ext.training.progress`.
         labels: int32 [heads, N]; a label pass replaces them, and nothing changes them in place.
         state: counters; saved with every checkpoint.
     """
@@ -63,6 +65,7 @@ class Run:
     half_resolution: float
     drop_last: bool
     per_epoch: int
+    stage: Stage = no_stage
     labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 0), np.int32))
     state: dict[str, Any] = field(default_factory=dict)
     _placed: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
@@ -141,23 +144,25 @@ class Run:
     ) -> Embedded:
         """Run the network over all training images; see `sela_ext.training.embedding.embed`."""
         opt = self.options
-        return embed(
-            self.network,
-            self.source,
-            augment,
-            self.arithmetic,
-            batch_size=max(64, min(512, opt.batch_size)),
-            train_mode=train_mode,
-            keep_features=keep_features,
-            seed=opt.seed,
-            epoch=epoch,
-            threads=opt.threads,
-            on_bad_image=opt.on_bad_image,
-            max_bad_fraction=opt.max_bad_fraction,
-            exact=opt.exact,
-            exif=opt.exif,
-            index=self.indexes["train"],
-        )
+        with self.stage("looking at all images", len(self.source)) as advance:
+            return embed(
+                self.network,
+                self.source,
+                augment,
+                self.arithmetic,
+                batch_size=max(64, min(512, opt.batch_size)),
+                train_mode=train_mode,
+                keep_features=keep_features,
+                seed=opt.seed,
+                epoch=epoch,
+                threads=opt.threads,
+                on_bad_image=opt.on_bad_image,
+                max_bad_fraction=opt.max_bad_fraction,
+                exact=opt.exact,
+                exif=opt.exif,
+                index=self.indexes["train"],
+                advance=advance,
+            )
 
 
 def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt) -> Run:

@@ -41,6 +41,7 @@ def first_state() -> dict[str, Any]:
         "loss_steps": 0,
         "finished": False,
         "complained": False,
+        "clock": {},  # seconds of each part of the run
         "metrics_length": 0,
     }
 

@@ -85,6 +85,7 @@ class Recipe:
             previous=run.labels,
             options=run.options,
             indexes=run.indexes,
+            stage=run.stage,
         )
 
     def state(self) -> dict[str, Any]:

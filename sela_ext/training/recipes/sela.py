@@ -44,7 +44,7 @@ class SelaRecipe(Recipe):
             return
         first = run.embed(run.plan.plain, train_mode=True)
         if opt.init == "kmeans":
-            place_prototypes(run.network.heads, first.embeddings, first.valid, opt.seed)
+            place_prototypes(run.network.heads, first.embeddings, first.valid, opt.seed, run.stage)
         if self.bank is not None:
             self.bank.fill(first.embeddings, first.valid)
 
@@ -67,6 +67,7 @@ class SelaRecipe(Recipe):
             threads=opt.threads,
             truth=run.truth,
             start=self.potentials,
+            stage=run.stage,
         )
         self.potentials.update(result.potentials)
         return dataclasses.replace(result, wait_seconds=waited)

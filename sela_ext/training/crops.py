@@ -8,6 +8,7 @@ Note [Multi-crop]
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -146,14 +147,16 @@ def takes_sizes(model: Any, channels: int, sizes: Sequence[int]) -> str:
         channels: of the images.
         sizes: the first is the one that it was built for.
     """
-    wanted = build_backbone(model, channels=channels, image_size=(sizes[0], sizes[0])).feature_dim
-    for size in sizes[1:]:
-        try:
-            found = build_backbone(model, channels=channels, image_size=(size, size)).feature_dim
-        except OptionError as error:
-            return str(error)
-        if found != wanted:
-            return f"{found} features at {size} x {size} instead of {wanted}"
+    # A network by name is only drafted: on the meta device it costs neither time nor memory.
+    with torch.device("meta") if isinstance(model, str) else contextlib.nullcontext():
+        backbone = build_backbone(model, channels=channels, image_size=(sizes[0], sizes[0]))
+        for size in sizes[1:]:
+            try:
+                found = build_backbone(backbone.module, channels=backbone.channels_in, image_size=(size, size))
+            except OptionError as error:
+                return str(error)
+            if found.feature_dim != backbone.feature_dim:
+                return f"{found.feature_dim} features at {size} x {size} instead of {backbone.feature_dim}"
     return ""
 
 

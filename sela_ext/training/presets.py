@@ -60,6 +60,17 @@ FAST: dict[str, Any] = {
     "lam": 25.0,
 }
 
+# SeLa-v2 as its authors ran it, where the size of the images or of the set does not decide; method "sela-v2" takes it.
+SELA_V2: dict[str, Any] = {
+    "head_kind": "cosine",
+    "temperature": 0.1,
+    "half_resolution": 0.0,
+    "label_source": "bank",
+    "label_spacing": "linear",
+    "lr_schedule": "cosine",
+    "lam": 25.0,
+}
+
 PRESETS: dict[str, Preset] = {
     "fast": Preset(
         FAST,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sela_ext.data import Augment
 from sela_ext.data.loader import Batch
 from sela_ext.training.bank import Bank
+from sela_ext.training.crops import crop_losses, crop_views, embed_views, parse_crops
 from sela_ext.training.labelling import LabelPass, label_pass
 from sela_ext.training.prototypes import place_prototypes
 from sela_ext.training.recipes.base import Recipe, StepOutput
@@ -31,6 +32,11 @@ class SelaRecipe(Recipe):
         super().__init__(run)
         self.bank = Bank(len(run.source), run.arithmetic.device) if run.options.label_source == "bank" else None
 
+    def views(self) -> list[Augment]:
+        """The crops of a training step; one view where none are asked for."""
+        crops = self.run.options.crops
+        return super().views() if crops is None else crop_views(self.run.plan.augment, parse_crops(crops))
+
     def begin(self) -> None:
         """Place the prototypes, and fill the bank: both by one look at all images.
 
@@ -48,8 +54,12 @@ class SelaRecipe(Recipe):
     def relabel(self, which: list[int] | None) -> LabelPass:
         """Embeddings of all images by the label source, then balanced labels."""
         embeddings, valid, waited = self.collect()
+        return dataclasses.replace(self.solve(embeddings, valid, which), wait_seconds=waited)
+
+    def solve(self, embeddings: Tensor, valid: Tensor, which: list[int] | None) -> LabelPass:
+        """Balanced labels from embeddings [N, E] and whether they are valid, bool [N]."""
         run, opt = self.run, self.run.options
-        result = label_pass(
+        return label_pass(
             run.network.heads,
             embeddings,
             valid,
@@ -64,7 +74,6 @@ class SelaRecipe(Recipe):
             threads=opt.threads,
             truth=run.truth,
         )
-        return dataclasses.replace(result, wait_seconds=waited)
 
     def collect(self) -> tuple[Tensor, Tensor, float]:
         """Embeddings [N, E] by the label source, which of them are valid, bool [N], and seconds waited for images."""
@@ -80,10 +89,16 @@ class SelaRecipe(Recipe):
         return seen.embeddings, seen.valid, seen.wait_seconds
 
     def step(self, batch: Batch) -> StepOutput:
-        """Cross-entropy of every head against its labels; images without a label count nothing."""
+        """Cross-entropy of every head against its labels; images without one count nothing, frozen heads stay."""
         run, opt = self.run, self.run.options
-        pictures = half_resolution(run, batch.images)
+        run.network.heads.requires_grad_(run.epochs_done >= opt.freeze_prototypes)
         target = torch.from_numpy(run.labels[:, batch.index.numpy()]).to(run.arithmetic.device, torch.int64)
+        if opt.crops is not None:
+            with run.arithmetic.autocast():
+                embeddings = embed_views(run.network, batch.views)
+            losses = crop_losses(run.network.heads, embeddings, target)
+            return StepOutput(losses.sum() if opt.loss == "sum" else losses.mean(), torch.cat(embeddings))
+        pictures = half_resolution(run, batch.images)
         with run.arithmetic.autocast():
             embedding = run.network(pictures)
         logits = run.network.heads.split(run.network.heads(embedding))
@@ -95,7 +110,7 @@ class SelaRecipe(Recipe):
     def after_step(self, batch: Batch, output: StepOutput) -> None:
         """Write the bank."""
         if self.bank is not None:
-            self.bank.write(batch.index, output.embedding)
+            self.bank.write(batch.index, output.embedding[: len(batch.index)])  # of several crops the first
 
     def state(self) -> dict[str, Any]:
         """The bank."""

@@ -89,16 +89,13 @@ class SelaRecipe(Recipe):
         return seen.embeddings, seen.valid, seen.wait_seconds
 
     def step(self, batch: Batch) -> StepOutput:
-        """Cross-entropy of every head against its labels; images without one count nothing, frozen heads stay."""
+        """Cross-entropy of every head against its labels; images without a label count nothing."""
         run, opt = self.run, self.run.options
         run.network.heads.requires_grad_(run.epochs_done >= opt.freeze_prototypes)
-        target = torch.from_numpy(run.labels[:, batch.index.numpy()]).to(run.arithmetic.device, torch.int64)
         if opt.crops is not None:
-            with run.arithmetic.autocast():
-                embeddings = embed_views(run.network, batch.views)
-            losses = crop_losses(run.network.heads, embeddings, target)
-            return StepOutput(losses.sum() if opt.loss == "sum" else losses.mean(), torch.cat(embeddings))
+            return self.step_of_crops(batch)
         pictures = half_resolution(run, batch.images)
+        target = torch.from_numpy(run.labels[:, batch.index.numpy()]).to(run.arithmetic.device, torch.int64)
         with run.arithmetic.autocast():
             embedding = run.network(pictures)
         logits = run.network.heads.split(run.network.heads(embedding))
@@ -120,6 +117,15 @@ class SelaRecipe(Recipe):
         """Take what `state` gave."""
         if self.bank is not None:
             self.bank.load(state["bank"])
+
+    def step_of_crops(self, batch: Batch) -> StepOutput:
+        """The same with several crops of every image, each of which learns the image's label; see Note [Multi-crop]."""
+        run = self.run
+        target = torch.from_numpy(run.labels[:, batch.index.numpy()]).to(run.arithmetic.device, torch.int64)
+        with run.arithmetic.autocast():
+            embeddings = embed_views(run.network, batch.views)
+        losses = crop_losses(run.network.heads, embeddings, target)
+        return StepOutput(losses.sum() if run.options.loss == "sum" else losses.mean(), torch.cat(embeddings))
 
 
 def half_resolution(run: Run, pictures: Tensor) -> Tensor:

@@ -8,9 +8,15 @@ import torch
 from torch import nn
 
 import sela_ext
+from sela_ext.data import open_source
 from sela_ext.errors import OptionError
-from sela_ext.training.labelling import LabelPass, merge_passes
+from sela_ext.training.crops import crop_views, parse_crops
+from sela_ext.training.labelling import LabelPass
+from sela_ext.training.options import make_options
+from sela_ext.training.presets import PRESETS
 from sela_ext.training.recipes import SelaV2Recipe
+from sela_ext.training.recipes.sela_v2 import merge_passes
+from sela_ext.training.resolve import resolve
 
 TINY = {
     "method": "sela-v2",
@@ -277,6 +283,50 @@ def test_a_network_of_one_size_gets_views_of_one_size(tmp_path):
     written = json.loads((result.out / "options.json").read_text())
     assert written["options"]["crops"] == "2x32"
     assert written["reasons"]["crops"] == "the network does not take 16 x 16"
+
+
+def planned(images, **options):
+    """What a run would do."""
+    chosen = make_options(options)
+    given = set(options) | set(PRESETS[options["preset"]].options if "preset" in options else ())
+    return resolve(chosen, given, open_source(images))
+
+
+def test_the_presets_say_what_the_authors_scripts_say():
+    photographs = np.zeros((3000, 64, 64, 3), np.uint8)
+    for name, crops, size in (
+        ("sela-v2-resnet50", "2x160:0.08-1+4x96:0.05-0.14", 160),
+        ("sela-v2-resnet50-2x224", "2x224:0.08-1", 224),
+    ):
+        plan = planned(photographs, preset=name, optimizer="sgd", device="cpu")
+        opt = plan.options
+        assert (opt.crops, opt.image_size, opt.projection, opt.clusters) == (crops, size, [2048, 128], [3000] * 3)
+        assert (opt.lr, opt.weight_decay, opt.warmup, opt.lr_schedule) == (4.8, 1e-6, 0.025, "cosine")
+        assert (opt.label_passes, opt.label_source, opt.freeze_prototypes) == (400, "bank", 1)
+        views = crop_views(plan.augment, parse_crops(opt.crops))
+        assert (views[0].size, views[0].scale) == (size, (0.08, 1.0))
+        assert views[0].saturation == 0.8
+        assert PRESETS[name].options["batch_size"] == 4096
+        assert PRESETS[name].options["optimizer"] == "lars"
+
+
+def test_the_small_preset_is_what_the_method_takes_by_itself():
+    images = np.zeros((300, 28, 28), np.uint8)
+    plans = [
+        planned(images, device="cpu", **options) for options in ({"preset": "sela-v2-small"}, {"method": "sela-v2"})
+    ]
+    one, other = ({**vars(plan.options), "preset": None} for plan in plans)
+    assert {name for name in one if one[name] != other[name]} <= {"lr"}  # it grows with the batch, unless a preset says
+    assert one["crops"] == "2x32+4x16"
+    assert one["model"] == "small-resnet"
+    assert one["projection"] == 0
+    many = planned(np.zeros((10_000, 4, 4), np.uint8), preset="sela-v2-small", device="cpu")
+    assert many.options.projection == [512, 128]
+
+
+def test_larger_images_take_the_authors_projection_and_colours():
+    plan = planned(np.zeros((40, 64, 64, 3), np.uint8), method="sela-v2", device="cpu", clusters=4)
+    assert (plan.options.projection, plan.options.augment, plan.options.crops) == ([2048, 128], "swav", "2x128+4x64")
 
 
 def test_label_passes_of_different_heads_are_merged():

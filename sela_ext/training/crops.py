@@ -8,7 +8,6 @@ Note [Multi-crop]
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 
 from sela_ext.data import Augment
 from sela_ext.errors import OptionError
-from sela_ext.models import Heads, Network, build_backbone
+from sela_ext.models import Backbone, Heads, Network, build_backbone
 
 # SwAV's small crops cover .05 to .14 of the image where its large ones cover .14 to 1: they end where those begin.
 _SMALL_SHARE = 0.05 / 0.14
@@ -147,17 +146,28 @@ def takes_sizes(model: Any, channels: int, sizes: Sequence[int]) -> str:
         channels: of the images.
         sizes: the first is the one that it was built for.
     """
-    # A network by name is only drafted: on the meta device it costs neither time nor memory.
-    with torch.device("meta") if isinstance(model, str) else contextlib.nullcontext():
-        backbone = build_backbone(model, channels=channels, image_size=(sizes[0], sizes[0]))
-        for size in sizes[1:]:
-            try:
+    backbone = _draft(model, channels, sizes[0])
+    device = next((value.device for value in backbone.module.state_dict().values()), torch.device("cpu"))
+    for size in sizes[1:]:
+        try:
+            with device:
                 found = build_backbone(backbone.module, channels=backbone.channels_in, image_size=(size, size))
-            except OptionError as error:
-                return str(error)
-            if found.feature_dim != backbone.feature_dim:
-                return f"{found.feature_dim} features at {size} x {size} instead of {backbone.feature_dim}"
+        except OptionError as error:
+            return str(error)
+        if found.feature_dim != backbone.feature_dim:
+            return f"{found.feature_dim} features at {size} x {size} instead of {backbone.feature_dim}"
     return ""
+
+
+def _draft(model: Any, channels: int, size: int) -> Backbone:
+    """A network by name without its weights, which costs neither time nor memory; where that fails, as it is."""
+    if isinstance(model, str):
+        try:
+            with torch.device("meta"):
+                return build_backbone(model, channels=channels, image_size=(size, size))
+        except (RuntimeError, OptionError):  # some look at numbers while they are built
+            pass
+    return build_backbone(model, channels=channels, image_size=(size, size))
 
 
 def embed_views(network: Network, views: Sequence[Tensor]) -> list[Tensor]:

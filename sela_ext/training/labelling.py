@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,31 +178,6 @@ def label_pass(
         labels[head] = new
         potentials[head] = torch.as_tensor(solved.potential).cpu().numpy().astype(np.float64)
     return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
-
-
-def merge_passes(passes: Sequence[LabelPass], previous: NDArray[np.int32]) -> LabelPass:
-    """Make one label pass of several that solved different heads.
-
-    Args:
-        passes: at least one.
-        previous: labels before them, int32 [heads, N]; heads that none solved keep them.
-    """
-    labels, confidence = previous.copy(), np.zeros(previous.shape, np.float32)
-    potentials: dict[int, NDArray[np.float64]] = {}
-    for one in passes:
-        solved = [record["head"] for record in one.heads]
-        labels[solved], confidence[solved] = one.labels[solved], one.confidence[solved]
-        potentials.update(one.potentials)
-    return LabelPass(
-        labels,
-        confidence,
-        potentials,
-        heads=sorted((record for one in passes for record in one.heads), key=lambda record: int(record["head"])),
-        masked=max(one.masked for one in passes),
-        seconds=sum(one.seconds for one in passes),
-        complaints=[line for one in passes for line in one.complaints],
-        wait_seconds=sum(one.wait_seconds for one in passes),
-    )
 
 
 def _logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Tensor | FeatureLogits:

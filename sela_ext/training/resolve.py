@@ -86,7 +86,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     images, channels = len(source), source.channels
     size = probe_image_size(source)
     small = max(size) < SMALL_IMAGES
-    fast = small and options.preset in (None, "fast")
+    fast = small and options.preset in (None, "fast", "sela-v2-small")
     budget = parse_budget(options.budget)
     recipe = {} if options.preset is None else PRESETS[options.preset].options
     if budget is not None and options.epochs not in (AUTO, recipe.get("epochs")):
@@ -111,7 +111,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
                 values[name], reasons[name] = value, "SeLa-v2's"
     if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
-    if small and options.preset in (None, "fast", "digits"):
+    if small and options.preset in (None, "fast", "digits", "sela-v2-small"):
         wide = images >= 10_000
         width = [512, 128] if options.method == "sela-v2" else 512
         settle(

@@ -9,16 +9,19 @@ Note [Sharpness of SeLa-v2]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from sela_ext.data.loader import Batch
 from sela_ext.training.bank import Bank
 from sela_ext.training.crops import parse_crops
-from sela_ext.training.labelling import LabelPass, merge_passes
+from sela_ext.training.labelling import LabelPass
 from sela_ext.training.prototypes import place_prototypes
 from sela_ext.training.recipes.base import StepOutput
 from sela_ext.training.recipes.sela import SelaRecipe
@@ -81,6 +84,31 @@ class SelaV2Recipe(SelaRecipe):
         """Take what `state` gave."""
         for bank, saved in zip(self.banks, state["banks"], strict=True):
             bank.load(saved)
+
+
+def merge_passes(passes: Sequence[LabelPass], previous: NDArray[np.int32]) -> LabelPass:
+    """Make one label pass of several that solved different heads.
+
+    Args:
+        passes: at least one.
+        previous: labels before them, int32 [heads, N]; heads that none solved keep them.
+    """
+    labels, confidence = previous.copy(), np.zeros(previous.shape, np.float32)
+    potentials: dict[int, NDArray[np.float64]] = {}
+    for one in passes:
+        solved = [record["head"] for record in one.heads]
+        labels[solved], confidence[solved] = one.labels[solved], one.confidence[solved]
+        potentials.update(one.potentials)
+    return LabelPass(
+        labels,
+        confidence,
+        potentials,
+        heads=sorted((record for one in passes for record in one.heads), key=lambda record: int(record["head"])),
+        masked=max(one.masked for one in passes),
+        seconds=sum(one.seconds for one in passes),
+        complaints=[line for one in passes for line in one.complaints],
+        wait_seconds=sum(one.wait_seconds for one in passes),
+    )
 
 
 def _unit(embedding: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ FAST: dict[str, Any] = {
     "lam": 25.0,
 }
 
-# SeLa-v2, where neither data nor preset decide; `method="sela-v2"` takes it.
-SELA_V2: dict[str, Any] = {
+# SeLa-v2, wherever it is used.
+_SELA_V2: dict[str, Any] = {
     "head_kind": "cosine",
     "temperature": 0.1,
     "half_resolution": 0.0,
@@ -72,9 +72,10 @@ SELA_V2: dict[str, Any] = {
 }
 
 # SeLa-v2 on ImageNet: what the SwAV authors' scripts of DeepCluster-v2 say, whose loop SeLa-v2 shares; they published
-# none of SeLa-v2. Frozen prototypes are SwAV's; lambda and the solver are this package's.
+# none of SeLa-v2. Frozen prototypes are SwAV's; lambda and the solver are this package's. The rate grows from 0 (theirs
+# from .3) and falls to 0 (theirs to .0048).
 _SELA_V2_IMAGENET: dict[str, Any] = {
-    **SELA_V2,
+    **_SELA_V2,
     "method": "sela-v2",
     "model": "resnet50",
     "projection": [2048, 128],
@@ -91,6 +92,11 @@ _SELA_V2_IMAGENET: dict[str, Any] = {
     "decay_vectors": True,
     "augment": "swav",
     "freeze_prototypes": 1.0,
+}
+
+# What a method needs, or what is usual with it, where nothing else was asked for.
+METHODS: dict[str, dict[str, Any]] = {
+    "sela-v2": _SELA_V2,
 }
 
 PRESETS: dict[str, Preset] = {
@@ -142,7 +148,7 @@ PRESETS: dict[str, Preset] = {
         "The same with 2 crops of 224 pixels: linear probe 67.2.",
     ),
     "sela-v2-small": Preset(
-        {**FAST, **SELA_V2, "method": "sela-v2"},
+        {**FAST, **_SELA_V2, "method": "sela-v2"},
         "SeLa-v2 with networks and learning rate of `fast`, for images below 64 pixels: 2 crops of the whole size and "
         "4 of half of it, three times the work of one view. Minutes on two processor cores.",
     ),

@@ -18,7 +18,7 @@ from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
 from sela_ext.training.crops import crop_views, default_crops, parse_crops, takes_sizes
 from sela_ext.training.options import AUTO, Options, parse_budget
-from sela_ext.training.presets import FAST, PAPER, PRESETS, SELA_V2
+from sela_ext.training.presets import FAST, METHODS, PAPER, PRESETS
 from sela_ext.training.split import has_labels
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
@@ -105,10 +105,9 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
                 values[name] = value
                 reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
 
-    if options.method == "sela-v2" and options.preset is None:
-        for name, value in SELA_V2.items():
-            if name not in given and values[name] != value:
-                values[name], reasons[name] = value, "SeLa-v2's"
+    for name, value in METHODS.get(options.method, {}).items():
+        if name not in given:
+            values[name], reasons[name] = value, f"what method {options.method} needs, or is usual with it"
     if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
     if small and options.preset in (None, "fast", "digits", "sela-v2-small"):

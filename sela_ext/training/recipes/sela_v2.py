@@ -77,11 +77,12 @@ class SelaV2Recipe(SelaRecipe):
             bank.write(batch.index, _unit(output.embedding[number * rows : (number + 1) * rows]))
 
     def state(self) -> dict[str, Any]:
-        """The banks."""
-        return {"banks": [bank.state() for bank in self.banks]}
+        """The banks, and what plain SeLa keeps."""
+        return {**super().state(), "banks": [bank.state() for bank in self.banks]}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what `state` gave."""
+        super().load(state)
         for bank, saved in zip(self.banks, state["banks"], strict=True):
             bank.load(saved)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sela_ext.compat.archive import read_archive
 from sela_ext.compat.layouts import Layout, Parts, copy_into, detect, differences, plain_name, take_apart
 from sela_ext.errors import CheckpointError
-from sela_ext.models import Network, build_backbone
+from sela_ext.models import Network, build_backbone, projection_widths
 
 # Where training scripts put the state dict and the labels.
 _STATE_KEYS = ("state_dict", "net", "model")
@@ -276,6 +276,7 @@ def _load_run(file: Path, content: dict[str, Any]) -> Network:
         if not all(isinstance(value, Tensor) for part in (found, projection, heads) for value in part.values()):
             raise ValueError("expected tensors")
         first = next(tensor for tensor in found.values() if tensor.ndim == 4)
+        widths = projection_widths(projection)
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise CheckpointError(f"{file}: expected the network.pt of a finished run, found other content") from error
     try:
@@ -286,7 +287,7 @@ def _load_run(file: Path, content: dict[str, Any]) -> Network:
                 built.module,
                 built.feature_dim,
                 clusters,
-                projection=len(projection.get("0.bias", ())),
+                projection=widths,
                 head_kind=kind,
                 temperature=temperature,
                 channels_in=built.channels_in,

@@ -235,7 +235,7 @@ def _run_network(
         backbone.module,
         backbone.feature_dim,
         clusters,
-        projection=int(options["projection"]),
+        projection=options["projection"],
         head_kind=options["head_kind"],
         temperature=float(options["temperature"]),
         channels_in=backbone.channels_in,

@@ -16,8 +16,9 @@ from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, DistributedError, OptionError
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
+from sela_ext.training.crops import crop_views, default_crops, parse_crops, takes_sizes
 from sela_ext.training.options import AUTO, Options, parse_budget
-from sela_ext.training.presets import FAST, PAPER, PRESETS
+from sela_ext.training.presets import FAST, METHODS, PAPER, PRESETS
 from sela_ext.training.split import has_labels
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
@@ -85,7 +86,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     images, channels = len(source), source.channels
     size = probe_image_size(source)
     small = max(size) < SMALL_IMAGES
-    fast = small and options.preset in (None, "fast")
+    fast = small and options.preset in (None, "fast", "sela-v2-small")
     budget = parse_budget(options.budget)
     recipe = {} if options.preset is None else PRESETS[options.preset].options
     if budget is not None and options.epochs not in (AUTO, recipe.get("epochs")):
@@ -104,11 +105,20 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
                 values[name] = value
                 reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
 
+    for name, value in METHODS.get(options.method, {}).items():
+        if name not in given:
+            values[name], reasons[name] = value, f"what method {options.method} needs, or is usual with it"
     if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
-    if small and options.preset in (None, "fast", "digits"):
+    if small and options.preset in (None, "fast", "digits", "sela-v2-small"):
         wide = images >= 10_000
-        settle("projection", 512 if wide else 0, f"{images} images" + ("" if wide else ": a projection memorises them"))
+        width = [512, 128] if options.method == "sela-v2" else 512
+        settle(
+            "projection", width if wide else 0, f"{images} images" + ("" if wide else ": a projection memorises them")
+        )
+    elif options.method == "sela-v2":
+        settle("projection", [2048, 128], "SeLa-v2's")
+    values["projection"] = _check_projection(values["projection"])
 
     # Device and arithmetic
     settle("device", *_choose_device())
@@ -133,6 +143,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
             "small grey images" if grey else "small colour images" if colour_minutes else "a budget below ten minutes",
         )
     settle("model", "resnet18", f"images of {size[0]} x {size[1]}")
+    _choose_image_size_of_crops(values, reasons)
     if str(values["model"]).startswith(BUILT_FOR_224):
         settle("image_size", 224, f"{values['model']} is built for 224 pixels")
     elif small:
@@ -217,6 +228,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         if "image_size" in given and options.image_size not in (AUTO, augment.size):
             raise OptionError(f"image_size: expected {augment.size}, the size of augment, found {options.image_size}")
         values["image_size"], reasons["image_size"] = augment.size, "the size of augment"
+    _choose_crops(values, reasons, given, augment, channels)
     label_view = named_augment(values["label_augment"], 32, "label_augment")
     for option, view in (("augment", augment), ("label_augment", label_view)):
         if view.sobel:
@@ -232,18 +244,81 @@ def _refuse_unavailable(options: Options) -> None:
         "label_method": options.label_method == "newton",
         "fixed_labels": options.fixed_labels is not None,
         "rotnet": options.rotnet,
-        "projection": isinstance(options.projection, list) and len(options.projection) > 1,
         "marginals": isinstance(options.marginals, str),
         "relax": options.relax is not None,
         "size_bounds": options.size_bounds is not None,
         "sampler": options.sampler not in (AUTO, "images"),
-        "crops": options.crops is not None,
-        "freeze_prototypes": options.freeze_prototypes != 0,
         "imbalance": options.imbalance != "none",
     }
     for name, asked in later.items():
         if asked:
             raise OptionError(f"{name}: {getattr(options, name)!r} is not available in this version; leave it out")
+
+
+def _check_projection(widths: Any) -> Any:
+    """A width, or a list of several.
+
+    Raises:
+        OptionError: an MLP with an empty layer.
+    """
+    if not isinstance(widths, (list, tuple)):
+        return widths
+    if len(widths) > 1 and 0 in widths:
+        raise OptionError(f"projection: expected widths of at least 1 in an MLP, found {list(widths)}")
+    return int(widths[0]) if len(widths) == 1 else [int(width) for width in widths]
+
+
+def _choose_image_size_of_crops(values: dict[str, Any], reasons: dict[str, str]) -> None:
+    """The first of the crops says how large the images of the training are.
+
+    Raises:
+        OptionError: another size was asked for, or crops that cannot be read.
+    """
+    if values["crops"] is None:
+        return
+    groups = parse_crops(values["crops"])
+    values["crops"] = "+".join(map(str, groups))
+    asked = values["augment"].size if isinstance(values["augment"], Augment) else values["image_size"]
+    if asked not in (AUTO, groups[0].size):
+        named = "augment" if isinstance(values["augment"], Augment) else "image_size"
+        raise OptionError(f"{named}: expected {groups[0].size} pixels, the largest of crops, found {asked}")
+    if values["image_size"] == AUTO:
+        values["image_size"], reasons["image_size"] = groups[0].size, "the largest of crops"
+
+
+def _choose_crops(
+    values: dict[str, Any], reasons: dict[str, str], given: Collection[str], augment: Augment, channels: int
+) -> None:
+    """Crops of SeLa-v2, and whether crops fit everything else.
+
+    Raises:
+        OptionError: they do not.
+    """
+    if values["method"] == "sela-v2":
+        for name, wanted in (("head_kind", "cosine"), ("label_source", "bank")):
+            if values[name] != wanted:
+                raise OptionError(f"{name}: expected {wanted} with method sela-v2, found {values[name]}")
+        if values["crops"] is None:
+            groups = default_crops(augment.size)
+            why = "two whole views, and four of half the size"
+            if takes_sizes(values["model"], channels, [group.size for group in groups]):
+                groups, why = groups[:1], f"the network does not take {groups[1].size} x {groups[1].size}"
+            values["crops"], reasons["crops"] = "+".join(map(str, groups)), why
+    if values["crops"] is None:
+        return
+    if values["method"] not in ("sela", "sela-v2"):
+        raise OptionError(f"crops: expected method sela or sela-v2, found {values['method']}; leave crops out")
+    if values["rotnet"]:
+        raise OptionError("crops and rotnet: expected at most one of them, found both")
+    groups = parse_crops(values["crops"])
+    crop_views(augment, groups)
+    problem = takes_sizes(values["model"], channels, [group.size for group in groups])
+    if problem:
+        raise OptionError(f"crops: expected a network that takes all of {values['crops']}; {problem}")
+    if values["half_resolution"]:
+        if "half_resolution" in given:
+            raise OptionError("half_resolution and crops: expected one of them, found both")
+        values["half_resolution"], reasons["half_resolution"] = 0.0, "crops has several sizes"
 
 
 def _choose_epochs(images: int) -> tuple[int, str]:
@@ -372,7 +447,8 @@ def _choose_augment(
         )
         return augment, plain
     if asked == AUTO:
-        values["augment"], reasons["augment"] = "sela", "the paper's"
+        v2 = values["method"] == "sela-v2"
+        values["augment"], reasons["augment"] = ("swav", "SeLa-v2's") if v2 else ("sela", "the paper's")
     augment = named_augment(values["augment"], size)
     return augment, dataclasses.replace(plain, mean=augment.mean, std=augment.std)
 
@@ -388,10 +464,12 @@ def named_augment(name: Any, size: int, option: str = "augment") -> Augment:
     Raises:
         OptionError: unknown name.
     """
-    known = ("none", "flip", "resized_crop", "sela", "cifar", "aug_plus", "aug_plus_more", "eval")
+    known = ("none", "flip", "resized_crop", "sela", "cifar", "aug_plus", "aug_plus_more", "swav", "eval")
     if isinstance(name, Augment):
         return name
     if name not in known:
         raise OptionError(f"{option}: expected one of {', '.join(known)} or a sela_ext.Augment, found {name!r}")
+    if name == "swav":
+        return Augment.multi_crop((size,), (1,), scales=((0.14, 1.0),))[0]
     preset: Augment = getattr(Augment, name)(size)
     return preset

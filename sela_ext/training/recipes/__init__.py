@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sela_ext.training.recipes.base import Recipe, StepOutput
 from sela_ext.training.recipes.sela import SelaRecipe
+from sela_ext.training.recipes.sela_v2 import SelaV2Recipe
 
 # What the option `method` names.
-RECIPES: dict[str, type[Recipe]] = {"sela": SelaRecipe}
+RECIPES: dict[str, type[Recipe]] = {"sela": SelaRecipe, "sela-v2": SelaV2Recipe}
 
-__all__ = ["RECIPES", "Recipe", "SelaRecipe", "StepOutput"]
+__all__ = ["RECIPES", "Recipe", "SelaRecipe", "SelaV2Recipe", "StepOutput"]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sela_ext.data import Augment
 from sela_ext.data.loader import Batch
 from sela_ext.training.bank import Bank
+from sela_ext.training.crops import crop_losses, crop_views, embed_views, parse_crops
 from sela_ext.training.labelling import LabelPass, label_pass
 from sela_ext.training.prototypes import place_prototypes
 from sela_ext.training.recipes.base import Recipe, StepOutput
@@ -34,6 +35,11 @@ class SelaRecipe(Recipe):
         # Where the solver of the next label pass begins: the potential of the last one, by head.
         self.potentials: dict[int, NDArray[np.float64]] = {}
 
+    def views(self) -> list[Augment]:
+        """The crops of a training step; one view where none are asked for."""
+        crops = self.run.options.crops
+        return super().views() if crops is None else crop_views(self.run.plan.augment, parse_crops(crops))
+
     def begin(self) -> None:
         """Place the prototypes, and fill the bank: both by one look at all images.
 
@@ -51,6 +57,10 @@ class SelaRecipe(Recipe):
     def relabel(self, which: list[int] | None) -> LabelPass:
         """Embeddings of all images by the label source, then balanced labels."""
         embeddings, valid, waited = self.collect()
+        return dataclasses.replace(self.solve(embeddings, valid, which), wait_seconds=waited)
+
+    def solve(self, embeddings: Tensor, valid: Tensor, which: list[int] | None) -> LabelPass:
+        """Balanced labels from embeddings [N, E] and whether they are valid, bool [N]."""
         run, opt = self.run, self.run.options
         result = label_pass(
             run.network.heads,
@@ -70,7 +80,7 @@ class SelaRecipe(Recipe):
             stage=run.stage,
         )
         self.potentials.update(result.potentials)
-        return dataclasses.replace(result, wait_seconds=waited)
+        return result
 
     def collect(self) -> tuple[Tensor, Tensor, float]:
         """Embeddings [N, E] by the label source, which of them are valid, bool [N], and seconds waited for images."""
@@ -88,6 +98,9 @@ class SelaRecipe(Recipe):
     def step(self, batch: Batch) -> StepOutput:
         """Cross-entropy of every head against its labels; images without a label count nothing."""
         run, opt = self.run, self.run.options
+        run.network.heads.requires_grad_(run.epochs_done >= opt.freeze_prototypes)
+        if opt.crops is not None:
+            return self.step_of_crops(batch)
         pictures = half_resolution(run, batch.images)
         target = run.targets(batch.index)
         with run.arithmetic.autocast():
@@ -101,7 +114,8 @@ class SelaRecipe(Recipe):
     def after_step(self, batch: Batch, output: StepOutput) -> None:
         """Write the bank."""
         if self.bank is not None:
-            self.bank.write(self.run.place(batch.index), output.embedding)
+            first = output.embedding[: len(batch.index)]  # of several crops the first
+            self.bank.write(self.run.place(batch.index), first)
 
     def state(self) -> dict[str, Any]:
         """Potentials and bank."""
@@ -113,6 +127,15 @@ class SelaRecipe(Recipe):
         self.potentials = {head: potential.numpy() for head, potential in state["potentials"].items()}
         if self.bank is not None:
             self.bank.load(state["bank"])
+
+    def step_of_crops(self, batch: Batch) -> StepOutput:
+        """The same with several crops of every image, each of which learns the image's label; see Note [Multi-crop]."""
+        run = self.run
+        target = torch.from_numpy(run.labels[:, batch.index.numpy()]).to(run.arithmetic.device, torch.int64)
+        with run.arithmetic.autocast():
+            embeddings = embed_views(run.network, batch.views)
+        losses = crop_losses(run.network.heads, embeddings, target)
+        return StepOutput(losses.sum() if run.options.loss == "sum" else losses.mean(), torch.cat(embeddings))
 
 
 def half_resolution(run: Run, pictures: Tensor) -> Tensor:

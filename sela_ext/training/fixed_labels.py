@@ -108,13 +108,24 @@ def read_fixed_labels(value: Any, source: Source, *, clusters: Any = AUTO, heads
     return FixedLabels(labels.astype(np.int32), _clusters(given, labels, clusters, heads), where)
 
 
+def is_there(value: Any) -> bool:
+    """Whether this is the path of a file or folder, with or without heads behind it, that exists."""
+    return isinstance(value, (str, os.PathLike)) and _split(value)[0].exists()
+
+
+def _split(value: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """Path, and what is said of heads behind it."""
+    path = Path(os.fspath(value)).expanduser()
+    name, colon, selection = path.name.rpartition(":")
+    if path.exists() or not colon or not name:
+        return path, None
+    return path.with_name(name), selection
+
+
 def _read(value: Any) -> _Given:
     if not isinstance(value, (str, os.PathLike)):
         return _Given(_integers(value, "fixed_labels"), None, "labels given as an array")
-    path, selection = Path(os.fspath(value)).expanduser(), None
-    if not path.exists() and ":" in path.name:
-        name, _, selection = path.name.rpartition(":")
-        path = path.with_name(name) if name else path.parent
+    path, selection = _split(value)
     if not path.exists():
         raise DataError(f"{_EXPECTED}, found no file or folder {path}")
     given = _read_path(path)
@@ -137,14 +148,14 @@ def _read_path(path: Path) -> _Given:
         return _read_table(path)
     if suffix in (".npy", ".npz"):
         try:
-            loaded = np.load(path, allow_pickle=False)
-            if suffix == ".npy":
-                return _Given(_integers(loaded, str(path)), None, where)
-            with loaded as stored:
-                if "labels" not in stored.files:
-                    raise DataError(f'{path}: expected an array "labels", found {sorted(stored.files)}')
-                labels = _integers(stored["labels"], f"{path}: labels")
-                names = [str(name) for name in stored["names"].ravel()] if "names" in stored.files else None
+            with path.open("rb") as stream:
+                loaded = np.load(stream, allow_pickle=False)
+                if isinstance(loaded, np.ndarray):
+                    return _Given(_integers(loaded, str(path)), None, where)
+                if "labels" not in loaded.files:
+                    raise DataError(f'{path}: expected an array "labels", found {sorted(loaded.files)}')
+                labels = _integers(loaded["labels"], f"{path}: labels")
+                names = [str(name) for name in loaded["names"].ravel()] if "names" in loaded.files else None
         except (OSError, ValueError, EOFError, AttributeError, TypeError, KeyError, zipfile.BadZipFile) as error:
             if isinstance(error, DataError):
                 raise

@@ -8,7 +8,7 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from sela_ext.training import snapshot
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.machine import Interrupt, torch_settings
-from sela_ext.training.options import AUTO, Options, make_options
+from sela_ext.training.options import AUTO, Options, make_options, with_preset
 from sela_ext.training.outcome import (
     TrainResult,
     bad_images,
@@ -31,9 +31,8 @@ from sela_ext.training.outcome import (
     save_network,
     spread_labels,
 )
-from sela_ext.training.presets import PRESETS
 from sela_ext.training.progress import RunProgress
-from sela_ext.training.recipes import RECIPES
+from sela_ext.training.recipes import RECIPES, FixedLabelsRecipe
 from sela_ext.training.resolve import resolve
 from sela_ext.training.run import Run, make_run
 from sela_ext.training.run_folder import RunFolder
@@ -74,7 +73,7 @@ def train(data: Any, *, out: str | os.PathLike[str], **options: Any) -> TrainRes
     folder = RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
     images = choose_images(data, chosen)
     is_digits = isinstance(data, str) and data == "digits"
-    plan = resolve(chosen, _given(options), images.train, digits=is_digits)
+    plan = resolve(chosen, _given(options), images.train, digits=is_digits, fixed=images.fixed)
     folder.create(overwrite=chosen.overwrite)
     with torch_settings(plan.options.threads), Interrupt() as interrupt, contextlib.closing(folder):
         return _run(data, make_run(plan, images, folder, interrupt))
@@ -84,7 +83,7 @@ def _run(data: Any, run: Run) -> TrainResult:
     plan, opt, folder, interrupt = run.plan, run.options, run.folder, run.interrupt
     state = run.state
     state.update(snapshot.first_state())
-    recipe = RECIPES[opt.method](run)
+    recipe = (FixedLabelsRecipe if opt.fixed_labels is not None else RECIPES[opt.method])(run)
     run.labels = recipe.first_labels()
     loader = run.make_loader(recipe.views())
     saved = load_checkpoint(folder.checkpoints) if opt.resume else None
@@ -96,7 +95,8 @@ def _run(data: Any, run: Run) -> TrainResult:
     last_save = started = time.monotonic()
     save_seconds, seconds_before = 0.0, state["seconds"]
     images_done, wait_before = 0, loader.wait_seconds
-    pending: tuple[torch.Tensor, torch.Tensor] | None = None  # loss and images of the last step, not yet looked at
+    # Loss, its parts and images of the last step, not yet looked at.
+    pending: tuple[torch.Tensor, Mapping[str, torch.Tensor], torch.Tensor] | None = None
 
     def save(finished: bool = False) -> None:
         nonlocal last_save, save_seconds
@@ -159,13 +159,15 @@ def _run(data: Any, run: Run) -> TrainResult:
             return
         value = float(pending[0])
         if not np.isfinite(value):
-            names = ", ".join(run.source.name(i) for i in pending[1].tolist()[:3])
+            names = ", ".join(run.source.name(i) for i in pending[2].tolist()[:3])
             raise NumericsError(
                 f"loss is {value} at step {state['step']}, in a batch with {names}, ...; the last checkpoint in "
                 f"{folder.checkpoints} is intact; lower lr (now {opt.lr:g}) or use precision float32"
             )
         state["loss_sum"] += value
         state["loss_steps"] += 1
+        for name, part in pending[1].items():
+            state["part_sums"][name] = state["part_sums"].get(name, 0.0) + float(part)
         pending = None
 
     def done() -> bool:
@@ -196,14 +198,16 @@ def _run(data: Any, run: Run) -> TrainResult:
                     # One step. Batch norm cannot normalise a batch of one: it is passed over.
                     if len(batch.index) > 1:
                         for group in run.optimizer.param_groups:
-                            group["lr"] = learning_rate(opt.lr, min(run.share_done, 1.0), opt.lr_schedule, opt.warmup)
+                            group["lr"] = learning_rate(
+                                opt.lr, min(run.share_done, 1.0), opt.lr_schedule, opt.warmup, opt.lr_milestones
+                            )
                         output = recipe.step(batch)
                         run.optimizer.zero_grad(set_to_none=True)
                         run.scaler.scale(output.loss).backward()  # type: ignore[no-untyped-call]
                         run.scaler.step(run.optimizer)
                         run.scaler.update()
                         check_loss()
-                        pending = output.loss.detach(), batch.index
+                        pending = output.loss.detach(), output.parts, batch.index
                         recipe.after_step(batch, output)
                         state["step"] += 1
                         images_done += len(batch.index)
@@ -220,11 +224,12 @@ def _run(data: Any, run: Run) -> TrainResult:
                             "step": state["step"],
                             "epoch": run.epochs_done,
                             "loss": state["loss_sum"] / max(state["loss_steps"], 1),
+                            **{name: total / state["loss_steps"] for name, total in state["part_sums"].items()},
                             "lr": run.optimizer.param_groups[0]["lr"],
                             "images_per_second": images_done / elapsed,
                             "data_wait_share": (loader.wait_seconds - wait_before) / elapsed,
                         }
-                        state["loss_sum"], state["loss_steps"] = 0.0, 0
+                        state.update(loss_sum=0.0, loss_steps=0, part_sums={})
                         folder.record(event)
                         progress.update(
                             run.share_done,
@@ -291,6 +296,7 @@ def _described(data: Any, run: Run) -> dict[str, Any]:
             "images": len(run.images.everything),
             "training_images": len(run.source),
             "held_out_images": len(run.images.held_rows),
+            "fixed_labels": None if run.images.fixed is None else run.images.fixed.where,
             "channels": run.source.channels,
             "image_size": list(run.plan.image_size),
             "data": run.images.everything.describe(),
@@ -307,9 +313,7 @@ def _described(data: Any, run: Run) -> dict[str, Any]:
 
 def _given(options: dict[str, Any]) -> set[str]:
     """Options that are set, by the user or by the preset; "auto" is not set."""
-    preset = options.get("preset")
-    written = options if preset is None else {**PRESETS[preset].options, **options}
-    return {name for name, value in written.items() if not (isinstance(value, str) and value == AUTO)}
+    return {name for name, value in with_preset(options).items() if not (isinstance(value, str) and value == AUTO)}
 
 
 def _signature() -> inspect.Signature:

@@ -16,8 +16,10 @@ from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, DistributedError, OptionError
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
-from sela_ext.training.options import AUTO, Options, parse_budget
+from sela_ext.training.fixed_labels import FixedLabels
+from sela_ext.training.options import AUTO, OF_LABEL_PASSES, Options, parse_budget
 from sela_ext.training.presets import FAST, PAPER, PRESETS
+from sela_ext.training.schedule import MILESTONES
 from sela_ext.training.split import has_labels
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
@@ -69,7 +71,14 @@ def probe_image_size(source: Source) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def resolve(options: Options, given: Collection[str], source: Source, *, digits: bool = False) -> Plan:
+def resolve(
+    options: Options,
+    given: Collection[str],
+    source: Source,
+    *,
+    digits: bool = False,
+    fixed: FixedLabels | None = None,
+) -> Plan:
     """Replace every "auto".
 
     Args:
@@ -77,11 +86,13 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         given: names that the user or the preset set; a recipe replaces none of these.
         source: the training images.
         digits: the built-in digits, which must not be mirrored.
+        fixed: the labels that `fixed_labels` gave.
 
     Raises:
         OptionError: options that do not fit the data, or that this version does not have.
     """
     _refuse_unavailable(options)
+    _refuse_together(options, given)
     images, channels = len(source), source.channels
     size = probe_image_size(source)
     small = max(size) < SMALL_IMAGES
@@ -100,10 +111,17 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
 
     if small and options.preset is None:
         for name, value in FAST.items():
-            if name not in given and values[name] != value:
+            if name not in given and values[name] != value and not (fixed and name in OF_LABEL_PASSES):
                 values[name] = value
                 reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
 
+    if fixed is not None:
+        which = f"the {fixed.where}"
+        values.update(clusters=fixed.clusters, heads=len(fixed.clusters), label_passes=0)
+        reasons.update(clusters=which, heads=which, label_passes="labels are fixed")
+        if "head_kind" not in given:
+            values["head_kind"], reasons["head_kind"] = "linear", "plain cross-entropy on fixed labels"
+        settle("label_source", "eval", "not used: labels are fixed")
     if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
     if small and options.preset in (None, "fast", "digits"):
@@ -158,6 +176,8 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     settle(
         "lr_schedule", "step" if budget is None else "cosine", "the paper's" if budget is None else "a budget is set"
     )
+    settle("lr_milestones", list(MILESTONES), "the paper's: epochs 150, 300 and 350 of 400")
+    values["lr_milestones"] = _milestones(values["lr_milestones"])
     for name in (
         "warmup",
         "nesterov",
@@ -183,7 +203,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     if values["init"] == "kmeans" and values["head_kind"] != "cosine":
         raise OptionError("init: expected random or predictions with linear heads, found kmeans; or use cosine heads")
     for k in values["clusters"]:
-        if k > images:
+        if k > images and fixed is None:
             raise OptionError(f"clusters: expected at most the number of images, {images}, found {k}")
     settle("label_source", "bank", "costs no extra pass over the images")
     pass_each_epoch = (
@@ -230,8 +250,6 @@ def _refuse_unavailable(options: Options) -> None:
     later = {
         "method": options.method not in RECIPES,
         "label_method": options.label_method == "newton",
-        "fixed_labels": options.fixed_labels is not None,
-        "rotnet": options.rotnet,
         "optimizer": options.optimizer != "sgd",
         "lr_schedule": options.lr_schedule not in (AUTO, "step", "cosine"),
         "ema": options.ema != 0,
@@ -244,7 +262,6 @@ def _refuse_unavailable(options: Options) -> None:
         "sampler": options.sampler not in (AUTO, "images"),
         "crops": options.crops is not None,
         "freeze_prototypes": options.freeze_prototypes != 0,
-        "imbalance": options.imbalance != "none",
         "callbacks": options.callbacks is not None,
         "wandb": options.wandb not in (None, False),
         "dry_run": options.dry_run,
@@ -252,6 +269,35 @@ def _refuse_unavailable(options: Options) -> None:
     for name, asked in later.items():
         if asked:
             raise OptionError(f"{name}: {getattr(options, name)!r} is not available in this version; leave it out")
+
+
+def _refuse_together(options: Options, given: Collection[str]) -> None:
+    """Options that exclude each other."""
+    if options.rotnet:
+        if options.method in ("deepcluster", "sela-v2"):
+            raise OptionError(f"rotnet: expected method sela or kmeans beside it, found {options.method}")
+        if options.crops is not None:
+            raise OptionError("rotnet: expected one view of every image beside it, found crops; leave one of them out")
+    if options.fixed_labels is None:
+        return
+    if options.method != "sela":
+        raise OptionError(
+            f"fixed_labels: expected no other source of labels, found method {options.method}; leave one of them out"
+        )
+    defaults = {spec.name: spec.default for spec in dataclasses.fields(Options)}
+    for name in OF_LABEL_PASSES:
+        value = getattr(options, name)
+        harmless = value == 0 if name == "label_passes" else name in ("clusters", "heads") or value == defaults[name]
+        if name in given and not harmless:
+            raise OptionError(f"{name}: expected none with fixed_labels, which no label pass changes, found {value!r}")
+
+
+def _milestones(given: Any) -> list[float]:
+    """Milestones of the step schedule: ascending shares of the run."""
+    shares = [float(share) for share in (given if isinstance(given, (list, tuple)) else [given])]
+    if sorted(set(shares)) != shares:
+        raise OptionError(f"lr_milestones: expected ascending shares of the run, found {given!r}")
+    return shares
 
 
 def _choose_epochs(images: int) -> tuple[int, str]:

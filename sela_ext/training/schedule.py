@@ -44,17 +44,20 @@ def passes_due(times: Sequence[float], done: int, seen: float) -> int:
 
 
 # The paper divides the learning rate by ten at epochs 150, 300 and 350 of 400.
-_MILESTONES = (150 / 400, 300 / 400, 350 / 400)
+MILESTONES = (150 / 400, 300 / 400, 350 / 400)
 
 
-def learning_rate(base: float, progress: float, schedule: str, warmup: float) -> float:
+def learning_rate(
+    base: float, progress: float, schedule: str, warmup: float, milestones: Sequence[float] = MILESTONES
+) -> float:
     """Learning rate at a point of the run.
 
     Args:
         base: the highest learning rate.
         progress: share of the run done, in [0, 1].
-        schedule: "step" (a tenth from 3/8, 3/4 and 7/8 of the run on) or "cosine" (to zero at the end).
+        schedule: "step" (a tenth of the rate from each milestone on) or "cosine" (to zero at the end).
         warmup: share of the run over which the rate grows linearly from zero.
+        milestones: of "step", shares of the run.
 
     Example:
         >>> [round(learning_rate(1.0, p, "step", 0.0), 6) for p in (0.0, 0.5, 0.8, 0.9)]
@@ -63,6 +66,6 @@ def learning_rate(base: float, progress: float, schedule: str, warmup: float) ->
     if progress < warmup:
         return base * progress / warmup
     if schedule == "step":
-        return base * 0.1 ** sum(progress >= milestone for milestone in _MILESTONES)
+        return base * 0.1 ** sum(progress >= milestone for milestone in milestones)
     rest = (progress - warmup) / max(1.0 - warmup, 1e-12)
     return base * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))

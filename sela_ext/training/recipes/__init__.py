@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sela_ext.training.recipes.base import Recipe, StepOutput
+from sela_ext.training.recipes.fixed import FixedLabelsRecipe
 from sela_ext.training.recipes.sela import SelaRecipe
 
 # What the option `method` names.
 RECIPES: dict[str, type[Recipe]] = {"sela": SelaRecipe}
 
-__all__ = ["RECIPES", "Recipe", "SelaRecipe", "StepOutput"]
+__all__ = ["RECIPES", "FixedLabelsRecipe", "Recipe", "SelaRecipe", "StepOutput"]

@@ -35,8 +35,8 @@ from sela_ext.report.run_folder import read_run
 from sela_ext.training.options import AUTO
 
 _EXPECTED = (
-    "fixed_labels: expected a run folder, its labels.npz, a .npy, .csv or .tsv file, a released checkpoint with labels, "
-    "or integers [N] or [heads, N]"
+    "fixed_labels: expected a run folder, its labels.npz, a .npy, .csv or .tsv file, a released checkpoint with "
+    "labels, or integers [N] or [heads, N]"
 )
 _LABEL_COLUMN = re.compile(r"label_(\d+)")
 
@@ -202,7 +202,9 @@ def _read_table(path: Path) -> _Given:
             raise DataError(f"{path}: expected columns label_0, label_1, ... or one column label, found {header[:9]}")
     named = next((header.index(name) for name in ("name", *NAME_COLUMNS) if name in header), None)
     index = header.index("index") if named is None and "index" in header else None
-    rows, names, order = [], [], []
+    rows: list[list[int]] = []
+    names: list[str] = []
+    order: list[int] = []
     for row in reader:
         if not row:
             continue

@@ -95,7 +95,11 @@ class Options:
         choices=("step", "cosine", "linear", "constant", "onecycle"),
     )
     lr_milestones: Any = option(
-        AUTO, "shares of the run at which the step schedule divides by ten, e.g. 0.5,0.75", kind="floats", above=0, high=1
+        AUTO,
+        "shares of the run at which the step schedule divides by ten, e.g. 0.5,0.75",
+        kind="floats",
+        above=0,
+        high=1,
     )
     warmup: float = option(AUTO, "share of the run with a growing learning rate", kind="float", low=0, high=1)
     optimizer: str = option("sgd", "optimiser", kind="str", choices=("sgd", "lars", "adamw"))

@@ -272,7 +272,10 @@ def _refuse_unavailable(options: Options) -> None:
 
 
 def _refuse_together(options: Options, given: Collection[str]) -> None:
-    """Options that exclude each other."""
+    """Options that exclude each other, or that a preset cannot do without."""
+    for name in PRESETS[options.preset].needs if options.preset is not None else ():
+        if getattr(options, name) is None:
+            raise OptionError(f"{name}: expected labels of another run with preset {options.preset}, found none")
     if options.rotnet:
         if options.method in ("deepcluster", "sela-v2"):
             raise OptionError(f"rotnet: expected method sela or kmeans beside it, found {options.method}")

@@ -54,9 +54,7 @@ def choose_images(data: Any, options: Options) -> Images:
     apart = len(held_rows) > 0
     fixed = None
     if options.fixed_labels is not None:
-        fixed = read_fixed_labels(
-            options.fixed_labels, everything, clusters=options.clusters, heads=options.heads
-        )
+        fixed = read_fixed_labels(options.fixed_labels, everything, clusters=options.clusters, heads=options.heads)
         kept, held_rows = _labelled_alone(fixed, kept, held_rows)
     if options.imbalance != "none":
         kept = kept[_imbalanced(everything, kept, options)]

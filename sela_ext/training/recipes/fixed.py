@@ -77,8 +77,8 @@ def judge_labels(heads: Heads, embeddings: Tensor, valid: Tensor, given: NDArray
         given: int32 [heads, N]; -1 = none.
 
     Returns:
-        Labels; the network's probability of each; potentials of 0, with which the network's own prediction is the label
-        of a new image; and a record per head, in which agreement is the share of given labels that the network predicts.
+        Labels; the network's probability of each; potentials of 0, with which the network's own prediction is the
+        label of a new image; and a record per head, whose agreement is the share of given labels that it predicts.
     """
     begin = time.perf_counter()
     labels, confidence = given.copy(), np.zeros(given.shape, np.float32)

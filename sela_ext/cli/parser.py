@@ -78,7 +78,7 @@ def _reader(spec: dataclasses.Field[Any]) -> Any:
 
     if kind in ("int", "float"):
         return number
-    if kind == "ints" or spec.name == "marginals":
+    if kind in ("ints", "floats") or spec.name == "marginals":
         return numbers
     if spec.name in ("holdout", "devices"):
         return number

@@ -272,8 +272,10 @@ def _load_run(file: Path, content: dict[str, Any]) -> Network:
         name, clusters = str(content["model"]), [int(k) for k in content["clusters"]]
         projection, heads = dict(content["projection"]), dict(content["heads"])
         found = {str(key): value for key, value in content["backbone"].items()}
+        rotation = dict(content.get("rotation") or {})
         kind, temperature = str(content["head_kind"]), float(content["temperature"])
-        if not all(isinstance(value, Tensor) for part in (found, projection, heads) for value in part.values()):
+        parts = (found, projection, heads, rotation)
+        if not all(isinstance(value, Tensor) for part in parts for value in part.values()):
             raise ValueError("expected tensors")
         first = next(tensor for tensor in found.values() if tensor.ndim == 4)
         widths = projection_widths(projection)
@@ -292,13 +294,17 @@ def _load_run(file: Path, content: dict[str, Any]) -> Network:
                 temperature=temperature,
                 channels_in=built.channels_in,
                 name=name,
+                rotation=bool(rotation),
             )
     except ValueError as error:  # OptionError: a module of the user's own
         raise CheckpointError(
             f"{file}: expected a network known by name, found {name!r}; build it yourself and load its weights from "
             "the file's 'backbone'"
         ) from error
-    for part, tensors in ((network.backbone, found), (network.projection, projection), (network.heads, heads)):
+    pairs = [(network.backbone, found), (network.projection, projection), (network.heads, heads)]
+    if network.rotation is not None:
+        pairs.append((network.rotation, rotation))
+    for part, tensors in pairs:
         problems = differences(part.state_dict(), tensors)
         if problems:
             raise CheckpointError(f"{file}: the weights do not fit {name}: {'; '.join(problems)}")

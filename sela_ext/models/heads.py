@@ -132,9 +132,10 @@ class Network(nn.Module):
         temperature: see `Heads`.
         channels_in: image channels the backbone takes; one-channel images are repeated to fit.
         name: of the backbone, for messages and reports.
+        rotation: have a further linear layer that tells four rotations apart.
 
     Attributes:
-        rotation: a further linear layer that tells four rotations apart, where weights came with one; else None.
+        rotation: that layer, from embeddings [B, embedding_dim] to [B, 4]; else None.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class Network(nn.Module):
         temperature: float = 0.07,
         channels_in: int = 3,
         name: str = "",
+        rotation: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -157,6 +159,10 @@ class Network(nn.Module):
         self.projection, self.embedding_dim = make_projection(feature_dim, projection)
         self.heads = Heads(self.embedding_dim, clusters, head_kind, temperature)
         self.rotation: nn.Module | None = None
+        if rotation:
+            self.rotation = nn.Linear(self.embedding_dim, 4)
+            nn.init.normal_(self.rotation.weight, 0.0, 0.01)
+            nn.init.zeros_(self.rotation.bias)
 
     def features(self, images: Tensor) -> Tensor:
         """Map images [B, C, H, W] to the backbone's features [B, feature_dim]."""

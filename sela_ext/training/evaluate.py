@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from sela_ext.evaluation import cluster_metrics, linear_probe, weighted_knn
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
 from sela_ext.training.embedding import Arithmetic, Embedded, embed
-from sela_ext.training.labelling import choose_head, label_pass
+from sela_ext.training.labelling import LabelPass, choose_head, label_pass
 from sela_ext.training.options import Options
 from sela_ext.training.progress import Stage, no_stage
 from sela_ext.training.split import Images, has_labels
@@ -69,6 +69,7 @@ def evaluate_network(
     options: Options,
     indexes: Mapping[str, IndexStore | None] | None = None,
     stage: Stage = no_stage,
+    label: Callable[[Embedded], LabelPass] | None = None,
 ) -> Evaluation:
     """Label all images in eval mode without augmentation, and measure labels and features.
 
@@ -84,6 +85,7 @@ def evaluate_network(
         options: of the run.
         indexes: of the loaders of "train", "held" and "judged" images: see `sela_ext.training.embedding.open_index`.
         stage: shows what is going on.
+        label: how the training images are labelled; default: by `sela_ext.training.labelling.label_pass`.
 
     Source: protocols of the SeLa paper, section 4 and appendix.
     """
@@ -108,19 +110,23 @@ def evaluate_network(
             )
 
     seen = look("train", images.train, options.max_bad_fraction)
-    result = label_pass(
-        network.heads,
-        seen.embeddings,
-        seen.valid,
-        previous,
-        lam=options.lam,
-        tol=min(options.label_tol, _FINAL_TOL),
-        method=options.label_method,
-        max_passes=options.label_max_passes,
-        marginals=options.marginals,
-        balance=options.balance,
-        threads=options.threads,
-        stage=stage,
+    result = (
+        label(seen)
+        if label is not None
+        else label_pass(
+            network.heads,
+            seen.embeddings,
+            seen.valid,
+            previous,
+            lam=options.lam,
+            tol=min(options.label_tol, _FINAL_TOL),
+            method=options.label_method,
+            max_passes=options.label_max_passes,
+            marginals=options.marginals,
+            balance=options.balance,
+            threads=options.threads,
+            stage=stage,
+        )
     )
     truth = images.train.labels if has_labels(images.train) else None
     if truth is not None:

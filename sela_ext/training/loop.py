@@ -8,7 +8,7 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -23,7 +23,7 @@ from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
 from sela_ext.training.clock import Clock
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.machine import Interrupt, torch_settings
-from sela_ext.training.options import AUTO, Options, make_options
+from sela_ext.training.options import AUTO, Options, make_options, with_preset
 from sela_ext.training.outcome import (
     TrainResult,
     bad_images,
@@ -33,9 +33,8 @@ from sela_ext.training.outcome import (
     spread_labels,
 )
 from sela_ext.training.plan import RunPlan, plan_run, with_time
-from sela_ext.training.presets import PRESETS
 from sela_ext.training.progress import RunProgress
-from sela_ext.training.recipes import RECIPES
+from sela_ext.training.recipes import RECIPES, FixedLabelsRecipe
 from sela_ext.training.resolve import Plan, resolve
 from sela_ext.training.run import Run, make_run
 from sela_ext.training.run_folder import RunFolder
@@ -86,7 +85,7 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
     folder = RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
     images = choose_images(data, chosen)
     is_digits = isinstance(data, str) and data == "digits"
-    plan = resolve(chosen, _given(options), images.train, digits=is_digits)
+    plan = resolve(chosen, _given(options), images.train, digits=is_digits, fixed=images.fixed)
     if chosen.dry_run:
         return _dry_run(plan, images, folder)
     folder.create(overwrite=chosen.overwrite)
@@ -98,7 +97,7 @@ def _run(data: Any, run: Run) -> TrainResult:
     plan, opt, folder, interrupt = run.plan, run.options, run.folder, run.interrupt
     state = run.state
     state.update(snapshot.first_state())
-    recipe = RECIPES[opt.method](run)
+    recipe = (FixedLabelsRecipe if opt.fixed_labels is not None else RECIPES[opt.method])(run)
     run.labels = recipe.first_labels()
     views = recipe.views()
     memory = plan_run(run, views)
@@ -113,7 +112,8 @@ def _run(data: Any, run: Run) -> TrainResult:
     last_save = started = time.monotonic()
     save_seconds, seconds_before = 0.0, state["seconds"]
     images_done = images_shown = 0
-    pending: tuple[torch.Tensor, torch.Tensor] | None = None  # loss and images of the last step, not yet looked at
+    # Loss, its parts and images of the last step, not yet looked at.
+    pending: tuple[torch.Tensor, Mapping[str, torch.Tensor], torch.Tensor] | None = None
 
     def save(finished: bool = False) -> None:
         nonlocal last_save, save_seconds
@@ -184,13 +184,15 @@ def _run(data: Any, run: Run) -> TrainResult:
             return
         value = float(pending[0])
         if not np.isfinite(value):
-            names = ", ".join(run.source.name(i) for i in pending[1].tolist()[:3])
+            names = ", ".join(run.source.name(i) for i in pending[2].tolist()[:3])
             raise NumericsError(
                 f"loss is {value} at step {state['step']}, in a batch with {names}, ...; the last checkpoint in "
                 f"{folder.checkpoints} is intact; lower lr (now {opt.lr:g}) or use precision float32"
             )
         state["loss_sum"] += value
         state["loss_steps"] += 1
+        for name, part in pending[1].items():
+            state["part_sums"][name] = state["part_sums"].get(name, 0.0) + float(part)
         pending = None
 
     def done() -> bool:
@@ -225,12 +227,13 @@ def _run(data: Any, run: Run) -> TrainResult:
 
                     # One step. Batch norm cannot normalise a batch of one: it is passed over.
                     if len(batch.index) > 1:
-                        rate = learning_rate(opt.lr, min(run.share_done, 1.0), opt.lr_schedule, opt.warmup)
+                        share = min(run.share_done, 1.0)
+                        rate = learning_rate(opt.lr, share, opt.lr_schedule, opt.warmup, opt.lr_milestones)
                         run.update.set_rate(rate)
                         output = recipe.step(batch)
                         run.update.take(output.loss)
                         check_loss()
-                        pending = output.loss.detach(), batch.index
+                        pending = output.loss.detach(), output.parts, batch.index
                         recipe.after_step(batch, output)
                         state["step"] += 1
                         images_done += len(batch.index)
@@ -247,10 +250,12 @@ def _run(data: Any, run: Run) -> TrainResult:
                             "epoch": run.epochs_done,
                             "loss": state["loss_sum"] / max(state["loss_steps"], 1),
                             "ln_k": chance_level(opt),
+                            **{name: total / state["loss_steps"] for name, total in state["part_sums"].items()},
                             "lr": run.update.optimizer.param_groups[0]["lr"],
                             **clock.rates(images_done - images_shown, images_done, loader.wait_seconds),
                         }
-                        state["loss_sum"], state["loss_steps"], images_shown = 0.0, 0, images_done
+                        state.update(loss_sum=0.0, loss_steps=0, part_sums={})
+                        images_shown = images_done
                         watcher.record(event, run.share_done)
                     if interrupt.number or time_to_save():
                         check_loss()
@@ -331,6 +336,7 @@ def _described(data: Any, run: Run, memory: RunPlan) -> dict[str, Any]:
             "images": len(run.images.everything),
             "training_images": len(run.source),
             "held_out_images": len(run.images.held_rows),
+            "fixed_labels": None if run.images.fixed is None else run.images.fixed.where,
             "channels": run.source.channels,
             "image_size": list(run.plan.image_size),
             "data": run.images.everything.describe(),
@@ -348,9 +354,7 @@ def _described(data: Any, run: Run, memory: RunPlan) -> dict[str, Any]:
 
 def _given(options: dict[str, Any]) -> set[str]:
     """Options that are set, by the user or by the preset; "auto" is not set."""
-    preset = options.get("preset")
-    written = options if preset is None else {**PRESETS[preset].options, **options}
-    return {name for name, value in written.items() if not (isinstance(value, str) and value == AUTO)}
+    return {name for name, value in with_preset(options).items() if not (isinstance(value, str) and value == AUTO)}
 
 
 def _signature() -> inspect.Signature:

@@ -73,6 +73,9 @@ def save_network(folder: RunFolder, network: Network, opt: Options, result: Eval
             "backbone": {key: value.cpu() for key, value in network.backbone.state_dict().items()},
             "projection": {key: value.cpu() for key, value in network.projection.state_dict().items()},
             "heads": {key: value.cpu() for key, value in network.heads.state_dict().items()},
+            "rotation": None
+            if network.rotation is None
+            else {key: value.cpu() for key, value in network.rotation.state_dict().items()},
             "clusters": list(opt.clusters),
             "head_kind": opt.head_kind,
             "temperature": opt.temperature,
@@ -118,6 +121,10 @@ def closing_lines(
     ]
     if shown:
         lines.append("against the true labels: " + ", ".join(shown))
+    if "agreement" in m:
+        lines.append(f"fixed labels that the network predicts: {m['agreement']:.3f}")
+    if "rotation_accuracy" in m:
+        lines.append(f"rotations told apart: {m['rotation_accuracy']:.3f}")
     lines += watched
     if bad:
         lines.append(f"{bad} images could not be read: see {out / 'bad_images.csv'}")

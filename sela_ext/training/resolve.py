@@ -17,8 +17,10 @@ from sela_ext.errors import DataError, DistributedError, OptionError
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
 from sela_ext.training.crops import crop_views, default_crops, parse_crops, takes_sizes
-from sela_ext.training.options import AUTO, Options, parse_budget
+from sela_ext.training.fixed_labels import FixedLabels
+from sela_ext.training.options import AUTO, OF_LABEL_PASSES, Options, parse_budget
 from sela_ext.training.presets import FAST, METHODS, PAPER, PRESETS
+from sela_ext.training.schedule import MILESTONES
 from sela_ext.training.split import has_labels
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
@@ -70,7 +72,14 @@ def probe_image_size(source: Source) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def resolve(options: Options, given: Collection[str], source: Source, *, digits: bool = False) -> Plan:
+def resolve(
+    options: Options,
+    given: Collection[str],
+    source: Source,
+    *,
+    digits: bool = False,
+    fixed: FixedLabels | None = None,
+) -> Plan:
     """Replace every "auto".
 
     Args:
@@ -78,11 +87,13 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         given: names that the user or the preset set; a recipe replaces none of these.
         source: the training images.
         digits: the built-in digits, which must not be mirrored.
+        fixed: the labels that `fixed_labels` gave.
 
     Raises:
         OptionError: options that do not fit the data, or that this version does not have.
     """
     _refuse_unavailable(options)
+    _refuse_together(options, given)
     images, channels = len(source), source.channels
     size = probe_image_size(source)
     small = max(size) < SMALL_IMAGES
@@ -101,13 +112,20 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
 
     if small and options.preset is None:
         for name, value in FAST.items():
-            if name not in given and values[name] != value:
+            if name not in given and values[name] != value and not (fixed and name in OF_LABEL_PASSES):
                 values[name] = value
                 reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
 
     for name, value in METHODS.get(options.method, {}).items():
         if name not in given:
             values[name], reasons[name] = value, f"what method {options.method} needs, or is usual with it"
+    if fixed is not None:
+        which = f"the {fixed.where}"
+        values.update(clusters=fixed.clusters, heads=len(fixed.clusters), label_passes=0)
+        reasons.update(clusters=which, heads=which, label_passes="labels are fixed")
+        if "head_kind" not in given:
+            values["head_kind"], reasons["head_kind"] = "linear", "plain cross-entropy on fixed labels"
+        settle("label_source", "eval", "not used: labels are fixed")
     if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
     if small and options.preset in (None, "fast", "digits", "sela-v2-small"):
@@ -169,6 +187,8 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     settle(
         "lr_schedule", "step" if budget is None else "cosine", "the paper's" if budget is None else "a budget is set"
     )
+    settle("lr_milestones", list(MILESTONES), "the paper's: epochs 150, 300 and 350 of 400")
+    values["lr_milestones"] = _milestones(values["lr_milestones"])
     for name in (
         "warmup",
         "nesterov",
@@ -194,7 +214,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     if values["init"] == "kmeans" and values["head_kind"] != "cosine":
         raise OptionError("init: expected random or predictions with linear heads, found kmeans; or use cosine heads")
     for k in values["clusters"]:
-        if k > images:
+        if k > images and fixed is None:
             raise OptionError(f"clusters: expected at most the number of images, {images}, found {k}")
     settle("label_source", "bank", "costs no extra pass over the images")
     pass_each_epoch = (
@@ -242,13 +262,10 @@ def _refuse_unavailable(options: Options) -> None:
     later = {
         "method": options.method not in RECIPES,
         "label_method": options.label_method == "newton",
-        "fixed_labels": options.fixed_labels is not None,
-        "rotnet": options.rotnet,
         "marginals": isinstance(options.marginals, str),
         "relax": options.relax is not None,
         "size_bounds": options.size_bounds is not None,
         "sampler": options.sampler not in (AUTO, "images"),
-        "imbalance": options.imbalance != "none",
     }
     for name, asked in later.items():
         if asked:
@@ -319,6 +336,38 @@ def _choose_crops(
         if "half_resolution" in given:
             raise OptionError("half_resolution and crops: expected one of them, found both")
         values["half_resolution"], reasons["half_resolution"] = 0.0, "crops has several sizes"
+
+
+def _refuse_together(options: Options, given: Collection[str]) -> None:
+    """Options that exclude each other, or that a preset cannot do without."""
+    for name in PRESETS[options.preset].needs if options.preset is not None else ():
+        if getattr(options, name) is None:
+            raise OptionError(f"{name}: expected labels of another run with preset {options.preset}, found none")
+    if options.rotnet:
+        if options.method in ("deepcluster", "sela-v2"):
+            raise OptionError(f"rotnet: expected method sela or kmeans beside it, found {options.method}")
+        if options.crops is not None:
+            raise OptionError("rotnet: expected one view of every image beside it, found crops; leave one of them out")
+    if options.fixed_labels is None:
+        return
+    if options.method != "sela":
+        raise OptionError(
+            f"fixed_labels: expected no other source of labels, found method {options.method}; leave one of them out"
+        )
+    defaults = {spec.name: spec.default for spec in dataclasses.fields(Options)}
+    for name in OF_LABEL_PASSES:
+        value = getattr(options, name)
+        harmless = value == 0 if name == "label_passes" else name in ("clusters", "heads") or value == defaults[name]
+        if name in given and not harmless:
+            raise OptionError(f"{name}: expected none with fixed_labels, which no label pass changes, found {value!r}")
+
+
+def _milestones(given: Any) -> list[float]:
+    """Milestones of the step schedule: ascending shares of the run."""
+    shares = [float(share) for share in (given if isinstance(given, (list, tuple)) else [given])]
+    if sorted(set(shares)) != shares:
+        raise OptionError(f"lr_milestones: expected ascending shares of the run, found {given!r}")
+    return shares
 
 
 def _choose_epochs(images: int) -> tuple[int, str]:

@@ -187,6 +187,7 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
         temperature=opt.temperature,
         channels_in=backbone.channels_in,
         name=backbone.name,
+        rotation=opt.rotnet,
     ).to(arithmetic.device)
     network.to(memory_format=torch.channels_last)
     network.train()

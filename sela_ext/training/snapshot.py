@@ -39,6 +39,7 @@ def first_state() -> dict[str, Any]:
         "seconds": 0.0,  # since the start, time between runs not counted
         "loss_sum": 0.0,
         "loss_steps": 0,
+        "part_sums": {},  # of StepOutput.parts, since the last log entry
         "finished": False,
         "complained": False,
         "clock": {},  # seconds of each part of the run
@@ -86,8 +87,13 @@ def _identity(run: Run) -> dict[str, Any]:
     written = described_options(run.options)
     return {
         "options": {name: value for name, value in written.items() if name not in _FREE_ON_RESUME},
-        "data": run.images.everything.fingerprint(),
+        "data": {**run.images.everything.fingerprint(), **_fixed(run)},
     }
+
+
+def _fixed(run: Run) -> dict[str, str]:
+    """What identifies labels that are given: a file may hold others by now."""
+    return {} if run.images.fixed is None else {"fixed_labels": run.images.fixed.fingerprint()}
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:

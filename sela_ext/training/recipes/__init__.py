@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from sela_ext.training.recipes.base import Recipe, StepOutput
+from sela_ext.training.recipes.fixed import FixedLabelsRecipe
 from sela_ext.training.recipes.sela import SelaRecipe
 from sela_ext.training.recipes.sela_v2 import SelaV2Recipe
 
 # What the option `method` names.
 RECIPES: dict[str, type[Recipe]] = {"sela": SelaRecipe, "sela-v2": SelaV2Recipe}
 
-__all__ = ["RECIPES", "Recipe", "SelaRecipe", "SelaV2Recipe", "StepOutput"]
+__all__ = ["RECIPES", "FixedLabelsRecipe", "Recipe", "SelaRecipe", "SelaV2Recipe", "StepOutput"]

@@ -15,9 +15,11 @@ from sela_ext.data import Augment
 from sela_ext.data.loader import Batch
 from sela_ext.training.bank import Bank
 from sela_ext.training.crops import crop_losses, crop_views, embed_views, parse_crops
+from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass, label_pass
 from sela_ext.training.prototypes import place_prototypes
 from sela_ext.training.recipes.base import Recipe, StepOutput
+from sela_ext.training.recipes.rotations import four_rotations, rotation_accuracy, tell_rotations
 from sela_ext.training.resolve import Plan, named_augment
 from sela_ext.training.run import Run
 
@@ -102,20 +104,38 @@ class SelaRecipe(Recipe):
         if opt.crops is not None:
             return self.step_of_crops(batch)
         pictures = half_resolution(run, batch.images)
-        target = run.targets(batch.index)
+        target, rotation = run.targets(batch.index), run.network.rotation
         with run.arithmetic.autocast():
-            embedding = run.network(pictures)
+            everything = run.network(pictures if rotation is None else four_rotations(pictures))
+        embedding = everything[: len(pictures)]
         logits = run.network.heads.split(run.network.heads(embedding))
-        losses = torch.stack(
-            [F.cross_entropy(part, goal, ignore_index=-1) for part, goal in zip(logits, target, strict=True)]
-        )
-        return StepOutput(losses.sum() if opt.loss == "sum" else losses.mean(), embedding)
+        losses = torch.stack([self.head_loss(part, goal) for part, goal in zip(logits, target, strict=True)])
+        loss = losses.sum() if opt.loss == "sum" else losses.mean()
+        if rotation is None:
+            return StepOutput(loss, embedding)
+        rotation_loss, parts = tell_rotations(rotation, everything)
+        return StepOutput(loss + rotation_loss, embedding, parts)
+
+    def head_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of one head: logits [B, K], labels int64 [B]."""
+        return F.cross_entropy(logits, target, ignore_index=-1)
 
     def after_step(self, batch: Batch, output: StepOutput) -> None:
         """Write the bank."""
         if self.bank is not None:
             first = output.embedding[: len(batch.index)]  # of several crops the first
             self.bank.write(self.run.place(batch.index), first)
+
+    def evaluate(self) -> Evaluation:
+        """Label all images as they are, and measure labels and features; and rotations, where they are learnt."""
+        result = self.judge()
+        if self.run.network.rotation is not None:
+            result.metrics["rotation_accuracy"] = rotation_accuracy(self.run)
+        return result
+
+    def judge(self) -> Evaluation:
+        """What `evaluate` gives, but for the rotations."""
+        return super().evaluate()
 
     def state(self) -> dict[str, Any]:
         """Potentials and bank."""

@@ -496,6 +496,7 @@ class Reader:
         items: list[Any] | bytes,
         indexes: list[Any] | None,
         index: npt.NDArray[np.int64],
+        keys: npt.NDArray[np.int64] | None,
         outs: Sequence[int],
         seed: int,
         epoch: int,

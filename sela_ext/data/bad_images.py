@@ -30,11 +30,12 @@ class BadImages:
         self._known: set[int] = set()
         self._lock = threading.Lock()
 
-    def without_known(self, index: Int64Array) -> Int64Array:
-        """The images of `index`, int64 [B], that are not known to be bad: those are not tried again."""
+    def without_known(self, keys: Int64Array) -> Int64Array:
+        """The `keys`, int64 [B], of images that are not known to be bad: those are not tried again."""
         if not self._known:
-            return index
-        return index[[i not in self._known for i in index.tolist()]]
+            return keys
+        count = len(self._source)
+        return keys[[key % count not in self._known for key in keys.tolist()]]
 
     def add(self, index: int, error: DataError) -> None:
         """Note that image `index` cannot be read.

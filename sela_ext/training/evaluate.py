@@ -85,7 +85,7 @@ def evaluate_network(
         options: of the run.
         indexes: of the loaders of "train", "held" and "judged" images: see `sela_ext.training.embedding.open_index`.
         stage: shows what is going on.
-        label: how the training images are labelled; default: by `sela_ext.training.labelling.label_pass`.
+        label: makes the labels of the training images from the pass over them; None: balanced ones.
 
     Source: protocols of the SeLa paper, section 4 and appendix.
     """
@@ -110,24 +110,7 @@ def evaluate_network(
             )
 
     seen = look("train", images.train, options.max_bad_fraction)
-    result = (
-        label(seen)
-        if label is not None
-        else label_pass(
-            network.heads,
-            seen.embeddings,
-            seen.valid,
-            previous,
-            lam=options.lam,
-            tol=min(options.label_tol, _FINAL_TOL),
-            method=options.label_method,
-            max_passes=options.label_max_passes,
-            marginals=options.marginals,
-            balance=options.balance,
-            threads=options.threads,
-            stage=stage,
-        )
-    )
+    result = _balanced(network, seen, previous, options, stage) if label is None else label(seen)
     truth = images.train.labels if has_labels(images.train) else None
     if truth is not None:
         for record in result.heads:
@@ -167,6 +150,28 @@ def evaluate_network(
         held_confidence,
         seen.bad,
         [] if held is None else held.bad,
+    )
+
+
+def _balanced(
+    network: Network, seen: Embedded, previous: NDArray[np.int32], options: Options, stage: Stage
+) -> LabelPass:
+    """Labels by the assignment of the training, solved more tightly."""
+    return label_pass(
+        network.heads,
+        seen.embeddings,
+        seen.valid,
+        previous,
+        lam=options.lam,
+        tol=min(options.label_tol, _FINAL_TOL),
+        method=options.label_method,
+        max_passes=options.label_max_passes,
+        marginals=options.marginals,
+        relax=options.relax,
+        size_bounds=options.size_bounds,
+        balance=options.balance,
+        threads=options.threads,
+        stage=stage,
     )
 
 

@@ -32,6 +32,7 @@ from sela_ext.assign.plan import available_memory, threads_of
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.kernels import sinkhorn_pass
 from sela_ext.models import Heads
+from sela_ext.training.marginals import size_options
 from sela_ext.training.progress import Stage, no_stage
 
 # Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters on a device or for log-softmax; a tile of
@@ -117,6 +118,8 @@ def label_pass(
     method: str = "auto",
     max_passes: int = 1000,
     marginals: Any = None,
+    relax: float | None = None,
+    size_bounds: Any = None,
     balance: str = "argmax",
     threads: int = 0,
     truth: NDArray[np.int64] | None = None,
@@ -135,7 +138,10 @@ def label_pass(
         tol: L1 tolerance of the cluster sizes.
         method: see `sela_ext.assign`.
         max_passes: see `sela_ext.assign`.
-        marginals: shares of the clusters; None = equal.
+        marginals: shares of the clusters; None = equal; "estimated" = what the network predicts, see
+            `sela_ext.training.marginals.estimated_shares`.
+        relax: see `sela_ext.assign`.
+        size_bounds: lowest and highest size of a cluster, as multiples of an equal share.
         balance: see `sela_ext.assign`.
         threads: of products and solver; 0 = all. Labels do not depend on it.
         truth: true labels int64 [N], only for the records.
@@ -171,7 +177,7 @@ def label_pass(
                     tol=tol,
                     method=method,
                     max_passes=max_passes,
-                    marginals=marginals,
+                    **size_options(marginals, relax, size_bounds, logits[position]),
                     balance=balance,
                 )
 
@@ -191,25 +197,15 @@ def label_pass(
         confidence[head] = 0.0
         confidence[head, rows] = np.where(labelled, np.exp(result.log_p), 0.0)
         masked = max(masked, int((~labelled).sum()))
-        statistics = label_statistics(new, k)
-        record: dict[str, Any] = {
-            "head": head,
-            "clusters": k,
+        solver = {
             "method": result.method,
             "backend": result.backend,
             "error": result.error,
             "converged": result.converged,
             "passes": result.passes,
-            "changed": label_change(previous[head], new),
-            "cross_entropy": -float(result.log_p[labelled].mean(dtype=np.float64)),
-            "ln_k": math.log(k),
-            "used": int(statistics["used"]),
-            "size_min": int(statistics["size_min"]),
-            "size_max": int(statistics["size_max"]),
-            "nmi_previous": mutual_information(previous[head], new),
         }
-        if truth is not None:
-            record["nmi"] = mutual_information(truth, new)
+        cross_entropy = -float(result.log_p[labelled].mean(dtype=np.float64))
+        record = head_record(head, k, solver, previous[head], new, cross_entropy, truth)
         # The head before this one that has as many clusters: heads that say the same are no use beside one another.
         other = next((i for i in reversed(range(head)) if heads.clusters[i] == k and i in chosen), None)
         if other is not None:
@@ -228,6 +224,61 @@ def label_pass(
         complaints,
         spread=spread_of(embeddings[places[:: max(1, len(places) // _COMPARED)]]),
     )
+
+
+def head_record(
+    head: int,
+    clusters: int,
+    solver: dict[str, Any],
+    previous: NDArray[np.int32],
+    labels: NDArray[np.int32],
+    cross_entropy: float,
+    truth: NDArray[np.int64] | None,
+) -> dict[str, Any]:
+    """What metrics.jsonl says about a head after a label pass.
+
+    Args:
+        head: its number.
+        clusters: K.
+        solver: method, backend, error, converged and passes: what made the labels, and how well.
+        previous: labels before, int32 [N].
+        labels: labels now, int32 [N].
+        cross_entropy: mean over images of -log of what the network gives the label.
+        truth: true labels int64 [N], or None.
+    """
+    statistics = label_statistics(labels, clusters)
+    record: dict[str, Any] = {
+        "head": head,
+        "clusters": clusters,
+        **solver,
+        "changed": label_change(previous, labels),
+        "cross_entropy": cross_entropy,
+        "ln_k": math.log(clusters),
+        "used": int(statistics["used"]),
+        "size_min": int(statistics["size_min"]),
+        "size_max": int(statistics["size_max"]),
+        "nmi_previous": mutual_information(previous, labels),
+    }
+    if truth is not None:
+        record["nmi"] = mutual_information(truth, labels)
+    return record
+
+
+def log_probability(logits: Tensor | FeatureLogits, labels: Tensor) -> Tensor:
+    """Log of what the network gives each label, [N]; of logits [N, K] and labels int64 [N], -1 counting as 0."""
+    return torch.cat(
+        [
+            F.log_softmax(logits[start : start + _CHUNK], 1).gather(
+                1, labels[start : start + _CHUNK].clamp(min=0)[:, None]
+            )[:, 0]
+            for start in range(0, len(labels), _CHUNK)
+        ]
+    )
+
+
+def logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Tensor | FeatureLogits:
+    """Logits of one head for these rows: stored, or where they would take most of the memory, computed when read."""
+    return _logits_of(heads, [head], embeddings, None if len(rows) == len(embeddings) else rows, 1)[0]
 
 
 def spread_of(embeddings: Tensor) -> float:
@@ -261,7 +312,8 @@ def _solve(
     """Labels of one head, and the log-probability that the network gives to each."""
     found = None
     passes = 0.0
-    nearby = start is not None and options["method"] == "auto" and options["tol"] >= _LOOSE
+    exact = options["relax"] is None and options["size_bounds"] is None
+    nearby = start is not None and exact and options["method"] == "auto" and options["tol"] >= _LOOSE
     if nearby and isinstance(logits, Tensor) and logits.device.type == "cpu" and logits.shape[1] <= _FEW_CLUSTERS:
         few = {**options, "method": "anderson", "max_passes": min(_NEARBY_PASSES, options["max_passes"])}
         found = assign(logits, start=start, threads=threads, **few)

@@ -157,6 +157,15 @@ def _run(data: Any, run: Run) -> TrainResult:
             state["complained"] = True
             progress.say(f"label pass {state['passes_made']}: {result.complaints[0]} (further ones go to train.log)")
 
+    def relabel_when_due() -> None:
+        """The label passes whose time has come, in one."""
+        now = state["seen"] if plan.budget_seconds is None else run.share_done
+        due = state["epoch"] + 1 if plan.pass_each_epoch else passes_due(times, state["passes_done"], now)
+        if due > state["passes_done"]:
+            check_loss()
+            relabel([state["passes_made"] % opt.heads] if opt.label_heads == "turn" else None)
+            state["passes_done"] = due
+
     def evaluate(event: str) -> Evaluation:
         # A signal here ends the run at once: nothing is learnt meanwhile, and resume repeats the evaluation.
         with interrupt.at_once(), clock.part("evaluation"):
@@ -214,17 +223,14 @@ def _run(data: Any, run: Run) -> TrainResult:
                 relabel()  # the only one: the untrained network's labels are kept
         clock.enter("train")
         while not done():
-            epoch = loader.epoch(state["epoch"], state["position"])
+            with interrupt.deferred():
+                if state["position"] == 0:
+                    relabel_when_due()  # before the epoch's images are chosen, which may go by their labels
+                order = recipe.order(state["epoch"])
+            epoch = loader.epoch(state["epoch"], state["position"], order=order)
             with interrupt.deferred(), contextlib.closing(epoch) as batches:
                 for batch in batches:
-                    # Label passes that are due.
-                    now = state["seen"] if plan.budget_seconds is None else run.share_done
-                    due = state["epoch"] + 1 if plan.pass_each_epoch else passes_due(times, state["passes_done"], now)
-                    if due > state["passes_done"]:
-                        check_loss()
-                        relabel([state["passes_made"] % opt.heads] if opt.label_heads == "turn" else None)
-                        state["passes_done"] = due
-
+                    relabel_when_due()
                     # One step. Batch norm cannot normalise a batch of one: it is passed over.
                     if len(batch.index) > 1:
                         share = min(run.share_done, 1.0)
@@ -269,6 +275,7 @@ def _run(data: Any, run: Run) -> TrainResult:
                 else:
                     state["epoch"] += 1
                     state["position"] = 0
+                    state["seen"] = state["epoch"] * run.per_epoch
                     folder.log(f"epoch {state['epoch']}: waited for images {loader.wait_share:.1%} of the time so far")
             between_epochs = state["position"] == 0 and not done()
             if opt.evaluate_every and between_epochs and state["epoch"] % opt.evaluate_every == 0:

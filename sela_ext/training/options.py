@@ -153,15 +153,35 @@ class Options:
     label_max_passes: int = option(1000, "most passes of the label solver", kind="int", low=1, high=10_000_000)
     balance: str = option("argmax", "rounding of the plan to labels", kind="str", choices=("argmax", "exact"))
     marginals: Any = option(
-        None, "shares of the clusters; None = equal; estimated = what the network predicts", kind="any"
+        None,
+        "shares of the clusters: None = equal; a list; or estimated = .9 of what the network predicts on average and "
+        ".1 of an equal share",
+        kind="any",
     )
-    relax: Any = option(None, "weight of the penalty that replaces the constraint on sizes; None = exact", kind="any")
-    size_bounds: Any = option(None, "lowest and highest share of a cluster, of an equal share; None = none", kind="any")
-    pca: int = option(256, "DeepCluster: dimensions that are whitened; 0 = all, unwhitened", kind="int", low=0)
-    kmeans_iterations: int = option(20, "iterations of k-means in a label pass", kind="int", low=1, high=10_000)
+    relax: Any = option(
+        None,
+        "let cluster sizes deviate at a cost of lam * relax * KL(sizes, marginals): small = free, large = strict; "
+        "None = met. Not with size_bounds or balance exact",
+        kind="any",
+    )
+    size_bounds: Any = option(
+        None,
+        "smallest and largest size of a cluster, as multiples of an equal share, such as 0.5,2; None = met exactly. "
+        "Not with relax or balance exact",
+        kind="any",
+    )
+    pca: int = option(
+        256,
+        "methods deepcluster and kmeans: dimensions that features are whitened to before k-means; 0 = as they are",
+        kind="int",
+        low=0,
+    )
+    kmeans_iterations: int = option(
+        20, "methods deepcluster and kmeans: iterations of k-means in a label pass", kind="int", low=1, high=10_000
+    )
     sampler: str = option(
         AUTO,
-        "what an epoch draws evenly: images, or clusters",
+        "what an epoch draws evenly: images, each once; or clusters, each equally often",
         kind="str",
         choices=("images", "clusters"),
     )

@@ -114,7 +114,39 @@ _SELA_V2_IMAGENET: dict[str, Any] = {
 # What a method needs, or what is usual with it, where nothing else was asked for.
 METHODS: dict[str, dict[str, Any]] = {
     "sela-v2": _SELA_V2,
+    "kmeans": {"pca": 0},
+    "deepcluster": {
+        "heads": 1,
+        "head_kind": "linear",
+        "projection": 0,
+        "init": "random",
+        "label_source": "eval",
+        "label_spacing": "linear",
+        "sampler": "clusters",
+    },
 }
+
+# DeepCluster (Caron et al., ECCV 2018), as its authors' code has it; epochs are that code's default.
+DEEPCLUSTER: dict[str, Any] = {
+    **METHODS["deepcluster"],
+    "method": "deepcluster",
+    "clusters": 10_000,
+    "pca": 256,
+    "kmeans_iterations": 20,
+    "epochs": 200,
+    "batch_size": 256,
+    "lr": 0.05,
+    "lr_schedule": "constant",
+    "warmup": 0.0,
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 1e-5,
+    "decay_vectors": True,
+    "half_resolution": 0.0,
+    "augment": "resized_crop",
+    "image_size": 224,
+}
+
 # What the CIFAR scripts of the SeLa authors say beside the paper's recipe.
 CIFAR: dict[str, Any] = {
     **PAPER,
@@ -251,6 +283,25 @@ PRESETS: dict[str, Preset] = {
         {**FAST, **_SELA_V2, "method": "sela-v2"},
         "SeLa-v2 with networks and learning rate of `fast`, for images below 64 pixels: 2 crops of the whole size and "
         "4 of half of it, three times the work of one view. Minutes on two processor cores.",
+    ),
+    "deepcluster-alexnet": Preset(
+        {**DEEPCLUSTER, "model": "alexnet-sobel"},
+        "DeepCluster (Caron et al., ECCV 2018), AlexNet behind a Sobel filter, 10,000 clusters on ImageNet. Days on "
+        "one GPU. " + _NO_FIGURE,
+    ),
+    "deepcluster-vgg16": Preset(
+        {**DEEPCLUSTER, "model": "vgg16-bn-sobel"},
+        "DeepCluster, VGG16 with batch norm behind a Sobel filter, 10,000 clusters on ImageNet. Weeks on one "
+        "GPU. " + _NO_FIGURE,
+    ),
+    "kmeans-alexnet-10x3k": Preset(
+        {**PAPER, **METHODS["kmeans"], "method": "kmeans", "model": "alexnet"},
+        "SeLa's loop with k-means in place of balanced labels (the paper's comparison), AlexNet, 10 heads x 3000 "
+        "clusters on ImageNet. Days on several GPUs. " + _NO_FIGURE,
+    ),
+    "kmeans-cifar10": Preset(
+        {**CIFAR, **METHODS["kmeans"], "method": "kmeans"},
+        "The CIFAR script of the SeLa authors with k-means labels. About a day on one GPU. " + _NO_FIGURE,
     ),
 }
 

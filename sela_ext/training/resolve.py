@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sela_ext.assign.marginals import cluster_shares
 from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, DistributedError, OptionError
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
 from sela_ext.training.crops import crop_views, default_crops, parse_crops, takes_sizes
 from sela_ext.training.fixed_labels import FixedLabels
+from sela_ext.training.marginals import check_labelling, check_marginals
 from sela_ext.training.options import AUTO, OF_LABEL_PASSES, Options, parse_budget
 from sela_ext.training.presets import FAST, METHODS, PAPER, PRESETS
 from sela_ext.training.schedule import MILESTONES
@@ -92,7 +92,6 @@ def resolve(
     Raises:
         OptionError: options that do not fit the data, or that this version does not have.
     """
-    _refuse_unavailable(options)
     _refuse_together(options, given)
     images, channels = len(source), source.channels
     size = probe_image_size(source)
@@ -117,7 +116,7 @@ def resolve(
                 reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
 
     for name, value in METHODS.get(options.method, {}).items():
-        if name not in given:
+        if name not in given and not (name == "heads" and isinstance(options.clusters, (list, tuple))):
             values[name], reasons[name] = value, f"what method {options.method} needs, or is usual with it"
     if fixed is not None:
         which = f"the {fixed.where}"
@@ -209,6 +208,7 @@ def resolve(
 
     # Heads and labels
     settle("sampler", "images", "every image once in an epoch")
+    check_labelling(values)
     classes = _count_classes(source)
     values["clusters"], values["heads"] = _choose_heads(values, reasons, small, images, classes)
     if values["init"] == "kmeans" and values["head_kind"] != "cosine":
@@ -219,10 +219,12 @@ def resolve(
     settle("label_source", "bank", "costs no extra pass over the images")
     pass_each_epoch = (
         budget is not None
-        and values["label_source"] == "bank"
+        and (values["label_source"] == "bank" or options.method == "deepcluster")
         and values["label_spacing"] == "linear"
         and values["label_passes"] == AUTO
     )
+    if options.method == "deepcluster":
+        settle("label_passes", max(1, values["epochs"]), "one at the start of every epoch")
     if values["label_source"] == "bank":
         if pass_each_epoch:
             settle("label_passes", values["epochs"], "one at the start of every epoch")
@@ -232,16 +234,7 @@ def resolve(
         "label_passes",
         *((max(2, values["epochs"] // 2), "half as many as epochs") if budget is None else (50, "a budget is set")),
     )
-    if values["marginals"] is not None:
-        if not isinstance(values["marginals"], list):
-            raise OptionError(f"marginals: expected a list of shares, found {values['marginals']!r}")
-        wrong = {k for k in values["clusters"] if k != len(values["marginals"])}
-        if wrong:
-            raise OptionError(
-                f"marginals: expected one share per cluster ({min(wrong)}), found {len(values['marginals'])}"
-            )
-        for k in set(values["clusters"]):
-            cluster_shares(values["marginals"], k)
+    check_marginals(values)
 
     augment, plain = _choose_augment(values, reasons, small, channels, digits)
     if isinstance(values["augment"], Augment):
@@ -254,22 +247,6 @@ def resolve(
         if view.sobel:
             raise OptionError(f"{option}: expected sobel=False, since networks take the images' channels; found True")
     return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given))
-
-
-def _refuse_unavailable(options: Options) -> None:
-    from sela_ext.training.recipes import RECIPES
-
-    later = {
-        "method": options.method not in RECIPES,
-        "label_method": options.label_method == "newton",
-        "marginals": isinstance(options.marginals, str),
-        "relax": options.relax is not None,
-        "size_bounds": options.size_bounds is not None,
-        "sampler": options.sampler not in (AUTO, "images"),
-    }
-    for name, asked in later.items():
-        if asked:
-            raise OptionError(f"{name}: {getattr(options, name)!r} is not available in this version; leave it out")
 
 
 def _check_projection(widths: Any) -> Any:

@@ -195,7 +195,8 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
     parts = {"train": source, "held": images.held, "judged": None if images.judged is images.held else images.judged}
     # The last, short batch of an epoch is left out when it is less than half a batch: its statistics are noise.
     count, short = len(source), len(source) % opt.batch_size
-    drop_last = count > opt.batch_size and 0 < short < opt.batch_size / 2
+    # The sampler of clusters sees to it itself, so that all clusters are drawn equally often.
+    drop_last = opt.sampler == "images" and count > opt.batch_size and 0 < short < opt.batch_size / 2
     half_resolution = _half_resolution(plan, backbone)
     if opt.compile:
         sizes = [size, size // 2] if 0 < half_resolution < 1 else [size // 2 if half_resolution else size]

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from sela_ext.training.recipes.base import Recipe, StepOutput
+from sela_ext.training.recipes.deepcluster import DeepClusterRecipe
 from sela_ext.training.recipes.fixed import FixedLabelsRecipe
+from sela_ext.training.recipes.kmeans import KmeansRecipe
 from sela_ext.training.recipes.sela import SelaRecipe
 from sela_ext.training.recipes.sela_v2 import SelaV2Recipe
 
 # What the option `method` names.
-RECIPES: dict[str, type[Recipe]] = {"sela": SelaRecipe, "sela-v2": SelaV2Recipe}
+RECIPES: dict[str, type[Recipe]] = {
+    "sela": SelaRecipe,
+    "sela-v2": SelaV2Recipe,
+    "deepcluster": DeepClusterRecipe,
+    "kmeans": KmeansRecipe,
+}
 
-__all__ = ["RECIPES", "FixedLabelsRecipe", "Recipe", "SelaRecipe", "SelaV2Recipe", "StepOutput"]
+__all__ = [
+    "RECIPES",
+    "DeepClusterRecipe",
+    "FixedLabelsRecipe",
+    "KmeansRecipe",
+    "Recipe",
+    "SelaRecipe",
+    "SelaV2Recipe",
+    "StepOutput",
+]

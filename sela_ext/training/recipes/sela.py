@@ -22,6 +22,7 @@ from sela_ext.training.recipes.base import Recipe, StepOutput
 from sela_ext.training.recipes.rotations import four_rotations, rotation_accuracy, tell_rotations
 from sela_ext.training.resolve import Plan, named_augment
 from sela_ext.training.run import Run
+from sela_ext.training.sampling import even_order
 
 
 class SelaRecipe(Recipe):
@@ -36,6 +37,7 @@ class SelaRecipe(Recipe):
         self.bank = Bank(len(run.source), run.arithmetic.device) if run.options.label_source == "bank" else None
         # Where the solver of the next label pass begins: the potential of the last one, by head.
         self.potentials: dict[int, NDArray[np.float64]] = {}
+        self.drawn: tuple[int, NDArray[np.int32]] | None = None  # epoch, and the labels that its order was drawn by
 
     def views(self) -> list[Augment]:
         """The crops of a training step; one view where none are asked for."""
@@ -75,6 +77,8 @@ class SelaRecipe(Recipe):
             method=opt.label_method,
             max_passes=opt.label_max_passes,
             marginals=opt.marginals,
+            relax=opt.relax,
+            size_bounds=opt.size_bounds,
             balance=opt.balance,
             threads=opt.threads,
             truth=run.truth,
@@ -92,10 +96,20 @@ class SelaRecipe(Recipe):
         # Looking at all images takes a while: a signal ends the run at once, and resume repeats the pass.
         with run.interrupt.at_once():
             if run.options.label_source == "eval":
-                seen = run.embed(_label_view(run.plan))
+                seen = run.embed(label_view(run.plan))
             else:  # its own draws: the epoch counter of the passes lies beyond that of the training
                 seen = run.embed(run.plan.augment, train_mode=True, epoch=2**31 + run.state["passes_made"])
         return seen.embeddings, seen.valid, seen.wait_seconds
+
+    def order(self, epoch: int) -> NDArray[np.int64] | None:
+        """All images; or with the sampler of clusters, the clusters of one head evenly, another head every epoch."""
+        run, opt = self.run, self.run.options
+        if opt.sampler != "clusters":
+            return None
+        if self.drawn is None or self.drawn[0] != epoch:
+            self.drawn = epoch, run.labels[epoch % opt.heads].copy()
+        order = even_order(self.drawn[1], batch_size=opt.batch_size, seed=opt.seed, epoch=epoch)
+        return order if len(order) else None
 
     def step(self, batch: Batch) -> StepOutput:
         """Cross-entropy of every head against its labels; images without a label count nothing."""
@@ -138,15 +152,22 @@ class SelaRecipe(Recipe):
         return super().evaluate()
 
     def state(self) -> dict[str, Any]:
-        """Potentials and bank."""
-        potentials = {head: torch.from_numpy(potential) for head, potential in self.potentials.items()}
-        return {"potentials": potentials, "bank": None if self.bank is None else self.bank.state()}
+        """Potentials, bank, and what the order of the epoch was drawn by: labels may have changed since."""
+        state: dict[str, Any] = {
+            "potentials": {head: torch.from_numpy(potential) for head, potential in self.potentials.items()},
+            "bank": None if self.bank is None else self.bank.state(),
+        }
+        if self.drawn is not None:
+            state["drawn"] = {"epoch": self.drawn[0], "labels": torch.from_numpy(self.drawn[1])}
+        return state
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what `state` gave."""
         self.potentials = {head: potential.numpy() for head, potential in state["potentials"].items()}
         if self.bank is not None:
             self.bank.load(state["bank"])
+        if "drawn" in state:
+            self.drawn = state["drawn"]["epoch"], state["drawn"]["labels"].numpy()
 
     def step_of_crops(self, batch: Batch) -> StepOutput:
         """The same with several crops of every image, each of which learns the image's label; see Note [Multi-crop]."""
@@ -171,7 +192,7 @@ def draw(seed: int, step: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=np.array([seed, 2**33 + step], np.uint64))).random())
 
 
-def _label_view(plan: Plan) -> Augment:
+def label_view(plan: Plan) -> Augment:
     """How the eval label pass looks at images, with the normalisation of the training."""
     view = plan.options.label_augment
     if view == "none":

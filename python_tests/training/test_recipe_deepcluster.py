@@ -59,7 +59,7 @@ def without_clock(value):
     return [without_clock(v) for v in value] if isinstance(value, list) else value
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The end of a run that is to be continued."""
 
 
@@ -116,12 +116,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, 
 
     def limited(self, batch):
         if self.run.state["step"] == step:
-            raise Stopped
+            raise StoppedError
         return usual(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(SelaRecipe, "step", limited)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             sela_ext.train(images, out=tmp_path / "stopped", **options)
     resumed = sela_ext.train(images, out=tmp_path / "stopped", resume=True, **options)
     np.testing.assert_array_equal(resumed.labels, whole.labels)
@@ -166,8 +166,8 @@ def test_the_last_relu_comes_back_and_networks_without_one_stay():
         assert found
         assert isinstance(network.classifier[-1], nn.Identity)
     assert network.classifier[-1] is last
-    with pytest.raises(Stopped), _before_last_relu(network):
-        raise Stopped
+    with pytest.raises(StoppedError), _before_last_relu(network):
+        raise StoppedError
     assert network.classifier[-1] is last
     with _before_last_relu(SmallResNet()) as found:
         assert not found

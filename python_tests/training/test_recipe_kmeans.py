@@ -44,7 +44,7 @@ def without_clock(value):
     return [without_clock(v) for v in value] if isinstance(value, list) else value
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The end of a run that is to be continued."""
 
 
@@ -54,7 +54,7 @@ def stop_at(recipe, step, monkeypatch):
 
     def limited(self, batch):
         if self.run.state["step"] == step:
-            raise Stopped
+            raise StoppedError
         return usual(self, batch)
 
     monkeypatch.setattr(recipe, "step", limited)
@@ -106,7 +106,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, 
     whole = sela_ext.train(images, out=tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         stop_at(KmeansRecipe, step, patch)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             sela_ext.train(images, out=tmp_path / "stopped", **options)
     assert_same_run(sela_ext.train(images, out=tmp_path / "stopped", resume=True, **options), whole)
 

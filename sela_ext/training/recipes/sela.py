@@ -44,7 +44,7 @@ class SelaRecipe(Recipe):
             return
         first = run.embed(run.plan.plain, train_mode=True)
         if opt.init == "kmeans":
-            place_prototypes(run.network.heads, first.embeddings, first.valid, opt.seed)
+            place_prototypes(run.network.heads, first.embeddings, first.valid, opt.seed, opt.threads)
         if self.bank is not None:
             self.bank.fill(first.embeddings, first.valid)
 

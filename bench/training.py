@@ -38,7 +38,7 @@ from training_plain import PlainLoop
 
 PARTS = ("32", "224")
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-SMALL_IMAGES, LARGE_IMAGES, LARGE_QUICK = 20_000, 512, 96
+SMALL_IMAGES, LARGE_IMAGES, LARGE_QUICK = 10_000, 160, 96
 AGREE = 1e-4  # largest difference of the losses
 
 
@@ -307,8 +307,8 @@ def small(bench: Bench) -> None:
             names.SMALL,
             ours,
             images,
-            batches=4 if bench.quick else 16,
-            rounds=2 if bench.quick else 5,
+            batches=4 if bench.quick else 8,
+            rounds=2 if bench.quick else 3,
             crop=False,
         )
         shares_of(bench, names.SMALL, ours, plain, evaluation=True)
@@ -348,7 +348,7 @@ def large(bench: Bench) -> None:
     }
     with prepared(bench, "large", paths, augment="sela", label_source="bank", init="predictions", **options) as ours:
         plain = steps_of(
-            bench, names.LARGE, ours, paths, batches=1 if bench.quick else 3, rounds=1 if bench.quick else 3, crop=True
+            bench, names.LARGE, ours, paths, batches=1 if bench.quick else 2, rounds=1 if bench.quick else 2, crop=True
         )
         if not bench.quick:
             shares_of(bench, names.LARGE, ours, plain, evaluation=False)

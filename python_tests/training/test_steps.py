@@ -144,14 +144,14 @@ def test_a_compiled_network_computes_the_same_under_plain_names():
     torch.manual_seed(0)
     network = network_of(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten()), 2 * 36)
     before = {name: value.clone() for name, value in network.state_dict().items()}
+    images = torch.rand(4, 1, 8, 8)
     state = torch.get_rng_state()
     arithmetic = Arithmetic(torch.device("cpu"), torch.float32)
-    assert compile_backbone(network, [torch.rand(4, 1, 8, 8)], arithmetic) == ""
+    assert compile_backbone(network, [images], arithmetic) == ""
     assert torch.equal(torch.get_rng_state(), state)
     assert before.keys() == network.state_dict().keys()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
-    images = torch.rand(4, 1, 8, 8)
     compiled = network(images)
     with uncompiled(network):
         plain = network(images)

@@ -433,30 +433,30 @@ def _logits_of(
     widths = [heads.clusters[head] for head in group]
     logits = [torch.empty(count, k, device=embeddings.device) for k in widths]
     step = _CHUNK if embeddings.device.type == "cuda" else _TILE
+    narrow = embeddings.dtype in (torch.bfloat16, torch.float16)
 
     def tile(first: int) -> None:
         rows_here = slice(first, first + step)
         chunk = embeddings[rows_here] if rows is None else embeddings[rows[rows_here]]
         chunk = chunk.float()
-        if normalize:
-            chunk = F.normalize(chunk, dim=1)
-        product = F.linear(chunk, weight, bias)
+        if normalize and narrow:  # numbers of 16 bits stay what they are, whatever the product makes of float32
+            product = F.linear(chunk, weight, bias)
+            product /= torch.linalg.vector_norm(chunk, dim=1, keepdim=True).clamp_(min=1e-12)
+        else:
+            product = F.linear(F.normalize(chunk, dim=1) if normalize else chunk, weight, bias)
         for one, part in zip(logits, torch.split(product, widths, dim=1), strict=True):
             one[rows_here] = part
 
-    with _products_of(embeddings.dtype):
+    with _short_products() if narrow else contextlib.nullcontext():
         for _ in in_order(tile, list(range(0, count, step)), workers, reading=None, step=step):
             pass
     return logits
 
 
 @contextlib.contextmanager
-def _products_of(dtype: torch.dtype) -> Iterator[None]:
-    """Embeddings of 16 bits are multiplied as such where the processor can, with sums in float32."""
+def _short_products() -> Iterator[None]:
+    """Products of float32 matrices with factors of 16 bits where the processor has them, and sums in float32."""
     before = torch.get_float32_matmul_precision()
-    if dtype not in (torch.bfloat16, torch.float16) or before == "medium":
-        yield
-        return
     torch.set_float32_matmul_precision("medium")
     try:
         yield

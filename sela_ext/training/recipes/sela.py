@@ -54,7 +54,7 @@ class SelaRecipe(Recipe):
             return
         first = run.embed(run.plan.plain, train_mode=True)
         if opt.init == "kmeans":
-            place_prototypes(run.network.heads, first.embeddings, first.valid, opt.seed, run.stage)
+            place_prototypes(run.network.heads, first.embeddings, first.valid, opt.seed, opt.threads, run.stage)
         if self.bank is not None:
             self.bank.fill(first.embeddings, first.valid)
 

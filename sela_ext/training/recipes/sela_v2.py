@@ -56,7 +56,9 @@ class SelaV2Recipe(SelaRecipe):
         run = self.run
         seen = run.embed(run.plan.plain, train_mode=True)
         if run.options.init == "kmeans":
-            place_prototypes(run.network.heads, seen.embeddings, seen.valid, run.options.seed)
+            place_prototypes(
+                run.network.heads, seen.embeddings, seen.valid, run.options.seed, run.options.threads, run.stage
+            )
         for bank in self.banks:
             bank.fill(_unit(seen.embeddings), seen.valid.clone())
 

@@ -294,3 +294,28 @@ def test_warnings_of_the_solver_are_noted_by_head_and_shown_to_nobody(threads):
         text.split(":")[0] for text in result.complaints
     )
     assert all(text.startswith("head ") and "assign" in text for text in result.complaints)
+
+
+def test_heads_with_as_many_clusters_are_compared_with_the_one_before():
+    embeddings, _ = points_in_clusters(301, 5)
+    heads = Heads(16, [5, 9, 5, 5], "cosine")
+    with torch.no_grad():
+        heads.weight[14:19] = heads.weight[:5]  # head 2 is head 0 again
+    labels = random_labels(301, [5, 9, 5, 5], seed=0)
+    result = label_pass(heads, embeddings, torch.ones(301, dtype=torch.bool), labels, lam=25.0, tol=1e-3, threads=1)
+    assert ["nmi_other" in record for record in result.heads] == [False, False, True, True]
+    assert result.heads[2]["nmi_other"] == pytest.approx(1.0)
+    assert result.heads[3]["nmi_other"] < 0.99
+
+
+@pytest.mark.parametrize("count", [1, 31, 1001])
+def test_the_spread_is_that_of_the_directions(count):
+    generator = torch.Generator().manual_seed(0)
+    cloud = torch.randn(count, 64, generator=generator)
+    unit = torch.nn.functional.normalize(cloud.double(), dim=1)
+    cosines = unit @ unit.T
+    assert labelling.spread_of(cloud * torch.rand(count, 1, generator=generator)) == pytest.approx(
+        1 - float(cosines.mean()), abs=1e-6
+    )
+    assert labelling.spread_of(cloud[:1].expand(count, -1)) == pytest.approx(0.0, abs=1e-6)
+    assert np.isnan(labelling.spread_of(cloud[:0]))

@@ -312,6 +312,30 @@ def test_warnings_stand_in_the_report(tmp_path):
     assert "K too large: 24 clusters for 48 images" in result.report.read_text()
 
 
+def test_long_silent_stretches_are_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sela_ext.training.loop.RunProgress", lambda enabled: RunProgress(enabled, quiet_seconds=0.0))
+    options = {**TINY, "epochs": 1, "progress": True, "labels": np.arange(192) % 4, "holdout": 32}
+    sela_ext.train(images(), out=tmp_path / "run", **options)
+    shown = capsys.readouterr().out
+    for stretch in (
+        "looking at all images: 160 of 160",
+        "placing prototypes by k-means, heads: 1 of 2",
+        "solving for labels, heads: 1 of 2",
+        "evaluating training images: 160 of 160",
+        "evaluating held-out images: 32 of 32",
+        "nearest neighbours and linear probe",
+        "writing the report",
+    ):
+        assert stretch in shown
+
+
+def test_the_summary_says_where_the_time_went(tmp_path, capsys):
+    sela_ext.train(images(96), out=tmp_path / "run", **{**TINY, "epochs": 1, "progress": True})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time: ")]
+    shares = [int(word[:-1]) for word in line.split() if word.endswith("%")]
+    assert 95 <= sum(shares) <= 105
+
+
 @pytest.mark.parametrize(("loss", "expected"), [("mean", math.log(10 * 40) / 2), ("sum", math.log(10 * 40))])
 def test_the_level_of_guessing_is_that_of_the_loss(loss, expected):
     from sela_ext.training.options import Options

@@ -53,22 +53,22 @@ class CsvTable:
     def __init__(self, path: Path, heads: int) -> None:
         self._path = path
         self._columns = [*COLUMNS, *(f"{name}_{head}" for name in PER_HEAD for head in range(heads))]
-        self._rows: list[dict[str, Any]] = []
         self._file: io.TextIOWrapper | None = None
 
     def open(self, events: Iterable[Event]) -> None:
         """Begin with the events that a resumed run keeps."""
-        self._rows = [flat(event) for event in events]
-        for row in self._rows:
+        rows = [flat(event) for event in events]
+        for row in rows:
             self._widen(row)
-        self._rewrite()
+        self._rewrite(rows)
 
     def record(self, event: Event) -> None:
         """Append a row."""
         row = flat(event)
-        self._rows.append(row)
         if self._widen(row):
-            self._rewrite()
+            self.close()
+            with open(self._path, encoding="utf-8", newline="") as file:
+                self._rewrite([*csv.DictReader(file), row])
             return
         assert self._file is not None
         self._file.write(self._text([row]))
@@ -94,9 +94,9 @@ class CsvTable:
         writer.writerows(rows)
         return text.getvalue()
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.close()
-        write_atomically(self._path, self._text(self._rows, header=True).encode())
+        write_atomically(self._path, self._text(rows, header=True).encode())
         self._file = open(self._path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - open for the whole run
 
 

@@ -52,23 +52,24 @@ class Facts:
     precision: str = "float32"
 
 
+# A run may have a hundred thousand log entries.
+_STEPS_KEPT = 32
+
+
 @dataclass
 class History:
     """The events of a run so far.
 
     Attributes:
         facts: of the run.
-        steps: "step" events.
+        steps: the last "step" events, as many as any symptom looks at.
         passes: "label_pass" events.
-        evaluations: "evaluation" and "end" events.
-        shares: share of the run that was done, in [0, 1], at each event of the three lists, by id.
-        share: of the newest event.
+        share: of the run that was done at the newest event, in [0, 1].
     """
 
     facts: Facts
     steps: list[Event] = field(default_factory=list)
     passes: list[Event] = field(default_factory=list)
-    evaluations: list[Event] = field(default_factory=list)
     share: float = 0.0
 
     def add(self, event: Event, share: float) -> None:
@@ -77,10 +78,9 @@ class History:
         self.share = share
         if kind == "step":
             self.steps.append(event)
+            del self.steps[:-_STEPS_KEPT]
         elif kind == "label_pass":
             self.passes.append(event)
-        elif kind in ("evaluation", "end"):
-            self.evaluations.append(event)
 
     @property
     def epoch(self) -> float:
@@ -372,11 +372,13 @@ class Symptom:
     Attributes:
         name: of it.
         find: returns the message, or None.
+        after: kinds of events after which there may be something new.
         of_the_clock: depends on how fast the machine is.
     """
 
     name: str
     find: Callable[[History], str | None]
+    after: tuple[str, ...] = ("label_pass",)
     of_the_clock: bool = False
 
 
@@ -384,14 +386,14 @@ SYMPTOMS = (
     Symptom("masked_rows", masked_rows),
     Symptom("collapsed_clusters", collapsed_clusters),
     Symptom("collapsed_features", collapsed_features),
-    Symptom("too_many_clusters", too_many_clusters),
+    Symptom("too_many_clusters", too_many_clusters, after=("step", "label_pass")),
     Symptom("unconverged_solver", unconverged_solver),
-    Symptom("learning_rate", learning_rate),
+    Symptom("learning_rate", learning_rate, after=("step",)),
     Symptom("memorised", memorised),
     Symptom("frozen_labels", frozen_labels),
     Symptom("jumping_labels", jumping_labels),
     Symptom("identical_heads", identical_heads),
-    Symptom("waiting_for_images", waiting_for_images, of_the_clock=True),
+    Symptom("waiting_for_images", waiting_for_images, after=("step",), of_the_clock=True),
 )
 
 
@@ -429,7 +431,9 @@ class Symptoms:
         self.history.add(event, share)
         new = []
         for symptom in SYMPTOMS:
-            message = None if symptom.name in self.found else symptom.find(self.history)
+            if symptom.name in self.found or event.get("event") not in symptom.after:
+                continue
+            message = symptom.find(self.history)
             if message is not None:
                 self.found[symptom.name] = message
                 new.append(message)

@@ -334,7 +334,7 @@ def test_the_command_line_takes_crops_and_an_mlp(tmp_path):
     np.save(tmp_path / "images.npy", blobs(70)[0])
     words = f"train --data {tmp_path / 'images.npy'} --out {tmp_path / 'run'} --method sela-v2 --model small-resnet"
     words += " --epochs 1 --batch-size 32 --clusters 4,3 --threads 1 --no-progress"
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main([*words.split(), "--projection", "16,8", "--crops", "2x16:0.5-1 + 1x8"])
     written = json.loads((tmp_path / "run" / "options.json").read_text())["options"]
     assert (written["projection"], written["crops"]) == ([16, 8], "2x16:0.5-1+1x8")

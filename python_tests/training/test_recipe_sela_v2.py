@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import sela_ext
+from sela_ext.cli import main
 from sela_ext.data import open_source
 from sela_ext.errors import OptionError
 from sela_ext.training.crops import crop_views, parse_crops
@@ -327,6 +328,16 @@ def test_the_small_preset_is_what_the_method_takes_by_itself():
 def test_larger_images_take_the_authors_projection_and_colours():
     plan = planned(np.zeros((40, 64, 64, 3), np.uint8), method="sela-v2", device="cpu", clusters=4)
     assert (plan.options.projection, plan.options.augment, plan.options.crops) == ([2048, 128], "swav", "2x128+4x64")
+
+
+def test_the_command_line_takes_crops_and_an_mlp(tmp_path):
+    np.save(tmp_path / "images.npy", blobs(70)[0])
+    words = f"train --data {tmp_path / 'images.npy'} --out {tmp_path / 'run'} --method sela-v2 --model small-resnet"
+    words += " --epochs 1 --batch-size 32 --clusters 4,3 --threads 1 --no-progress"
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([*words.split(), "--projection", "16,8", "--crops", "2x16:0.5-1 + 1x8"])
+    written = json.loads((tmp_path / "run" / "options.json").read_text())["options"]
+    assert (written["projection"], written["crops"]) == ([16, 8], "2x16:0.5-1+1x8")
 
 
 def test_label_passes_of_different_heads_are_merged():

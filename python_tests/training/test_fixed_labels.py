@@ -252,7 +252,10 @@ def test_a_run_is_trained_on_the_labels_of_another(tmp_path, first):
     assert kept.sum() >= 160
     assert (result.labels >= 0).all()
     assert {"nmi", "accuracy", "knn", "linear", "agreement", "cross_entropy"} <= set(result.metrics)
-    assert (out / "report.html").stat().st_size > 0
+    page = (out / "report.html").read_text()
+    assert "by labels that were given" in page
+    assert "without using any labels" not in page
+    assert "Agreement" in page
     assert np.array_equal(sela_ext.predict(out, images)[:, ~kept], result.labels[:, ~kept])
 
 

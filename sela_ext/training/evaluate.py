@@ -82,7 +82,7 @@ def evaluate_network(
         previous: labels so far, int32 [heads, N].
         options: of the run.
         indexes: of the loaders of "train", "held" and "judged" images: see `sela_ext.training.embedding.open_index`.
-        label: how the training images are labelled; default: by `sela_ext.training.labelling.label_pass`.
+        label: makes the labels of the training images from the pass over them; None: balanced ones.
 
     Source: protocols of the SeLa paper, section 4 and appendix.
     """
@@ -104,23 +104,7 @@ def evaluate_network(
         )
 
     seen = look("train", images.train, options.max_bad_fraction)
-    result = (
-        label(seen)
-        if label is not None
-        else label_pass(
-            network.heads,
-            seen.embeddings,
-            seen.valid,
-            previous,
-            lam=options.lam,
-            tol=min(options.label_tol, _FINAL_TOL),
-            method=options.label_method,
-            max_passes=options.label_max_passes,
-            marginals=options.marginals,
-            balance=options.balance,
-            threads=options.threads,
-        )
-    )
+    result = _balanced(network, seen, previous, options) if label is None else label(seen)
     truth = images.train.labels if has_labels(images.train) else None
     if truth is not None:
         for record in result.heads:
@@ -158,6 +142,23 @@ def evaluate_network(
         held_confidence,
         seen.bad,
         [] if held is None else held.bad,
+    )
+
+
+def _balanced(network: Network, seen: Embedded, previous: NDArray[np.int32], options: Options) -> LabelPass:
+    """Labels by the assignment of the training, solved more tightly."""
+    return label_pass(
+        network.heads,
+        seen.embeddings,
+        seen.valid,
+        previous,
+        lam=options.lam,
+        tol=min(options.label_tol, _FINAL_TOL),
+        method=options.label_method,
+        max_passes=options.label_max_passes,
+        marginals=options.marginals,
+        balance=options.balance,
+        threads=options.threads,
     )
 
 

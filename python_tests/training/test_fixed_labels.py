@@ -402,3 +402,11 @@ def test_the_command_line_takes_a_run(tmp_path, first, capsys):
     assert "fixed labels that the network predicts" in capsys.readouterr().out
     with np.load(tmp_path / "run" / "labels.npz") as saved:
         assert np.array_equal(saved["labels"], before.labels)
+
+
+def test_a_run_is_not_written_over_its_own_labels(tmp_path, first):
+    images, truth, before = first
+    for fixed in (before.out, f"{before.out}:1", before.out / "labels.npz"):
+        with pytest.raises(OptionError, match=r"out: expected a folder of its own, found .*, which holds fixed_labels"):
+            sela_ext.train(images, out=before.out, fixed_labels=fixed, overwrite=True, **TINY)
+    assert (before.out / "labels.npz").exists()

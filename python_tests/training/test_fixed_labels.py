@@ -405,7 +405,7 @@ def test_the_command_line_takes_a_run(tmp_path, first, capsys):
 
 
 def test_a_run_is_not_written_over_its_own_labels(tmp_path, first):
-    images, truth, before = first
+    images, _, before = first
     for fixed in (before.out, f"{before.out}:1", before.out / "labels.npz"):
         with pytest.raises(OptionError, match=r"out: expected a folder of its own, found .*, which holds fixed_labels"):
             sela_ext.train(images, out=before.out, fixed_labels=fixed, overwrite=True, **TINY)

@@ -252,7 +252,10 @@ def test_a_run_is_trained_on_the_labels_of_another(tmp_path, first):
     assert kept.sum() >= 160
     assert (result.labels >= 0).all()
     assert {"nmi", "accuracy", "knn", "linear", "agreement", "cross_entropy"} <= set(result.metrics)
-    assert (out / "report.html").stat().st_size > 0
+    page = (out / "report.html").read_text()
+    assert "by labels that were given" in page
+    assert "without using any labels" not in page
+    assert "Agreement" in page
     assert np.array_equal(sela_ext.predict(out, images)[:, ~kept], result.labels[:, ~kept])
 
 
@@ -399,3 +402,11 @@ def test_the_command_line_takes_a_run(tmp_path, first, capsys):
     assert "fixed labels that the network predicts" in capsys.readouterr().out
     with np.load(tmp_path / "run" / "labels.npz") as saved:
         assert np.array_equal(saved["labels"], before.labels)
+
+
+def test_a_run_is_not_written_over_its_own_labels(tmp_path, first):
+    images, _, before = first
+    for fixed in (before.out, f"{before.out}:1", before.out / "labels.npz"):
+        with pytest.raises(OptionError, match=r"out: expected a folder of its own, found .*, which holds fixed_labels"):
+            sela_ext.train(images, out=before.out, fixed_labels=fixed, overwrite=True, **TINY)
+    assert (before.out / "labels.npz").exists()

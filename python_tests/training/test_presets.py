@@ -1,4 +1,5 @@
 import argparse
+import dataclasses
 import json
 import re
 import shlex
@@ -17,7 +18,7 @@ from sela_ext.errors import OptionError
 from sela_ext.training import run as run_module
 from sela_ext.training.fixed_labels import FixedLabels
 from sela_ext.training.labelling import random_labels
-from sela_ext.training.options import AUTO, make_options, with_preset
+from sela_ext.training.options import AUTO, Options, make_options, with_preset
 from sela_ext.training.presets import ABLATIONS, PRESETS
 from sela_ext.training.resolve import resolve
 from sela_ext.training.schedule import learning_rate
@@ -143,47 +144,26 @@ def test_a_preset_is_the_published_recipe(name):
     assert not plan.pass_each_epoch
 
 
+def another(name, value):
+    """A value that an option takes, other than this one."""
+    spec = {field.name: field for field in dataclasses.fields(Options)}[name]
+    meta = spec.metadata
+    if meta["kind"] == "bool":
+        return not value
+    if meta["choices"]:
+        return next(choice for choice in meta["choices"] if choice != value)
+    if meta["kind"] in ("int", "float", "ints", "floats"):
+        number = value[0] if isinstance(value, list) else value
+        return number + 3 if meta["kind"].startswith("int") else number / 2 or 0.5
+    return {"model": "vgg16-bn", "augment": "flip", "label_augment": "flip", "crops": "2x96+4x32"}[name]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_option_of_a_preset_can_be_overridden(name):
     fixed = {"fixed_labels": "runs/x"} if PRESETS[name].needs else {}
-    others = {
-        "model": "vgg16-bn",
-        "clusters": 7,
-        "heads": 3,
-        "epochs": 5,
-        "batch_size": 99,
-        "lr": 0.007,
-        "lr_schedule": "linear",
-        "lr_milestones": [0.5],
-        "warmup": 0.25,
-        "nesterov": None,
-        "weight_decay": 0.125,
-        "decay_vectors": None,
-        "half_resolution": 0.125,
-        "head_kind": None,
-        "projection": 77,
-        "label_passes": 3,
-        "label_spacing": None,
-        "label_source": "eval",
-        "label_heads": None,
-        "label_tol": 0.25,
-        "lam": 3.0,
-        "augment": "flip",
-        "image_size": 96,
-        "init": "predictions",
-        "rotnet": None,
-    }
-    swapped = {
-        "label_spacing": {"quadratic": "linear", "linear": "quadratic"},
-        "label_heads": {"all": "turn", "turn": "all"},
-        "head_kind": {"linear": "cosine", "cosine": "linear"},
-    }
     for word, value in PRESETS[name].options.items():
-        other = others[word] if word in others else pytest.fail(f"no other value of {word} to try")
-        if other is None:
-            other = not value if isinstance(value, bool) else swapped[word][value]
-        found = getattr(make_options({"preset": name, **fixed, word: other}), word)
-        assert found == other != value
+        other = another(word, value)
+        assert getattr(make_options({"preset": name, **fixed, word: other}), word) == other != value
 
 
 def test_every_preset_says_its_source_what_it_costs_and_what_to_expect():

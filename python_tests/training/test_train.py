@@ -318,7 +318,6 @@ def _held_rows(count, number, seed):
         ({"clusters": 300}, OptionError, "at most the number of images, 192, found 300"),
         ({"method": "deepcluster"}, OptionError, "method: 'deepcluster' is not available"),
         ({"balance": "even"}, OptionError, "balance"),
-        ({"rotnet": True}, OptionError, "rotnet"),
         ({"devices": 2}, OptionError, "devices: expected 1"),
         ({"device": "tpu"}, OptionError, "device: expected cpu, cuda"),
         ({"precision": "float16", "device": "cpu"}, OptionError, "float32 or bfloat16 on the CPU"),

@@ -28,6 +28,8 @@ SCORES = {
     "purity": ("Purity", "in the main class of their cluster"),
     "knn": ("kNN", "nearest neighbours by features"),
     "linear": ("Linear", "linear probe on features"),
+    "agreement": ("Agreement", "of the network with the labels given"),
+    "rotation_accuracy": ("Rotations", "told right, of images as they are"),
 }
 
 
@@ -114,17 +116,19 @@ def sentences(run: RunFolder) -> list[str]:
     said = []
     skipped = f" ({_count(total - labelled, 'more image')} got no label)" if labelled < total else ""
     groups = f"all {run.clusters:,}" if used == run.clusters else f"{used:,} of {run.clusters:,}"
+    fixed = run.options.get("fixed_labels") is not None
+    how = "by labels that were given" if fixed else "without using any labels"
     said.append(
         f"{_count(labelled, 'image')} {'was' if labelled == 1 else 'were'} sorted into "
-        f"{_count(run.clusters, 'cluster')} without using any labels{skipped}; "
+        f"{_count(run.clusters, 'cluster')} {how}{skipped}; "
         f"{groups} hold images, between {int(sizes.min()):,} and {int(sizes.max()):,} each, "
         f"where an even split would be {short_number(round(labelled / run.clusters, 1))}."
     )
     purity = number(end.get("purity"))
     if math.isfinite(purity):
         said.append(
-            f"Measured against true labels, which training never saw: {purity:.1%} of the images belong to the most "
-            "frequent class of their cluster."
+            f"Measured against true labels{'' if fixed else ', which training never saw'}: {purity:.1%} of the images "
+            "belong to the most frequent class of their cluster."
         )
     if run.labels.shape[0] > 1:
         why = (

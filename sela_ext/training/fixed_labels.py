@@ -113,6 +113,18 @@ def is_there(value: Any) -> bool:
     return isinstance(value, (str, os.PathLike)) and _split(value)[0].exists()
 
 
+def refuse_own_folder(value: Any, out: Path) -> None:
+    """Refuse to write a run into the folder that its labels come from.
+
+    Raises:
+        OptionError: `out` is that folder, or holds the file.
+    """
+    if is_there(value):
+        path, folder = _split(value)[0].resolve(), out.resolve()
+        if folder in (path, *path.parents):
+            raise OptionError(f"out: expected a folder of its own, found {out}, which holds fixed_labels; name another")
+
+
 def _split(value: str | os.PathLike[str]) -> tuple[Path, str | None]:
     """Path, and what is said of heads behind it."""
     path = Path(os.fspath(value)).expanduser()

@@ -22,6 +22,7 @@ from sela_ext.training import snapshot
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
 from sela_ext.training.clock import Clock
 from sela_ext.training.evaluate import Evaluation
+from sela_ext.training.fixed_labels import refuse_own_folder
 from sela_ext.training.machine import Interrupt, torch_settings
 from sela_ext.training.options import AUTO, Options, make_options, with_preset
 from sela_ext.training.outcome import (
@@ -83,6 +84,7 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
     chosen = make_options({**options, "dry_run": dry_run})
     check_outputs(chosen)
     folder = RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
+    refuse_own_folder(chosen.fixed_labels, folder.path)
     images = choose_images(data, chosen)
     is_digits = isinstance(data, str) and data == "digits"
     plan = resolve(chosen, _given(options), images.train, digits=is_digits, fixed=images.fixed)

@@ -189,8 +189,13 @@ class Options:
         None, 'several crops of every image: numbers and sizes, largest first, such as "2x160+4x96"', kind="any"
     )
     freeze_prototypes: float = option(0.0, "epochs in which the prototypes are not trained", kind="float", low=0)
-    fixed_labels: Any = option(None, "labels of another run: no label passes", kind="any")
-    rotnet: bool = option(False, "rotation head beside the label heads", kind="bool")
+    fixed_labels: Any = option(
+        None,
+        "labels to train on as they are, without label passes: a run folder (runs/x:3 = its head 3), a file of labels, "
+        "a released checkpoint, or an array",
+        kind="any",
+    )
+    rotnet: bool = option(False, "show every image in its four rotations, and have them told apart too", kind="bool")
     # Images
     augment: Any = option(AUTO, "augmentation: preset name or sela_ext.Augment", kind="any")
     image_size: int = option(AUTO, "pixels of the training images", kind="int", low=4, high=4096)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 
 from sela_ext.evaluation import label_statistics
 from sela_ext.models import Heads
-from sela_ext.training.evaluate import Evaluation, evaluate_network
+from sela_ext.training.embedding import Embedded
+from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass
 from sela_ext.training.recipes.sela import SelaRecipe
 from sela_ext.training.run import Run
@@ -51,20 +53,15 @@ class FixedLabelsRecipe(SelaRecipe):
         """Cross-entropy of one head over the images with a label in it; 0 where the batch has none."""
         return F.cross_entropy(logits, target, ignore_index=-1, reduction="sum") / (target >= 0).sum().clamp(min=1)
 
-    def judge(self) -> Evaluation:
-        """The given labels, judged; and labels of images that have none."""
-        run, network = self.run, self.run.evaluated
-        return evaluate_network(
-            network,
-            run.images,
-            run.plan.plain,
-            run.arithmetic,
-            previous=run.labels,
-            options=run.options,
-            indexes=run.indexes,
-            stage=run.stage,
-            label=lambda seen: judge_labels(network.heads, seen.embeddings, seen.valid, self._labels),
-        )
+    def evaluate_with(self, label: Callable[[Embedded], LabelPass] | None) -> Evaluation:
+        """The evaluation; unless a function makes them, labels are the given ones, and others where none was given."""
+        if label is None:
+            heads, given = self.run.evaluated.heads, self._labels
+
+            def label(seen: Embedded) -> LabelPass:
+                return judge_labels(heads, seen.embeddings, seen.valid, given)
+
+        return super().evaluate_with(label)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sela_ext.data import Augment
 from sela_ext.data.loader import Batch
 from sela_ext.training.bank import Bank
 from sela_ext.training.crops import crop_losses, crop_views, embed_views, parse_crops
+from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass, label_pass
 from sela_ext.training.prototypes import place_prototypes
@@ -140,16 +142,12 @@ class SelaRecipe(Recipe):
             first = output.embedding[: len(batch.index)]  # of several crops the first
             self.bank.write(self.run.place(batch.index), first)
 
-    def evaluate(self) -> Evaluation:
-        """Label all images as they are, and measure labels and features; and rotations, where they are learnt."""
-        result = self.judge()
+    def evaluate_with(self, label: Callable[[Embedded], LabelPass] | None) -> Evaluation:
+        """The evaluation, and how well rotations are told apart, where they are learnt."""
+        result = super().evaluate_with(label)
         if self.run.network.rotation is not None:
             result.metrics["rotation_accuracy"] = rotation_accuracy(self.run)
         return result
-
-    def judge(self) -> Evaluation:
-        """What `evaluate` gives, but for the rotations."""
-        return super().evaluate()
 
     def state(self) -> dict[str, Any]:
         """Potentials, bank, and what the order of the epoch was drawn by: labels may have changed since."""

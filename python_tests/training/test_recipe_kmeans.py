@@ -44,7 +44,7 @@ def without_clock(value):
     return [without_clock(v) for v in value] if isinstance(value, list) else value
 
 
-class StoppedError(Exception):
+class StopError(Exception):
     """The end of a run that is to be continued."""
 
 
@@ -54,7 +54,7 @@ def stop_at(recipe, step, monkeypatch):
 
     def limited(self, batch):
         if self.run.state["step"] == step:
-            raise StoppedError
+            raise StopError
         return usual(self, batch)
 
     monkeypatch.setattr(recipe, "step", limited)
@@ -90,8 +90,8 @@ def test_a_run_labels_by_kmeans_and_ends_with_its_metrics(tmp_path, source):
 
 
 def test_easy_clusters_are_found(tmp_path):
-    images, truth = blobs(260)
-    options = {**TINY, "epochs": 12, "clusters": [4] * 6, "augment": sela_ext.Augment.none(16), "half_resolution": 0.0}
+    images, truth = blobs(192)
+    options = {**TINY, "epochs": 10, "clusters": [4] * 4, "augment": sela_ext.Augment.none(16), "half_resolution": 0.0}
     result = sela_ext.train(images, out=tmp_path / "run", labels=truth, **options)
     assert max(head["nmi"] for head in events(result.out, "end")[0]["heads"]) > 0.9
     # The clusters keep their numbers from pass to pass, so that the heads can learn them.
@@ -106,7 +106,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, 
     whole = sela_ext.train(images, out=tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         stop_at(KmeansRecipe, step, patch)
-        with pytest.raises(StoppedError):
+        with pytest.raises(StopError):
             sela_ext.train(images, out=tmp_path / "stopped", **options)
     assert_same_run(sela_ext.train(images, out=tmp_path / "stopped", resume=True, **options), whole)
 

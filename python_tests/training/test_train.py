@@ -316,7 +316,6 @@ def _held_rows(count, number, seed):
     ("options", "error", "message"),
     [
         ({"clusters": 300}, OptionError, "at most the number of images, 192, found 300"),
-        ({"method": "deepcluster"}, OptionError, "method: 'deepcluster' is not available"),
         ({"balance": "even"}, OptionError, "balance"),
         ({"devices": 2}, OptionError, "devices: expected 1"),
         ({"device": "tpu"}, OptionError, "device: expected cpu, cuda"),
@@ -330,7 +329,7 @@ def _held_rows(count, number, seed):
         ({"augment": sela_ext.Augment.deepcluster(16)}, OptionError, "augment: expected sobel=False"),
         ({"label_augment": sela_ext.Augment.deepcluster(16)}, OptionError, "label_augment: expected sobel=False"),
         ({"marginals": [-1.0, 1, 1, 1]}, OptionError, "marginals: expected numbers > 0"),
-        ({"marginals": 0.5}, OptionError, "marginals: expected a list"),
+        ({"marginals": 0.5}, OptionError, "marginals: expected estimated, or a list"),
         ({"augment": sela_ext.Augment.none(16), "image_size": 32}, OptionError, "image_size: expected 16"),
         ({"init": "kmeans", "head_kind": "linear"}, OptionError, "init: expected random or predictions"),
         ({"labels": [0, 1]}, DataError, "labels"),

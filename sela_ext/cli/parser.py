@@ -80,8 +80,8 @@ def _reader(spec: dataclasses.Field[Any]) -> Any:
 
     if kind in ("int", "float"):
         return number
-    if kind in ("ints", "floats") or spec.name == "marginals":
+    if kind in ("ints", "floats") or spec.name in ("marginals", "size_bounds"):
         return numbers
-    if spec.name in ("holdout", "devices"):
+    if spec.name in ("holdout", "devices", "relax"):
         return number
     return str

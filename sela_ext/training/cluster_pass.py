@@ -15,18 +15,42 @@ from sela_ext.errors import DataError
 from sela_ext.models import Heads
 from sela_ext.training.clustering import Clustering, Whitening, kmeans, match_clusters, unit_rows
 from sela_ext.training.labelling import LabelPass, head_record, log_probability, logits_of
+from sela_ext.training.run import Run
 
 # K-means has settled when an iteration lowers the mean squared distance by less than this part.
 _SETTLED = 1e-2
+# Of features with few dimensions only one in so many is whitened. DeepCluster keeps 256 of 4,096. On digits, whose
+# network has 128, 32 gave an NMI of .83 after 30 epochs, all 128 .52, and none, unwhitened, .59.
+_LEFT_OUT = 4
+
+
+def whitened_dimensions(run: Run, width: int) -> int:
+    """Dimensions that features are whitened to: `pca`; where nobody asked for it, at most a quarter of all.
+
+    Args:
+        run: the run; the reason is noted in its plan.
+        width: dimensions of the features.
+    """
+    asked = run.options.pca
+    if "pca" in run.plan.given or asked * _LEFT_OUT <= width or not asked:
+        return asked
+    few = max(1, width // _LEFT_OUT)
+    run.plan.reasons["pca"] = (
+        f"{few} of {asked}: a quarter of the {width} dimensions; the last ones are noise, which whitening would amplify"
+    )
+    return few
 
 
 @torch.no_grad()
-def points_of(features: Tensor, pca: int, threads: int) -> Tensor:
-    """What k-means sees of features [M, D]: whitened to `pca` dimensions (0: as they are), then of length one.
+def points_of(features: Tensor, valid: Tensor, pca: int, threads: int) -> Tensor:
+    """What k-means sees of features [N, D]: whitened to `pca` dimensions (0: as they are), then of length one.
 
     Returns:
-        float32 [M, P], P <= pca: fewer where the features have fewer dimensions, or rank.
+        float32 [M, P], of the M features that are valid, bool [N]. P <= pca: fewer where there are fewer dimensions,
+        or the rank is lower.
     """
+    if not bool(valid.all()):  # thousands of dimensions of a million images: no copy without need
+        features = features[valid]
     points = Whitening.fit(features, pca, threads=threads)(features, threads=threads) if pca else features.float()
     return unit_rows(points.clone() if points is features else points)
 

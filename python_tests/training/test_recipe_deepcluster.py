@@ -78,7 +78,7 @@ def watched(monkeypatch):
         result = relabel(self, which)
         heads = self.run.network.heads
         seen["heads"].append(heads.weight.detach().clone())
-        seen["momentum"].append([parameter in self.run.optimizer.state for parameter in heads.parameters()])
+        seen["momentum"].append([parameter in self.run.update.optimizer.state for parameter in heads.parameters()])
         return result
 
     monkeypatch.setattr(SelaRecipe, "step", watch_step)

@@ -317,7 +317,6 @@ def _held_rows(count, number, seed):
     [
         ({"clusters": 300}, OptionError, "at most the number of images, 192, found 300"),
         ({"balance": "even"}, OptionError, "balance"),
-        ({"rotnet": True}, OptionError, "rotnet"),
         ({"devices": 2}, OptionError, "devices: expected 1"),
         ({"device": "tpu"}, OptionError, "device: expected cpu, cuda"),
         ({"precision": "float16", "device": "cpu"}, OptionError, "float32 or bfloat16 on the CPU"),

@@ -31,6 +31,8 @@ def add_options(parser: argparse.ArgumentParser, options: Any) -> None:
     """Add every field of a dataclass of options, dashes for underscores."""
     for spec in dataclasses.fields(options):
         meta = spec.metadata
+        if spec.name == "callbacks":
+            continue  # functions have no text
         flag = "--" + spec.name.replace("_", "-")
         default = "" if spec.default is None else f" (default {spec.default})"
         text = (meta["help"] + default).replace("%", "%%")
@@ -78,7 +80,7 @@ def _reader(spec: dataclasses.Field[Any]) -> Any:
 
     if kind in ("int", "float"):
         return number
-    if kind == "ints" or spec.name in ("marginals", "size_bounds"):
+    if kind in ("ints", "floats") or spec.name in ("marginals", "size_bounds"):
         return numbers
     if spec.name in ("holdout", "devices", "relax"):
         return number

@@ -164,8 +164,8 @@ def _of_run(folder: Path, checkpoint: Path | None, model: Any, image_size: int |
         found = _read_tensors(folder / "network.pt")
         state = {
             f"{part}.{key}": value
-            for part in ("backbone", "projection", "heads")
-            for key, value in dict(found.get(part, {})).items()
+            for part in ("backbone", "projection", "heads", "rotation")
+            for key, value in dict(found.get(part) or {}).items()
         }
     else:
         saved = (
@@ -235,10 +235,11 @@ def _run_network(
         backbone.module,
         backbone.feature_dim,
         clusters,
-        projection=int(options["projection"]),
+        projection=options["projection"],
         head_kind=options["head_kind"],
         temperature=float(options["temperature"]),
         channels_in=backbone.channels_in,
+        rotation=any(key.startswith("rotation.") for key in state),
     )
     try:
         network.load_state_dict(state)

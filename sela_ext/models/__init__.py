@@ -1,7 +1,7 @@
 """Networks and heads."""
 
 from sela_ext.models.alexnet import AlexNet
-from sela_ext.models.heads import Heads, Network
+from sela_ext.models.heads import Heads, Network, make_projection, projection_widths
 from sela_ext.models.preact import PreActResNet
 from sela_ext.models.registry import BUILT_FOR_224, Backbone, build_backbone
 from sela_ext.models.small import SmallConvNet, SmallResNet
@@ -20,4 +20,6 @@ __all__ = [
     "SmallResNet",
     "Sobel",
     "build_backbone",
+    "make_projection",
+    "projection_widths",
 ]

@@ -28,6 +28,8 @@ SCORES = {
     "purity": ("Purity", "in the main class of their cluster"),
     "knn": ("kNN", "nearest neighbours by features"),
     "linear": ("Linear", "linear probe on features"),
+    "agreement": ("Agreement", "of the network with the labels given"),
+    "rotation_accuracy": ("Rotations", "told right, of images as they are"),
 }
 
 
@@ -114,17 +116,19 @@ def sentences(run: RunFolder) -> list[str]:
     said = []
     skipped = f" ({_count(total - labelled, 'more image')} got no label)" if labelled < total else ""
     groups = f"all {run.clusters:,}" if used == run.clusters else f"{used:,} of {run.clusters:,}"
+    fixed = run.options.get("fixed_labels") is not None
+    how = "by labels that were given" if fixed else "without using any labels"
     said.append(
         f"{_count(labelled, 'image')} {'was' if labelled == 1 else 'were'} sorted into "
-        f"{_count(run.clusters, 'cluster')} without using any labels{skipped}; "
+        f"{_count(run.clusters, 'cluster')} {how}{skipped}; "
         f"{groups} hold images, between {int(sizes.min()):,} and {int(sizes.max()):,} each, "
         f"where an even split would be {short_number(round(labelled / run.clusters, 1))}."
     )
     purity = number(end.get("purity"))
     if math.isfinite(purity):
         said.append(
-            f"Measured against true labels, which training never saw: {purity:.1%} of the images belong to the most "
-            "frequent class of their cluster."
+            f"Measured against true labels{'' if fixed else ', which training never saw'}: {purity:.1%} of the images "
+            "belong to the most frequent class of their cluster."
         )
     if run.labels.shape[0] > 1:
         why = (
@@ -163,6 +167,10 @@ def notices(run: RunFolder) -> list[str]:
     masked = max((row.masked for row in rows), default=0)
     if masked:
         said.append(f"Up to {_count(masked, 'image')} had no usable output in a label pass and got no label there.")
+    end = run.metrics.last("end") or {}
+    for name in ("warnings", "wait_warnings"):
+        found = end.get(name)
+        said += [_sentence(one) for one in found if isinstance(one, str)] if isinstance(found, list) else []
     if not run.metrics.events:
         said.append("The run has no log (metrics.jsonl): how training went is not known.")
     elif run.metrics.last("end") is None:
@@ -170,6 +178,11 @@ def notices(run: RunFolder) -> list[str]:
         reached = f" after epoch {short_number(round(epoch, 2))}" if math.isfinite(epoch) else ""
         said.append(f"The log has no end{reached}: training was interrupted or is still running.")
     return said
+
+
+def _sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _count(count: float, noun: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from sela_ext.data import Augment, Loader, Source
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
+from sela_ext.training.compilation import uncompiled
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def embed(
     exact: bool = False,
     exif: bool = False,
     index: IndexStore | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> Embedded:
     """Run the network over all images.
 
@@ -117,6 +120,7 @@ def embed(
         exact: of the loader.
         exif: of the loader.
         index: of the loader; what `open_index` gave for the same source, where there are more passes to come.
+        advance: called with the number of images done, after each batch.
     """
     loader = Loader(
         source,
@@ -142,7 +146,7 @@ def embed(
         for batch in loader.epoch(epoch):
             if train_mode and len(batch.index) < 2:
                 continue  # batch norm cannot normalise a batch of one
-            with arithmetic.autocast():
+            with arithmetic.autocast(), uncompiled(network):
                 feature = network.features(batch.images)
                 embedding = network.projection(feature)
             if embeddings is None:
@@ -156,6 +160,8 @@ def embed(
                 features[rows] = feature.float()
             embeddings[rows] = embedding
             valid[rows] = True
+            if advance is not None:
+                advance(batch.position)
     finally:
         network.train(was_training)
         loader.close()

@@ -19,6 +19,7 @@ from sela_ext.models import Network
 from sela_ext.training.embedding import Arithmetic, Embedded, embed
 from sela_ext.training.labelling import LabelPass, choose_head, label_pass
 from sela_ext.training.options import Options
+from sela_ext.training.progress import Stage, no_stage
 from sela_ext.training.split import Images, has_labels
 
 # Images labelled at once: 260 MB of scores at 1,000 clusters.
@@ -67,6 +68,7 @@ def evaluate_network(
     previous: NDArray[np.int32],
     options: Options,
     indexes: Mapping[str, IndexStore | None] | None = None,
+    stage: Stage = no_stage,
     label: Callable[[Embedded], LabelPass] | None = None,
 ) -> Evaluation:
     """Label all images in eval mode without augmentation, and measure labels and features.
@@ -82,29 +84,33 @@ def evaluate_network(
         previous: labels so far, int32 [heads, N].
         options: of the run.
         indexes: of the loaders of "train", "held" and "judged" images: see `sela_ext.training.embedding.open_index`.
+        stage: shows what is going on.
         label: makes the labels of the training images from the pass over them; None: balanced ones.
 
     Source: protocols of the SeLa paper, section 4 and appendix.
     """
 
     def look(part: str, source: Source, max_bad_fraction: float) -> Embedded:
-        return embed(
-            network,
-            source,
-            plain,
-            arithmetic,
-            keep_features=True,
-            batch_size=max(64, min(512, options.batch_size)),
-            threads=options.threads,
-            on_bad_image=options.on_bad_image,
-            max_bad_fraction=max_bad_fraction,
-            exact=options.exact,
-            exif=options.exif,
-            index=(indexes or {}).get(part),
-        )
+        named = {"train": "training", "held": "held-out", "judged": "evaluation"}.get(part, part)
+        with stage(f"evaluating {named} images", len(source)) as advance:
+            return embed(
+                network,
+                source,
+                plain,
+                arithmetic,
+                keep_features=True,
+                batch_size=max(64, min(512, options.batch_size)),
+                threads=options.threads,
+                on_bad_image=options.on_bad_image,
+                max_bad_fraction=max_bad_fraction,
+                exact=options.exact,
+                exif=options.exif,
+                index=(indexes or {}).get(part),
+                advance=advance,
+            )
 
     seen = look("train", images.train, options.max_bad_fraction)
-    result = _balanced(network, seen, previous, options) if label is None else label(seen)
+    result = _balanced(network, seen, previous, options, stage) if label is None else label(seen)
     truth = images.train.labels if has_labels(images.train) else None
     if truth is not None:
         for record in result.heads:
@@ -113,7 +119,7 @@ def evaluate_network(
     metrics = {
         name: float(value)
         for name, value in result.heads[head].items()
-        if isinstance(value, (int, float)) and name not in ("head", "changed", "nmi_previous", "converged")
+        if isinstance(value, (int, float)) and name not in ("head", "changed", "nmi_previous", "nmi_other", "converged")
     }
     # A few bad images among the held-out ones are no reason to lose the run; they are listed like the others.
     held = None if images.held is None else look("held", images.held, 1.0)
@@ -125,9 +131,11 @@ def evaluate_network(
             if images.judged is None
             else look("judged", images.judged, 1.0)
         )
-        metrics.update(
-            _probe(seen, truth, judged, None if images.judged is None else images.judged.labels, options.seed)
-        )
+        with stage("nearest neighbours and linear probe", 0) as advance:
+            advance(0)
+            metrics.update(
+                _probe(seen, truth, judged, None if images.judged is None else images.judged.labels, options.seed)
+            )
     held_labels = held_confidence = None
     if held is not None:
         held_labels, held_confidence = label_new(network, held, result.potentials, options.lam)
@@ -145,7 +153,9 @@ def evaluate_network(
     )
 
 
-def _balanced(network: Network, seen: Embedded, previous: NDArray[np.int32], options: Options) -> LabelPass:
+def _balanced(
+    network: Network, seen: Embedded, previous: NDArray[np.int32], options: Options, stage: Stage
+) -> LabelPass:
     """Labels by the assignment of the training, solved more tightly."""
     return label_pass(
         network.heads,
@@ -161,6 +171,7 @@ def _balanced(network: Network, seen: Embedded, previous: NDArray[np.int32], opt
         size_bounds=options.size_bounds,
         balance=options.balance,
         threads=options.threads,
+        stage=stage,
     )
 
 

@@ -37,7 +37,7 @@ def option(
     Args:
         default: the default value; "auto" = chosen from data and device.
         text: one line of help.
-        kind: "int", "float", "str", "bool", "ints" (an int or a list of them) or "any".
+        kind: "int", "float", "str", "bool", "ints" (an int or a list of them), "floats" or "any".
         choices: for "str": the values allowed.
         low: smallest value allowed.
         high: largest value allowed.
@@ -45,6 +45,25 @@ def option(
     """
     metadata = {"help": text, "kind": kind, "choices": choices, "low": low, "high": high, "above": above}
     return field(default=default, metadata=metadata)
+
+
+# What says how labels are made. Fixed labels need none of it: a preset's are left out, a user's are refused.
+OF_LABEL_PASSES = (
+    "clusters",
+    "heads",
+    "label_passes",
+    "label_spacing",
+    "label_source",
+    "label_augment",
+    "label_heads",
+    "label_tol",
+    "init",
+    "lam",
+    "marginals",
+    "relax",
+    "size_bounds",
+    "balance",
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,13 @@ class Options:
         "step = x0.1 at 150, 300 and 350 of 400 epochs; cosine and linear = to zero; onecycle = up and down; constant",
         kind="str",
         choices=("step", "cosine", "linear", "constant", "onecycle"),
+    )
+    lr_milestones: Any = option(
+        AUTO,
+        "shares of the run at which the step schedule divides by ten, e.g. 0.5,0.75",
+        kind="floats",
+        above=0,
+        high=1,
     )
     warmup: float = option(AUTO, "share of the run with a growing learning rate", kind="float", low=0, high=1)
     optimizer: str = option("sgd", "optimiser", kind="str", choices=("sgd", "lars", "adamw"))
@@ -163,8 +189,13 @@ class Options:
         None, 'several crops of every image: numbers and sizes, largest first, such as "2x160+4x96"', kind="any"
     )
     freeze_prototypes: float = option(0.0, "epochs in which the prototypes are not trained", kind="float", low=0)
-    fixed_labels: Any = option(None, "labels of another run: no label passes", kind="any")
-    rotnet: bool = option(False, "rotation head beside the label heads", kind="bool")
+    fixed_labels: Any = option(
+        None,
+        "labels to train on as they are, without label passes: a run folder (runs/x:3 = its head 3), a file of labels, "
+        "a released checkpoint, or an array",
+        kind="any",
+    )
+    rotnet: bool = option(False, "show every image in its four rotations, and have them told apart too", kind="bool")
     # Images
     augment: Any = option(AUTO, "augmentation: preset name or sela_ext.Augment", kind="any")
     image_size: int = option(AUTO, "pixels of the training images", kind="int", low=4, high=4096)
@@ -247,12 +278,12 @@ def check(spec: Field[Any], value: Any) -> None:
             near = difflib.get_close_matches(value, meta["choices"], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"{name}: expected one of {', '.join(meta['choices'])}, found {value!r}{hint}")
-    elif kind == "ints":
+    elif kind in ("ints", "floats"):
         values = value if isinstance(value, (list, tuple)) else [value]
         if not values:
             raise OptionError(f"{name}: expected a number or a list of numbers, found {value!r}")
         for one in values:
-            _check_number(name, one, "int", meta)
+            _check_number(name, one, kind.removesuffix("s"), meta)
     else:
         _check_number(name, value, kind, meta)
 
@@ -287,23 +318,33 @@ def make_options(given: Mapping[str, Any]) -> Options:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"unknown option {name!r}{hint}")
-    values = {name: plain_value(value) for name, value in given.items()}
-    preset = values.get("preset")
-    if preset is not None:
-        from sela_ext.training.presets import METHODS, PRESETS
+    return Options(**with_preset({name: plain_value(value) for name, value in given.items()}))
 
-        if preset not in PRESETS:
-            near = difflib.get_close_matches(str(preset), PRESETS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise OptionError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}{hint}")
-        recipe = dict(PRESETS[preset].options)
-        method = values.get("method", recipe.get("method"))
-        if method != recipe.get("method"):
-            recipe.update(METHODS.get(str(method), {}))  # what another method needs goes before what the preset says
-        if isinstance(values.get("clusters"), list):
-            recipe.pop("heads", None)  # a list says how many heads there are
-        values = {**recipe, **values}
-    return Options(**values)
+
+def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What user and preset set together: the preset's values below the given ones.
+
+    Raises:
+        OptionError: unknown preset.
+    """
+    preset = given.get("preset")
+    if preset is None:
+        return dict(given)
+    from sela_ext.training.presets import METHODS, PRESETS
+
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(str(preset), PRESETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}{hint}")
+    recipe = dict(PRESETS[preset].options)
+    method = given.get("method", recipe.get("method"))
+    if method != recipe.get("method"):
+        recipe.update(METHODS.get(str(method), {}))  # what another method needs goes before what the preset says
+    if isinstance(given.get("clusters"), (list, tuple)):
+        recipe.pop("heads", None)  # a list says how many heads there are
+    if given.get("fixed_labels") is not None:
+        recipe = {name: value for name, value in recipe.items() if name not in OF_LABEL_PASSES}
+    return {**recipe, **given}
 
 
 def plain_value(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ def save_network(folder: RunFolder, network: Network, opt: Options, result: Eval
             "backbone": {key: value.cpu() for key, value in network.backbone.state_dict().items()},
             "projection": {key: value.cpu() for key, value in network.projection.state_dict().items()},
             "heads": {key: value.cpu() for key, value in network.heads.state_dict().items()},
+            "rotation": None
+            if network.rotation is None
+            else {key: value.cpu() for key, value in network.rotation.state_dict().items()},
             "clusters": list(opt.clusters),
             "head_kind": opt.head_kind,
             "temperature": opt.temperature,
@@ -96,8 +100,16 @@ def opening_line(plan: Plan, images: Images, network: str) -> str:
     )
 
 
-def closing_lines(result: Evaluation, out: Path, report: Path, state: dict[str, Any], per_epoch: int, bad: int) -> str:
-    """Say what came out: sizes, metrics, and where labels and report are."""
+def closing_lines(
+    result: Evaluation,
+    out: Path,
+    report: Path,
+    state: dict[str, Any],
+    per_epoch: int,
+    bad: int,
+    watched: Sequence[str] = (),
+) -> str:
+    """Say what came out: sizes, metrics, what was noticed, and where labels and report are."""
     m = result.metrics
     shown = [
         f"{name} {m[name]:.3f}" for name in ("nmi", "ami", "ari", "accuracy", "purity", "knn", "linear") if name in m
@@ -109,6 +121,11 @@ def closing_lines(result: Evaluation, out: Path, report: Path, state: dict[str, 
     ]
     if shown:
         lines.append("against the true labels: " + ", ".join(shown))
+    if "agreement" in m:
+        lines.append(f"fixed labels that the network predicts: {m['agreement']:.3f}")
+    if "rotation_accuracy" in m:
+        lines.append(f"rotations told apart: {m['rotation_accuracy']:.3f}")
+    lines += watched
     if bad:
         lines.append(f"{bad} images could not be read: see {out / 'bad_images.csv'}")
     lines.append(f"labels  {out / 'labels.csv'}")

@@ -28,13 +28,14 @@ _FILES = (
     "options.json",
     "train.log",
     "metrics.jsonl",
+    "metrics.csv",
     "labels.csv",
     "labels.npz",
     "network.pt",
     "bad_images.csv",
     "report.html",
 )
-_FOLDERS = ("checkpoints", "tensorboard", "index")
+_FOLDERS = ("checkpoints", "tensorboard", "index", "wandb")
 # What a kill in the middle of writing may leave.
 _PARTIAL = (".writable", *(f"{name}.partial" for name in _FILES))
 
@@ -52,8 +53,6 @@ class RunFolder:
         self.index = path / "index"
         self._metrics: io.TextIOWrapper | None = None
         self._log: io.TextIOWrapper | None = None
-        self._board: Any = None
-        self._purge_step: int | None = None
 
     @staticmethod
     def check(out: str | os.PathLike[str], *, resume: bool, overwrite: bool, data: Any) -> RunFolder:
@@ -117,14 +116,12 @@ class RunFolder:
             return None
         return content
 
-    def open_logs(self, metrics_length: int = 0, step: int = 0) -> None:
-        """Open the logs, cut back to where the checkpoint left them.
+    def open_logs(self, metrics_length: int = 0) -> None:
+        """Open the logs, metrics.jsonl cut back to where the checkpoint left it.
 
         Args:
             metrics_length: bytes of metrics.jsonl that stay.
-            step: step of the checkpoint; TensorBoard drops what lies behind it.
         """
-        self._purge_step = step + 1 if step else None
         path = self.path / "metrics.jsonl"
         path.touch()
         os.truncate(path, min(metrics_length, path.stat().st_size))
@@ -144,25 +141,15 @@ class RunFolder:
             self._log.flush()
 
     def record(self, event: Mapping[str, Any]) -> None:
-        """Append an object to metrics.jsonl, and its numbers to TensorBoard. Values that are not finite become null."""
+        """Append an object to metrics.jsonl. Values that are not finite become null."""
         assert self._metrics is not None
-        self._metrics.write(json.dumps(_finite(event), allow_nan=False) + "\n")
+        self._metrics.write(json.dumps(finite(event), allow_nan=False) + "\n")
         self._metrics.flush()
-        board = self._tensorboard()
-        for name, value in event.items():
-            if isinstance(value, (int, float)) and name not in ("step", "event"):
-                board.add_scalar(f"{event['event']}/{name}", value, int(event["step"]))
-        for head in event.get("heads", ()):
-            for name in ("cross_entropy", "changed", "error", "nmi"):
-                if name in head:
-                    board.add_scalar(f"{event['event']}/head{head['head']}/{name}", head[name], int(event["step"]))
 
-    def _tensorboard(self) -> Any:
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
-        return self._board
+    def recorded(self) -> list[dict[str, Any]]:
+        """The objects in metrics.jsonl."""
+        text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
 
     def write_labels(self, labels: NDArray[np.int32], confidence: NDArray[np.float32], names: Sequence[str]) -> None:
         """Write labels.npz and labels.csv.
@@ -196,11 +183,11 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the logs."""
-        for file in (self._metrics, self._log, self._board):
+        for file in (self._metrics, self._log):
             with contextlib.suppress(OSError):
                 if file is not None:
                     file.close()
-        self._metrics = self._log = self._board = None
+        self._metrics = self._log = None
 
 
 # Lists and arrays longer than this are described by length and checksum.
@@ -237,11 +224,12 @@ def describe_value(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or type(value).__qualname__
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Values as JSON has them: numbers of numpy as plain ones, those that are not finite as None."""
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

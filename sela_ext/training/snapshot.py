@@ -39,8 +39,10 @@ def first_state() -> dict[str, Any]:
         "seconds": 0.0,  # since the start, time between runs not counted
         "loss_sum": 0.0,
         "loss_steps": 0,
+        "part_sums": {},  # of StepOutput.parts, since the last log entry
         "finished": False,
         "complained": False,
+        "clock": {},  # seconds of each part of the run
         "metrics_length": 0,
     }
 
@@ -58,8 +60,7 @@ def take(run: Run, recipe: Recipe) -> dict[str, Any]:
         "state": {**run.state, "labels": torch.from_numpy(run.labels)},
         "recipe": recipe.state(),
         "network": run.network.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
+        "update": run.update.state(),
         "rng": torch.get_rng_state(),
         "rng_cuda": torch.cuda.get_rng_state(run.arithmetic.device) if on_cuda else None,
     }
@@ -76,8 +77,7 @@ def put_back(run: Run, recipe: Recipe, saved: dict[str, Any]) -> None:
     run.labels = run.state.pop("labels").numpy()
     recipe.load(saved["recipe"])
     run.network.load_state_dict(saved["network"])
-    run.optimizer.load_state_dict(saved["optimizer"])
-    run.scaler.load_state_dict(saved["scaler"])
+    run.update.load(saved["update"])
     torch.set_rng_state(saved["rng"])
     if saved["rng_cuda"] is not None and run.arithmetic.device.type == "cuda":
         torch.cuda.set_rng_state(saved["rng_cuda"], run.arithmetic.device)
@@ -87,8 +87,13 @@ def _identity(run: Run) -> dict[str, Any]:
     written = described_options(run.options)
     return {
         "options": {name: value for name, value in written.items() if name not in _FREE_ON_RESUME},
-        "data": run.images.everything.fingerprint(),
+        "data": {**run.images.everything.fingerprint(), **_fixed(run)},
     }
+
+
+def _fixed(run: Run) -> dict[str, str]:
+    """What identifies labels that are given: a file may hold others by now."""
+    return {} if run.images.fixed is None else {"fixed_labels": run.images.fixed.fingerprint()}
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:

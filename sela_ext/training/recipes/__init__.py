@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from sela_ext.training.recipes.base import Recipe, StepOutput
 from sela_ext.training.recipes.deepcluster import DeepClusterRecipe
+from sela_ext.training.recipes.fixed import FixedLabelsRecipe
 from sela_ext.training.recipes.kmeans import KmeansRecipe
 from sela_ext.training.recipes.sela import SelaRecipe
+from sela_ext.training.recipes.sela_v2 import SelaV2Recipe
 
 # What the option `method` names.
-RECIPES: dict[str, type[Recipe]] = {"sela": SelaRecipe, "deepcluster": DeepClusterRecipe, "kmeans": KmeansRecipe}
+RECIPES: dict[str, type[Recipe]] = {
+    "sela": SelaRecipe,
+    "sela-v2": SelaV2Recipe,
+    "deepcluster": DeepClusterRecipe,
+    "kmeans": KmeansRecipe,
+}
 
-__all__ = ["RECIPES", "DeepClusterRecipe", "KmeansRecipe", "Recipe", "SelaRecipe", "StepOutput"]
+__all__ = [
+    "RECIPES",
+    "DeepClusterRecipe",
+    "FixedLabelsRecipe",
+    "KmeansRecipe",
+    "Recipe",
+    "SelaRecipe",
+    "SelaV2Recipe",
+    "StepOutput",
+]

@@ -84,13 +84,14 @@ class Recipe:
         """The evaluation, with labels of a function's making; None: balanced ones."""
         run = self.run
         return evaluate_network(
-            run.network,
+            run.evaluated,
             run.images,
             run.plan.plain,
             run.arithmetic,
             previous=run.labels,
             options=run.options,
             indexes=run.indexes,
+            stage=run.stage,
             label=label,
         )
 

@@ -28,8 +28,7 @@ class DeepClusterRecipe(SelaRecipe):
     The features are those of the backbone, of images without augmentation, in eval mode and in order; where its
     classifier ends in a ReLU, as AlexNet's and VGG16's do here, before this. A new head is drawn from N(0, .01) (a
     cosine head as it is at the start of a run), and the optimiser forgets what it knew of the old one. Clusters are
-    numbered such that images keep their numbers where they can: the head does not need it, but metrics and galleries
-    do.
+    numbered such that images keep their numbers where they can: not for the head, but for metrics and galleries.
 
     Final labels are k-means of the final features, likewise; the head that stays is that of the last label pass.
 
@@ -102,7 +101,7 @@ class DeepClusterRecipe(SelaRecipe):
                 start = sum(heads.clusters[:head])
                 rows = slice(start, start + heads.clusters[head])
                 parameter.data[rows] = fresh.get_parameter(name).data[rows].to(parameter.device)
-        forget(run.optimizer, heads, which)
+        forget(run.update.optimizer, heads, which)
 
 
 @contextlib.contextmanager

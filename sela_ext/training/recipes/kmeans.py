@@ -6,6 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
+from sela_ext.models import Heads
 from sela_ext.training.cluster_pass import cluster_pass, points_of, whitened_dimensions
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass
@@ -35,22 +36,24 @@ class KmeansRecipe(SelaRecipe):
     def relabel(self, which: list[int] | None) -> LabelPass:
         """Embeddings of all images by the label source, then k-means."""
         embeddings, valid, waited = self.collect()
-        result = self._cluster(embeddings, valid, which)
         heads = self.run.network.heads
+        result = self._cluster(heads, embeddings, valid, which)
         if heads.kind == "cosine":
             labelled = [record["head"] for record in result.heads]
             turn_to_means(heads, embeddings, valid, result.labels, labelled)
-            forget(self.run.optimizer, heads, labelled)
+            forget(self.run.update.optimizer, heads, labelled)
         return dataclasses.replace(result, wait_seconds=waited)
 
     def evaluate(self) -> Evaluation:
         """As usual, but for labels by k-means."""
-        return self.evaluate_with(lambda seen: self._cluster(seen.embeddings, seen.valid, None))
+        return self.evaluate_with(
+            lambda seen: self._cluster(self.run.evaluated.heads, seen.embeddings, seen.valid, None)
+        )
 
-    def _cluster(self, embeddings: Tensor, valid: Tensor, which: list[int] | None) -> LabelPass:
+    def _cluster(self, heads: Heads, embeddings: Tensor, valid: Tensor, which: list[int] | None) -> LabelPass:
         run, opt = self.run, self.run.options
         return cluster_pass(
-            run.network.heads,
+            heads,
             points_of(embeddings, valid, self.whitened, opt.threads),
             embeddings,
             valid,

@@ -15,13 +15,14 @@ from torch import nn
 from sela_ext.errors import OptionError
 from sela_ext.models.alexnet import AlexNet
 from sela_ext.models.preact import PreActResNet
-from sela_ext.models.small import SmallConvNet, SmallResNet
+from sela_ext.models.small import SmallConvNet, SmallResNet, SmallViT
 from sela_ext.models.vgg import VGG16
 
 # Name -> builder from image channels to the module and the channels that it takes.
 _OWN: dict[str, Callable[[int], tuple[nn.Module, int]]] = {
     "small-resnet": lambda channels: (SmallResNet(channels), channels),
     "small-convnet": lambda channels: (SmallConvNet(channels), channels),
+    "small-vit": lambda channels: (SmallViT(channels), channels),
     "alexnet": lambda channels: (AlexNet(channels, "big"), channels),
     "alexnet-small": lambda channels: (AlexNet(channels, "small"), channels),
     "alexnet-sobel": lambda channels: (AlexNet(layout="big", sobel=True), 3),
@@ -58,12 +59,12 @@ def build_backbone(
     """Build a backbone, and find the length of its feature vector by running it once.
 
     Args:
-        model: one of this package's names ("small-resnet", "small-convnet", "alexnet", "alexnet-small",
-            "alexnet-sobel", "vgg16-bn", "vgg16-bn-sobel", "resnet50-preact", also called "resnetv2"), any
-            classification network of torchvision by name (its last linear layer is removed, everything else keeps
-            its name; "alexnet" is the paper's), "timm/NAME" for one of timm where that is installed, an `nn.Module`
-            that maps images to [B, D] (used as it is, and trained in place), or a callable without arguments that
-            returns one.
+        model: one of this package's names ("small-resnet", "small-convnet", "small-vit", "alexnet",
+            "alexnet-small", "alexnet-sobel", "vgg16-bn", "vgg16-bn-sobel", "resnet50-preact", also called
+            "resnetv2"), any classification network of torchvision by name (its last linear layer is removed,
+            everything else keeps its name; "alexnet" is the paper's), "timm/NAME" for one of timm where that is
+            installed, an `nn.Module` that maps images to [B, D] (used as it is, and trained in place), or a callable
+            without arguments that returns one.
         channels: image channels, 1 or 3.
         image_size: (height, width) of the images it will see, for the trial run.
 
@@ -104,7 +105,7 @@ def _by_name(name: str, channels: int, image_size: tuple[int, int]) -> tuple[nn.
     if name in _OWN:
         return _OWN[name](channels)
     if name.startswith("timm/"):
-        return _from_timm(name.removeprefix("timm/"), channels), channels
+        return _from_timm(name.removeprefix("timm/"), channels, image_size), channels
     import torchvision.models
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -125,7 +126,7 @@ def _by_name(name: str, channels: int, image_size: tuple[int, int]) -> tuple[nn.
     return module, 3
 
 
-def _from_timm(name: str, channels: int) -> nn.Module:
+def _from_timm(name: str, channels: int, image_size: tuple[int, int]) -> nn.Module:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
@@ -134,7 +135,10 @@ def _from_timm(name: str, channels: int) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(f'timm/{one}' for one in near)}?" if near else ""
         raise OptionError(f"model: expected a network that timm has, found {name!r}{hint}")
-    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    config = timm.get_pretrained_cfg(name)
+    # Networks with a position per patch are built for one size, 224 pixels if nobody says otherwise.
+    size = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **size)
     return module
 
 

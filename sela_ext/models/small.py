@@ -160,7 +160,7 @@ class SmallViT(nn.Module):
 
 
 def patch_positions(patches: Tensor) -> Tensor:
-    """Sines and cosines of the rows and columns of patches [B, width, H, W]: [H * W, width], of their type and device."""
+    """Sines and cosines of rows and columns of patches [B, width, H, W]: [H * W, width], of their type and device."""
     width, quarter = patches.shape[1], patches.shape[1] // 4
     # From half a turn to 8 turns over the image: neighbouring patches differ, and far ones are not taken for near.
     turns = torch.logspace(-1, 3, quarter, base=2.0, device=patches.device) * (2 * math.pi)

@@ -103,8 +103,10 @@ def test_the_trial_run_changes_no_batch_norm_statistics():
 def test_unusable_networks_are_refused():
     with pytest.raises(OptionError, match="did you mean resnet18"):
         build_backbone("resnet_18", channels=3, image_size=(32, 32))
-    with pytest.raises(OptionError, match=r"expected features of shape \[B, D\], found \(2, 8, 30, 30\)"):
-        build_backbone(nn.Conv2d(3, 8, 3), channels=3, image_size=(32, 32))
+    with pytest.raises(OptionError, match=r"expected features of shape \[B, D\], .* found \(6,\) for B = 2"):
+        build_backbone(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(0)), channels=3, image_size=(32, 32))
+    with pytest.raises(OptionError, match="found no tensor for B = 2 from MaxPool2d"):
+        build_backbone(nn.MaxPool2d(2, return_indices=True), channels=3, image_size=(32, 32))
     with pytest.raises(OptionError, match="does not take images of 3 x 16 x 16"):
         build_backbone(nn.Linear(7, 3), channels=3, image_size=(16, 16))
     with pytest.raises(OptionError, match=r"callable that returns an nn\.Module, found int"):
@@ -287,3 +289,17 @@ def test_timm_transformers_take_the_size_of_the_images():
         assert build_backbone("timm/convnext_atto", channels=3, image_size=(32, 32)).feature_dim == 320
         with pytest.raises(OptionError, match="timm/vit_tiny_patch16_224 does not take images of 3 x 8 x 8"):
             build_backbone("timm/vit_tiny_patch16_224", channels=3, image_size=(8, 8))
+
+
+@torch.no_grad()
+def test_maps_and_tokens_of_a_users_network_are_averaged():
+    maps = nn.Conv2d(3, 8, 3)
+    images = torch.randn(4, 3, 12, 10)
+    backbone = build_backbone(maps, channels=3, image_size=(12, 10))
+    assert backbone.feature_dim == 8
+    assert backbone.name == "Conv2d"
+    assert torch.allclose(backbone.module(images), maps(images).mean((2, 3)))
+    tokens = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.Flatten(2), nn.Linear(30, 7))  # [B, 8, 7]
+    backbone = build_backbone(tokens, channels=3, image_size=(12, 10))
+    assert backbone.feature_dim == 7
+    assert torch.allclose(backbone.module(images), tokens(images).mean(1))

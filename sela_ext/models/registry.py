@@ -63,13 +63,13 @@ def build_backbone(
             "alexnet-small", "alexnet-sobel", "vgg16-bn", "vgg16-bn-sobel", "resnet50-preact", also called
             "resnetv2"), any classification network of torchvision by name (its last linear layer is removed,
             everything else keeps its name; "alexnet" is the paper's), "timm/NAME" for one of timm where that is
-            installed, an `nn.Module` that maps images to [B, D] (used as it is, and trained in place), or a callable
-            without arguments that returns one.
+            installed, an `nn.Module` that maps images to [B, D], to maps [B, D, H, W] or to tokens [B, L, D], which
+            are averaged (used as it is, and trained in place), or a callable without arguments that returns one.
         channels: image channels, 1 or 3.
         image_size: (height, width) of the images it will see, for the trial run.
 
     Raises:
-        OptionError: unknown name, or not a module that maps images to [B, D].
+        OptionError: unknown name, or not a module that maps images to one of these shapes.
     """
     if isinstance(model, str):
         name, (module, channels_in) = model, _by_name(model, channels, image_size)
@@ -78,7 +78,32 @@ def build_backbone(
         name, channels_in = type(module).__name__, channels
         if channels == 1 and _first_channels(module) == 3:
             channels_in = 3  # grey images are repeated
-    return Backbone(module, name, _feature_dim(module, name, channels_in, image_size), channels_in)
+    shape = _feature_shape(module, name, channels_in, image_size)
+    if len(shape) in (3, 4) and shape[0] == 2:
+        module, shape = Averaged(module), (2, shape[1] if len(shape) == 4 else shape[2])
+    if len(shape) != 2 or shape[0] != 2:
+        raise OptionError(
+            f"model: expected features of shape [B, D], [B, D, H, W] or [B, L, D], found {shape or 'no tensor'} for "
+            f"B = 2 from {name}"
+        )
+    return Backbone(module, name, shape[1], channels_in)
+
+
+class Averaged(nn.Module):
+    """A network that gives maps or tokens, followed by their mean.
+
+    Args:
+        network: maps images to [B, D, H, W] or [B, L, D].
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images [B, C, H, W] to features [B, D]."""
+        found: torch.Tensor = self.network(images)
+        return found.mean((2, 3)) if found.ndim == 4 else found.mean(1)
 
 
 def _from_user(model: Any) -> nn.Module:
@@ -160,7 +185,8 @@ def _first_channels(module: nn.Module) -> int:
     return next((int(child.in_channels) for child in module.modules() if isinstance(child, nn.Conv2d)), 0)
 
 
-def _feature_dim(module: nn.Module, name: str, channels: int, image_size: tuple[int, int]) -> int:
+def _feature_shape(module: nn.Module, name: str, channels: int, image_size: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of what two images give; () where that is no tensor."""
     # In eval mode, so that the trial run changes no batch-norm statistics and draws no random numbers.
     training = module.training
     parameter = next(module.parameters(), None)
@@ -176,7 +202,4 @@ def _feature_dim(module: nn.Module, name: str, channels: int, image_size: tuple[
         ) from error
     finally:
         module.train(training)
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != 2:
-        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise OptionError(f"model: expected features of shape [B, D], found {found} for B = 2 from {name}")
-    return int(output.shape[1])
+    return tuple(output.shape) if isinstance(output, torch.Tensor) else ()

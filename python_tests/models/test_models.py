@@ -205,7 +205,7 @@ def test_timm_networks_are_asked_for_by_a_prefix(monkeypatch):
     with pytest.raises(OptionError, match="did you mean timm/resnet10t"):
         build_backbone("timm/resnet10", channels=1, image_size=(32, 32))
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(OptionError, match="needs the package timm"):
+    with pytest.raises(OptionError, match=r"needs the package timm, .*sela_ext\[timm\]"):
         build_backbone("timm/resnet10t", channels=1, image_size=(32, 32))
 
 

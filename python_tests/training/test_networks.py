@@ -43,7 +43,7 @@ def test_the_small_transformer_is_trained_at_both_resolutions_and_loaded_by_its_
     result = sela_ext.train(images, out=tmp_path / "run", model="small-vit", **TINY)
     options = json.loads((tmp_path / "run" / "options.json").read_text())
     assert options["resolved"]["half_resolution"] == 0.5
-    assert options["resolved"]["feature_dim"] == 192
+    assert options["resolved"]["feature_dim"] == 128
     assert np.mean(sela_ext.predict(tmp_path / "run", images, threads=1) == result.labels) > 0.9
 
 

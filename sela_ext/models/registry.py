@@ -155,7 +155,9 @@ def _from_timm(name: str, channels: int, image_size: tuple[int, int]) -> nn.Modu
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        raise OptionError(f"model: timm/{name} needs the package timm, found none; pip install timm") from error
+        raise OptionError(
+            f"model: timm/{name} needs the package timm, found none; pip install 'sela_ext[timm]'"
+        ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(f'timm/{one}' for one in near)}?" if near else ""

@@ -140,7 +140,7 @@ class SmallViT(nn.Module):
     baselines for ImageNet-1k", 2022 (fixed positions, mean of the tokens).
     """
 
-    def __init__(self, channels: int = 3, width: int = 192, depth: int = 6, heads: int = 3, patch: int = 4) -> None:
+    def __init__(self, channels: int = 3, width: int = 128, depth: int = 6, heads: int = 4, patch: int = 4) -> None:
         super().__init__()
         self.stem = nn.Conv2d(channels, width, patch, patch)
         self.blocks = nn.Sequential(*(AttentionBlock(width, heads) for _ in range(depth)))

@@ -5,11 +5,11 @@
     python bench/results.py --studies methods --data digits --jobs 2
     python bench/results.py --write | --check              # docs/results.md from the rows; nothing is run
 
-Runs are as long as their number of epochs says, so that a busy machine changes nothing but seconds. Each is a process of
-its own with one thread (`--threads`), `--jobs` of them at a time. A row goes to bench/results/learning.jsonl as soon as
-its run is over, and the run's files are removed; runs that have a row are passed over, so the script can be stopped and
-started at will. Methods that the installed package does not have, and data that are not there, are named and skipped.
-True labels judge, and teach nothing but the network that is called supervised.
+Runs are as long as their number of epochs says, so that a busy machine changes nothing but seconds. Each is a process
+of its own with one thread (`--threads`), `--jobs` of them at a time. A row goes to bench/results/learning.jsonl as soon
+as its run is over, and the run's files are removed; runs that have a row are passed over, so the script can be stopped
+and started at will. Methods that the installed package does not have, and data that are not there, are named and
+skipped. True labels judge, and teach nothing but the network that is called supervised.
 """
 
 from __future__ import annotations
@@ -74,7 +74,6 @@ def write(check: bool) -> int:
             print("docs/results.md is not what bench/results/learning.jsonl gives; run python bench/results.py --write")
         return int(new != old)
     DOCUMENT.write_text(new, encoding="utf-8")
-    print(f"{DOCUMENT.name} written")
     return 0
 
 
@@ -148,6 +147,7 @@ class Runs:
         if one.process.returncode == 0:
             row = json.loads(one.row.read_text(encoding="utf-8"))
             common.record(BENCH, [row], facts)
+            write(check=False)
             self.done.add(one.case.key)
             if one.case.key in self.teachers:
                 shutil.copyfile(one.folder / "labels.npz", self.labels(one.case))
@@ -234,7 +234,7 @@ def done_before(again: bool) -> set[str]:
 
 def plan(todo: Sequence[Case], done: set[str]) -> None:
     """Print what would run."""
-    left = {study: 0.0 for study in cases.STUDIES}
+    left = dict.fromkeys(cases.STUDIES, 0.0)
     for number, case in enumerate(todo, 1):
         expected = case.core_minutes()
         if case.key not in done:
@@ -286,7 +286,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return Runs(todo, done, folder, options).work()
     finally:
-        write(check=False)
         if temporary:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -203,7 +203,7 @@ LEVELS = ("none", "light", "heavy")
 SHARES: dict[str, dict[str, Any]] = {
     "SeLa, equal sizes": {},
     "SeLa, estimated sizes": {"marginals": "estimated"},
-    "SeLa, relaxed": {"relax": 1.0},
+    "SeLa, relaxed": {"relax": 0.1},
     "SeLa, sizes bounded": {"size_bounds": [0.5, 1.5]},
     "k-means in the loop": {"method": "kmeans"},
 }

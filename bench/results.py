@@ -211,7 +211,7 @@ def summary(row: dict[str, Any]) -> str:
         "features_nmi": "k-means NMI",
     }
     scores = [f"{text} {row['metrics'][name]:.3f}" for name, text in shown.items() if name in row["metrics"]]
-    return ", ".join([*scores, f"{row['processor_seconds_in_all'] / 60:.1f} processor minutes"])
+    return ", ".join([*scores, f"{row['processor_seconds_in_all'] / 60:.2g} processor minutes"])
 
 
 def chosen(options: argparse.Namespace) -> list[Case]:

@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--only", help="runs whose name contains this text")
     found.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     found.add_argument("--minutes", type=float, help="start no run after so many minutes")
-    found.add_argument("--folder", type=Path, help="for the files of runs; default: a temporary one")
+    found.add_argument("--folder", type=Path, help="where the files of runs are while they last")
     found.add_argument("--again", action="store_true", help="rows of other commits do not count: run these again")
     found.add_argument("--list", action="store_true", help="say what would run, and stop")
     found.add_argument("--write", action="store_true", help="write docs/results.md from the rows, and stop")
@@ -120,9 +121,7 @@ class Runs:
     def start(self, case: Case) -> None:
         """Start a run as a process."""
         folder = self.folder / case.key
-        shutil.rmtree(folder, ignore_errors=True)
         row, log = self.folder / f"{case.key}.json", self.folder / f"{case.key}.log"
-        row.unlink(missing_ok=True)
         labels = None if case.teacher is None else self.labels(case.teacher)
         number = str(self.options.threads)
         environment = {
@@ -280,14 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.no_record:
         sys.exit("--no-record: expected with --quick alone; runs are kept, or they would be done twice")
-    temporary = options.folder is None
-    folder = Path(tempfile.mkdtemp(prefix="sela-results-")) if temporary else options.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return Runs(todo, done, folder, options).work()
-    finally:
-        if temporary:
-            shutil.rmtree(folder, ignore_errors=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that runs under way end too
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="results-", dir=options.folder) as folder:
+        return Runs(todo, done, Path(folder), options).work()
 
 
 if __name__ == "__main__":

@@ -231,18 +231,29 @@ def done_before(again: bool) -> set[str]:
     return {row["key"] for row in tables.read_rows(rows_path()) if not again or row["commit"] == here}
 
 
+def pace(rows: Iterable[tables.Row]) -> dict[str, float]:
+    """By data set, how the processor time of runs recorded here compares with what was expected of them."""
+    expected = {case.key: case.core_minutes() for case in cases.cases_of(data=list(DATA))}
+    sums: dict[str, list[float]] = {}
+    for row in rows:
+        if row["key"] in expected and row["kind"] == "train":
+            total = sums.setdefault(row["data"], [0.0, 0.0])
+            total[0] += row["processor_seconds_in_all"] / 60
+            total[1] += expected[row["key"]]
+    return {name: took / wanted for name, (took, wanted) in sums.items()}
+
+
 def plan(todo: Sequence[Case], done: set[str]) -> None:
-    """Print what would run."""
-    left = dict.fromkeys(cases.STUDIES, 0.0)
+    """Print what would run, and roughly for how long."""
+    left, speed = dict.fromkeys(cases.STUDIES, 0.0), pace(tables.read_rows(rows_path()))
     for number, case in enumerate(todo, 1):
-        expected = case.core_minutes()
+        expected = case.core_minutes() * speed.get(case.data, 1.0)
         if case.key not in done:
             left[case.study] += expected
         state = "there" if case.key in done else f"{expected:6.1f} min"
         print(f"{number:4d}  {state:>10}  {case.study:9}  {case.title}")
-    print(
-        "processor minutes left, roughly: " + ", ".join(f"{name} {value:.0f}" for name, value in left.items() if value)
-    )
+    sums = ", ".join(f"{name} {value:.0f}" for name, value in left.items() if value) or "none"
+    print(f"processor minutes left, roughly: {sums}")
 
 
 def quick(threads: int) -> int:

@@ -15,6 +15,8 @@ from target_table import Target, Value
 
 Row = Mapping[str, Any]
 NOTHING = "Nothing is recorded yet."
+# Clusters of the larger heads, unless a table says otherwise.
+MANY = 128
 # Metric of a row -> heading.
 HEADINGS = {
     "knn": "kNN",
@@ -130,9 +132,7 @@ def methods(rows: Mapping[str, Row]) -> str:
             own = found.get(name)
             if own is None:
                 continue
-            # Heads of a network that was given the true labels would only give them back.
-            skip = ("few_", "many_") if name == "supervised network" else ("none",)
-            scores = ["-" if metric.startswith(skip) else spread(values(own, metric)) for metric in HEADINGS]
+            scores = [_score(name, own, metric) for metric in HEADINGS]
             lines.append((name, *scores, minutes(own), str(len(own))))
         epochs = data.epochs["methods"]
         parts.append(
@@ -149,6 +149,17 @@ def methods(rows: Mapping[str, Row]) -> str:
     return "\n\n".join(parts) or NOTHING
 
 
+def _score(name: str, rows: Sequence[Row], metric: str) -> str:
+    """A cell of the table of methods."""
+    part = metric.split("_")[0]
+    # Heads of a network that was given the true labels would only give them back.
+    if name == "supervised network" and part in ("few", "many"):
+        return "-"
+    own = {row["metrics"].get("many_clusters") for row in rows} - {None, MANY}
+    note = f" (K = {min(own)})" if part == "many" and own else ""
+    return spread(values(rows, metric)) + note
+
+
 def behind(rows: Mapping[str, Row]) -> str:
     """Where SeLa loses: every figure in which another method, or no learning at all, has the higher mean."""
     lines, compared = [], 0
@@ -159,7 +170,7 @@ def behind(rows: Mapping[str, Row]) -> str:
             ours = values(found.get("SeLa", []), metric)
             for name in rivals:
                 theirs = values(found.get(name, []), metric)
-                if not ours or not theirs:
+                if not ours or not theirs or "K = " in _score(name, found[name], metric):
                     continue
                 compared += 1
                 gap = fmean(theirs) - fmean(ours)

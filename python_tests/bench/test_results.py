@@ -308,7 +308,10 @@ def test_the_list_says_what_is_there_and_what_is_left(monkeypatch, tmp_path, cap
     assert results.main(["--list", "--studies", "methods", "--data", "digits", "--seeds", "0"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"there +methods +SeLa, digits, seed 0", said)
-    assert re.search(r"1\.8 min +methods +k-means in the loop", said)
+    expected = by_name("methods", "digits", "k-means in the loop", [0])[0].core_minutes()
+    took = 1.5 / case.core_minutes()  # the row says 90 s
+    assert re.search(rf"{expected * took:.1f} min +methods +k-means in the loop", said)
+    assert "processor minutes left, roughly: methods" in said
 
 
 # ---------------------------------------------------------------- the page
@@ -368,6 +371,13 @@ def test_methods_without_rows_are_named_and_given_labels_not_praised():
     assert "| supervised network | .950 | - | - |" in page
     assert "names .970 of the test images rightly" in page
     assert "Not measured yet: k-means in the loop, DeepCluster, SeLa-v2." in page
+
+
+def test_another_number_of_clusters_is_told_and_not_compared():
+    sela, other = (by_name("methods", "digits", name, [0])[0] for name in ("SeLa", "DeepCluster"))
+    rows = keyed(row(sela, many_nmi=0.5, many_clusters=128), row(other, many_nmi=0.6, many_clusters=100))
+    assert ".600 (K = 100)" in tables.methods(rows)
+    assert tables.behind(rows) == tables.NOTHING
 
 
 def test_where_another_method_is_better_the_page_says_so():

@@ -88,7 +88,7 @@ def _trained(case: Case, where: str, folder: Path, threads: int, labels: Path | 
 
     options = dict(case.options)
     if options.get("fixed_labels") == TRUE_LABELS:
-        options["fixed_labels"] = _classes(where)
+        options["fixed_labels"] = str(_written_classes(where, folder))
     elif options.get("fixed_labels") == TEACHER:
         if labels is None:
             raise FileNotFoundError(f"{case.title}: the teacher's labels are not there")
@@ -191,7 +191,20 @@ def _classes(where: str) -> Any:
     """True labels of the training data, int64 [N]."""
     from sela_ext.data import open_source
 
-    return np.asarray(open_source(where).labels, np.int64)
+    return np.array(open_source(where).labels, np.int64)
+
+
+def _written_classes(where: str, folder: Path) -> Path:
+    """A file of the true labels, -1 for images that judge."""
+    from sela_ext.data import digits_split
+
+    classes = _classes(where)
+    if where == "digits":
+        classes[digits_split()[1]] = -1
+    path = folder.with_name(f"{folder.name}-classes.npy")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, classes)
+    return path
 
 
 def _test(where: str) -> Any:

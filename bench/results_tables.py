@@ -334,7 +334,7 @@ def transfer(rows: Mapping[str, Row]) -> str:
     """Networks that were taught by the labels of another run."""
     parts = []
     for data in DATA.values():
-        shown = ("knn", "linear", "few_nmi", "few_accuracy", "features_nmi")
+        shown = ("knn", "linear", "features_nmi", "features_accuracy")
         lines = [
             (case.name, *(spread(values(own, metric)) for metric in shown), minutes(own), f"`{cases.command(case)}`")
             for case, own in recorded("transfer", rows, data.name)

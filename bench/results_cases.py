@@ -25,6 +25,7 @@ class Data:
         name: how rows and options call it.
         title: how tables call it.
         find: path, or name that `sela_ext.train` knows; None where it is not there.
+        judged: name of the folder of test images beside it; None where `sela_ext.train` finds them.
         shown: how a command line names it.
         missing: what to do when it is not there.
         model: the network of every method.
@@ -38,6 +39,7 @@ class Data:
     name: str
     title: str
     find: Callable[[], str | None]
+    judged: str | None
     shown: str
     missing: str
     model: str
@@ -46,6 +48,11 @@ class Data:
     epochs: Mapping[str, int]
     epoch_seconds: float
     overhead_seconds: float
+
+    def test(self) -> str | None:
+        """Path of the test images, where it has to be named."""
+        found = self.find()
+        return None if self.judged is None or found is None else str(Path(found).with_name(self.judged))
 
 
 def _fashion() -> str | None:
@@ -62,17 +69,17 @@ DATA = {
     one.name: one
     for one in (
         Data(
-            "digits", "digits", lambda: "digits", "digits", "", "small-resnet", "small-convnet", 10,
+            "digits", "digits", lambda: "digits", None, "digits", "", "small-resnet", "small-convnet", 10,
             {"methods": 160, "goals": 160, "ablation": 160, "transfer": 160, "imbalance": 160}, 0.6, 12,
         ),
         Data(
-            "fashion-mnist", "Fashion-MNIST", _fashion, "fashion-mnist",
+            "fashion-mnist", "Fashion-MNIST", _fashion, None, "fashion-mnist",
             "Debian's package dataset-fashion-mnist has it, or SELA_FASHION_MNIST names the folder",
             "small-resnet", "small-convnet", 10,
             {"methods": 12, "goals": 46, "ablation": 6, "transfer": 12, "imbalance": 12}, 25, 90,
         ),
         Data(
-            "cifar10", "CIFAR-10 JPEG", _cifar, "cifar10/train",
+            "cifar10", "CIFAR-10 JPEG", _cifar, "test", "cifar10/train",
             "SELA_DATA_DIR names a folder that holds train/ and test/ with a folder of JPEG files per class",
             "small-convnet", "small-resnet", 10,
             {"methods": 15, "goals": 46, "ablation": 8, "transfer": 15, "imbalance": 15}, 33, 90,
@@ -139,10 +146,15 @@ class Case:
 
 def command(case: Case) -> str:
     """The same run as a line to type; the folder's name stands for any."""
+    data = DATA[case.data]
+    judged = None if data.judged is None else str(Path(data.shown).with_name(data.judged))
     if case.kind != "train":
-        subject = "pixels" if case.kind == "pixels" else f"random:{DATA[case.data].model}"
-        return f"sela evaluate {subject} --data {DATA[case.data].shown}"
-    words = ["sela", "train", "--data", DATA[case.data].shown, "--out", "runs/x"]
+        subject = "pixels" if case.kind == "pixels" else f"random:{data.model}"
+        test = "" if judged is None else f"::{judged}"
+        return f"sela evaluate {subject} --data {data.shown}{test}"
+    words = ["sela", "train", "--data", data.shown, "--out", "runs/x"]
+    if judged is not None:
+        words += ["--eval-data", judged]
     for name, value in case.options.items():
         flag = "--" + name.replace("_", "-")
         if value is True:

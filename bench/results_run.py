@@ -20,7 +20,7 @@ DIRECTIONS, STARTS = 64, 10
 NEIGHBOURS = 20
 # Options of a run that say nothing of what is learnt, or that rows have elsewhere.
 _ELSEWHERE = (
-    "data", "seed", "fixed_labels", "device", "devices", "threads", "progress", "resume", "overwrite",
+    "data", "eval_data", "seed", "fixed_labels", "device", "devices", "threads", "progress", "resume", "overwrite",
     "checkpoint_seconds", "index", "log_every",
 )  # fmt: skip
 
@@ -86,7 +86,7 @@ def _trained(case: Case, where: str, folder: Path, threads: int, labels: Path | 
     from sela_ext import train
     from sela_ext.errors import OptionError
 
-    options = dict(case.options)
+    options = {**case.options, "eval_data": DATA[case.data].test()}
     if options.get("fixed_labels") == TRUE_LABELS:
         options["fixed_labels"] = str(_written_classes(where, folder))
     elif options.get("fixed_labels") == TEACHER:
@@ -106,7 +106,7 @@ def _trained(case: Case, where: str, folder: Path, threads: int, labels: Path | 
     }
     row = read_run(folder, DATA[case.data].classes)
     if case.options.get("fixed_labels") == TRUE_LABELS:
-        row["metrics"]["test_accuracy"] = _own_accuracy(folder, where, threads)
+        row["metrics"]["test_accuracy"] = _own_accuracy(folder, case, threads)
     if "imbalance" not in case.options:
         row["metrics"].update(_clustered(folder, where, case, threads))
     if "imbalance" in case.options or case.study == "imbalance":
@@ -207,20 +207,21 @@ def _written_classes(where: str, folder: Path) -> Path:
     return path
 
 
-def _test(where: str) -> Any:
+def _test(case: Case) -> Any:
     """The images that judge: the held-out digits, or those beside the training images."""
     from sela_ext.data import digits_split, find_eval_source, open_source
 
+    where, named = DATA[case.data].find(), DATA[case.data].test()
     if where == "digits":
         return open_source(where).subset(digits_split()[1])
-    return find_eval_source(where)
+    return find_eval_source(where) if named is None else open_source(named)
 
 
-def _own_accuracy(folder: Path, where: str, threads: int) -> float:
+def _own_accuracy(folder: Path, case: Case, threads: int) -> float:
     """Share of the test images that a network trained on the true labels names rightly."""
     from sela_ext import predict
 
-    test = _test(where)
+    test = _test(case)
     return float((predict(folder, test, head=0, threads=threads) == test.labels).mean())
 
 
@@ -250,7 +251,9 @@ def _untrained(case: Case, where: str, threads: int) -> dict[str, Any]:
 
     subject = "pixels" if case.kind == "pixels" else f"random:{case.options['model']}"
     asked = {"k": NEIGHBOURS, "threads": threads, "seed": case.seed}
-    found = evaluate(subject, where, ("clusters", "knn", "linear"), **asked)
+    test = DATA[case.data].test()
+    pair = where if test is None else (where, test)
+    found = evaluate(subject, pair, ("clusters", "knn", "linear"), **asked)
     metrics = {name: found[name] for name in ("knn", "linear")}
     metrics.update({f"features_{name}": found[name] for name in ("nmi", "ari", "accuracy")})
     return {"metrics": metrics, "images_seen": 0, "epochs_done": 0.0}

@@ -116,6 +116,28 @@ def _machine(row: Row) -> str:
     )
 
 
+def short(rows: Mapping[str, Row]) -> str:
+    """The tables of methods in a sentence or two per data set."""
+    lines = []
+    for data in DATA.values():
+        found = {case.name: own for case, own in recorded("methods", rows, data.name)}
+        means = {name: fmean(values(own, "knn")) for name, own in found.items() if values(own, "knn")}
+        if "SeLa" not in means:
+            continue
+        others = [f"{name} {three(means[name])}" for name in _ORDER if name in means and name != "SeLa"]
+        labels = "; ".join(
+            f"{text} {three(fmean(scores))}"
+            for text, metric in (("NMI", "few_nmi"), ("accuracy", "few_accuracy"))
+            if (scores := values(found["SeLa"], metric))
+        )
+        lines.append(
+            f"* **{data.title}**: the neighbours of SeLa's features name {three(means['SeLa'])} of the test images rightly"
+            + (f" ({', '.join(others)})" if others else "")
+            + (f". Its {data.classes} clusters against the classes: {labels}." if labels else ".")
+        )
+    return "\n".join(lines) or NOTHING
+
+
 _ORDER = ("pixels", "random network", *cases.METHODS)
 
 
@@ -367,6 +389,7 @@ def _range(rows: Sequence[Row], name: str) -> str:
 
 
 PARTS: dict[str, Callable[[Mapping[str, Row]], str]] = {
+    "short": short,
     "machines": machines,
     "goals": goal_table,
     "methods": methods,

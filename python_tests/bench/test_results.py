@@ -334,7 +334,7 @@ def test_a_page_out_of_date_is_told_and_mended(tmp_path, monkeypatch, capsys):
 
 
 def test_a_marker_that_is_missing_is_told():
-    with pytest.raises(ValueError, match="expected each of machines, goals"):
+    with pytest.raises(ValueError, match="expected each of short, machines, goals"):
         tables.filled("<!-- goals:begin -->\n<!-- goals:end -->\n", {})
 
 
@@ -431,6 +431,16 @@ def test_other_studies_show_their_commands_and_sizes():
     assert "| 20 to 140 | 79 to 81 |" in tables.imbalance(keyed(sized))
     taught = by_name("transfer", "digits", "small-convnet, the teacher's labels", [0])[0]
     assert "--fixed-labels runs/teacher" in tables.transfer(keyed(row(taught, knn=0.9)))
+
+
+def test_the_page_begins_with_what_the_tables_say():
+    sela, pixels = (by_name("methods", "digits", name, [0])[0] for name in ("SeLa", "pixels"))
+    rows = keyed(row(sela, knn=0.9, few_nmi=0.8, few_accuracy=0.85), row(pixels, knn=0.7))
+    assert tables.short(rows) == (
+        "* **digits**: the neighbours of SeLa's features name .900 of the test images rightly (pixels .700). Its 10 "
+        "clusters against the classes: NMI .800; accuracy .850."
+    )
+    assert tables.short({}) == tables.NOTHING
 
 
 def test_the_machine_and_the_commit_of_the_rows_are_on_the_page():

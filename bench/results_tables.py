@@ -131,7 +131,7 @@ def short(rows: Mapping[str, Row]) -> str:
             if (scores := values(found["SeLa"], metric))
         )
         lines.append(
-            f"* **{data.title}**: the neighbours of SeLa's features name {three(means['SeLa'])} of the test images rightly"
+            f"* **{data.title}**: SeLa's features name {three(means['SeLa'])} of the test images rightly by kNN"
             + (f" ({', '.join(others)})" if others else "")
             + (f". Its {data.classes} clusters against the classes: {labels}." if labels else ".")
         )

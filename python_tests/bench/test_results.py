@@ -437,8 +437,8 @@ def test_the_page_begins_with_what_the_tables_say():
     sela, pixels = (by_name("methods", "digits", name, [0])[0] for name in ("SeLa", "pixels"))
     rows = keyed(row(sela, knn=0.9, few_nmi=0.8, few_accuracy=0.85), row(pixels, knn=0.7))
     assert tables.short(rows) == (
-        "* **digits**: the neighbours of SeLa's features name .900 of the test images rightly (pixels .700). Its 10 "
-        "clusters against the classes: NMI .800; accuracy .850."
+        "* **digits**: SeLa's features name .900 of the test images rightly by kNN (pixels .700). Its 10 clusters against "
+        "the classes: NMI .800; accuracy .850."
     )
     assert tables.short({}) == tables.NOTHING
 

@@ -146,7 +146,10 @@ class Runs:
         if one.process.returncode == 0:
             row = json.loads(one.row.read_text(encoding="utf-8"))
             common.record(BENCH, [row], facts)
-            write(check=False)
+            try:
+                write(check=False)
+            except ValueError as error:  # a page that someone is working on is no reason to stop
+                print(f"docs/results.md is not written: {error}", flush=True)
             self.done.add(one.case.key)
             if one.case.key in self.teachers:
                 shutil.copyfile(one.folder / "labels.npz", self.labels(one.case))

@@ -256,6 +256,19 @@ def test_a_teacher_whose_labels_are_gone_is_run_again(tmp_path, monkeypatch):
     assert [case.key for case in order] == [more[1].key]
 
 
+def test_a_page_that_cannot_be_written_stops_no_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results.common, "RESULTS", tmp_path / "results")
+    no_process(monkeypatch, lambda case: row(case, knn=0.5))
+
+    def broken(check):
+        raise ValueError("a marker is missing")
+
+    monkeypatch.setattr(results, "write", broken)
+    assert results.Runs(by_name("methods", "digits", "SeLa"), set(), tmp_path, options()).work() == 0
+    assert len(tables.read_rows(results.rows_path())) == 3
+    assert "not written: a marker is missing" in capsys.readouterr().out
+
+
 def test_what_is_not_available_is_tried_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results.common, "RESULTS", tmp_path)
     order = no_process(monkeypatch, lambda case: 3 if case.name == "SeLa-v2" else row(case, knn=0.5))
@@ -437,8 +450,8 @@ def test_the_page_begins_with_what_the_tables_say():
     sela, pixels = (by_name("methods", "digits", name, [0])[0] for name in ("SeLa", "pixels"))
     rows = keyed(row(sela, knn=0.9, few_nmi=0.8, few_accuracy=0.85), row(pixels, knn=0.7))
     assert tables.short(rows) == (
-        "* **digits**: SeLa's features name .900 of the test images rightly by kNN (pixels .700). Its 10 clusters against "
-        "the classes: NMI .800; accuracy .850."
+        "* **digits**: SeLa's features name .900 of the test images rightly by kNN (pixels .700). Its 10 clusters "
+        "against the classes: NMI .800; accuracy .850."
     )
     assert tables.short({}) == tables.NOTHING
 

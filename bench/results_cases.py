@@ -172,7 +172,7 @@ def command(case: Case) -> str:
 METHODS: dict[str, dict[str, Any]] = {
     "SeLa": {},
     "k-means in the loop": {"method": "kmeans"},
-    "DeepCluster": {"method": "deepcluster"},
+    "DeepCluster": {"method": "deepcluster", "clusters": 128},  # some ten per class, as its authors have it
     "SeLa-v2": {"method": "sela-v2"},
     "supervised network": {"fixed_labels": TRUE_LABELS, "clusters": [10]},
 }

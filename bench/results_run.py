@@ -109,8 +109,7 @@ def _trained(case: Case, where: str, folder: Path, threads: int, labels: Path | 
         row["metrics"]["test_accuracy"] = _own_accuracy(folder, case, threads)
     if "imbalance" not in case.options:
         row["metrics"].update(_clustered(folder, where, case, threads))
-    if "imbalance" in case.options or case.study == "imbalance":
-        row["class_sizes"], row["cluster_sizes"] = _sizes(result.labels, _classes(where), row["metrics"])
+    row["class_sizes"], row["cluster_sizes"] = _sizes(result.labels, _training_classes(where), row["metrics"])
     return {**row, **trained}
 
 
@@ -179,7 +178,7 @@ def _of_heads(name: str, heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _sizes(labels: Any, classes: Any, metrics: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     """Images per class that have a label, and per cluster of the head chosen among those with few clusters."""
     chosen = labels[metrics.get("few_head", 0)]
-    known = chosen >= 0
+    known = (chosen >= 0) & (classes >= 0)
     sizes = np.bincount(chosen[known], minlength=metrics.get("few_clusters", 0))
     return np.bincount(classes[known]).tolist(), sorted(sizes.tolist())
 
@@ -194,16 +193,21 @@ def _classes(where: str) -> Any:
     return np.array(open_source(where).labels, np.int64)
 
 
-def _written_classes(where: str, folder: Path) -> Path:
-    """A file of the true labels, -1 for images that judge."""
+def _training_classes(where: str) -> Any:
+    """The same, -1 for digits that judge."""
     from sela_ext.data import digits_split
 
     classes = _classes(where)
     if where == "digits":
         classes[digits_split()[1]] = -1
+    return classes
+
+
+def _written_classes(where: str, folder: Path) -> Path:
+    """A file of the true labels, as `fixed_labels` takes it."""
     path = folder.with_name(f"{folder.name}-classes.npy")
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, classes)
+    np.save(path, _training_classes(where))
     return path
 
 
@@ -231,13 +235,10 @@ def _clustered(subject: Any, where: str, case: Case, threads: int) -> dict[str, 
     from sklearn.decomposition import PCA
 
     from sela_ext import embed
-    from sela_ext.data import digits_split
     from sela_ext.evaluation import cluster_metrics
 
-    features, classes = embed(subject, where, threads=threads, seed=case.seed), _classes(where)
-    if where == "digits":
-        kept = digits_split()[0]
-        features, classes = features[kept], classes[kept]
+    features, classes = embed(subject, where, threads=threads, seed=case.seed), _training_classes(where)
+    features, classes = features[classes >= 0], classes[classes >= 0]
     if features.shape[1] > DIRECTIONS:
         features = PCA(DIRECTIONS, random_state=0).fit_transform(features)
     means = KMeans(DATA[case.data].classes, n_init=STARTS, random_state=case.seed)

@@ -140,6 +140,7 @@ def test_a_short_run_has_all_the_figures_of_the_tables(tmp_path):
     assert found["seed"] == 1
     assert found["resolved"]["epochs"] == 1
     assert "threads" not in found["resolved"]
+    assert sum(found["class_sizes"]) == sum(found["cluster_sizes"]) == 1437
     assert 0 <= found["label_share"] <= 1
     assert 0 <= found["data_share"] <= 1
     end = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]

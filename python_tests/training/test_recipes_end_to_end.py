@@ -6,12 +6,15 @@ import shlex
 import pytest
 
 from sela_ext.cli import main
+from sela_ext.training.recipes import RECIPES as METHODS
 
 # The photographs' recipes on 32 pixels, with a network and heads that fit.
 SMALL = "--model small-resnet --image-size 32 --clusters 10 --heads 2 --batch-size 128"
 
+# What a method needs besides its name, at this size.
+BY_METHOD = {"sela": "", "kmeans": "", "deepcluster": "--clusters 32", "sela-v2": ""}
+
 RECIPES = {
-    "the fast recipe, chosen by itself": "",
     "the preset of the digits": "--preset digits",
     "the paper's AlexNet": f"--preset paper-alexnet-10x3k {SMALL} --label-passes 2",
     "the paper's ResNet-50": f"--preset paper-resnet50-10x3k {SMALL} --label-passes 2",
@@ -20,6 +23,7 @@ RECIPES = {
     "one linear head": "--clusters 10 --heads 1 --head-kind linear --init predictions",
     "labels dealt at random, and kept": f"{SMALL} --init random --label-passes 0",
     "exactly equal sizes, sum of the losses": f"{SMALL} --balance exact --loss sum",
+    **{f"the method {method}": f"--method {method} {BY_METHOD[method]}" for method in METHODS},
 }
 
 

@@ -102,15 +102,31 @@ def test_teachers_run_before_what_they_teach():
     assert all(place[case.teacher.key] < place[case.key] and case.teacher.seed == case.seed for case in taught)
 
 
-def test_commands_can_be_typed():
-    import sela_ext.cli.parser as parser_of_sela
+def test_commands_can_be_typed(monkeypatch):
+    import sela_ext.training
+    from sela_ext.cli.program import run as run_command
 
-    assert parser_of_sela  # the command line is there
-    for case in cases.cases_of(cases.STUDIES, ["digits"], [0, 2]):
+    asked = {}
+    monkeypatch.setattr(sela_ext.training, "train", lambda data, *, out, **options: asked.update(options))
+
+    def text(value):
+        return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+    first = cases.cases_of(["methods"], ["cifar10"], [0])[:3]
+    for case in [*cases.once(cases.cases_of(cases.STUDIES, ["digits"], [2])), *first]:
         words = shlex.split(cases.command(case))
-        assert words[:2] in (["sela", "train"], ["sela", "evaluate"])
-        assert "None" not in words
-        assert ("--seed" in words) == (case.seed == 2 and case.kind == "train")
+        if case.kind != "train":
+            assert words[:2] == ["sela", "evaluate"]
+            continue
+        asked.clear()
+        assert run_command(words[1:]) == 0
+        assert asked.pop("seed", 0) == case.seed
+        asked.pop("eval_data", None)
+        files = {cases.TRUE_LABELS: "classes.npy", cases.TEACHER: "runs/teacher"}
+        wanted = {
+            name: files.get(value, value) if name == "fixed_labels" else value for name, value in case.options.items()
+        }
+        assert {name: text(value) for name, value in asked.items()} == {k: text(v) for k, v in wanted.items()}
     one = by_name("ablation", "digits", "heads: 1 x 10 clusters", [0])[0]
     expected = "sela train --data digits --out runs/x --model small-resnet --epochs 160 --clusters 10 --heads 1"
     assert cases.command(one) == expected

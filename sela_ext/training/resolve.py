@@ -121,7 +121,6 @@ def resolve(
         reasons.update(clusters=which, heads=which, label_passes="labels are fixed")
         if "head_kind" not in given:
             values["head_kind"], reasons["head_kind"] = "linear", "plain cross-entropy on fixed labels"
-        settle("label_source", "eval", "not used: labels are fixed")
     if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
     if small and options.preset in (None, "fast", "digits"):
@@ -205,6 +204,9 @@ def resolve(
     for k in values["clusters"]:
         if k > images and fixed is None:
             raise OptionError(f"clusters: expected at most the number of images, {images}, found {k}")
+    if fixed is not None:  # whatever a recipe says of first labels, and of where label passes look
+        values.update(init="random", label_source="eval")
+        reasons.update(init="not used: labels are fixed", label_source="not used: labels are fixed")
     settle("label_source", "bank", "costs no extra pass over the images")
     pass_each_epoch = (
         budget is not None

@@ -196,6 +196,9 @@ def resolve(
     settle("log_every", max(1, min(50, steps)), f"{steps} steps per epoch")
 
     # Heads and labels
+    if fixed is not None:  # whatever a recipe says of first labels, and of where label passes look
+        values.update(init="random", label_source="eval")
+        reasons.update(init="not used: labels are fixed", label_source="not used: labels are fixed")
     settle("sampler", "images", "every image once in an epoch")
     classes = _count_classes(source)
     values["clusters"], values["heads"] = _choose_heads(values, reasons, small, images, classes)
@@ -204,9 +207,6 @@ def resolve(
     for k in values["clusters"]:
         if k > images and fixed is None:
             raise OptionError(f"clusters: expected at most the number of images, {images}, found {k}")
-    if fixed is not None:  # whatever a recipe says of first labels, and of where label passes look
-        values.update(init="random", label_source="eval")
-        reasons.update(init="not used: labels are fixed", label_source="not used: labels are fixed")
     settle("label_source", "bank", "costs no extra pass over the images")
     pass_each_epoch = (
         budget is not None

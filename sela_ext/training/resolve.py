@@ -124,7 +124,6 @@ def resolve(
         reasons.update(clusters=which, heads=which, label_passes="labels are fixed")
         if "head_kind" not in given:
             values["head_kind"], reasons["head_kind"] = "linear", "plain cross-entropy on fixed labels"
-        settle("label_source", "eval", "not used: labels are fixed")
     if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
     if small and options.preset in (None, "fast", "digits", "sela-v2-small"):
@@ -207,6 +206,9 @@ def resolve(
     settle("log_every", max(1, min(50, steps)), f"{steps} steps per epoch")
 
     # Heads and labels
+    if fixed is not None:  # whatever a recipe says of first labels, and of where label passes look
+        values.update(init="random", label_source="eval")
+        reasons.update(init="not used: labels are fixed", label_source="not used: labels are fixed")
     settle("sampler", "images", "every image once in an epoch")
     check_labelling(values)
     classes = _count_classes(source)

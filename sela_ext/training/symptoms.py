@@ -26,7 +26,7 @@ class Facts:
         batch_size: images per step.
         largest_share: the largest share of the images that a cluster is meant to have, in (0, 1].
         balanced: the label passes ask for clusters of given sizes.
-        passes: label passes that will be made; 0 = the first labels stay.
+        passes: label passes that will be made; 0 = labels that were dealt at random stay.
         label_tol: tolerance of the label solver.
         device: cpu, cuda, ...
         encoded: the images are files to be decoded.

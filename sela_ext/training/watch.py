@@ -307,7 +307,7 @@ def watch(run: Run, progress: RunProgress, clock: Clock) -> Iterator[Watcher]:
         batch_size=opt.batch_size,
         largest_share=max(shares),
         balanced=opt.method in BALANCED,
-        passes=opt.label_passes,
+        passes=opt.label_passes or int(opt.fixed_labels is not None or opt.init != "random"),
         label_tol=opt.label_tol,
         device=run.arithmetic.device.type,
         encoded=run.source.encoded,

@@ -26,6 +26,8 @@ def test_train_help_names_every_option(capsys):
     status, out, _ = sela(capsys, "train", "--help")
     assert status == 0
     for spec in dataclasses.fields(Options):
+        if spec.name == "callbacks":
+            continue  # functions have no text
         assert "--" + spec.name.replace("_", "-") in out
 
 

@@ -99,11 +99,13 @@ def tiny_run(training, tmp_path):
     return bench, images, training.prepared(bench, "run", images, **options)
 
 
-def test_a_case_is_checked_timed_and_kept_in_rows(training, training_targets, tmp_path):
+def test_a_case_is_checked_timed_and_kept_in_rows(training, training_targets, tmp_path, monkeypatch):
     bench, images, prepared = tiny_run(training, tmp_path)
     with prepared as ours:
         plain = training.steps_of(bench, training_targets.SMALL, ours, list(images), batches=2, rounds=1, crop=False)
-        training.shares_of(bench, training_targets.SMALL, ours, plain, evaluation=False)
+        monkeypatch.setattr(training, "PLAIN_IMAGES", 40)
+        training.shares_of(bench, training_targets.SMALL, ours, plain, batches=2, evaluation=False)
+        assert len(plain.seen) == 40
     rates = [row for row in bench.rows if row["question"] == "rate"]
     parts = {(row["part"], row["what"]) for row in rates}
     everybody = (training_targets.OURS, training_targets.PLAIN, training_targets.PLAIN_LAST)

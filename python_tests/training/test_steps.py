@@ -1,5 +1,7 @@
 """Optimisers, averages, accumulation and compilation in whole runs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -173,3 +175,17 @@ def test_labels_of_a_batch_follow_every_label_pass(tmp_path, monkeypatch):
     sela_ext.train(pictures(), out=tmp_path / "run", epochs=2, label_passes=4, label_spacing="linear", **TINY)
     assert len(found) == 8
     assert all(found)
+
+
+def test_a_run_that_cannot_compile_goes_on_and_says_why(tmp_path, monkeypatch):
+    def no_compiler(self, *args, **options):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(nn.Module, "compile", no_compiler)
+    plain = sela_ext.train(pictures(), out=tmp_path / "plain", epochs=1, **TINY)
+    with pytest.warns(NotCompiledWarning, match="the network runs uncompiled"):
+        result = sela_ext.train(pictures(), out=tmp_path / "run", epochs=1, compile=True, **TINY)
+    reasons = json.loads((result.out / "options.json").read_text())["reasons"]
+    assert reasons["compile"] == "not used: RuntimeError: no C++ compiler"
+    one, two = kept(plain)["backbone"], kept(result)["backbone"]
+    assert all(torch.equal(value, two[name]) for name, value in one.items())

@@ -32,8 +32,9 @@ class Clock:
         >>> clock.enter("train")
         >>> with clock.part("label_pass"):
         ...     pass
-        >>> clock.seconds(waited=1.5)["train"], clock.seconds(waited=1.5)["label_pass"]
-        (3.5, 1.0)
+        >>> seconds = clock.seconds(waited=1.5)
+        >>> seconds["train"], seconds["wait"], seconds["label_pass"]
+        (5.5, 1.5, 1.0)
     """
 
     def __init__(self, before: Mapping[str, float] | None = None, now: Callable[[], float] = time.monotonic) -> None:
@@ -140,7 +141,7 @@ def words(seconds: float) -> str:
 
     Example:
         >>> words(3.2), words(75), words(420), words(7300), words(200000)
-        ('3 s', '75 s', '7 min', '2 h 2 min', '2 d 8 h')
+        ('3 s', '75 s', '7 min', '2 h 1 min', '2 d 8 h')
     """
     whole = round(seconds)
     if whole < 100:

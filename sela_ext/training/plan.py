@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sela_ext.assign.plan import SPARE, available_memory, memory_plan
@@ -180,29 +181,29 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
     ]
     parts.append(Part("work of libraries", _LIBRARIES[device], device, STEPS, "a smaller model"))
     # Batches: those ahead in memory, and on a GPU the same again.
-    pixels = sum(view.output_channels(run.source.channels) * view.size * view.size for view in views)
-    batch = opt.batch_size * pixels * item
+    batch = opt.batch_size * sum(math.prod(shape) for shape in _shapes(run, views)) * item
     smaller = f"lower batch_size (now {opt.batch_size}) or image_size"
     parts.append(Part("batches of images", (BATCHES_AHEAD + 1) * batch, "cpu", STEPS, smaller))
     if device != "cpu":
         parts.append(Part("batches of images", (BATCHES_AHEAD + 1) * batch, device, STEPS, smaller))
-    # Label passes.
+    # Label passes. Feature vectors whose embeddings are no more than themselves are read where they lie.
+    kept_rows = 0 if _is_vectors(run) and isinstance(network.projection, nn.Identity) else count
     wide = network.embedding_dim * item
     narrower = "a narrower projection, fewer images, or label_source=eval"
     if opt.label_source == "bank":
-        parts.append(Part("bank of embeddings", count * wide, device, ALWAYS, narrower))
+        parts.append(Part("bank of embeddings", kept_rows * wide, device, ALWAYS, narrower))
     else:
-        parts.append(Part("embeddings of all images", count * wide, device, PASSES, narrower))
+        parts.append(Part("embeddings of all images", kept_rows * wide, device, PASSES, narrower))
     solver = _solver_bytes(run)
     fewer = f"fewer clusters (now up to {max(opt.clusters)})"
     parts.append(Part("label solver", solver, device, PASSES, fewer))
     parts.append(Part("labels", count * len(opt.clusters) * (4 + 4 + 4), "cpu", ALWAYS, "fewer heads"))
     # Evaluation keeps features beside the embeddings, and solves too.
-    seen = count * (network.feature_dim * 4 + wide)
+    seen = kept_rows * (network.feature_dim * 4 + wide)
     parts.append(Part("features of all images", seen, device, EVALUATION, "fewer images, or a narrower model"))
     parts.append(Part("label solver at the end", solver, device, EVALUATION, fewer))
     # A checkpoint is written from one piece of memory.
-    kept = weights + learnt * _moments(run) + (count * wide if opt.label_source == "bank" else 0)
+    kept = weights + learnt * _moments(run) + (kept_rows * wide if opt.label_source == "bank" else 0)
     parts.append(Part("checkpoint being written", 2 * kept, "cpu", CHECKPOINTS, "a smaller model or label_source=eval"))
     free: dict[str, int | None] = {"cpu": available_memory()}
     if device == "cuda":
@@ -275,14 +276,28 @@ def _forward(run: Run, network: Any, views: Sequence[Augment], images: int) -> T
     """A forward pass of random images, up to a loss."""
     device = run.arithmetic.device
     losses = []
-    for view in views:
-        channels = view.output_channels(run.source.channels)
-        pictures = torch.rand(images, channels, view.size, view.size, device=device).to(run.arithmetic.dtype)
+    for shape in _shapes(run, views):
+        pictures = torch.rand(images, *shape, device=device).to(run.arithmetic.dtype)
+        if len(shape) == 3:
+            pictures = pictures.to(memory_format=torch.channels_last)
         with run.arithmetic.autocast():
-            embedding = network(pictures.to(memory_format=torch.channels_last))
+            embedding = network(pictures)
         target = torch.zeros(images, dtype=torch.int64, device=device)
         losses += [F.cross_entropy(part, target) for part in network.heads.split(network.heads(embedding))]
     return torch.stack(losses).mean()
+
+
+def _is_vectors(run: Run) -> bool:
+    """Whether the data are feature vectors."""
+    return getattr(run.source, "vectors", None) is not None
+
+
+def _shapes(run: Run, views: Sequence[Augment]) -> list[tuple[int, ...]]:
+    """Shape of what a step sees of an image, for every view: [C, S, S], or [D] of a feature vector."""
+    vectors = getattr(run.source, "vectors", None)
+    if vectors is not None:
+        return [(int(vectors.width),)] * len(views)
+    return [(view.output_channels(run.source.channels), view.size, view.size) for view in views]
 
 
 def _step_seconds(run: Run, views: Sequence[Augment]) -> tuple[float, float]:

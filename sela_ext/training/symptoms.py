@@ -26,7 +26,7 @@ class Facts:
         batch_size: images per step.
         largest_share: the largest share of the images that a cluster is meant to have, in (0, 1].
         balanced: the label passes ask for clusters of given sizes.
-        passes: label passes that will be made; 0 = the first labels stay.
+        passes: label passes that will be made; 0 = labels that were dealt at random stay.
         label_tol: tolerance of the label solver.
         device: cpu, cuda, ...
         encoded: the images are files to be decoded.
@@ -136,13 +136,13 @@ def collapsed_clusters(history: History) -> str | None:
         k, largest = int(entry.get("clusters", 0)), _number(entry.get("size_max"), 0.0)
         if k >= 4 and largest > limit * facts.images:
             remedy = (
-                "look at train.log for what the label solver said, and lower lr"
+                f"look at train.log for what the label solver said, and lower lr (now {facts.lr:g})"
                 if facts.balanced
                 else "use method=sela, whose clusters are balanced, or fewer clusters"
             )
             return (
                 f"collapsed: head {entry['head']} has {largest / facts.images:.0%} of the images in one of {k} "
-                f"clusters; {remedy} (now {facts.lr:g})"
+                f"clusters; {remedy}"
             )
     return None
 

@@ -32,6 +32,8 @@ Callback = Callable[[dict[str, Any], "RunInfo"], Any]
 
 # Methods whose label passes give clusters of equal, or given, sizes.
 BALANCED = ("sela", "sela-v2")
+# Where sizes are estimated or relaxed, most images in one cluster may be right; nine tenths are not.
+_FREE_SHARE = 0.6
 # A run that is over sooner than this needs no forecast.
 _WORTH_A_FORECAST = 20.0
 
@@ -296,6 +298,8 @@ def watch(run: Run, progress: RunProgress, clock: Clock) -> Iterator[Watcher]:
     shares = [1.0 / min(opt.clusters)]
     if isinstance(opt.marginals, (list, tuple)):
         shares = [float(share) / sum(map(float, opt.marginals)) for share in opt.marginals]
+    elif opt.marginals is not None or opt.relax is not None or opt.size_bounds is not None:
+        shares = [_FREE_SHARE]
     facts = Facts(
         images=len(run.source),
         clusters=tuple(opt.clusters),
@@ -303,7 +307,7 @@ def watch(run: Run, progress: RunProgress, clock: Clock) -> Iterator[Watcher]:
         batch_size=opt.batch_size,
         largest_share=max(shares),
         balanced=opt.method in BALANCED,
-        passes=opt.label_passes,
+        passes=opt.label_passes or int(opt.fixed_labels is not None or opt.init != "random"),
         label_tol=opt.label_tol,
         device=run.arithmetic.device.type,
         encoded=run.source.encoded,

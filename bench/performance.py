@@ -391,7 +391,12 @@ def training_shares(rows: Sequence[Row]) -> str:
     if not rows:
         return NOTHING
     lines = [
-        (f"{row['case']}: {row['part']}", row["what"], seconds(row["seconds"]), f"{100 * row['share']:.2g}%")
+        (
+            f"{row['case']}: {row['part']}",
+            row["what"],
+            seconds(row["seconds"]),
+            f"{100 * row['share']:{'.0f' if row['share'] >= 1 else '.2g'}}%",
+        )
         for row in rows
     ]
     return table(("", "", "seconds", "of an epoch of ours"), lines)

@@ -35,7 +35,7 @@ from sela_ext.training.outcome import (
 )
 from sela_ext.training.plan import RunPlan, plan_run, with_time
 from sela_ext.training.progress import RunProgress
-from sela_ext.training.recipes import RECIPES, FixedLabelsRecipe
+from sela_ext.training.recipes import make_recipe
 from sela_ext.training.resolve import Plan, resolve
 from sela_ext.training.run import Run, make_run
 from sela_ext.training.run_folder import RunFolder
@@ -99,7 +99,7 @@ def _run(data: Any, run: Run) -> TrainResult:
     plan, opt, folder, interrupt = run.plan, run.options, run.folder, run.interrupt
     state = run.state
     state.update(snapshot.first_state())
-    recipe = (FixedLabelsRecipe if opt.fixed_labels is not None else RECIPES[opt.method])(run)
+    recipe = make_recipe(run)
     run.labels = recipe.first_labels()
     views = recipe.views()
     memory = plan_run(run, views)
@@ -316,7 +316,7 @@ def _dry_run(plan: Plan, images: Images, folder: RunFolder) -> RunPlan:
     with torch_settings(plan.options.threads), Interrupt() as interrupt:
         run = make_run(unwritten, images, folder, interrupt)
         run.state.update(snapshot.first_state())
-        views = RECIPES[plan.options.method](run).views()
+        views = make_recipe(run).views()
         found = plan_run(run, views, opening=opening_line(plan, images, run.backbone.name))
         found = with_time(found, run, views)
     with RunProgress(plan.options.progress) as progress:

@@ -8,6 +8,7 @@ from sela_ext.training.recipes.fixed import FixedLabelsRecipe
 from sela_ext.training.recipes.kmeans import KmeansRecipe
 from sela_ext.training.recipes.sela import SelaRecipe
 from sela_ext.training.recipes.sela_v2 import SelaV2Recipe
+from sela_ext.training.run import Run
 
 # What the option `method` names.
 RECIPES: dict[str, type[Recipe]] = {
@@ -16,6 +17,12 @@ RECIPES: dict[str, type[Recipe]] = {
     "deepcluster": DeepClusterRecipe,
     "kmeans": KmeansRecipe,
 }
+
+
+def make_recipe(run: Run) -> Recipe:
+    """The method of a run; given labels come before any method of making some."""
+    return (FixedLabelsRecipe if run.options.fixed_labels is not None else RECIPES[run.options.method])(run)
+
 
 __all__ = [
     "RECIPES",
@@ -26,4 +33,5 @@ __all__ = [
     "SelaRecipe",
     "SelaV2Recipe",
     "StepOutput",
+    "make_recipe",
 ]

@@ -13,7 +13,7 @@ from torch import nn
 import sela_ext
 from sela_ext.errors import CheckpointError, DataError, NumericsError, OptionError, ResourceError
 from sela_ext.kernels import RefusedDeviceWarning
-from sela_ext.training.loop import first_use
+from sela_ext.training.run import first_use
 from sela_ext.training.run_folder import RunFolder
 
 # Small enough for seconds, large enough for several steps per epoch.
@@ -492,13 +492,14 @@ def test_a_signal_saves_and_ends_the_run(tmp_path, unbroken, number, status):
 def test_a_signal_during_an_evaluation_ends_the_run_at_once(tmp_path):
     code = """
 import sys, time
-import sela_ext.training.loop as loop
-evaluate = loop.evaluate_network
+import sela_ext.training.loop
+import sela_ext.training.recipes.base as base
+evaluate = base.evaluate_network
 def slow(*a, **k):
     print("in the evaluation", flush=True)
     time.sleep(60)
     return evaluate(*a, **k)
-loop.evaluate_network = slow
+base.evaluate_network = slow
 from sela_ext.cli import main
 main(sys.argv[1:])
 """

@@ -39,6 +39,7 @@ class LabelPass:
         masked: rows without a label, the largest number over heads.
         seconds: time taken.
         complaints: what the solver warned of, a line each: labels far from balanced.
+        wait_seconds: time that the network waited for images, where it looked at them for this pass.
     """
 
     labels: NDArray[np.int32]
@@ -48,6 +49,7 @@ class LabelPass:
     masked: int = 0
     seconds: float = 0.0
     complaints: list[str] = field(default_factory=list)
+    wait_seconds: float = 0.0
 
     def describe(self) -> str:
         """The pass in a line, for the log."""

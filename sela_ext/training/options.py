@@ -57,20 +57,35 @@ class Options:
     heads: int = option(AUTO, "number of heads", kind="int", low=1, high=1000)
     head_kind: str = option(AUTO, "linear (paper) or cosine heads", kind="str", choices=("linear", "cosine"))
     temperature: float = option(0.07, "temperature of cosine heads", kind="float", above=0, high=100)
-    projection: int = option(AUTO, "width of the layer in front of the heads; 0 = none", kind="int", low=0)
+    projection: Any = option(
+        AUTO,
+        "layers in front of the heads: 0 = none; one width = linear, batch norm, ReLU; several = an MLP of such layers "
+        "whose last is linear",
+        kind="ints",
+        low=0,
+    )
     # How long, and with which steps
     epochs: int = option(AUTO, "epochs", kind="int", low=1, high=1_000_000)
     budget: Any = option(None, 'wall-clock budget instead of epochs, e.g. "10min"; not bit-reproducible', kind="any")
     batch_size: int = option(256, "images per step", kind="int", low=2, high=1_000_000)
     lr: float = option(AUTO, "learning rate at this batch size", kind="float", above=0, high=1000)
     lr_schedule: str = option(
-        AUTO, "step = x0.1 at 150, 300 and 350 of 400 epochs; cosine = to zero", kind="str", choices=("step", "cosine")
+        AUTO,
+        "step = x0.1 at 150, 300 and 350 of 400 epochs; cosine and linear = to zero; onecycle = up and down; constant",
+        kind="str",
+        choices=("step", "cosine", "linear", "constant", "onecycle"),
     )
     warmup: float = option(AUTO, "share of the run with a growing learning rate", kind="float", low=0, high=1)
-    momentum: float = option(0.9, "momentum of SGD", kind="float", low=0, high=0.9999)
+    optimizer: str = option("sgd", "optimiser", kind="str", choices=("sgd", "lars", "adamw"))
+    momentum: float = option(0.9, "momentum of SGD and LARS, first beta of AdamW", kind="float", low=0, high=0.9999)
     nesterov: bool = option(AUTO, "Nesterov momentum", kind="bool")
     weight_decay: float = option(AUTO, "weight decay", kind="float", low=0, high=10)
     decay_vectors: bool = option(AUTO, "decay biases and batch norm too (the paper does)", kind="bool")
+    ema: float = option(
+        0.0, "decay of the averaged network that is evaluated and kept; 0 = none", kind="float", low=0, high=0.999999
+    )
+    accumulate: int = option(1, "batches whose gradients make one step", kind="int", low=1, high=10_000)
+    compile: bool = option(False, "compile the network with torch.compile", kind="bool")
     loss: str = option("mean", "mean or sum over heads", kind="str", choices=("mean", "sum"))
     half_resolution: float = option(AUTO, "share of the steps at half resolution", kind="float", low=0, high=1)
     # Labels
@@ -111,12 +126,40 @@ class Options:
     label_method: str = option("auto", "label solver", kind="str", choices=("auto", "newton", "anderson", "sinkhorn"))
     label_max_passes: int = option(1000, "most passes of the label solver", kind="int", low=1, high=10_000_000)
     balance: str = option("argmax", "rounding of the plan to labels", kind="str", choices=("argmax", "exact"))
-    marginals: Any = option(None, "shares of the clusters; None = equal", kind="any")
+    marginals: Any = option(
+        None, "shares of the clusters; None = equal; estimated = what the network predicts", kind="any"
+    )
+    relax: Any = option(None, "weight of the penalty that replaces the constraint on sizes; None = exact", kind="any")
+    size_bounds: Any = option(None, "lowest and highest share of a cluster, of an equal share; None = none", kind="any")
+    pca: int = option(256, "DeepCluster: dimensions that are whitened; 0 = all, unwhitened", kind="int", low=0)
+    kmeans_iterations: int = option(20, "iterations of k-means in a label pass", kind="int", low=1, high=10_000)
+    sampler: str = option(
+        AUTO,
+        "what an epoch draws evenly: images, or clusters",
+        kind="str",
+        choices=("images", "clusters"),
+    )
+    crops: Any = option(
+        None, 'several crops of every image: numbers and sizes, largest first, such as "2x160+4x96"', kind="any"
+    )
+    freeze_prototypes: float = option(0.0, "epochs in which the prototypes are not trained", kind="float", low=0)
     fixed_labels: Any = option(None, "labels of another run: no label passes", kind="any")
     rotnet: bool = option(False, "rotation head beside the label heads", kind="bool")
     # Images
     augment: Any = option(AUTO, "augmentation: preset name or sela_ext.Augment", kind="any")
     image_size: int = option(AUTO, "pixels of the training images", kind="int", low=4, high=4096)
+    feature_noise: float = option(
+        0.3, "embeddings as data: deviation of the noise of a view, of the rows' root mean square", kind="float", low=0
+    )
+    feature_dropout: float = option(
+        0.2, "embeddings as data: share of the features left out of a view", kind="float", low=0, high=0.99
+    )
+    imbalance: str = option(
+        "none",
+        "leave labelled images out to unbalance the classes: light, or heavy, as in the paper's study",
+        kind="str",
+        choices=("none", "light", "heavy"),
+    )
     on_bad_image: Literal["raise", "skip"] = option("raise", "unreadable images", kind="str", choices=("raise", "skip"))
     exact: bool = option(False, "resample JPEG images as torchvision does; slower, no better", kind="bool")
     exif: bool = option(False, "turn image files as their EXIF orientation says", kind="bool")
@@ -146,6 +189,9 @@ class Options:
     checkpoint_seconds: float = option(60.0, "seconds between checkpoints", kind="float", low=0)
     log_every: int = option(AUTO, "steps between log entries", kind="int", low=1)
     progress: bool = option(True, "progress bar", kind="bool")
+    callbacks: Any = option(None, "functions called with every event that is recorded", kind="any")
+    wandb: Any = option(None, "log to Weights & Biases too: true, or the name of a project", kind="any")
+    dry_run: bool = option(False, "show the plan of memory and time, and end", kind="bool")
     preset: Any = option(None, "options of a published recipe", kind="any")
 
     def __post_init__(self) -> None:

@@ -177,6 +177,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     settle("log_every", max(1, min(50, steps)), f"{steps} steps per epoch")
 
     # Heads and labels
+    settle("sampler", "images", "every image once in an epoch")
     classes = _count_classes(source)
     values["clusters"], values["heads"] = _choose_heads(values, reasons, small, images, classes)
     if values["init"] == "kmeans" and values["head_kind"] != "cosine":
@@ -224,11 +225,29 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
 
 
 def _refuse_unavailable(options: Options) -> None:
+    from sela_ext.training.recipes import RECIPES
+
     later = {
-        "method": options.method != "sela",
+        "method": options.method not in RECIPES,
         "label_method": options.label_method == "newton",
         "fixed_labels": options.fixed_labels is not None,
         "rotnet": options.rotnet,
+        "optimizer": options.optimizer != "sgd",
+        "lr_schedule": options.lr_schedule not in (AUTO, "step", "cosine"),
+        "ema": options.ema != 0,
+        "accumulate": options.accumulate != 1,
+        "compile": options.compile,
+        "projection": isinstance(options.projection, list) and len(options.projection) > 1,
+        "marginals": isinstance(options.marginals, str),
+        "relax": options.relax is not None,
+        "size_bounds": options.size_bounds is not None,
+        "sampler": options.sampler not in (AUTO, "images"),
+        "crops": options.crops is not None,
+        "freeze_prototypes": options.freeze_prototypes != 0,
+        "imbalance": options.imbalance != "none",
+        "callbacks": options.callbacks is not None,
+        "wandb": options.wandb not in (None, False),
+        "dry_run": options.dry_run,
     }
     for name, asked in later.items():
         if asked:

@@ -1,0 +1,229 @@
+"""What the parts of one training run share, and how it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sela_ext.data import Augment, Loader, Source
+from sela_ext.errors import OptionError
+from sela_ext.kernels import IndexStore, device_verdict
+from sela_ext.kernels.device import place_of, usable
+from sela_ext.models import Backbone, Network, build_backbone
+from sela_ext.training.embedding import Arithmetic, Embedded, embed, open_index
+from sela_ext.training.machine import Interrupt
+from sela_ext.training.options import Options
+from sela_ext.training.resolve import Plan
+from sela_ext.training.run_folder import RunFolder
+from sela_ext.training.split import Images, has_labels
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Run:
+    """One training run.
+
+    Attributes:
+        plan: options without any "auto", and what follows from them.
+        images: what is trained on, held out and judged.
+        folder: where results go.
+        interrupt: what a signal does.
+        arithmetic: device and precision.
+        network: backbone, projection and heads.
+        backbone: what was asked for by `model`.
+        optimizer: of the network.
+        scaler: of the loss; does nothing but in float16.
+        indexes: of the loaders of "train", "held" and "judged" images.
+        half_resolution: share of the steps at half resolution.
+        drop_last: whether the last, short batch of an epoch is left out.
+        per_epoch: images of an epoch.
+        labels: int32 [heads, N]; a label pass replaces them.
+        state: counters; saved with every checkpoint.
+    """
+
+    plan: Plan
+    images: Images
+    folder: RunFolder
+    interrupt: Interrupt
+    arithmetic: Arithmetic
+    network: Network
+    backbone: Backbone
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    indexes: Mapping[str, IndexStore | None]
+    half_resolution: float
+    drop_last: bool
+    per_epoch: int
+    labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> Options:
+        """The options, none of them "auto"."""
+        return self.plan.options
+
+    @property
+    def source(self) -> Source:
+        """The N training images."""
+        return self.images.train
+
+    @property
+    def truth(self) -> NDArray[np.int64] | None:
+        """True labels int64 [N], -1 where unknown; for records and metrics only. None where none are known."""
+        return self.source.labels if has_labels(self.source) else None
+
+    @property
+    def share_done(self) -> float:
+        """Share of the run that is done, by images or by the clock; 1 and more at the end."""
+        if self.plan.budget_seconds is not None:
+            return float(self.state["seconds"] / self.plan.budget_seconds)
+        return float(self.state["seen"] / (self.per_epoch * self.options.epochs))
+
+    @property
+    def epochs_done(self) -> float:
+        """Epochs that are done, with the part of the present one."""
+        return float(self.state["seen"] / self.per_epoch)
+
+    def make_loader(self, views: Sequence[Augment]) -> Loader:
+        """The loader of the training steps, with one view of every image per entry of `views`."""
+        opt = self.options
+        return Loader(
+            self.source,
+            batch_size=opt.batch_size,
+            augment=views[0] if len(views) == 1 else list(views),
+            seed=opt.seed,
+            shuffle=True,
+            dtype=self.arithmetic.dtype,
+            channels_last=True,
+            threads=opt.threads,
+            drop_last=self.drop_last,
+            device=self.arithmetic.device,
+            on_bad_image=opt.on_bad_image,
+            max_bad_fraction=opt.max_bad_fraction,
+            exact=opt.exact,
+            exif=opt.exif,
+            index=self.indexes["train"],
+        )
+
+    def embed(
+        self, augment: Augment, *, train_mode: bool = False, epoch: int = 0, keep_features: bool = False
+    ) -> Embedded:
+        """Run the network over all training images; see `sela_ext.training.embedding.embed`."""
+        opt = self.options
+        return embed(
+            self.network,
+            self.source,
+            augment,
+            self.arithmetic,
+            batch_size=max(64, min(512, opt.batch_size)),
+            train_mode=train_mode,
+            keep_features=keep_features,
+            seed=opt.seed,
+            epoch=epoch,
+            threads=opt.threads,
+            on_bad_image=opt.on_bad_image,
+            max_bad_fraction=opt.max_bad_fraction,
+            exact=opt.exact,
+            exif=opt.exif,
+            index=self.indexes["train"],
+        )
+
+
+def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt) -> Run:
+    """Build network and optimiser, and look where entry points of JPEG files are kept.
+
+    Raises:
+        OptionError: options that the network cannot fulfil.
+        ResourceError: the device cannot be used.
+    """
+    opt, source = plan.options, images.train
+    arithmetic = Arithmetic(torch.device(opt.device), _DTYPES[opt.precision])
+    first_use(arithmetic.device, folder.log)
+    torch.manual_seed(opt.seed)
+    size = plan.augment.size
+    backbone = build_backbone(opt.model, channels=source.channels, image_size=(size, size))
+    network = Network(
+        backbone.module,
+        backbone.feature_dim,
+        opt.clusters,
+        projection=opt.projection,
+        head_kind=opt.head_kind,
+        temperature=opt.temperature,
+        channels_in=backbone.channels_in,
+        name=backbone.name,
+    ).to(arithmetic.device)
+    network.to(memory_format=torch.channels_last)
+    network.train()
+    # Entry points of JPEG files, kept beside the run: every pass over the images, and every resume, finds them.
+    parts = {"train": source, "held": images.held, "judged": None if images.judged is images.held else images.judged}
+    # The last, short batch of an epoch is left out when it is less than half a batch: its statistics are noise.
+    count, short = len(source), len(source) % opt.batch_size
+    drop_last = count > opt.batch_size and 0 < short < opt.batch_size / 2
+    return Run(
+        plan=plan,
+        images=images,
+        folder=folder,
+        interrupt=interrupt,
+        arithmetic=arithmetic,
+        network=network,
+        backbone=backbone,
+        optimizer=_optimizer(opt, network),
+        scaler=torch.amp.GradScaler(arithmetic.device.type, enabled=arithmetic.dtype is torch.float16),
+        indexes={
+            name: open_index(part, opt.index, folder.index, name) for name, part in parts.items() if part is not None
+        },
+        half_resolution=_half_resolution(plan, backbone),
+        drop_last=drop_last,
+        per_epoch=count - short if drop_last else count,
+    )
+
+
+def first_use(device: torch.device, log: Callable[[str], None]) -> None:
+    """Have a CUDA device checked before any work: one that the check breaks costs nothing yet. Logs the verdict.
+
+    Raises:
+        ResourceError: the device cannot be used.
+    """
+    if device.type == "cuda":
+        place = place_of(device)
+        usable(place)
+        log(f"device {device_verdict(place)}")
+
+
+def _optimizer(opt: Options, network: Network) -> torch.optim.Optimizer:
+    matrices = [p for p in network.parameters() if p.requires_grad and (p.ndim > 1 or opt.decay_vectors)]
+    vectors = [p for p in network.parameters() if p.requires_grad and not (p.ndim > 1 or opt.decay_vectors)]
+    return torch.optim.SGD(
+        [{"params": matrices, "weight_decay": opt.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=opt.lr,
+        momentum=opt.momentum,
+        nesterov=opt.nesterov,
+    )
+
+
+def _half_resolution(plan: Plan, backbone: Backbone) -> float:
+    """Share of the steps at half resolution; none where the network takes one size only.
+
+    Raises:
+        OptionError: it was asked for, and the network cannot.
+    """
+    share, half = plan.options.half_resolution, plan.augment.size // 2
+    if not share:
+        return 0.0
+    try:
+        found = build_backbone(backbone.module, channels=backbone.channels_in, image_size=(half, half))
+        if found.feature_dim == backbone.feature_dim:
+            return share
+        problem = f"{found.feature_dim} features instead of {backbone.feature_dim}"
+    except OptionError as error:
+        problem = str(error)
+    if "half_resolution" in plan.given:
+        raise OptionError(f"half_resolution: expected a network that takes {half} x {half} too; {problem}")
+    plan.reasons["half_resolution"] = f"not used: the network does not take {half} x {half}"
+    return 0.0

@@ -1,0 +1,103 @@
+"""What of a run goes into a checkpoint, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from sela_ext.errors import CheckpointError
+from sela_ext.training.options import Options
+from sela_ext.training.recipes import Recipe
+from sela_ext.training.run import Run
+from sela_ext.training.run_folder import describe_value
+
+# Options that may differ when a run is continued: they do not change what is learnt.
+_FREE_ON_RESUME = (
+    "resume",
+    "overwrite",
+    "checkpoint_seconds",
+    "progress",
+    "threads",
+    "index",
+    "callbacks",
+    "wandb",
+    "dry_run",
+)
+
+
+def first_state() -> dict[str, Any]:
+    """The counters of a run that has not begun."""
+    return {
+        "step": 0,
+        "epoch": 0,
+        "position": 0,  # images of this epoch's order that are done
+        "seen": 0,  # the same over all epochs: the clock of the schedules
+        "passes_done": 0,
+        "passes_made": 0,
+        "seconds": 0.0,  # since the start, time between runs not counted
+        "loss_sum": 0.0,
+        "loss_steps": 0,
+        "finished": False,
+        "complained": False,
+        "metrics_length": 0,
+    }
+
+
+def described_options(options: Options) -> dict[str, Any]:
+    """All options as JSON values."""
+    return {spec.name: describe_value(getattr(options, spec.name)) for spec in dataclasses.fields(options)}
+
+
+def take(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """Everything that a resume needs, on the CPU."""
+    on_cuda = run.arithmetic.device.type == "cuda"
+    return {
+        "identity": _identity(run),
+        "state": {**run.state, "labels": torch.from_numpy(run.labels)},
+        "recipe": recipe.state(),
+        "network": run.network.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state(run.arithmetic.device) if on_cuda else None,
+    }
+
+
+def put_back(run: Run, recipe: Recipe, saved: dict[str, Any]) -> None:
+    """Continue where `take` was called.
+
+    Raises:
+        CheckpointError: another run's: other options or other data, which are listed.
+    """
+    _compare(saved["identity"], _identity(run))
+    run.state.update(saved["state"])
+    run.labels = run.state.pop("labels").numpy()
+    recipe.load(saved["recipe"])
+    run.network.load_state_dict(saved["network"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    run.scaler.load_state_dict(saved["scaler"])
+    torch.set_rng_state(saved["rng"])
+    if saved["rng_cuda"] is not None and run.arithmetic.device.type == "cuda":
+        torch.cuda.set_rng_state(saved["rng_cuda"], run.arithmetic.device)
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    written = described_options(run.options)
+    return {
+        "options": {name: value for name, value in written.items() if name not in _FREE_ON_RESUME},
+        "data": run.images.everything.fingerprint(),
+    }
+
+
+def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to continue a run with other options or data, and list what differs."""
+    differences = [
+        f"{name}: was {old[part].get(name)!r}, now {new[part].get(name)!r}"
+        for part in ("options", "data")
+        for name in sorted({*old[part], *new[part]})
+        if old[part].get(name) != new[part].get(name)
+    ]
+    if differences:
+        raise CheckpointError(f"resume: the run in this folder was started differently: {'; '.join(differences)}")

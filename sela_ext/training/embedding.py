@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sela_ext.data import Augment, Loader, Source
+from sela_ext.data import Augment, Loader, Source, VectorLoader
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
+from sela_ext.training.vector_embeddings import on_demand
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,24 @@ def embed(
         exif: of the loader.
         index: of the loader; what `open_index` gave for the same source, where there are more passes to come.
     """
+    if source.vectors is not None:
+        return _embed_vectors(
+            network,
+            VectorLoader(
+                source,
+                batch_size=min(batch_size, len(source)),
+                seed=seed,
+                shuffle=train_mode,
+                threads=threads,
+                device=arithmetic.device,
+                on_bad_image=on_bad_image,
+                max_bad_fraction=max_bad_fraction,
+            ),
+            arithmetic,
+            epoch=epoch,
+            train_mode=train_mode,
+            keep_features=keep_features,
+        )
     loader = Loader(
         source,
         batch_size=min(batch_size, len(source)),
@@ -134,6 +153,47 @@ def embed(
         exif=exif,
         index=index,
     )
+    return _embed_batches(network, loader, arithmetic, epoch=epoch, train_mode=train_mode, keep_features=keep_features)
+
+
+def _embed_vectors(
+    network: Network,
+    loader: VectorLoader,
+    arithmetic: Arithmetic,
+    *,
+    epoch: int,
+    train_mode: bool,
+    keep_features: bool,
+) -> Embedded:
+    """The same of feature vectors, as they are; what only needs to be standardised is left where it lies."""
+    source = loader.source
+    features = on_demand(network, source)
+    if features is None or not isinstance(network.projection, nn.Identity):
+        seen = _embed_batches(
+            network,
+            loader,
+            arithmetic,
+            epoch=epoch,
+            train_mode=train_mode,
+            keep_features=keep_features and features is None,
+        )
+        return seen if features is None or not keep_features else replace(seen, features=features)
+    valid = torch.ones(len(source), dtype=torch.bool, device=arithmetic.device)
+    valid[[row for row, _, _ in loader.bad_images]] = False
+    return Embedded(features if keep_features else None, features, valid, list(loader.bad_images))
+
+
+def _embed_batches(
+    network: Network,
+    loader: Loader | VectorLoader,
+    arithmetic: Arithmetic,
+    *,
+    epoch: int,
+    train_mode: bool,
+    keep_features: bool,
+) -> Embedded:
+    """Run the network over all batches of a loader, which is closed."""
+    source = loader.source
     was_training = network.training
     network.train(train_mode)
     features = embeddings = None

@@ -19,6 +19,7 @@ from sela_ext.assign import FeatureLogits, UnbalancedLabelsWarning, assign
 from sela_ext.assign.plan import available_memory
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.models import Heads
+from sela_ext.training.vector_embeddings import rows_of
 
 # Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters.
 _CHUNK = 16_384
@@ -186,7 +187,7 @@ def _logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Ten
     everything = len(rows) == len(embeddings)
     if len(rows) * k * 4 > _MEMORY_SHARE * _free_memory(embeddings.device):
         weight, bias, normalize = heads.as_linear(head)
-        chosen = embeddings if everything else embeddings[rows]
+        chosen = embeddings if everything else rows_of(embeddings, rows)
         chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
         return FeatureLogits(chosen, weight.to(chosen.device), bias, normalize=normalize)
     logits = torch.empty(len(rows), k, device=embeddings.device)

@@ -16,6 +16,7 @@ import torch
 
 from sela_ext import build_info
 from sela_ext.data.orientation import read_upright
+from sela_ext.data.source import UInt8Array
 from sela_ext.errors import NumericsError
 from sela_ext.report import write_report
 from sela_ext.training import snapshot
@@ -27,6 +28,7 @@ from sela_ext.training.outcome import (
     TrainResult,
     bad_images,
     closing_lines,
+    noun_of,
     opening_line,
     save_network,
     spread_labels,
@@ -146,6 +148,7 @@ def _run(data: Any, run: Run) -> TrainResult:
                 "epoch": run.epochs_done,
                 "head": result.head,
                 **result.metrics,
+                "stability_by_clusters": result.stability,
                 "heads": result.heads,
                 "elapsed_seconds": state["seconds"],
             }
@@ -263,12 +266,15 @@ def _run(data: Any, run: Run) -> TrainResult:
         save_network(folder, run.network, opt, result, run.backbone.name)
         worked = max(state["seconds"] - seconds_before, 1e-9)
         result.metrics.update(images_per_second=images_done / worked, seconds=state["seconds"])
-        read = functools.partial(read_upright, images.everything) if opt.exif else images.everything.read
-        report = write_report(folder.path, read)
-        progress.say(closing_lines(result, folder.path, report, state, run.per_epoch, len(bad)))
+        report = write_report(folder.path, _image_reader(run))
+        progress.say(
+            closing_lines(result, folder.path, report, state, run.per_epoch, len(bad), noun_of(images.everything))
+        )
     folder.log(f"finished: {result.metrics}")
     run.network.eval()
-    return TrainResult(all_labels, all_confidence, result.metrics, result.head, folder.path, report, run.network)
+    return TrainResult(
+        all_labels, all_confidence, result.metrics, result.head, folder.path, report, run.network, result.stability
+    )
 
 
 def _pass_times(run: Run) -> list[float]:
@@ -281,6 +287,14 @@ def _pass_times(run: Run) -> list[float]:
     return label_pass_times(opt.label_passes, 400, 1 / 400, opt.label_spacing)
 
 
+def _image_reader(run: Run) -> Callable[[int], UInt8Array] | None:
+    """What shows the report images; None for feature vectors, which have none."""
+    everything = run.images.everything
+    if everything.vectors is not None:
+        return None
+    return functools.partial(read_upright, everything) if run.options.exif else everything.read
+
+
 def _described(data: Any, run: Run) -> dict[str, Any]:
     """What options.json holds."""
     return {
@@ -291,17 +305,27 @@ def _described(data: Any, run: Run) -> dict[str, Any]:
             "images": len(run.images.everything),
             "training_images": len(run.source),
             "held_out_images": len(run.images.held_rows),
-            "channels": run.source.channels,
-            "image_size": list(run.plan.image_size),
+            **_shape_of(run),
             "data": run.images.everything.describe(),
             "network": run.backbone.name,
             "parameters": sum(p.numel() for p in run.network.parameters()),
             "feature_dim": run.backbone.feature_dim,
             "half_resolution": run.half_resolution,
-            "augment": dataclasses.asdict(run.plan.augment),
             "torch": torch.__version__,
             **build_info(),
         },
+    }
+
+
+def _shape_of(run: Run) -> dict[str, Any]:
+    """What the network is given: images of a size, augmented, or vectors."""
+    vectors = run.source.vectors
+    if vectors is not None:
+        return {"vector_size": vectors.width}
+    return {
+        "channels": run.source.channels,
+        "image_size": list(run.plan.image_size),
+        "augment": dataclasses.asdict(run.plan.augment),
     }
 
 

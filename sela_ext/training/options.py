@@ -154,6 +154,12 @@ class Options:
     feature_dropout: float = option(
         0.2, "embeddings as data: share of the features left out of a view", kind="float", low=0, high=0.99
     )
+    feature_scale: str = option(
+        "one",
+        "embeddings as data: one scale for all columns, or each column by its own deviation",
+        kind="str",
+        choices=("one", "columns"),
+    )
     imbalance: str = option(
         "none",
         "leave labelled images out to unbalance the classes: light, or heavy, as in the paper's study",

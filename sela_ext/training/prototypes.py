@@ -36,18 +36,20 @@ def place_prototypes(heads: Heads, embeddings: Tensor, valid: Tensor, seed: int)
     Raises:
         OptionError: more clusters than images.
     """
-    points = F.normalize(embeddings[valid].float(), dim=1).cpu()
-    if max(heads.clusters) > len(points):
-        raise OptionError(f"clusters: expected at most {len(points)}, the readable images, found {max(heads.clusters)}")
+    readable = valid.nonzero()[:, 0].cpu()
+    if max(heads.clusters) > len(readable):
+        found = max(heads.clusters)
+        raise OptionError(f"clusters: expected at most {len(readable)}, the readable images, found {found}")
     directions = []
     for head, k in enumerate(heads.clusters):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + head) % 2**63)
-        rows = torch.randperm(len(points), generator=generator)[: _ROWS_PER_CLUSTER * k]
+        rows = readable[torch.randperm(len(readable), generator=generator)[: _ROWS_PER_CLUSTER * k]]
+        points = F.normalize(embeddings[rows.to(embeddings.device)].float(), dim=1).cpu()
         means = KMeans(k, n_init=1, max_iter=_ITERATIONS, random_state=(seed * 1009 + head) % 2**32)
         # One thread: scikit-learn adds the threads' sums in the order in which they end.
         with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: some coincide
-            means.fit(points[rows].numpy())
+            means.fit(points.numpy())
         directions.append(F.normalize(torch.from_numpy(means.cluster_centers_).float(), dim=1))
     lengths = heads.weight.norm(dim=1, keepdim=True)
     heads.weight.copy_(torch.cat(directions).to(lengths.device) * lengths)

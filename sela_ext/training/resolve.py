@@ -14,11 +14,13 @@ import torch
 from sela_ext.assign.marginals import cluster_shares
 from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, DistributedError, OptionError
+from sela_ext.kernels import VectorView
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
 from sela_ext.training.options import AUTO, Options, parse_budget
 from sela_ext.training.presets import FAST, PAPER, PRESETS
 from sela_ext.training.split import has_labels
+from sela_ext.training.vector_options import settle_vectors, view_of
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
 SMALL_IMAGES = 64
@@ -40,6 +42,8 @@ class Plan:
         budget_seconds: wall-clock budget, or None.
         pass_each_epoch: make a label pass at the start of every epoch, however many there will be.
         given: names of the options that user or preset set.
+        vectors: how feature vectors are seen in a step, where the data are such; image size and augmentations then
+            mean nothing.
     """
 
     options: Options
@@ -50,6 +54,7 @@ class Plan:
     budget_seconds: float | None
     pass_each_epoch: bool
     given: frozenset[str]
+    vectors: VectorView | None = None
 
 
 def probe_image_size(source: Source) -> tuple[int, int]:
@@ -83,8 +88,9 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     """
     _refuse_unavailable(options)
     images, channels = len(source), source.channels
-    size = probe_image_size(source)
-    small = max(size) < SMALL_IMAGES
+    vectors = source.vectors
+    size = (1, 1) if vectors is not None else probe_image_size(source)
+    small = vectors is None and max(size) < SMALL_IMAGES
     fast = small and options.preset in (None, "fast")
     budget = parse_budget(options.budget)
     recipe = {} if options.preset is None else PRESETS[options.preset].options
@@ -98,6 +104,8 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         if isinstance(values[name], str) and values[name] == AUTO:
             values[name], reasons[name] = value, reason
 
+    if vectors is not None:
+        settle_vectors(values, reasons, given, vectors, _count_classes(source))
     if small and options.preset is None:
         for name, value in FAST.items():
             if name not in given and values[name] != value:
@@ -221,7 +229,8 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     for option, view in (("augment", augment), ("label_augment", label_view)):
         if view.sobel:
             raise OptionError(f"{option}: expected sobel=False, since networks take the images' channels; found True")
-    return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given))
+    noisy = None if vectors is None else view_of(vectors, values, values["threads"])
+    return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given), noisy)
 
 
 def _refuse_unavailable(options: Options) -> None:
@@ -324,6 +333,8 @@ def _choose_heads(
     values: dict[str, Any], reasons: dict[str, str], small: bool, images: int, classes: int
 ) -> tuple[list[int], int]:
     clusters, heads = values["clusters"], values["heads"]
+    if isinstance(clusters, (list, tuple)) and heads != AUTO and heads > len(clusters) and heads % len(clusters) == 0:
+        clusters = [k for k in clusters for _ in range(heads // len(clusters))]
     if isinstance(clusters, (list, tuple)):
         if heads not in (AUTO, len(clusters)):
             raise OptionError(f"heads: expected {len(clusters)}, one per entry of clusters, found {heads}")

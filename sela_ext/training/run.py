@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sela_ext.data import Augment, Loader, Source
+from sela_ext.data import Augment, Loader, Source, VectorLoader
 from sela_ext.errors import OptionError
 from sela_ext.kernels import IndexStore, device_verdict
 from sela_ext.kernels.device import place_of, usable
-from sela_ext.models import Backbone, Network, build_backbone
+from sela_ext.models import Backbone, Network, build_backbone, build_vector_backbone
 from sela_ext.training.embedding import Arithmetic, Embedded, embed, open_index
 from sela_ext.training.machine import Interrupt
 from sela_ext.training.options import Options
 from sela_ext.training.resolve import Plan
 from sela_ext.training.run_folder import RunFolder
 from sela_ext.training.split import Images, has_labels
+from sela_ext.training.vector_options import scale_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -90,9 +91,23 @@ class Run:
         """Epochs that are done, with the part of the present one."""
         return float(self.state["seen"] / self.per_epoch)
 
-    def make_loader(self, views: Sequence[Augment]) -> Loader:
+    def make_loader(self, views: Sequence[Augment]) -> Loader | VectorLoader:
         """The loader of the training steps, with one view of every image per entry of `views`."""
         opt = self.options
+        if self.plan.vectors is not None:
+            return VectorLoader(
+                self.source,
+                batch_size=opt.batch_size,
+                view=self.plan.vectors,
+                views=len(views),
+                seed=opt.seed,
+                shuffle=True,
+                threads=opt.threads,
+                drop_last=self.drop_last,
+                device=self.arithmetic.device,
+                on_bad_image=opt.on_bad_image,
+                max_bad_fraction=opt.max_bad_fraction,
+            )
         return Loader(
             self.source,
             batch_size=opt.batch_size,
@@ -147,7 +162,12 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
     first_use(arithmetic.device, folder.log)
     torch.manual_seed(opt.seed)
     size = plan.augment.size
-    backbone = build_backbone(opt.model, channels=source.channels, image_size=(size, size))
+    if source.vectors is not None:
+        mean = source.vectors.statistics(opt.threads).mean
+        scale = scale_of(source.vectors, opt.feature_scale, opt.threads)
+        backbone = build_vector_backbone(opt.model, torch.from_numpy(mean), torch.from_numpy(scale))
+    else:
+        backbone = build_backbone(opt.model, channels=source.channels, image_size=(size, size))
     network = Network(
         backbone.module,
         backbone.feature_dim,

@@ -60,6 +60,10 @@ def choose_images(data: Any, options: Options) -> Images:
             reason = f"{judged.describe()} lies beside the training images"
     if judged is not None and not has_labels(judged):
         judged, reason = None, f"{reason}; without labels"
+    if judged is not None and _width(judged) != _width(everything):
+        raise DataError(
+            f"eval_data: expected the kind of the training data, {everything.describe()}; found {judged.describe()}"
+        )
     if judged is not None and judged.channels != everything.channels:
         raise DataError(
             f"eval_data: expected images of {everything.channels} channels as in the training data, found "
@@ -72,6 +76,11 @@ def has_labels(source: Source) -> bool:
     """Whether any true label is known."""
     labels = source.labels
     return labels is not None and bool((labels >= 0).any())
+
+
+def _width(source: Source) -> int:
+    """Numbers of a feature vector; 0 for images."""
+    return 0 if source.vectors is None else source.vectors.width
 
 
 def _hold_out(

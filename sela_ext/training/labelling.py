@@ -19,13 +19,16 @@ from sela_ext.assign import FeatureLogits, UnbalancedLabelsWarning, assign
 from sela_ext.assign.plan import available_memory
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.models import Heads
-from sela_ext.training.vector_embeddings import rows_of
+from sela_ext.training.vector_embeddings import is_on_demand, rows_of
 
 # Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters.
 _CHUNK = 16_384
-# Logits that would take more than this part of the free memory are not stored, but computed each time they are read:
-# more time (ten reads, say, instead of one), and hardly any memory.
+# Logits that would take more than this part of the free memory are not stored in float32. Solved on a 16-bit copy they
+# take half as much, and three products instead of one; where that is too much they are computed each time they are
+# read: more time (ten reads, say), and hardly any memory.
 _MEMORY_SHARE = 0.5
+# The same for embeddings that are not in memory themselves, which are read where they lie for memory's sake.
+_MEMORY_SHARE_ON_DEMAND = 0.25
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def label_pass(
     complaints: list[str] = []
     for head in range(len(heads.clusters)) if which is None else which:
         k = heads.clusters[head]
-        logits = _logits_of(heads, head, embeddings, rows)
+        logits, storage = _logits_of(heads, head, embeddings, rows)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UnbalancedLabelsWarning)
             solved = assign(
@@ -137,6 +140,7 @@ def label_pass(
                 marginals=marginals,
                 balance=balance,
                 threads=threads,
+                storage=storage,
             )
         complaints += [f"head {head}: {warning.message}" for warning in caught]
         found = torch.as_tensor(solved.labels).to(embeddings.device, torch.int64)
@@ -181,20 +185,26 @@ def label_pass(
     return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
 
 
-def _logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Tensor | FeatureLogits:
-    """Logits of one head for these rows: stored, or where they would take most of the memory, computed when read."""
+def _logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> tuple[Tensor | FeatureLogits, str]:
+    """Logits of one head for these rows, and the solver's storage.
+
+    Stored, or where they would take most of the memory, computed when read; then `storage` says on what to solve.
+    """
     k = heads.clusters[head]
     everything = len(rows) == len(embeddings)
-    if len(rows) * k * 4 > _MEMORY_SHARE * _free_memory(embeddings.device):
+    free = _free_memory(embeddings.device)
+    needed = len(rows) * k * 4
+    if needed > free * (_MEMORY_SHARE_ON_DEMAND if is_on_demand(embeddings) else _MEMORY_SHARE):
         weight, bias, normalize = heads.as_linear(head)
         chosen = embeddings if everything else rows_of(embeddings, rows)
         chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
-        return FeatureLogits(chosen, weight.to(chosen.device), bias, normalize=normalize)
+        storage = "fixed16" if needed / 2 <= _MEMORY_SHARE * free and embeddings.device.type == "cpu" else "auto"
+        return FeatureLogits(chosen, weight.to(chosen.device), bias, normalize=normalize), storage
     logits = torch.empty(len(rows), k, device=embeddings.device)
     for start in range(0, len(rows), _CHUNK):
         chunk = embeddings[start : start + _CHUNK] if everything else embeddings[rows[start : start + _CHUNK]]
         logits[start : start + _CHUNK] = heads.logits_of(head, chunk)
-    return logits
+    return logits, "auto"
 
 
 def _free_memory(device: torch.device) -> float:

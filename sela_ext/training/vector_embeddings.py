@@ -81,6 +81,11 @@ def on_demand(network: Network, source: Source) -> Tensor | None:
     return cast(Tensor, VectorEmbeddings(source.vectors, network.backbone))
 
 
+def is_on_demand(embeddings: Any) -> bool:
+    """Whether embeddings are computed when they are read."""
+    return isinstance(embeddings, VectorEmbeddings)
+
+
 def rows_of(embeddings: Any, rows: Tensor) -> Tensor:
     """Some rows, int64 [B], of embeddings; those that are computed on demand stay so."""
     if isinstance(embeddings, VectorEmbeddings):

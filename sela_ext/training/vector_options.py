@@ -105,9 +105,9 @@ def settle_vectors(
     if values["label_source"] == "bank" and values["model"] in (AUTO, "identity"):
         raise OptionError("label_source: expected eval with the model identity, whose rows never change, found bank")
     if "batch_size" not in given:
-        values["batch_size"] = min(automatic_batch(rows), rows)
+        values["batch_size"] = min(automatic_batch(rows), max(16, rows // 4), rows)
         reasons["batch_size"] = f"{rows} vectors"
-    wanted["lr"] = scaled_rate(_LEARNING_RATE, values["batch_size"])
+    wanted["lr"] = scaled_rate(_LEARNING_RATE, min(values["batch_size"], rows))
     if values["budget"] is None:
         wanted["epochs"] = automatic_epochs(rows)
         wanted["label_passes"] = max(2, wanted["epochs"] if values["epochs"] == AUTO else values["epochs"])

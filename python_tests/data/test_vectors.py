@@ -221,7 +221,7 @@ def test_what_needs_images_refuses_vectors(tmp_path):
         lambda: sela_ext.embed("pixels", rows),
         lambda: open_source(rows).read(0),
     ):
-        with pytest.raises(DataError, match="expected (an )?image"):
+        with pytest.raises(DataError, match=r"expected (an )?image"):
             call()
     with pytest.raises(DataError, match="expected feature vectors"):
         VectorLoader(open_source("digits"))

@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_run_on_vectors_leaves_all_that_a_run_leaves(trained):
-    folder, rows, truth, result = trained
+    folder, _, _, result = trained
     names = {path.name for path in (folder / "run").iterdir()}
     assert {
         "options.json",
@@ -82,7 +82,7 @@ def test_the_features_of_the_model_identity_are_the_standardised_rows(trained):
 
 
 def test_predict_gives_the_labels_of_the_run_and_evaluate_its_figures(trained):
-    folder, rows, truth, result = trained
+    folder, rows, _, result = trained
     again = sela_ext.predict(folder / "run", folder / "rows.npy", threads=1)
     assert (again == result.labels).mean() > 0.98  # the training rows that lie on a border may differ
     assert torch.equal(torch.from_numpy(again), sela_ext.predict(folder / "run", torch.from_numpy(rows), threads=1))
@@ -94,7 +94,7 @@ def test_predict_gives_the_labels_of_the_run_and_evaluate_its_figures(trained):
 
 
 def test_what_sela_embed_writes_is_data(tmp_path, trained):
-    folder, rows, _, _ = trained
+    folder = trained[0]
     for name in ("features.npy", "features.npz"):
         command = ["embed", str(folder / "run"), "--data", str(folder / "rows.npy"), "--out", str(tmp_path / name)]
         assert run_command([*command, "--threads", "1"]) == 0

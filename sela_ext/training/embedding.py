@@ -120,7 +120,7 @@ def embed(
         index: of the loader; what `open_index` gave for the same source, where there are more passes to come.
     """
     if source.vectors is not None:
-        return _embed_vectors(
+        return embed_vectors(
             network,
             VectorLoader(
                 source,
@@ -156,16 +156,20 @@ def embed(
     return _embed_batches(network, loader, arithmetic, epoch=epoch, train_mode=train_mode, keep_features=keep_features)
 
 
-def _embed_vectors(
+@torch.no_grad()
+def embed_vectors(
     network: Network,
     loader: VectorLoader,
     arithmetic: Arithmetic,
     *,
-    epoch: int,
-    train_mode: bool,
-    keep_features: bool,
+    epoch: int = 0,
+    train_mode: bool = False,
+    keep_features: bool = False,
 ) -> Embedded:
-    """The same of feature vectors, as they are; what only needs to be standardised is left where it lies."""
+    """Run the network over all vectors of a loader; see `embed`.
+
+    What only needs to be standardised is left where it lies, and read when it is asked for.
+    """
     source = loader.source
     features = on_demand(network, source)
     if features is None or not isinstance(network.projection, nn.Identity):

@@ -229,7 +229,10 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     for option, view in (("augment", augment), ("label_augment", label_view)):
         if view.sobel:
             raise OptionError(f"{option}: expected sobel=False, since networks take the images' channels; found True")
-    noisy = None if vectors is None else view_of(vectors, values, values["threads"])
+    noisy = None
+    if vectors is not None:
+        seen = (values[f"feature_{name}"] for name in ("scale", "noise", "dropout"))
+        noisy = view_of(vectors, *seen, values["threads"])
     return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given), noisy)
 
 

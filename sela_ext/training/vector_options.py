@@ -127,17 +127,23 @@ def settle_vectors(
         values[name], reasons[name] = value, "not used: the data are vectors"
 
 
-def view_of(source: VectorSource, values: dict[str, Any], threads: int) -> VectorView:
+def view_of(source: VectorSource, kind: str, noise: float, dropout: float, threads: int) -> VectorView:
     """How rows are seen in training: noise and left-out features, in units of what the rows are like.
+
+    Args:
+        source: the training rows.
+        kind: "one" scale for all columns, or that of each of the "columns".
+        noise: deviation of the noise, in these units.
+        dropout: share of the features left out.
+        threads: of the look at the rows.
 
     Raises:
         DataError: no row is finite.
         OptionError: more features than a view can have.
     """
     known = source.statistics(threads)
-    size = known.deviation if values["feature_scale"] == "columns" else np.full(source.width, known.spread, np.float32)
-    noise = (np.float32(values["feature_noise"]) * size).astype(np.float32)
-    return VectorView(known.mean, noise, float(values["feature_dropout"]))
+    size = known.deviation if kind == "columns" else np.full(source.width, known.spread, np.float32)
+    return VectorView(known.mean, (np.float32(noise) * size).astype(np.float32), float(dropout))
 
 
 def scale_of(source: VectorSource, kind: str, threads: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -181,7 +180,7 @@ def train_heads(
         if on_epoch is not None:
             on_epoch(epoch + 1, mean_loss)
     labelled = relabelled()
-    return Fitted(cast(Network, network.eval()), labelled, history)
+    return Fitted(network.eval(), labelled, history)
 
 
 def best_head(fitted: Fitted, heads: Sequence[int]) -> int:

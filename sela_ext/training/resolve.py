@@ -231,8 +231,8 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
             raise OptionError(f"{option}: expected sobel=False, since networks take the images' channels; found True")
     noisy = None
     if vectors is not None:
-        seen = (values[f"feature_{name}"] for name in ("scale", "noise", "dropout"))
-        noisy = view_of(vectors, *seen, values["threads"])
+        noise, dropout = values["feature_noise"], values["feature_dropout"]
+        noisy = view_of(vectors, values["feature_scale"], noise, dropout, values["threads"])
     return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given), noisy)
 
 

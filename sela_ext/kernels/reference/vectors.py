@@ -33,7 +33,7 @@ def vector_rows(
     chosen, keys = check_rows(rows, index, number)
     with np.errstate(over="ignore"):
         found = rows[chosen].astype(np.float32)
-    finite: npt.NDArray[np.bool_] = np.isfinite(found).all(axis=1)
+    finite = np.asarray(np.isfinite(found).all(axis=1))
     if view is not None and (view.noise.any() or view.dropout_parts):
         noise, halves = _drawn(keys, rows.shape[1], seed, epoch, view_number)
         kept_scale = np.float32(1) / (np.float32(1) - np.float32(view.dropout_parts) / np.float32(DROPOUT_PARTS))

@@ -17,7 +17,7 @@ from sela_ext.errors import NumericsError
 from sela_ext.models import Heads, Network, build_vector_backbone
 from sela_ext.training.embedding import Arithmetic, embed_vectors
 from sela_ext.training.labelling import LabelPass, choose_head, label_pass
-from sela_ext.training.prototypes import place_prototypes
+from sela_ext.training.prototypes import BALANCED_ROUNDS, place_prototypes
 from sela_ext.training.schedule import learning_rate
 from sela_ext.training.vector_options import WEIGHT_DECAY, scale_of, scaled_rate, view_of
 
@@ -147,7 +147,16 @@ def train_heads(
     )
     if recipe.kind == "cosine":
         seen = embed_vectors(network, plain(), arithmetic)
-        place_prototypes(network.heads, seen.embeddings, seen.valid, recipe.seed)
+        place_prototypes(
+            network.heads,
+            seen.embeddings,
+            seen.valid,
+            recipe.seed,
+            rounds=BALANCED_ROUNDS,
+            lam=recipe.lam,
+            marginals=recipe.marginals,
+            threads=recipe.threads,
+        )
     optimizer = torch.optim.SGD(
         network.parameters(), lr=recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
     )

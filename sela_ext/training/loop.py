@@ -48,7 +48,8 @@ def train(data: Any, *, out: str | os.PathLike[str], **options: Any) -> TrainRes
 
     Args:
         data: "digits" (built in) | path (folder of images, IDX file or folder of them) | list of paths | uint8 array
-            [N, H, W] or [N, H, W, C] | torch Dataset.
+            [N, H, W] or [N, H, W, C] | torch Dataset | feature vectors, float array [N, D] or a file of them: heads are
+            then trained on noisy views of the rows (see docs/embeddings.md).
         out: run folder; must be empty or absent unless `resume` or `overwrite`.
         **options: see `sela train --help` or `sela_ext.training.Options`; "auto" values are chosen from data and
             device, and written to options.json with the reason.

@@ -14,7 +14,7 @@ from sela_ext.data import Augment
 from sela_ext.data.loader import Batch
 from sela_ext.training.bank import Bank
 from sela_ext.training.labelling import LabelPass, label_pass
-from sela_ext.training.prototypes import place_prototypes
+from sela_ext.training.prototypes import BALANCED_ROUNDS, place_prototypes
 from sela_ext.training.recipes.base import Recipe, StepOutput
 from sela_ext.training.resolve import Plan, named_augment
 from sela_ext.training.run import Run
@@ -41,7 +41,16 @@ class SelaRecipe(Recipe):
             return
         first = run.embed(run.plan.plain, train_mode=True)
         if opt.init == "kmeans":
-            place_prototypes(run.network.heads, first.embeddings, first.valid, opt.seed)
+            place_prototypes(
+                run.network.heads,
+                first.embeddings,
+                first.valid,
+                opt.seed,
+                rounds=BALANCED_ROUNDS if run.plan.vectors is not None else 0,
+                lam=opt.lam,
+                marginals=opt.marginals,
+                threads=opt.threads,
+            )
         if self.bank is not None:
             self.bank.fill(first.embeddings, first.valid)
 

@@ -14,6 +14,7 @@ from sela_ext.models import Heads, Standardize, build_vector_backbone
 from sela_ext.training import labelling
 from sela_ext.training.labelling import label_pass
 from sela_ext.training.options import Options
+from sela_ext.training.prototypes import place_prototypes
 from sela_ext.training.recipes import SelaRecipe
 from sela_ext.training.vector_embeddings import VectorEmbeddings, rows_of
 from sela_ext.training.vector_options import automatic_batch, automatic_epochs
@@ -253,6 +254,26 @@ def test_several_numbers_of_clusters_share_the_heads_and_report_their_stability(
     assert events[-1]["stability_by_clusters"] == {str(k): v for k, v in result.stability.items()}
     assert events[-1]["stability"] == result.stability[[4, 4, 4, 9, 9, 9][result.head]]
     assert "Heads that began differently agree to" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_balanced_rounds_place_prototypes_for_even_clusters():
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], [700, 200, 101])
+    points = (3 * rng.standard_normal((3, 6))[truth] + rng.standard_normal((1001, 6))).astype(np.float32)
+    embeddings, valid = torch.from_numpy(points), torch.ones(1001, dtype=torch.bool)
+    entropies = []
+    for rounds in (0, 20):
+        torch.manual_seed(0)
+        heads = Heads(6, [3, 8], "cosine", 0.1)
+        place_prototypes(heads, embeddings, valid, 1, rounds=rounds, threads=1)
+        found = label_pass(heads, embeddings, valid, np.full((2, 1001), -1, np.int32), lam=25.0, tol=1e-3, threads=1)
+        entropies.append([head["cross_entropy"] for head in found.heads])
+        again = Heads(6, [3, 8], "cosine", 0.1)
+        again.load_state_dict(heads.state_dict())
+        place_prototypes(again, embeddings, valid, 1, rounds=rounds, threads=2)
+        torch.testing.assert_close(again.weight, heads.weight)
+    assert entropies[1][0] < entropies[0][0]
+    assert entropies[1][1] < entropies[0][1]
 
 
 # --- Embeddings that are read when they are needed

@@ -6,6 +6,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 AUGMENT_CUDA_SIDE: int
+most_features: int
 
 class AugmentOptions:
     """How parameters are drawn and images are finished."""
@@ -570,3 +571,22 @@ class Rounding:
 
     def paths(self) -> int:
         """Paths taken so far."""
+
+def vector_rows_cpu(
+    rows: int,
+    type: str,
+    width: int,
+    index: int,
+    number: int,
+    count: int,
+    mean: int,
+    noise: int,
+    dropout: int,
+    seed: int,
+    epoch: int,
+    view: int,
+    out: int,
+    finite: int,
+    threads: int,
+) -> None:
+    """Rows of feature vectors in float32, as they are or as noisy views, by addresses (0 = absent)."""

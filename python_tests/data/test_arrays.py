@@ -50,8 +50,8 @@ def test_a_memory_map_stays_a_memory_map(tmp_path):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (np.zeros((5, 128), np.float32), r"embeddings \[N, D\] are not available"),
-        (torch.zeros(5, 128, dtype=torch.bfloat16), r"embeddings \[N, D\] are not available"),
+        (np.zeros((5, 128), np.int64), r"or feature vectors, floats \[N, D\], found int64"),
+        (torch.zeros(5, 128, dtype=torch.uint8), r"or feature vectors, floats \[N, D\], found torch.uint8"),
         (np.zeros((5, 4, 4, 3), np.float32), "expected uint8 pixels"),
         (torch.zeros(5, 4, 4), "expected uint8 pixels"),
         (np.zeros((5, 4, 4, 4), np.uint8), "found 4.*alpha"),

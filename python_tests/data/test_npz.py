@@ -39,7 +39,7 @@ def test_divided_archives_give_train_and_test(tmp_path, files):
     [
         (
             {"a": np.zeros((3, 4, 4), np.uint8), "b": np.zeros((3, 4, 4), np.uint8)},
-            "expected one array of images, found a, b",
+            "expected one array of images or vectors, found a, b",
         ),
         ({"a": np.zeros((3, 4, 4))}, r"expected a uint8 array of images .*, found a float64 \[3, 4, 4\]"),
         ({}, "found nothing"),

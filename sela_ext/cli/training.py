@@ -19,12 +19,13 @@ def add_train(commands: Any, chosen: str) -> None:
         "device; options.json in the run folder says which value was taken and why.",
         epilog="examples: sela train --data digits --out runs/digits | "
         "sela train --data my/photos --out runs/photos --clusters 20 --epochs 50 | "
-        "sela train --data my/photos --out runs/photos --resume",
+        "sela train --data my/photos --out runs/photos --resume | "
+        "sela train --data features.npy --out runs/features --clusters 100 --labels y.npy",
     )
     train.add_argument(
         "--data",
         required=True,
-        help='"digits", a folder of images, IDX files, or a .npy of uint8 images',
+        help='"digits", a folder of images, IDX files, a .npy of uint8 images, or a .npy of feature vectors (floats)',
     )
     train.add_argument("--out", required=True, help="run folder; empty or absent unless --resume or --overwrite")
     if chosen == "train":  # the options live beside torch, which takes a second to import

@@ -16,17 +16,21 @@ class BadImages:
         skip: Leave them out and list them; else the first one is an error.
         max_fraction: Share of `share` that may be left out, 0..1.
         share: Images that this process reads in an epoch.
+        remedy: What to remove, for the message.
 
     Attributes:
         listed: (index, name, reason) of each, once, in the order in which they were met.
     """
 
-    def __init__(self, source: Source, *, skip: bool, max_fraction: float, share: int) -> None:
+    def __init__(
+        self, source: Source, *, skip: bool, max_fraction: float, share: int, remedy: str = "the file"
+    ) -> None:
         self.listed: list[tuple[int, str, str]] = []
         self._source = source
         self._skip = skip
         self._max_fraction = max_fraction
         self._share = share
+        self._remedy = remedy
         self._known: set[int] = set()
         self._lock = threading.Lock()
 
@@ -44,7 +48,7 @@ class BadImages:
             DataError: Bad images are not to be skipped, or there are too many of them.
         """
         if not self._skip:
-            raise DataError(f'{error}; remove the file, or use on_bad_image="skip"') from error
+            raise DataError(f'{error}; remove {self._remedy}, or use on_bad_image="skip"') from error
         with self._lock:
             if index in self._known:
                 return

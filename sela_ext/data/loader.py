@@ -201,6 +201,10 @@ class Loader:
         self._others: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
 
         self.source: Source = open_source(data, labels=labels)
+        if self.source.vectors is not None:
+            raise DataError(
+                f"data: expected images, found {self.source.describe()}; train, predict and embed take them"
+            )
         self.augment: Augment | Sequence[Augment] = _default_augment(self.source) if augment is None else augment
         self.views: tuple[Augment, ...] = check_views(self.augment, first_view, dtype)
         self._share = Share(len(self.source), number, ranks, size, last)

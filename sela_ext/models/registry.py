@@ -74,7 +74,7 @@ def build_backbone(
     if isinstance(model, str):
         name, (module, channels_in) = model, _by_name(model, channels, image_size)
     else:
-        module = _from_user(model)
+        module = from_user(model)
         name, channels_in = type(module).__name__, channels
         if channels == 1 and _first_channels(module) == 3:
             channels_in = 3  # grey images are repeated
@@ -106,7 +106,12 @@ class Averaged(nn.Module):
         return found.mean((2, 3)) if found.ndim == 4 else found.mean(1)
 
 
-def _from_user(model: Any) -> nn.Module:
+def from_user(model: Any) -> nn.Module:
+    """The user's module, or the one that the user's callable returns.
+
+    Raises:
+        OptionError: neither.
+    """
     if isinstance(model, nn.Module):
         return model
     wanted = "model: expected a name, an nn.Module, or a callable without arguments that returns one"

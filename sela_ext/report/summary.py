@@ -136,6 +136,13 @@ def sentences(run: RunFolder) -> list[str]:
         )
         told = isinstance(end.get("head"), int) or run.metrics.of("label_pass")
         said.append(f"Of heads 0 to {run.labels.shape[0] - 1}, head {run.head} is shown{why if told else ''}.")
+    agree = end.get("stability_by_clusters")
+    if isinstance(agree, dict) and agree:
+        known = [f"{number(value):.3f} for {_count(int(k), 'cluster')}" for k, value in agree.items()]
+        said.append(
+            f"Heads that began differently agree to {', '.join(known)} (adjusted mutual information: 1 is the same "
+            "clusters, 0 is chance); more agreement speaks for a number of clusters that the data have."
+        )
     rows = pass_rows(run)
     if run.metrics.events and not rows:
         said.append("No label pass was logged: the labels were given, or stayed as they were drawn.")

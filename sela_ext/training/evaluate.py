@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sela_ext.data import Augment, Source
-from sela_ext.evaluation import cluster_metrics, linear_probe, weighted_knn
+from sela_ext.evaluation import cluster_metrics, linear_probe, stability, weighted_knn
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
 from sela_ext.training.embedding import Arithmetic, Embedded, embed
@@ -26,6 +26,8 @@ from sela_ext.training.split import Images, has_labels
 _LABEL_ROWS = 16_384
 # Neighbours that vote in a run's own kNN figure.
 _NEIGHBOURS = 20
+# Vectors that vote and teach in a run's own figures: there may be millions, and each would be compared with each.
+_PROBED_VECTORS = 50_000
 # The final labels are solved at least this tightly, whatever the passes of the training used.
 _FINAL_TOL = 1e-3
 
@@ -45,6 +47,8 @@ class Evaluation:
         held_confidence: float32 [heads, M].
         bad: (index, name, reason) of training images that could not be read.
         held_bad: the same of held-out images.
+        stability: for every number of clusters that several heads have, how far these agree: see
+            `sela_ext.evaluation.stability`.
     """
 
     labels: NDArray[np.int32]
@@ -57,6 +61,7 @@ class Evaluation:
     held_confidence: NDArray[np.float32] | None
     bad: list[tuple[int, str, str]]
     held_bad: list[tuple[int, str, str]]
+    stability: dict[int, float] = field(default_factory=dict)
 
 
 def evaluate_network(
@@ -121,6 +126,9 @@ def evaluate_network(
         for name, value in result.heads[head].items()
         if isinstance(value, (int, float)) and name not in ("head", "changed", "nmi_previous", "nmi_other", "converged")
     }
+    agree = stability(result.labels, network.heads.clusters)
+    if network.heads.clusters[head] in agree:
+        metrics["stability"] = agree[network.heads.clusters[head]]
     # A few bad images among the held-out ones are no reason to lose the run; they are listed like the others.
     held = None if images.held is None else look("held", images.held, 1.0)
     if truth is not None:
@@ -134,7 +142,14 @@ def evaluate_network(
         with stage("nearest neighbours and linear probe", 0) as advance:
             advance(0)
             metrics.update(
-                _probe(seen, truth, judged, None if images.judged is None else images.judged.labels, options.seed)
+                _probe(
+                    seen,
+                    truth,
+                    judged,
+                    None if images.judged is None else images.judged.labels,
+                    options.seed,
+                    most=None if images.train.vectors is None else _PROBED_VECTORS,
+                )
             )
     held_labels = held_confidence = None
     if held is not None:
@@ -150,6 +165,7 @@ def evaluate_network(
         held_confidence,
         seen.bad,
         [] if held is None else held.bad,
+        agree,
     )
 
 
@@ -181,9 +197,11 @@ def _probe(
     judged: Embedded | None,
     judged_truth: NDArray[np.int64] | None,
     seed: int,
+    *,
+    most: int | None,
 ) -> dict[str, float]:
-    """KNN and linear probe on the images whose true label is known."""
-    features, classes = known_features(seen, truth)
+    """KNN and linear probe on the images whose true label is known, `most` of the training images at most."""
+    features, classes = known_features(seen, truth, most)
     if judged is not None and judged_truth is not None:
         test, test_classes = known_features(judged, judged_truth)
         if len(classes) and len(test_classes):
@@ -194,11 +212,17 @@ def _probe(
     return {"knn": weighted_knn(features, classes, None, None, k=_NEIGHBOURS)} if len(classes) > 1 else {}
 
 
-def known_features(seen: Embedded, truth: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
-    """Features and labels of the images that were read and have a label."""
+def known_features(
+    seen: Embedded, truth: NDArray[np.int64], most: int | None = None
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """Features and labels of the images that were read and have a label; evenly spread ones where they are too many."""
     assert seen.features is not None
     known = torch.from_numpy(truth >= 0) & seen.valid.cpu()
-    return seen.features.cpu()[known], truth[known.numpy()]
+    if most is not None and int(known.sum()) > most:
+        places = known.nonzero()[:, 0]
+        known[:] = False
+        known[places[torch.linspace(0, len(places) - 1, most).long()]] = True
+    return seen.features[known.to(seen.features.device)].cpu(), truth[known.numpy()]
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ from sela_ext.kernels import sinkhorn_pass
 from sela_ext.models import Heads
 from sela_ext.training.marginals import size_options
 from sela_ext.training.progress import Stage, no_stage
+from sela_ext.training.vector_embeddings import is_on_demand, rows_of
 
 # Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters on a device or for log-softmax; a tile of
 # a thread is smaller: its rows stay in the cache from one operation to the next.
@@ -41,9 +42,12 @@ _CHUNK = 16_384
 _TILE = 512
 # Bytes of logits of the heads that are solved side by side, unless one head alone takes more.
 _TOGETHER = 1 << 30
-# Logits that would take more than this part of the free memory are not stored, but computed each time they are read:
-# more time (ten reads, say, instead of one), and hardly any memory.
+# Logits that would take more than this part of the free memory are not stored in float32. Solved on a 16-bit copy they
+# take half as much, and three products instead of one; where that is too much they are computed each time they are
+# read: more time (ten reads, say), and hardly any memory.
 _MEMORY_SHARE = 0.5
+# The same for embeddings that are not in memory themselves, which are read where they lie for memory's sake.
+_MEMORY_SHARE_ON_DEMAND = 0.25
 # A problem of so few clusters and such a tolerance is solved by Anderson's method from the last pass's potential: 5 to
 # 20 reads of 3 ms (60,000 x 128), where Newton's method takes 85 ms on its candidates. More reads, and it begins anew.
 _FEW_CLUSTERS, _LOOSE, _NEARBY_PASSES = 256, 3e-3, 60
@@ -179,6 +183,7 @@ def label_pass(
                     max_passes=max_passes,
                     **size_options(marginals, relax, size_bounds, logits[position]),
                     balance=balance,
+                    storage=_storage_of(logits[position]),
                 )
 
             with _complaints(group) as listen:
@@ -383,6 +388,14 @@ class _complaints:  # noqa: N801 - a context manager
         return [f"head {self._group[position]}: {text}" for position, text in sorted(self._noted)]
 
 
+def _storage_of(logits: Tensor | FeatureLogits) -> str:
+    """What the solver keeps logits in: those that are computed when read, in 16 bits where that fits."""
+    if isinstance(logits, Tensor) or logits.device.type != "cpu":
+        return "auto"
+    rows, clusters = logits.shape
+    return "fixed16" if 2.0 * rows * clusters <= _MEMORY_SHARE * _free_memory(logits.device) else "auto"
+
+
 def _groups(heads: Heads, chosen: Sequence[int], rows: int, device: torch.device) -> Iterator[list[int]]:
     """Heads whose logits are stored together."""
     room = min(_TOGETHER, _MEMORY_SHARE * _free_memory(device))
@@ -401,8 +414,9 @@ def _logits_of(
 ) -> list[Tensor] | list[FeatureLogits]:
     """Logits of some heads for these rows (None = all): stored, or where one takes most of the memory, computed."""
     count = len(embeddings) if rows is None else len(rows)
-    if any(4.0 * count * heads.clusters[head] > _MEMORY_SHARE * _free_memory(embeddings.device) for head in group):
-        chosen = embeddings if rows is None else embeddings[rows]
+    share = _MEMORY_SHARE_ON_DEMAND if is_on_demand(embeddings) else _MEMORY_SHARE
+    if any(4.0 * count * heads.clusters[head] > share * _free_memory(embeddings.device) for head in group):
+        chosen = embeddings if rows is None else rows_of(embeddings, rows)
         chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
         maps = (heads.as_linear(head) for head in group)
         return [

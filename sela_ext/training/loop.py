@@ -16,6 +16,7 @@ import torch
 
 from sela_ext import build_info
 from sela_ext.data.orientation import read_upright
+from sela_ext.data.source import UInt8Array
 from sela_ext.errors import NumericsError
 from sela_ext.report import write_report
 from sela_ext.training import snapshot
@@ -29,6 +30,7 @@ from sela_ext.training.outcome import (
     TrainResult,
     bad_images,
     closing_lines,
+    noun_of,
     opening_line,
     save_network,
     spread_labels,
@@ -55,7 +57,8 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
 
     Args:
         data: "digits" (built in) | path (folder of images, IDX file or folder of them) | list of paths | uint8 array
-            [N, H, W] or [N, H, W, C] | torch Dataset.
+            [N, H, W] or [N, H, W, C] | torch Dataset | feature vectors, float array [N, D] or a file of them: heads are
+            then trained on noisy views of the rows (see docs/embeddings.md).
         out: run folder; must be empty or absent unless `resume` or `overwrite`.
         dry_run: tell what memory and time the run would take, and end: nothing is trained or written.
         **options: see `sela train --help` or `sela_ext.training.Options`; "auto" values are chosen from data and
@@ -180,6 +183,7 @@ def _run(data: Any, run: Run) -> TrainResult:
                 "epoch": run.epochs_done,
                 "head": result.head,
                 **result.metrics,
+                "stability_by_clusters": result.stability,
                 "heads": result.heads,
                 "elapsed_seconds": state["seconds"],
                 **(times if event == "end" else {}),
@@ -299,15 +303,16 @@ def _run(data: Any, run: Run) -> TrainResult:
         worked = max(state["seconds"] - seconds_before, 1e-9)
         result.metrics.update(images_per_second=images_done / worked, seconds=state["seconds"])
         watcher.close()
-        read = functools.partial(read_upright, images.everything) if opt.exif else images.everything.read
         with progress.stage("writing the report", 0) as advance:
             advance(0)
-            report = write_report(folder.path, read)
-        said = watcher.closing_lines()
-        progress.say(closing_lines(result, folder.path, report, state, run.per_epoch, len(bad), said))
+            report = write_report(folder.path, _image_reader(run))
+        said, noun = watcher.closing_lines(), noun_of(images.everything)
+        progress.say(closing_lines(result, folder.path, report, state, run.per_epoch, len(bad), said, noun))
     folder.log(f"finished: {result.metrics}")
     network = run.evaluated.eval()
-    return TrainResult(all_labels, all_confidence, result.metrics, result.head, folder.path, report, network)
+    return TrainResult(
+        all_labels, all_confidence, result.metrics, result.head, folder.path, report, network, result.stability
+    )
 
 
 def _dry_run(plan: Plan, images: Images, folder: RunFolder) -> RunPlan:
@@ -335,6 +340,14 @@ def _pass_times(run: Run) -> list[float]:
     return label_pass_times(opt.label_passes, 400, 1 / 400, opt.label_spacing)
 
 
+def _image_reader(run: Run) -> Callable[[int], UInt8Array] | None:
+    """What shows the report images; None for feature vectors, which have none."""
+    everything = run.images.everything
+    if everything.vectors is not None:
+        return None
+    return functools.partial(read_upright, everything) if run.options.exif else everything.read
+
+
 def _described(data: Any, run: Run, memory: RunPlan) -> dict[str, Any]:
     """What options.json holds."""
     return {
@@ -346,18 +359,28 @@ def _described(data: Any, run: Run, memory: RunPlan) -> dict[str, Any]:
             "training_images": len(run.source),
             "held_out_images": len(run.images.held_rows),
             "fixed_labels": None if run.images.fixed is None else run.images.fixed.where,
-            "channels": run.source.channels,
-            "image_size": list(run.plan.image_size),
+            **_shape_of(run),
             "data": run.images.everything.describe(),
             "network": run.backbone.name,
             "parameters": sum(p.numel() for p in run.network.parameters()),
             "feature_dim": run.backbone.feature_dim,
             "half_resolution": run.half_resolution,
-            "augment": dataclasses.asdict(run.plan.augment),
             "memory_bytes": {device: memory.peak(device)[0] for device in memory.free},
             "torch": torch.__version__,
             **build_info(),
         },
+    }
+
+
+def _shape_of(run: Run) -> dict[str, Any]:
+    """What the network is given: images of a size, augmented, or vectors."""
+    vectors = run.source.vectors
+    if vectors is not None:
+        return {"vector_size": vectors.width}
+    return {
+        "channels": run.source.channels,
+        "image_size": list(run.plan.image_size),
+        "augment": dataclasses.asdict(run.plan.augment),
     }
 
 

@@ -71,7 +71,11 @@ class Options:
     """Everything that can be chosen about a run. The defaults are those of `sela_ext.train`."""
 
     # What is learnt
-    model: Any = option(AUTO, "network: a name of this package or of torchvision, or an nn.Module", kind="any")
+    model: Any = option(
+        AUTO,
+        "network: a name of this package or of torchvision, or an nn.Module; for vectors identity, mlp or mlp-512-256",
+        kind="any",
+    )
     clusters: Any = option(AUTO, "clusters K: one number, or one per head", kind="ints", low=2)
     heads: int = option(AUTO, "number of heads", kind="int", low=1, high=1000)
     head_kind: str = option(AUTO, "linear (paper) or cosine heads", kind="str", choices=("linear", "cosine"))
@@ -200,10 +204,16 @@ class Options:
     augment: Any = option(AUTO, "augmentation: preset name or sela_ext.Augment", kind="any")
     image_size: int = option(AUTO, "pixels of the training images", kind="int", low=4, high=4096)
     feature_noise: float = option(
-        0.3, "embeddings as data: deviation of the noise of a view, of the rows' root mean square", kind="float", low=0
+        0.3, "vectors as data: deviation of the noise of a view, of the rows' root mean square", kind="float", low=0
     )
     feature_dropout: float = option(
-        0.2, "embeddings as data: share of the features left out of a view", kind="float", low=0, high=0.99
+        0.2, "vectors as data: share of the features left out of a view", kind="float", low=0, high=0.99
+    )
+    feature_scale: str = option(
+        "one",
+        "vectors as data: one scale for all columns, or each column by its own deviation",
+        kind="str",
+        choices=("one", "columns"),
     )
     imbalance: str = option(
         "none",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from sela_ext.assign import UnbalancedLabelsWarning, assign
 from sela_ext.assign.features import in_order
 from sela_ext.assign.plan import threads_of
 from sela_ext.errors import OptionError
@@ -22,11 +25,26 @@ from sela_ext.training.progress import Stage, no_stage
 _ROWS_PER_CLUSTER = 128
 _ITERATIONS = 10
 _SEEDING_ROWS, _SEEDING_ROWS_PER_CLUSTER = 2048, 16
+# More rows than this are not looked at as long as every cluster has a few.
+_MOST_ROWS, _FEWEST_ROWS = 32_768, 16
+# Of the balanced rounds: most of them for feature vectors, tolerance of the sizes, and share of labels that still
+# change when they end.
+BALANCED_ROUNDS = 20
+_TOL, _SETTLED = 1e-2, 0.01
 
 
 @torch.no_grad()
 def place_prototypes(
-    heads: Heads, embeddings: Tensor, valid: Tensor, seed: int, threads: int = 0, stage: Stage = no_stage
+    heads: Heads,
+    embeddings: Tensor,
+    valid: Tensor,
+    seed: int,
+    threads: int = 0,
+    stage: Stage = no_stage,
+    *,
+    rounds: int = 0,
+    lam: float = 25.0,
+    marginals: Any = None,
 ) -> None:
     """Turn every prototype to a centroid of k-means over the embeddings; its length stays.
 
@@ -41,6 +59,10 @@ def place_prototypes(
         seed: with the head's number it determines which rows are used and where k-means starts.
         threads: 0 = all; nothing depends on it.
         stage: shows which head it is at.
+        rounds: most rounds of balanced k-means that follow: labels of the prescribed cluster sizes, then their means.
+            Centroids of uneven clusters are a poor start for even ones, which training does not get away from.
+        lam: sharpness of these labels.
+        marginals: shares of the clusters; None: equal.
 
     Raises:
         OptionError: more clusters than images.
@@ -53,14 +75,16 @@ def place_prototypes(
     def place(head: int) -> Tensor:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + head) % 2**63)
         k = heads.clusters[head]
-        chosen = rows[torch.randperm(count, generator=generator)[: _ROWS_PER_CLUSTER * k]]
+        chosen = rows[torch.randperm(count, generator=generator)[: _rows_for(k)]]
         points = F.normalize(embeddings[chosen.to(embeddings.device)].float(), dim=1).cpu()
-        return F.normalize(_centroids(points, k, generator), dim=1)
+        centres = F.normalize(_centroids(points, k, generator), dim=1)
+        return _balanced(centres, points, heads.temperature, rounds, lam, marginals, threads) if rounds else centres
 
-    # A head is one thread's work: sums do not depend on the number of threads.
+    # A head is one thread's work, so sums do not depend on the number of threads; the balanced rounds have all of them.
     directions = []
+    workers = 1 if rounds else threads_of(threads)
     with stage("placing prototypes by k-means, heads", len(heads.clusters)) as advance:
-        for placed in in_order(place, list(range(len(heads.clusters))), threads_of(threads), reading=None, step=1):
+        for placed in in_order(place, list(range(len(heads.clusters))), workers, reading=None, step=1):
             directions.append(placed)
             advance(len(directions))
     lengths = heads.weight.norm(dim=1, keepdim=True)
@@ -133,3 +157,29 @@ def forget(optimizer: torch.optim.Optimizer, heads: Heads, which: Sequence[int])
                 for head in which:
                     start = sum(heads.clusters[:head])
                     value[start : start + heads.clusters[head]] = 0
+
+
+def _balanced(
+    centres: Tensor, points: Tensor, temperature: float, rounds: int, lam: float, marginals: Any, threads: int
+) -> Tensor:
+    """Directions [K, D] after rounds of labels with the prescribed sizes and of their means."""
+    before: Tensor | None = None
+    for _ in range(rounds):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnbalancedLabelsWarning)  # a beginning need not be exact
+            logits = points @ centres.t() / temperature
+            solved = assign(logits, lam=lam, tol=_TOL, marginals=marginals, threads=threads)
+        labels = torch.as_tensor(solved.labels).long()
+        if before is not None and float((labels != before).float().mean()) < _SETTLED:
+            break
+        before = labels
+        used = labels >= 0
+        sums = torch.zeros_like(centres).index_add_(0, labels[used], points[used])
+        empty = sums.norm(dim=1, keepdim=True) == 0
+        centres = torch.where(empty, centres, F.normalize(sums, dim=1))
+    return centres
+
+
+def _rows_for(clusters: int) -> int:
+    """Rows that k-means looks at for so many clusters."""
+    return min(_ROWS_PER_CLUSTER * clusters, max(_MOST_ROWS, _FEWEST_ROWS * clusters))

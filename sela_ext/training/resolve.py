@@ -13,6 +13,7 @@ import torch
 
 from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, DistributedError, OptionError
+from sela_ext.kernels import VectorView
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
 from sela_ext.training.crops import crop_views, default_crops, parse_crops, takes_sizes
@@ -22,6 +23,7 @@ from sela_ext.training.options import AUTO, OF_LABEL_PASSES, Options, parse_budg
 from sela_ext.training.presets import FAST, METHODS, PAPER, PRESETS
 from sela_ext.training.schedule import MILESTONES
 from sela_ext.training.split import has_labels
+from sela_ext.training.vector_options import settle_vectors, view_of
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
 SMALL_IMAGES = 64
@@ -43,6 +45,8 @@ class Plan:
         budget_seconds: wall-clock budget, or None.
         pass_each_epoch: make a label pass at the start of every epoch, however many there will be.
         given: names of the options that user or preset set.
+        vectors: how feature vectors are seen in a step, where the data are such; image size and augmentations then
+            mean nothing.
     """
 
     options: Options
@@ -53,6 +57,7 @@ class Plan:
     budget_seconds: float | None
     pass_each_epoch: bool
     given: frozenset[str]
+    vectors: VectorView | None = None
 
 
 def probe_image_size(source: Source) -> tuple[int, int]:
@@ -94,8 +99,9 @@ def resolve(
     """
     _refuse_together(options, given)
     images, channels = len(source), source.channels
-    size = probe_image_size(source)
-    small = max(size) < SMALL_IMAGES
+    vectors = source.vectors
+    size = (1, 1) if vectors is not None else probe_image_size(source)
+    small = vectors is None and max(size) < SMALL_IMAGES
     fast = small and options.preset in (None, "fast", "sela-v2-small")
     budget = parse_budget(options.budget)
     recipe = {} if options.preset is None else PRESETS[options.preset].options
@@ -109,6 +115,8 @@ def resolve(
         if isinstance(values[name], str) and values[name] == AUTO:
             values[name], reasons[name] = value, reason
 
+    if vectors is not None:
+        settle_vectors(values, reasons, given, vectors, _count_classes(source))
     if small and options.preset is None:
         for name, value in FAST.items():
             if name not in given and values[name] != value and not (fixed and name in OF_LABEL_PASSES):
@@ -248,7 +256,11 @@ def resolve(
     for option, view in (("augment", augment), ("label_augment", label_view)):
         if view.sobel:
             raise OptionError(f"{option}: expected sobel=False, since networks take the images' channels; found True")
-    return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given))
+    noisy = None
+    if vectors is not None:
+        noise, dropout = values["feature_noise"], values["feature_dropout"]
+        noisy = view_of(vectors, values["feature_scale"], noise, dropout, values["threads"])
+    return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given), noisy)
 
 
 def _check_projection(widths: Any) -> Any:
@@ -419,6 +431,8 @@ def _choose_heads(
     values: dict[str, Any], reasons: dict[str, str], small: bool, images: int, classes: int
 ) -> tuple[list[int], int]:
     clusters, heads = values["clusters"], values["heads"]
+    if isinstance(clusters, (list, tuple)) and heads != AUTO and heads > len(clusters) and heads % len(clusters) == 0:
+        clusters = [k for k in clusters for _ in range(heads // len(clusters))]
     if isinstance(clusters, (list, tuple)):
         if heads not in (AUTO, len(clusters)):
             raise OptionError(f"heads: expected {len(clusters)}, one per entry of clusters, found {heads}")

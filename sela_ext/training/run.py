@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sela_ext.data import Augment, Loader, Source
+from sela_ext.data import Augment, Loader, Source, VectorLoader
 from sela_ext.errors import OptionError
 from sela_ext.kernels import IndexStore, device_verdict
 from sela_ext.kernels.device import place_of, usable
-from sela_ext.models import Backbone, Network, build_backbone
+from sela_ext.models import Backbone, Network, build_backbone, build_vector_backbone
 from sela_ext.training.averaging import WeightAverage
 from sela_ext.training.compilation import compile_backbone
 from sela_ext.training.embedding import Arithmetic, Embedded, embed, open_index
@@ -27,6 +27,7 @@ from sela_ext.training.resolve import Plan
 from sela_ext.training.run_folder import RunFolder
 from sela_ext.training.split import Images, has_labels
 from sela_ext.training.update import Update
+from sela_ext.training.vector_options import scale_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -118,9 +119,23 @@ class Run:
             self._table = self.labels, torch.from_numpy(self.labels).to(self.arithmetic.device)
         return self._table[1][:, self.place(index)].long()
 
-    def make_loader(self, views: Sequence[Augment]) -> Loader:
+    def make_loader(self, views: Sequence[Augment]) -> Loader | VectorLoader:
         """The loader of the training steps, with one view of every image per entry of `views`."""
         opt = self.options
+        if self.plan.vectors is not None:
+            return VectorLoader(
+                self.source,
+                batch_size=opt.batch_size,
+                view=self.plan.vectors,
+                views=len(views),
+                seed=opt.seed,
+                shuffle=True,
+                threads=opt.threads,
+                drop_last=self.drop_last,
+                device=self.arithmetic.device,
+                on_bad_image=opt.on_bad_image,
+                max_bad_fraction=opt.max_bad_fraction,
+            )
         return Loader(
             self.source,
             batch_size=opt.batch_size,
@@ -177,7 +192,12 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
     first_use(arithmetic.device, folder.log)
     torch.manual_seed(opt.seed)
     size = plan.augment.size
-    backbone = build_backbone(opt.model, channels=source.channels, image_size=(size, size))
+    if source.vectors is not None:
+        mean = source.vectors.statistics(opt.threads).mean
+        scale = scale_of(source.vectors, opt.feature_scale, opt.threads)
+        backbone = build_vector_backbone(opt.model, torch.from_numpy(mean), torch.from_numpy(scale))
+    else:
+        backbone = build_backbone(opt.model, channels=source.channels, image_size=(size, size))
     network = Network(
         backbone.module,
         backbone.feature_dim,

@@ -227,7 +227,7 @@ def describe_value(value: Any) -> Any:
 def finite(value: Any) -> Any:
     """Values as JSON has them: numbers of numpy as plain ones, those that are not finite as None."""
     if isinstance(value, Mapping):
-        return {key: finite(one) for key, one in value.items()}
+        return {str(key): finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(one) for one in value]
     if isinstance(value, np.generic):

@@ -73,6 +73,10 @@ def choose_images(data: Any, options: Options) -> Images:
             judged, reason = held, "the images without a fixed label"
     if judged is not None and not has_labels(judged):
         judged, reason = None, f"{reason}; without labels"
+    if judged is not None and _width(judged) != _width(everything):
+        raise DataError(
+            f"eval_data: expected the kind of the training data, {everything.describe()}; found {judged.describe()}"
+        )
     if judged is not None and judged.channels != everything.channels:
         raise DataError(
             f"eval_data: expected images of {everything.channels} channels as in the training data, found "
@@ -107,6 +111,11 @@ def _imbalanced(everything: Source, kept: NDArray[np.int64], options: Options) -
     names = everything.class_names
     classes = max(0 if names is None else len(names), int(labels.max()) + 1)
     return imbalanced_rows(labels[kept], options.imbalance, classes=classes, seed=options.seed)
+
+
+def _width(source: Source) -> int:
+    """Numbers of a feature vector; 0 for images."""
+    return 0 if source.vectors is None else source.vectors.width
 
 
 def _hold_out(

@@ -19,7 +19,7 @@ from sela_ext.training.crops import crop_losses, crop_views, embed_views, parse_
 from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass, label_pass
-from sela_ext.training.prototypes import place_prototypes
+from sela_ext.training.prototypes import BALANCED_ROUNDS, place_prototypes
 from sela_ext.training.recipes.base import Recipe, StepOutput
 from sela_ext.training.recipes.rotations import four_rotations, rotation_accuracy, tell_rotations
 from sela_ext.training.resolve import Plan, named_augment
@@ -56,7 +56,17 @@ class SelaRecipe(Recipe):
             return
         first = run.embed(run.plan.plain, train_mode=True)
         if opt.init == "kmeans":
-            place_prototypes(run.network.heads, first.embeddings, first.valid, opt.seed, opt.threads, run.stage)
+            place_prototypes(
+                run.network.heads,
+                first.embeddings,
+                first.valid,
+                opt.seed,
+                opt.threads,
+                run.stage,
+                rounds=BALANCED_ROUNDS if run.plan.vectors is not None else 0,
+                lam=opt.lam,
+                marginals=None if isinstance(opt.marginals, str) else opt.marginals,
+            )
         if self.bank is not None:
             self.bank.fill(first.embeddings, first.valid)
 

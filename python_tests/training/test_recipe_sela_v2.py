@@ -317,7 +317,7 @@ def test_the_small_preset_is_what_the_method_takes_by_itself():
         planned(images, device="cpu", **options) for options in ({"preset": "sela-v2-small"}, {"method": "sela-v2"})
     ]
     one, other = ({**vars(plan.options), "preset": None} for plan in plans)
-    assert {name for name in one if one[name] != other[name]} <= {"lr"}  # it grows with the batch, unless a preset says
+    assert {name for name in one if one[name] != other[name]} <= {"lr", "batch_size"}
     assert one["crops"] == "2x32+4x16"
     assert one["model"] == "small-resnet"
     assert one["projection"] == 0

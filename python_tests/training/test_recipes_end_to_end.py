@@ -49,3 +49,23 @@ def test_a_recipe_is_one_command_and_ends_with_its_metrics(recipe, tmp_path, cap
     steps = [event for event in events if event["event"] == "step"]
     assert all(0 < step["loss"] < 100 for step in steps)
     assert "done: 1.0 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", ["", "--rotnet"])
+def test_labels_of_a_run_train_another_network_by_one_command(more, tmp_path):
+    short = ["--epochs", "1", "--threads", "1"]
+    trained([*short, *shlex.split(SMALL)], tmp_path / "teacher")
+    words = ["--fixed-labels", str(tmp_path / "teacher"), "--model", "small-resnet", *shlex.split(more)]
+    end = trained([*short, *words], tmp_path / "run")[-1]
+    assert end["event"] == "end"
+    assert end["knn"] > 0.6
+    assert end["linear"] > 0.6
+    assert [head["clusters"] for head in end["heads"]] == [10, 10]
+
+
+@pytest.mark.parametrize("level", ["light", "heavy"])
+def test_the_imbalance_study_is_one_command(level, tmp_path):
+    words = ["--epochs", "1", "--threads", "1", *shlex.split(SMALL), "--imbalance", level]
+    end = trained(words, tmp_path / "run")[-1]
+    assert {"nmi", "accuracy", "knn", "linear"} <= set(end)
+    assert end["knn"] > 0.5

@@ -311,6 +311,8 @@ def _find_eval_beside(path: Path, classes: ClassList | None) -> Source | None:
         if found is None:
             return None
         return open_table(found, classes=classes or _classes_of(open_table(path)))
+    if is_idx(path):  # MNIST's test images, or others of another name: nothing is known to lie beside them
+        return None
     head = _head(path)
     if is_tar(head) or head.startswith(GZIP):
         return open_cifar_archive(path, "test")

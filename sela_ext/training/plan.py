@@ -18,6 +18,7 @@ from sela_ext.data import Augment
 from sela_ext.data.loader import BATCHES_AHEAD
 from sela_ext.errors import ResourceError
 from sela_ext.training.clock import words
+from sela_ext.training.crops import parse_crops
 from sela_ext.training.run import Run
 
 # When a part is needed. Parts of different times replace one another; those of ALWAYS stay.
@@ -190,8 +191,11 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
     kept_rows = 0 if _is_vectors(run) and isinstance(network.projection, nn.Identity) else count
     wide = network.embedding_dim * item
     narrower = "a narrower projection, fewer images, or label_source=eval"
+    bank = kept_rows * wide
+    if opt.method == "sela-v2":  # one bank per large crop, in 16 bits
+        bank = parse_crops(opt.crops)[0].count * count * network.embedding_dim * 2
     if opt.label_source == "bank":
-        parts.append(Part("bank of embeddings", kept_rows * wide, device, ALWAYS, narrower))
+        parts.append(Part("bank of embeddings", bank, device, ALWAYS, narrower))
     else:
         parts.append(Part("embeddings of all images", kept_rows * wide, device, PASSES, narrower))
     solver = _solver_bytes(run)
@@ -203,7 +207,7 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
     parts.append(Part("features of all images", seen, device, EVALUATION, "fewer images, or a narrower model"))
     parts.append(Part("label solver at the end", solver, device, EVALUATION, fewer))
     # A checkpoint is written from one piece of memory.
-    kept = weights + learnt * _moments(run) + (kept_rows * wide if opt.label_source == "bank" else 0)
+    kept = weights + learnt * _moments(run) + (bank if opt.label_source == "bank" else 0)
     parts.append(Part("checkpoint being written", 2 * kept, "cpu", CHECKPOINTS, "a smaller model or label_source=eval"))
     free: dict[str, int | None] = {"cpu": available_memory()}
     if device == "cuda":
@@ -289,12 +293,12 @@ def _forward(run: Run, network: Any, views: Sequence[Augment], images: int) -> T
 
 def _is_vectors(run: Run) -> bool:
     """Whether the data are feature vectors."""
-    return getattr(run.source, "vectors", None) is not None
+    return run.source.vectors is not None
 
 
 def _shapes(run: Run, views: Sequence[Augment]) -> list[tuple[int, ...]]:
     """Shape of what a step sees of an image, for every view: [C, S, S], or [D] of a feature vector."""
-    vectors = getattr(run.source, "vectors", None)
+    vectors = run.source.vectors
     if vectors is not None:
         return [(int(vectors.width),)] * len(views)
     return [(view.output_channels(run.source.channels), view.size, view.size) for view in views]

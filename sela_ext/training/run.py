@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from sela_ext.kernels.device import place_of, usable
 from sela_ext.models import Backbone, Network, build_backbone, build_vector_backbone
 from sela_ext.training.averaging import WeightAverage
 from sela_ext.training.compilation import compile_backbone
+from sela_ext.training.crops import parse_crops
 from sela_ext.training.embedding import Arithmetic, Embedded, embed, open_index
 from sela_ext.training.machine import Interrupt
 from sela_ext.training.optimizers import build_optimizer
@@ -219,12 +220,7 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
     drop_last = opt.sampler == "images" and count > opt.batch_size and 0 < short < opt.batch_size / 2
     half_resolution = _half_resolution(plan, backbone)
     if opt.compile:
-        sizes = [size, size // 2] if 0 < half_resolution < 1 else [size // 2 if half_resolution else size]
-        batch = min(opt.batch_size, count)
-        examples = [torch.zeros(batch, source.channels, s, s, device=arithmetic.device) for s in sizes]
-        reason = compile_backbone(
-            network, (one.contiguous(memory_format=torch.channels_last) for one in examples), arithmetic
-        )
+        reason = compile_backbone(network, _examples(plan, source, half_resolution, arithmetic.device), arithmetic)
         if reason:
             plan.reasons["compile"] = f"not used: {reason}"
     update = Update(
@@ -262,6 +258,23 @@ def first_use(device: torch.device, log: Callable[[str], None]) -> None:
         place = place_of(device)
         usable(place)
         log(f"device {device_verdict(place)}")
+
+
+def _examples(plan: Plan, source: Source, half_resolution: float, device: torch.device) -> Iterator[Tensor]:
+    """A batch of every shape that the network sees in training."""
+    opt, size = plan.options, plan.augment.size
+    batch = min(opt.batch_size, len(source))
+    if source.vectors is not None:
+        yield torch.zeros(batch, source.vectors.width, device=device)
+        return
+    if opt.crops is not None:
+        shapes = [(group.count * batch, group.size) for group in parse_crops(opt.crops)]
+    else:
+        sizes = [size, size // 2] if 0 < half_resolution < 1 else [size // 2 if half_resolution else size]
+        shapes = [(batch * (4 if opt.rotnet else 1), one) for one in sizes]
+    for rows, side in shapes:
+        images = torch.zeros(rows, source.channels, side, side, device=device)
+        yield images.contiguous(memory_format=torch.channels_last)
 
 
 def _half_resolution(plan: Plan, backbone: Backbone) -> float:

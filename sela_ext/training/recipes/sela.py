@@ -180,7 +180,7 @@ class SelaRecipe(Recipe):
     def step_of_crops(self, batch: Batch) -> StepOutput:
         """The same with several crops of every image, each of which learns the image's label; see Note [Multi-crop]."""
         run = self.run
-        target = torch.from_numpy(run.labels[:, batch.index.numpy()]).to(run.arithmetic.device, torch.int64)
+        target = run.targets(batch.index)
         with run.arithmetic.autocast():
             embeddings = embed_views(run.network, batch.views)
         losses = crop_losses(run.network.heads, embeddings, target)

@@ -277,8 +277,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "sela-v2-resnet50-2x224": Preset(
         {**_SELA_V2_IMAGENET, "crops": "2x224:0.08-1"},
-        "SeLa-v2 of the SwAV authors, ResNet-50 with 2 crops of 224 pixels, 400 epochs of ImageNet: linear probe 67.2. Days "
-        "on many GPUs.",
+        "SeLa-v2 of the SwAV authors, ResNet-50 with 2 crops of 224 pixels, 400 epochs of ImageNet: linear probe 67.2. "
+        "Days on many GPUs.",
     ),
     "sela-v2-small": Preset(
         {**FAST, **_SELA_V2, "method": "sela-v2", "batch_size": 96, "lr": 0.075},

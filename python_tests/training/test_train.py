@@ -216,7 +216,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
         {"head_kind": "linear", "projection": 0, "loss": "sum", "lr_schedule": "step"},
         {"clusters": [3, 5], "heads": 2, "weight_decay": 0.0, "nesterov": False},
         {"precision": "bfloat16", "half_resolution": 1.0},
-        {"model": "resnet18", "image_size": 32},
+        {"model": "resnet18", "image_size": 32, "precision": "float32"},
         {"budget": "3s", "epochs": "auto"},
         {"model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8)), "half_resolution": 0.0},
     ],

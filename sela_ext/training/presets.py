@@ -282,8 +282,8 @@ PRESETS: dict[str, Preset] = {
     "sela-v2-small": Preset(
         {**FAST, **_SELA_V2, "method": "sela-v2", "batch_size": 96, "lr": 0.075},
         "SeLa-v2 of the SwAV authors with the networks of `fast`, for images below 64 pixels: 2 crops of the whole "
-        "size and 4 of half of it, three times the cost of one view, in smaller steps. Digits, 60 epochs, one seed: kNN .99, NMI .77, about "
-        "two minutes of one processor core.",
+        "size and 4 of half of it, three times the cost of one view, in smaller steps. Digits, 60 epochs, "
+        "one seed: kNN .99, NMI .77, about two minutes of one processor core.",
     ),
     "deepcluster-alexnet": Preset(
         {**DEEPCLUSTER, "model": "alexnet-sobel"},

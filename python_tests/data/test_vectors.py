@@ -196,6 +196,17 @@ def test_an_order_of_ones_own_is_followed():
     assert [index for _, index, _ in epoch_of(loader, 0, order=order)] == [[3, 3, 1, 9], [0]]
 
 
+def test_a_row_that_comes_again_comes_with_other_noise():
+    source = VectorSource(rows_of(5, 9))
+    loader = VectorLoader(source, batch_size=2, view=view_of(9), seed=1, threads=1)
+    plain = {index[0]: row for rows, index, _ in epoch_of(loader, 3, order=np.arange(5)) for row in rows[:1]}
+    batches = [images for images, _, _ in epoch_of(loader, 3, order=np.array([2, 2, 2, 4]))]
+    assert torch.equal(batches[0][0], plain[2])
+    assert not torch.equal(batches[0][1], batches[0][0])
+    assert not torch.equal(batches[1][0], batches[0][1])
+    assert torch.equal(next(iter(loader.epoch(3, 2, order=np.array([2, 2, 2, 4])))).images, batches[1])
+
+
 def test_bad_rows_are_an_error_or_left_out_and_listed():
     rows = rows_of(200, 3)
     rows[[7, 100]] = np.nan

@@ -381,10 +381,10 @@ def test_the_sum_of_the_losses_is_the_mean_times_the_heads(tmp_path):
 
 
 def test_cosine_heads_see_directions_and_linear_ones_lengths_too(tmp_path):
-    options = {**TINY, "clusters": [5], "temperature": 0.25}
+    options = {**TINY, "clusters": [5], "init": "random"}
     networks = {
-        kind: sela_ext.train(images(), out=tmp_path / kind, head_kind=kind, init="random", **options).network
-        for kind in ("linear", "cosine")
+        kind: sela_ext.train(images(), out=tmp_path / kind, head_kind=kind, **options, **more).network
+        for kind, more in (("linear", {}), ("cosine", {"temperature": 0.25}))
     }
     embedding = torch.randn(31, networks["linear"].embedding_dim)
     with torch.no_grad():

@@ -36,6 +36,13 @@ def test_labels_by_nearest_mean_direction_are_those_of_the_head(heads):
     assert (heads.split(heads(embeddings))[0].argmax(1).numpy() == labels).mean() > 0.8
 
 
+def test_gradients_that_wait_for_further_batches_are_forgotten_with_their_heads(heads):
+    heads(torch.randn(4, 6)).square().sum().backward()
+    forget(torch.optim.SGD(heads.parameters(), 0.1), heads, [1])
+    assert (heads.weight.grad[:3] != 0).all()
+    assert (heads.weight.grad[3:] == 0).all()
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 @pytest.mark.parametrize("which", [[0], [0, 1]])
 def test_the_optimiser_forgets_the_rows_of_a_head_and_all_of_all_heads(kind, which):

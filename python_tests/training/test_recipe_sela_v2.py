@@ -158,7 +158,11 @@ def test_the_bank_holds_what_the_steps_saw(tmp_path, recipes, monkeypatch):
 
 def test_one_head_per_pass_in_turn(tmp_path):
     images, _ = blobs()
-    sela_ext.train(images, out=tmp_path / "run", **{**TINY, "label_heads": "turn", "label_passes": 3, "epochs": 3})
+    sela_ext.train(
+        images,
+        out=tmp_path / "run",
+        **{**TINY, "label_heads": "turn", "label_passes": 3, "epochs": 3, "init": "random"},
+    )
     turns = [[head["head"] for head in p["heads"]] for p in events(tmp_path / "run", "label_pass")]
     assert turns == [[0], [1], [2]]
 
@@ -299,7 +303,7 @@ def test_the_presets_say_what_the_authors_scripts_say():
         ("sela-v2-resnet50", "2x160:0.08-1+4x96:0.05-0.14", 160),
         ("sela-v2-resnet50-2x224", "2x224:0.08-1", 224),
     ):
-        plan = planned(photographs, preset=name, optimizer="sgd", device="cpu")
+        plan = planned(photographs, preset=name, device="cpu")
         opt = plan.options
         assert (opt.crops, opt.image_size, opt.projection, opt.clusters) == (crops, size, [2048, 128], [3000] * 3)
         assert (opt.lr, opt.weight_decay, opt.warmup, opt.lr_schedule) == (4.8, 1e-6, 0.025, "cosine")

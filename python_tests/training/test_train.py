@@ -120,11 +120,22 @@ def test_every_label_source_and_spacing_makes_its_passes(tmp_path, source, spaci
         assert all(np.isfinite(head["cross_entropy"]) for head in record["heads"])
 
 
-def test_heads_take_turns(tmp_path):
+@pytest.mark.parametrize(("init", "first"), [("random", [0]), ("predictions", [0, 1]), ("kmeans", [0, 1])])
+def test_heads_take_turns_after_first_labels_of_all_that_init_asks_for(tmp_path, init, first):
     images, _ = blobs()
-    sela_ext.train(images, out=tmp_path / "run", label_heads="turn", label_passes=4, label_spacing="linear", **TINY)
+    options = {**TINY, "label_heads": "turn", "label_passes": 4, "label_spacing": "linear", "init": init}
+    sela_ext.train(images, out=tmp_path / "run", **options)
     turns = [[head["head"] for head in p["heads"]] for p in events(tmp_path / "run", "label_pass")]
-    assert turns == [[0], [1], [0], [1]]
+    assert turns == [first, [1], [0], [1]]
+
+
+def test_a_batch_of_one_that_is_passed_over_is_not_logged(tmp_path):
+    images, _ = blobs(count=33)
+    options = {**TINY, "epochs": 1, "batch_size": 2, "log_every": 1}
+    sela_ext.train(images, out=tmp_path / "run", half_resolution=0.0, **options)
+    steps = events(tmp_path / "run", "step")
+    assert [step["step"] for step in steps] == list(range(1, 17))
+    assert all(step["loss"] > 0 for step in steps)
 
 
 def test_label_passes_can_be_left_out(tmp_path):

@@ -207,6 +207,7 @@ def test_columns_of_different_units_may_each_have_their_scale(tmp_path):
         {"index": "somewhere"},
         {"label_augment": "flip"},
         {"label_source": "official"},
+        {"method": "sela-v2"},
         {"label_source": "bank"},
         {"model": "resnet18"},
         {"model": "mlp-0"},

@@ -7,14 +7,14 @@ do not depend on threads, and an epoch can begin at any position. A thread makes
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
 
 from sela_ext.data.bad_images import BadImages
 from sela_ext.data.loader import BATCHES_AHEAD, Batch
-from sela_ext.data.order import Share
+from sela_ext.data.order import Share, occurrence_keys
 from sela_ext.data.prefetch import prefetch
 from sela_ext.data.source import Int64Array, Source
 from sela_ext.errors import DataError
@@ -105,14 +105,19 @@ class VectorLoader:
         Args:
             epoch: Number of the epoch, >= 0; with the seed it determines order and noise.
             start: Position to resume from: `position` of the last batch that was used.
-            order: Rows of the epoch, int64, with repeats where wanted; None: every row once.
+            order: Rows of the epoch, int64, with repeats where wanted, each time with other noise; None: every row
+                once.
 
         Returns:
             An iterator of batches: `images` are views float32 [B, D].
         """
-        if order is None:
-            order = self._share.order(seed=self._seed, epoch=epoch, shuffle=self._shuffle)
-        return self._deliver(prefetch(self._batches(epoch, order, start), depth=BATCHES_AHEAD, on_wait=self._waited))
+        share, keys = self._share, order
+        if keys is None:
+            keys = share.order(seed=self._seed, epoch=epoch, shuffle=self._shuffle)
+        else:
+            share, keys = share.given(occurrence_keys(keys, len(self.source)))
+        made = self._batches(epoch, share.pieces(keys, start), start)
+        return self._deliver(prefetch(made, depth=BATCHES_AHEAD, on_wait=self._waited))
 
     def close(self) -> None:
         """Nothing is kept between epochs."""
@@ -131,15 +136,16 @@ class VectorLoader:
             self.seconds += time.perf_counter() - last
             batches.close()
 
-    def _batches(self, epoch: int, order: Int64Array, start: int) -> Generator[Batch, None, None]:
+    def _batches(self, epoch: int, pieces: Iterator[Int64Array], start: int) -> Generator[Batch, None, None]:
         position = start
-        for piece in self._share.pieces(order, start):
+        for piece in pieces:
             position += len(piece)
-            index = self._bad.without_known(piece)
-            if not len(index):
+            keys = self._bad.without_known(piece)
+            if not len(keys):
                 continue
+            index = keys % len(self.source)
             labels = self.source.labels_of(index)
-            seen = tuple(self._seen(index, epoch, view) for view in range(self._views))
+            seen = tuple(self._seen(index, keys, epoch, view) for view in range(self._views))
             yield Batch(
                 images=seen[0],
                 index=torch.from_numpy(index.copy()),
@@ -150,14 +156,14 @@ class VectorLoader:
                 views=seen,
             )
 
-    def _seen(self, index: Int64Array, epoch: int, view: int) -> torch.Tensor:
+    def _seen(self, index: Int64Array, keys: Int64Array, epoch: int, view: int) -> torch.Tensor:
         rows, _ = vector_rows(
             self._vectors.stored,
             self._vectors.numbers(index),
             self._view,
             seed=self._seed,
             epoch=epoch,
-            number=np.ascontiguousarray(index),
+            number=np.ascontiguousarray(keys),
             view_number=view,
             threads=self._threads,
         )

@@ -168,7 +168,9 @@ def _run(data: Any, run: Run) -> TrainResult:
         due = state["epoch"] + 1 if plan.pass_each_epoch else passes_due(times, state["passes_done"], now)
         if due > state["passes_done"]:
             check_loss()
-            relabel([state["passes_made"] % opt.heads] if opt.label_heads == "turn" else None)
+            # Labels that init asks for are those of every head.
+            turn = opt.label_heads == "turn" and (state["passes_made"] or opt.init == "random")
+            relabel([state["passes_made"] % opt.heads] if turn else None)
             state["passes_done"] = due
 
     def evaluate(event: str) -> Evaluation:
@@ -249,12 +251,13 @@ def _run(data: Any, run: Run) -> TrainResult:
                         recipe.after_step(batch, output)
                         state["step"] += 1
                         images_done += len(batch.index)
+                    to_log = len(batch.index) > 1 and state["step"] % opt.log_every == 0
                     state["position"] = batch.position
                     state["seen"] = state["epoch"] * run.per_epoch + batch.position
                     state["seconds"] = seconds_before + time.monotonic() - started
 
                     # Log, show, save.
-                    if state["step"] % opt.log_every == 0:
+                    if to_log:
                         check_loss()
                         event = {
                             "event": "step",

@@ -277,14 +277,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "sela-v2-resnet50-2x224": Preset(
         {**_SELA_V2_IMAGENET, "crops": "2x224:0.08-1"},
-        "SeLa-v2 of the SwAV authors, ResNet-50 with 2 crops of 224 pixels, 400 epochs of ImageNet: linear probe 67.2. "
-        "Days on many GPUs.",
+        "SeLa-v2 of the SwAV authors with 2 crops of 224 pixels: linear probe 67.2. What it cost is not published.",
     ),
     "sela-v2-small": Preset(
         {**FAST, **_SELA_V2, "method": "sela-v2", "batch_size": 96, "lr": 0.075},
-        "SeLa-v2 with the networks of `fast`, for images below 64 pixels: 2 crops of the whole size and 4 of half of "
-        "it, three times the work of one view, in smaller steps. Digits, 60 epochs, one seed: kNN .99, NMI .77, at "
-        "the cost of two minutes of one processor core.",
+        "SeLa-v2 of the SwAV authors with the networks of `fast`, for images below 64 pixels: 2 crops of the whole "
+        "size and 4 of half of it, three times the cost of one view, in smaller steps. Digits, 60 epochs, "
+        "one seed: kNN .99, NMI .77, about two minutes of one processor core.",
     ),
     "deepcluster-alexnet": Preset(
         {**DEEPCLUSTER, "model": "alexnet-sobel"},

@@ -148,8 +148,15 @@ def turn_to_means(
 
 
 def forget(optimizer: torch.optim.Optimizer, heads: Heads, which: Sequence[int]) -> None:
-    """Have the optimiser forget what it knows of these heads: their weights begin anew."""
+    """Have the optimiser forget what it knows of these heads, whose weights begin anew.
+
+    So are gradients of theirs that wait for further batches: they are those of the old weights.
+    """
     for parameter in heads.parameters():
+        if parameter.grad is not None:
+            for head in which:
+                start = sum(heads.clusters[:head])
+                parameter.grad[start : start + heads.clusters[head]] = 0
         if len(which) == len(heads.clusters):
             optimizer.state.pop(parameter, None)
         for value in optimizer.state.get(parameter, {}).values():

@@ -18,6 +18,7 @@ from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
 from sela_ext.training.crops import crop_views, default_crops, parse_crops, takes_sizes
 from sela_ext.training.fixed_labels import FixedLabels
+from sela_ext.training.idle import refuse_idle
 from sela_ext.training.marginals import check_labelling, check_marginals
 from sela_ext.training.options import AUTO, OF_LABEL_PASSES, Options, parse_budget
 from sela_ext.training.presets import FAST, METHODS, PAPER, PRESETS
@@ -30,6 +31,9 @@ SMALL_IMAGES = 64
 # Images seen in all, as far as that makes a reasonable number of epochs.
 SEEN_IMAGES = 2_000_000
 EPOCHS_RANGE = 20, 160
+# Learning rates at 256 images per step, where another optimiser is asked for than the recipe's: SGD's would be far too
+# large for AdamW, and far too small for LARS (SwAV's is 4.8 at 4,096).
+_RATES = {"sgd": 0.05, "adamw": 0.001, "lars": 0.3}
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Plan:
         budget_seconds: wall-clock budget, or None.
         pass_each_epoch: make a label pass at the start of every epoch, however many there will be.
         given: names of the options that user or preset set.
+        asked: those of them that the preset does not say, or says otherwise: the user's own.
         vectors: how feature vectors are seen in a step, where the data are such; image size and augmentations then
             mean nothing.
     """
@@ -57,6 +62,7 @@ class Plan:
     budget_seconds: float | None
     pass_each_epoch: bool
     given: frozenset[str]
+    asked: frozenset[str]
     vectors: VectorView | None = None
 
 
@@ -108,6 +114,7 @@ def resolve(
     if budget is not None and options.epochs not in (AUTO, recipe.get("epochs")):
         raise OptionError("budget and epochs: expected one of them, found both")
     values = {spec.name: getattr(options, spec.name) for spec in dataclasses.fields(Options)}
+    asked = frozenset(name for name in given if name not in recipe or values.get(name) != recipe[name])
     reasons: dict[str, str] = {}
 
     def settle(name: str, value: Any, reason: str) -> None:
@@ -132,7 +139,7 @@ def resolve(
         reasons.update(clusters=which, heads=which, label_passes="labels are fixed")
         if "head_kind" not in given:
             values["head_kind"], reasons["head_kind"] = "linear", "plain cross-entropy on fixed labels"
-    if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
+    if values["init"] == "kmeans" and "init" not in asked and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
     if small and options.preset in (None, "fast", "digits", "sela-v2-small"):
         wide = images >= 10_000
@@ -190,6 +197,9 @@ def resolve(
     if "lr" not in given and small and options.preset is None and batch != 256:
         values["lr"] = FAST["lr"] * batch / 256
         reasons["lr"] = f"the fast recipe's {FAST['lr']} at 256 images per step"
+    if options.optimizer != recipe.get("optimizer", "sgd") and "lr" not in asked:
+        rate = _RATES[options.optimizer]
+        values["lr"], reasons["lr"] = rate * batch / 256, f"{rate} at 256 images per step, for {options.optimizer}"
     settle(
         "lr_schedule", "step" if budget is None else "cosine", "the paper's" if budget is None else "a budget is set"
     )
@@ -205,6 +215,9 @@ def resolve(
         "projection",
     ):
         settle(name, PAPER[name], "the paper's")
+    if values["lr_schedule"] == "onecycle" and "warmup" not in asked:
+        values["warmup"], reasons["warmup"] = 0.0, "one cycle has its own"
+    _check_nesterov(values, reasons, asked)
     if budget is None:
         settle("epochs", *_choose_epochs(images))
     else:
@@ -233,8 +246,8 @@ def resolve(
         and values["label_spacing"] == "linear"
         and values["label_passes"] == AUTO
     )
-    if options.method == "deepcluster":
-        settle("label_passes", max(1, values["epochs"]), "one at the start of every epoch")
+    if options.method == "deepcluster" and (budget is None or pass_each_epoch):
+        settle("label_passes", values["epochs"], "one at the start of every epoch")
     if values["label_source"] == "bank":
         if pass_each_epoch:
             settle("label_passes", values["epochs"], "one at the start of every epoch")
@@ -251,7 +264,7 @@ def resolve(
         if "image_size" in given and options.image_size not in (AUTO, augment.size):
             raise OptionError(f"image_size: expected {augment.size}, the size of augment, found {options.image_size}")
         values["image_size"], reasons["image_size"] = augment.size, "the size of augment"
-    _choose_crops(values, reasons, given, augment, channels)
+    _choose_crops(values, reasons, asked, augment, channels)
     label_view = named_augment(values["label_augment"], 32, "label_augment")
     for option, view in (("augment", augment), ("label_augment", label_view)):
         if view.sobel:
@@ -260,7 +273,9 @@ def resolve(
     if vectors is not None:
         noise, dropout = values["feature_noise"], values["feature_dropout"]
         noisy = view_of(vectors, values["feature_scale"], noise, dropout, values["threads"])
-    return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given), noisy)
+    refuse_idle(values, asked, vectors is not None)
+    told = frozenset(given)
+    return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, told, asked, noisy)
 
 
 def _check_projection(widths: Any) -> Any:
@@ -295,7 +310,7 @@ def _choose_image_size_of_crops(values: dict[str, Any], reasons: dict[str, str])
 
 
 def _choose_crops(
-    values: dict[str, Any], reasons: dict[str, str], given: Collection[str], augment: Augment, channels: int
+    values: dict[str, Any], reasons: dict[str, str], asked: Collection[str], augment: Augment, channels: int
 ) -> None:
     """Crops of SeLa-v2, and whether crops fit everything else.
 
@@ -324,7 +339,7 @@ def _choose_crops(
     if problem:
         raise OptionError(f"crops: expected a network that takes all of {values['crops']}; {problem}")
     if values["half_resolution"]:
-        if "half_resolution" in given:
+        if "half_resolution" in asked:
             raise OptionError("half_resolution and crops: expected one of them, found both")
         values["half_resolution"], reasons["half_resolution"] = 0.0, "crops has several sizes"
 
@@ -351,6 +366,25 @@ def _refuse_together(options: Options, given: Collection[str]) -> None:
         harmless = value == 0 if name == "label_passes" else name in ("clusters", "heads") or value == defaults[name]
         if name in given and not harmless:
             raise OptionError(f"{name}: expected none with fixed_labels, which no label pass changes, found {value!r}")
+
+
+def _check_nesterov(values: dict[str, Any], reasons: dict[str, str], asked: Collection[str]) -> None:
+    """Nesterov momentum, where there is such a thing.
+
+    Raises:
+        OptionError: it was asked for, and there is none.
+    """
+    if not values["nesterov"]:
+        return
+    problem = ""
+    if values["optimizer"] == "adamw":
+        problem = "optimizer adamw has no such momentum"
+    elif values["optimizer"] == "sgd" and not values["momentum"]:
+        problem = "momentum is 0"
+    if problem and "nesterov" in asked:
+        raise OptionError(f"nesterov: expected False, since {problem}, found True")
+    if problem:
+        values["nesterov"], reasons["nesterov"] = False, problem
 
 
 def _milestones(given: Any) -> list[float]:

@@ -293,7 +293,7 @@ def _half_resolution(plan: Plan, backbone: Backbone) -> float:
         problem = f"{found.feature_dim} features instead of {backbone.feature_dim}"
     except OptionError as error:
         problem = str(error)
-    if "half_resolution" in plan.given:
+    if "half_resolution" in plan.asked:
         raise OptionError(f"half_resolution: expected a network that takes {half} x {half} too; {problem}")
     plan.reasons["half_resolution"] = f"not used: the network does not take {half} x {half}"
     return 0.0

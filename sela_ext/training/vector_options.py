@@ -98,6 +98,10 @@ def settle_vectors(
     for name, neutral in _OF_IMAGES.items():
         if values[name] not in neutral:
             raise OptionError(f"{name}: expected none with feature vectors, found {values[name]!r}; it is for images")
+    if values["method"] == "sela-v2":
+        raise OptionError(
+            "method: expected sela, kmeans or deepcluster with feature vectors, found sela-v2; it is for images"
+        )
     if values["label_source"] == "official":
         raise OptionError("label_source: expected eval or bank with feature vectors, found official")
     rows = len(source)

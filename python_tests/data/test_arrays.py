@@ -136,3 +136,8 @@ def test_a_subset_of_a_subset_counts_twice():
     np.testing.assert_array_equal(part.array[..., 0], images[[1, 5]])
     assert part.labels.tolist() == [1, 5]
     assert part.names == ["array/00001", "array/00005"]
+
+
+def test_a_single_vector_is_told_how_it_becomes_a_row():
+    with pytest.raises(DataError, match=r"floats \[N, D\], found float32 \[8\]; a single vector needs \[None\]"):
+        open_source(np.zeros(8, np.float32))

@@ -410,3 +410,21 @@ def test_a_run_is_not_written_over_its_own_labels(tmp_path, first):
         with pytest.raises(OptionError, match=r"out: expected a folder of its own, found .*, which holds fixed_labels"):
             sela_ext.train(images, out=before.out, fixed_labels=fixed, overwrite=True, **TINY)
     assert (before.out / "labels.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('name,label_0\n"' + "x" * 200_000 + "\n", "line 2: expected a table of labels"),
+        ("name,label_" + "9" * 5000 + "\na,0\n", "expected columns label_0, label_1"),
+        ("name,label_0,label_0\na,0,1\n", "expected each column once, found label_0 several times"),
+        ("name,label_0\na,1_0\n", "line 2: expected whole numbers as labels, found '1_0'"),
+        ("name,label_0\na," + "1" * 5000 + "\n", "line 2: expected whole numbers as labels, found '111"),
+        ("name,label_0\na,\u0663\n", "line 2: expected whole numbers as labels"),
+    ],
+)
+def test_hostile_tables_are_refused_in_one_line(tmp_path, content, message):
+    (tmp_path / "labels.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message) as caught:
+        read_fixed_labels(tmp_path / "labels.csv", array_source(1))
+    assert len(str(caught.value)) < 1000

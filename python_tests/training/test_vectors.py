@@ -315,3 +315,39 @@ def test_labels_solved_from_rows_on_demand_are_those_of_stored_embeddings(kind, 
     assert (found.labels[:, [0, 500]] == -1).all()
     for a, b in zip(found.heads, stored.heads, strict=True):
         assert a["cross_entropy"] == pytest.approx(b["cross_entropy"], rel=1e-3)
+
+
+def test_prototypes_that_are_all_there_is_to_train_are_not_frozen(tmp_path):
+    with pytest.raises(OptionError, match="freeze_prototypes: expected 0 with a network whose"):
+        sela_ext.train(blobs()[0], out=tmp_path / "run", freeze_prototypes=1.0, **SMALL)
+    sela_ext.train(blobs()[0], out=tmp_path / "layers", freeze_prototypes=1.0, model="mlp-8", **SMALL)
+
+
+def test_bfloat16_vectors_of_torch_are_trained_on(tmp_path):
+    rows = torch.from_numpy(blobs(120)[0]).bfloat16()
+    result = sela_ext.train(rows, out=tmp_path / "run", **SMALL)
+    same = sela_ext.train(rows.float(), out=tmp_path / "same", **SMALL)
+    np.testing.assert_array_equal(result.labels, same.labels)
+
+
+def test_rows_of_denormal_numbers_are_trained_on_without_a_warning(tmp_path):
+    result = sela_ext.train((blobs(120)[0] * 1e-44).astype("float32"), out=tmp_path / "run", **SMALL)
+    assert result.labels.shape == (2, 120)
+
+
+def test_a_report_written_again_is_the_runs(tmp_path, trained, capsys):
+    folder, *_ = trained
+    before = (folder / "run" / "report.html").read_text()
+    assert run_command(["report", str(folder / "run")]) == 0
+    assert (folder / "run" / "report.html").read_text() == before
+    sela_ext.train(blobs(60)[0], out=tmp_path / "memory", **{**SMALL, "epochs": 1})
+    capsys.readouterr()
+    assert run_command(["report", str(tmp_path / "memory")]) == 0
+    assert "cannot be shown: they were given from memory: array float32 [60, 9]" in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_its_plan_without_progress_too(tmp_path, trained, capsys):
+    command = ["train", "--data", str(trained[0] / "rows.npy"), "--out", str(tmp_path / "run"), "--clusters", "4"]
+    assert run_command([*command, "--dry-run", "--no-progress"]) == 0
+    assert capsys.readouterr().out.count("most at once") == 1
+    assert not (tmp_path / "run").exists()

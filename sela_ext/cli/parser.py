@@ -21,9 +21,10 @@ class Parser(argparse.ArgumentParser):
         """Raise what is wrong as an OptionError."""
         if message.startswith("unrecognized arguments:"):
             wrong = message.split(":", 1)[1].split()[0]
+            kind = "option" if wrong.startswith("-") else "argument"
             known = [string for action in self._actions for string in action.option_strings]
             near = difflib.get_close_matches(wrong.split("=")[0], known, n=1)
-            message = f"unknown option {wrong}" + (f"; did you mean {near[0]}?" if near else "")
+            message = f"unknown {kind} {wrong}" + (f"; did you mean {near[0]}?" if near else "")
         raise OptionError(f"{message}; see {self.prog} --help")
 
 

@@ -67,9 +67,12 @@ def add_report(commands: Any) -> None:
 
 def _train(given: argparse.Namespace) -> int:
     from sela_ext.training import train
+    from sela_ext.training.plan import RunPlan
 
     options = {k: v for k, v in vars(given).items() if k not in ("command", "run", "parser", "data", "out")}
-    train(given.data, out=given.out, **options)
+    found = train(given.data, out=given.out, **options)
+    if isinstance(found, RunPlan) and not options.get("progress", True):
+        print(found.table())  # without progress the run says nothing, but here the plan is what was asked for
     return 0
 
 
@@ -98,12 +101,14 @@ def _report(given: argparse.Namespace) -> int:
         raise DataError(f"{folder}: expected a run folder with options.json, found none that can be read") from error
     read_image = None
     try:
+        if str(data).startswith("array "):
+            raise DataError(f"they were given from memory: {data}")
         source = open_source(data)
         with np.load(folder / "labels.npz", allow_pickle=False) as saved:
             same = saved["names"].tolist() == source.names
-        if same:
+        if same and source.vectors is None:
             read_image = source.read
-        else:
+        elif not same:
             print(f"the images cannot be shown: those in {data} are not the ones that were labelled")
     except (SelaError, OSError, ValueError, KeyError) as error:
         print(f"the images cannot be shown: {error}")

@@ -117,6 +117,11 @@ def open_array(data: Any, *, labels: Any = None, where: str = "data") -> ArraySo
             f"{where}: expected images, uint8 [N, H, W] or [N, H, W, C], or feature vectors, floats [N, D], found "
             f"{data.dtype} {shape}; vectors of whole numbers need .astype('float32')"
         )
+    if data.ndim == 1 and data.dtype not in (np.uint8, torch.uint8):
+        raise DataError(
+            f"{where}: expected images, uint8 [N, H, W] or [N, H, W, C], or feature vectors, floats [N, D], found "
+            f"{data.dtype} {shape}; a single vector needs [None], numbers one by one need [:, None]"
+        )
     if data.dtype not in (np.uint8, torch.uint8):
         raise DataError(
             f"{where}: expected uint8 pixels 0..255, found {data.dtype} {shape}; convert with "

@@ -62,14 +62,16 @@ def open_npz(path: Path, split: str = "train") -> ArraySource | VectorSource | N
             images = _choose(entries, split, path)
             if images is None:
                 return None
-            labels = _labels_for(images, entries)
+            labels = _labels_for(images, entries, path)
             source = open_array(_load(archive, images, path), where=f"{path}: {images.name}")
             values: Int64Array | None = None
             if labels is not None:
                 listed = _load(archive, labels, path).reshape(-1).tolist()
                 values, _ = number_classes(listed, f"{path}: {labels.name}")
             if isinstance(source, VectorSource):
-                named = next((one for one in entries if one.name == "names" and one.shape == images.shape[:1]), None)
+                named = next((one for one in entries if one.name == "names" and len(one.shape) == 1), None)
+                if named is not None and named.shape != images.shape[:1]:
+                    raise _another_length(named, images, path)
                 names = None if named is None else [str(name) for name in _load(archive, named, path)]
                 return VectorSource(source.stored, labels=values, names=names)
             return ArraySource(source.array, kind="npz", labels=values)
@@ -131,17 +133,25 @@ def _choose(entries: list[_Entry], split: str, path: Path) -> _Entry | None:
     )
 
 
-def _labels_for(images: _Entry, entries: list[_Entry]) -> _Entry | None:
+def _labels_for(images: _Entry, entries: list[_Entry], path: Path) -> _Entry | None:
     count = images.shape[0]
-    fits = [
-        entry
-        for entry in entries
-        if entry.shape in ((count,), (count, 1)) and entry.kind.kind in "iu" and entry.word == images.word
-    ]
+    whole = [entry for entry in entries if entry.kind.kind in "iu" and entry.word == images.word]
+    fits = [entry for entry in whole if entry.shape in ((count,), (count, 1))]
+    if not fits:
+        wrong = next((entry for entry in whole if "label" in entry.name.lower() and len(entry.shape) == 1), None)
+        if wrong is not None:
+            raise _another_length(wrong, images, path)
     if len(fits) > 1:
         named = [entry for entry in fits if any(word in entry.name.lower() for word in ("label", "target", "y"))]
         fits = named if len(named) == 1 else []
     return fits[0] if fits else None
+
+
+def _another_length(entry: _Entry, images: _Entry, path: Path) -> DataError:
+    return DataError(
+        f"{path}: expected {entry.name} of {images.shape[0]} entries, as many as {images.name} has rows, found "
+        f"{entry.shape[0]}; save as many, or leave {entry.name} out"
+    )
 
 
 def _load(archive: zipfile.ZipFile, entry: _Entry, path: Path) -> Any:

@@ -157,7 +157,7 @@ class VectorSource(Source):
         shift = total / count
         variance = np.maximum(squares / count - shift**2, 0.0)
         spread = float(np.sqrt(variance.mean()))
-        usable = spread > 0 and np.isfinite(spread) and np.isfinite(1.0 / np.float32(spread))
+        usable = np.isfinite(spread) and spread > 1.0 / float(np.finfo(np.float32).max)  # its inverse is finite
         return VectorStatistics(
             (about + shift).astype(np.float32),
             np.sqrt(variance).astype(np.float32),

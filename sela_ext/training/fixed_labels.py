@@ -38,7 +38,8 @@ _EXPECTED = (
     "fixed_labels: expected a run folder, its labels.npz, a .npy, .csv or .tsv file, a released checkpoint with "
     "labels, or integers [N] or [heads, N]"
 )
-_LABEL_COLUMN = re.compile(r"label_(\d+)")
+_LABEL_COLUMN = re.compile(r"label_([0-9]{1,9})")
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,18 @@ def _read_table(path: Path) -> _Given:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a table of labels, the file cannot be read: {error}") from error
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    try:
+        return _table(path, reader)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: expected a table of labels: {error}") from error
+
+
+def _table(path: Path, reader: Any) -> _Given:
+    """The labels in the lines of a table, which the reader splits."""
     header = [name.strip().lower() for name in next(reader, [])]
+    twice = sorted({name for name in header if header.count(name) > 1 and _LABEL_COLUMN.fullmatch(name)})
+    if twice:
+        raise DataError(f"{path}: expected each column once, found {twice[0]} several times; rename or remove one")
     numbered = {int(found[1]): i for i, found in enumerate(map(_LABEL_COLUMN.fullmatch, header)) if found}
     if sorted(numbered) != list(range(len(numbered))):
         raise DataError(f"{path}: expected columns label_0, label_1, ... without a gap, found {sorted(numbered)}")
@@ -211,7 +223,8 @@ def _read_table(path: Path) -> _Given:
     if not columns:
         columns = [i for i, name in enumerate(header) if name in LABEL_COLUMNS]
         if len(columns) != 1:
-            raise DataError(f"{path}: expected columns label_0, label_1, ... or one column label, found {header[:9]}")
+            found = [name[:40] for name in header[:9]]
+            raise DataError(f"{path}: expected columns label_0, label_1, ... or one column label, found {found}")
     named = next((header.index(name) for name in ("name", *NAME_COLUMNS) if name in header), None)
     index = header.index("index") if named is None and "index" in header else None
     rows: list[list[int]] = []
@@ -224,10 +237,10 @@ def _read_table(path: Path) -> _Given:
         if len(row) != len(header):
             raise DataError(f"{line}: expected {len(header)} fields as in the first line, found {len(row)}")
         try:
-            rows.append([int(row[i].strip() or -1) for i in columns])
-            order.append(len(order) if index is None else int(row[index]))
+            rows.append([_whole(row[i].strip() or "-1") for i in columns])
+            order.append(len(order) if index is None else _whole(row[index].strip()))
         except ValueError as error:
-            raise DataError(f"{line}: expected whole numbers as labels: {error}") from error
+            raise DataError(f"{line}: expected whole numbers as labels, {error}") from error
         names.append("" if named is None else row[named])
     if not rows:
         raise DataError(f"{path}: expected a line per image, found none")
@@ -236,6 +249,13 @@ def _read_table(path: Path) -> _Given:
         raise DataError(f"{path}: expected every index of 0 .. {len(rows) - 1} once")
     labels = _integers(np.asarray(rows).T[:, places], str(path))
     return _Given(labels, None if named is None else names, f"labels in {path}")
+
+
+def _whole(text: str) -> int:
+    """A number in plain digits: `int` reads 1_0 and other scripts' digits, too."""
+    if not _WHOLE_NUMBER.fullmatch(text):
+        raise ValueError(f"found {text[:40]!r}")
+    return int(text)
 
 
 def _select(given: _Given, selection: str) -> _Given:

@@ -205,7 +205,8 @@ def describe_value(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     if isinstance(value, np.ndarray):
         if value.ndim == 1 and value.size <= _LONG and value.dtype.kind in "biuf":
             return describe_value(value.tolist())

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sela_ext.data import Augment
 from sela_ext.data.loader import Batch
+from sela_ext.errors import OptionError
 from sela_ext.training.bank import Bank
 from sela_ext.training.crops import crop_losses, crop_views, embed_views, parse_crops
 from sela_ext.training.embedding import Embedded
@@ -36,6 +37,12 @@ class SelaRecipe(Recipe):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
+        others = (p for name, p in run.network.named_parameters() if not name.startswith("heads."))
+        if run.options.freeze_prototypes and not any(parameter.requires_grad for parameter in others):
+            raise OptionError(
+                "freeze_prototypes: expected 0 with a network whose prototypes are all there is to train, found "
+                f"{run.options.freeze_prototypes:g}; leave it out, or take a model with layers, such as mlp"
+            )
         self.bank = Bank(len(run.source), run.arithmetic.device) if run.options.label_source == "bank" else None
         # Where the solver of the next label pass begins: the potential of the last one, by head.
         self.potentials: dict[int, NDArray[np.float64]] = {}

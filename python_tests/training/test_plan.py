@@ -162,8 +162,10 @@ def test_a_table_has_a_line_per_part_and_what_is_free():
 
 def test_a_dry_run_tells_memory_and_time_and_writes_nothing(tmp_path, capsys):
     out = tmp_path / "run"
+    state = torch.get_rng_state()
     plan = sela_ext.train("digits", out=out, dry_run=True, epochs=5, threads=1)
-    assert not out.exists()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(tmp_path.iterdir()) == []
     assert plan.seconds > 0
     shown = capsys.readouterr().out
     assert "activations" in shown

@@ -46,7 +46,6 @@ def test_a_folder_in_mnists_naming_gives_train_and_test(folder, images):
     assert test.labels.tolist() == [0, 1, 2]
 
 
-
 def test_nothing_is_looked_for_beside_a_test_file(folder):
     (path,) = folder.glob("t10k-images*")
     assert find_eval_source(path) is None

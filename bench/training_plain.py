@@ -183,15 +183,13 @@ class PlainLoop:
 
 
 def sinkhorn(log_p: Tensor, lam: float, tol: float) -> Tensor:
-    """Labels by Sinkhorn's iterations in float64, two matrix-vector products each, until the sizes' L1 error is at most
-    tol."""
+    """Labels by Sinkhorn's iterations in float64, two products each, until the sizes' L1 error is at most tol."""
     scores = lam * (log_p.double() - log_p.max(1, keepdim=True).values)
     plan, (count, clusters) = scores.exp(), log_p.shape
     columns = torch.full((clusters,), 1 / clusters, dtype=torch.float64)
     for _ in range(MOST_ITERATIONS):
         reached = (1 / count / (plan @ columns)) @ plan
-        done = float((columns * reached - 1 / clusters).abs().sum()) <= tol
-        if done:
+        if float((columns * reached - 1 / clusters).abs().sum()) <= tol:
             break
         columns = 1 / clusters / reached.clamp_min(1e-300)
     return (scores + columns.log()).argmax(1)

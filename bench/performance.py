@@ -350,11 +350,12 @@ def training_machine(rows: Sequence[Row]) -> str:
         return NOTHING
     facts = rows[0]["machine"]
     clock = "processor time" if rows[0]["clock"] == "processor" else "the wall clock"
+    loads = {row["case"]: str(row["machine"]["load"]) for row in rows}  # parts may have been run again alone
     return (
         f"{facts['cpu']} with {facts['cores']} cores and {facts['memory_gib']} GiB, {rows[0]['threads']} thread(s), by "
         f"{clock}; {rows[0]['time'][:10]}.\nsela_ext {facts['sela_ext']} ({facts['isa']}, {facts['compiler']}), torch "
         f"{facts['torch']}, torchvision {facts['torchvision']}, Python {facts['python']}. Load before the run: "
-        f"{facts['load']}."
+        f"{', '.join(f'{load} ({case})' for case, load in loads.items())}."
     )
 
 

@@ -101,6 +101,24 @@ def test_activations_are_those_of_a_network_that_can_be_counted(tmp_path):
     assert 1.5 * per_image < twice <= 2.1 * per_image
 
 
+def test_gradients_are_there_while_a_checkpoint_is_written(tmp_path):
+    seen = []
+
+    def note(event, info):
+        if event["event"] == "label_pass" and event["step"]:
+            seen.append(sum(part.grad.nbytes for part in network.parameters() if part.grad is not None))
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 8))
+    data = np.random.default_rng(0).integers(0, 255, (96, 16, 16, 3), dtype=np.uint8)
+    given = {"clusters": 4, "threads": 1, "image_size": 16, "half_resolution": 0.0, "progress": False, "epochs": 2}
+    sela_ext.train(data, out=tmp_path / "run", model=network, callbacks=note, batch_size=32, **given)
+    assert seen
+    assert all(seen)
+    plan = sela_ext.train(data, out=tmp_path / "other", model=network, dry_run=True, **given)
+    (part,) = [part for part in plan.parts if part.name == "gradients"]
+    assert part.when == ALWAYS
+
+
 def test_the_trial_changes_neither_network_nor_random_state(tmp_path):
     run = make(
         tmp_path, model=lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 8), nn.BatchNorm1d(8))
@@ -162,8 +180,10 @@ def test_a_table_has_a_line_per_part_and_what_is_free():
 
 def test_a_dry_run_tells_memory_and_time_and_writes_nothing(tmp_path, capsys):
     out = tmp_path / "run"
+    state = torch.get_rng_state()
     plan = sela_ext.train("digits", out=out, dry_run=True, epochs=5, threads=1)
-    assert not out.exists()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(tmp_path.iterdir()) == []
     assert plan.seconds > 0
     shown = capsys.readouterr().out
     assert "activations" in shown

@@ -64,6 +64,22 @@ def test_events_without_any_numbers_are_no_symptom():
     assert found(bare + nulls) == {}
 
 
+ODD = (None, math.nan, math.inf, -math.inf, "x", True, [], {}, -1, 0)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_events_that_something_damaged_are_looked_at_without_an_error(odd):
+    names = {*label_pass(1.0), *step(1.0), "data_wait_share", "interval_seconds", "heads"} - {"event"}
+    damaged = [{**event, name: odd} for event in (step(3.0), label_pass(3.0)) for name in names]
+    damaged += [label_pass(3.0, [{**head(1), name: odd}]) for name in [*head(), "nmi_other"]]
+    damaged += [label_pass(3.0, [odd, head(1)])]
+    damaged += [{key: value for key, value in label_pass(3.0).items() if key != name} for name in names]
+    damaged += [label_pass(3.0, [{k: v for k, v in head(1, size_max=990).items() if k != name}]) for name in head()]
+    symptoms = Symptoms(FACTS)
+    for number, event in enumerate(damaged * 3):
+        symptoms.look(event, number / 3 / len(damaged))
+
+
 CASES = {
     "collapsed_clusters": (
         [label_pass(1.0, [head(0), head(1, size_max=900)])],

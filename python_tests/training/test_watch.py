@@ -3,12 +3,13 @@ import json
 import math
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sela_ext
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, ResourceError
 from sela_ext.training.clock import Clock
 from sela_ext.training.outputs import COLUMNS, CsvTable, flat, markdown_table
 from sela_ext.training.progress import RunProgress
@@ -18,7 +19,6 @@ from sela_ext.training.watch import Watcher, callbacks_of, chance_level, wandb_p
 
 TINY = {
     "epochs": 3, "batch_size": 64, "clusters": 4, "heads": 2, "projection": 16, "threads": 1, "progress": False,
-    "checkpoint_seconds": 0.0,
 }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_resume_cuts_the_table_back_to_the_checkpoint(tmp_path, run):
         if event["event"] == "step" and event["step"] >= 4:
             raise ValueError("enough")
 
-    options = {**TINY, "labels": np.arange(192) % 4, "log_every": 1}
+    options = {**TINY, "labels": np.arange(192) % 4, "log_every": 1, "checkpoint_seconds": 0.0}
     whole = sela_ext.train(images(), out=tmp_path / "whole", **options)
     with pytest.raises(OptionError, match=r"fail raised ValueError: enough at step 4 \(step\).*checkpoint.*intact"):
         sela_ext.train(images(), out=tmp_path / "broken", callbacks=fail, **options)
@@ -143,7 +143,8 @@ def test_a_callback_ends_a_run_in_order(tmp_path, answer):
     def enough(event, info):
         return answer if event["event"] == "step" and info.epoch >= 1 else None
 
-    result = sela_ext.train(images(), out=tmp_path / "run", callbacks=enough, **{**TINY, "epochs": 50})
+    options = {**TINY, "epochs": 50, "callbacks": enough}
+    result = sela_ext.train(images(), out=tmp_path / "run", **options)
     end = events(result.out)[-1]
     assert end["event"] == "end"
     assert end["epoch"] <= 2
@@ -151,15 +152,13 @@ def test_a_callback_ends_a_run_in_order(tmp_path, answer):
     assert result.report.is_file()
     assert "enough ends the run" in (result.out / "train.log").read_text()
     # It is over: resume gives the same result again.
-    again = sela_ext.train(images(), out=tmp_path / "run", resume=True, **{**TINY, "epochs": 50})
+    again = sela_ext.train(images(), out=tmp_path / "run", resume=True, **{**options, "callbacks": None})
     assert np.array_equal(again.labels, result.labels)
 
 
-@pytest.mark.parametrize("answer", [None, True, 0, "", "go on"])
-def test_other_answers_of_a_callback_change_nothing(tmp_path, answer):
-    result = sela_ext.train(
-        images(96), out=tmp_path / "run", callbacks=lambda event, info: answer, **{**TINY, "epochs": 1}
-    )
+def test_other_answers_of_a_callback_change_nothing(tmp_path):
+    answers = [lambda event, info, answer=answer: answer for answer in (None, True, 0, "", "go on", np.zeros(2))]
+    result = sela_ext.train(images(96), out=tmp_path / "run", callbacks=answers, **{**TINY, "epochs": 1})
     assert events(result.out)[-1]["epoch"] == 1
 
 
@@ -174,6 +173,29 @@ def test_the_option_callbacks_is_one_function_or_several():
     assert callbacks_of(None) == []
     assert callbacks_of(print) == [print]
     assert callbacks_of((print, len)) == [print, len]
+
+
+def test_one_callback_that_ends_the_run_keeps_no_event_from_the_others(tmp_path):
+    told = {"first": [], "last": []}
+
+    def first(event, info):
+        told["first"].append(event)
+        return "stop" if event["event"] == "step" else None
+
+    def last(event, info):
+        told["last"].append(event)
+
+    result = sela_ext.train(images(), out=tmp_path / "run", callbacks=[first, last], **{**TINY, "log_every": 1})
+    assert told["first"] == told["last"] == events(result.out)
+    assert [event["event"] for event in told["last"] if event["event"] in ("step", "end")] == ["step", "end"]
+
+
+def test_a_batch_of_one_that_is_passed_over_logs_no_step_again(tmp_path):
+    options = {**TINY, "batch_size": 2, "log_every": 8, "epochs": 1, "clusters": 2}
+    result = sela_ext.train(images(17), out=tmp_path / "run", **options)
+    steps = [event for event in events(result.out) if event["event"] == "step"]
+    assert [event["step"] for event in steps] == [8]
+    assert steps[0]["loss"] > 0
 
 
 class StandIn(types.ModuleType):
@@ -233,6 +255,15 @@ def test_weights_and_biases_hears_of_a_run_that_failed(tmp_path, wandb):
     assert wandb.finished == [1]
 
 
+def test_a_service_that_refuses_the_run_is_an_error_with_a_remedy(tmp_path, wandb, monkeypatch):
+    def refuse(**options):
+        raise RuntimeError("api_key not configured\n(no-tty)")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(OptionError, match=r"api_key not configured \(no-tty\); run `wandb login`, set WANDB_MODE"):
+        sela_ext.train(images(96), out=tmp_path / "run", wandb=True, **TINY)
+
+
 def test_wandb_without_the_package_names_the_extra_before_anything_is_made(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(OptionError, match=r"pip install 'sela_ext\[wandb\]'"):
@@ -264,6 +295,48 @@ def test_a_value_without_a_column_gets_one_and_the_table_stays_even(tmp_path):
     again.record({"event": "step", "step": 3, "loss": 1.0})
     again.close()
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "metrics.csv").read_text()
+
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, a disk without space")
+
+
+@needs_full
+def test_a_full_disk_ends_the_table_with_an_error_that_names_it(tmp_path):
+    out = CsvTable(tmp_path / "metrics.csv", heads=1)
+    out.open([])
+    out.close()
+    out._file = open(FULL, "w")  # noqa: SIM115 - the table closes it
+    with pytest.raises(ResourceError, match=r"metrics\.csv: No space left.*then resume"):
+        out.record({"event": "step", "step": 1, "loss": 2.0})
+    out.close()
+
+
+@needs_full
+@pytest.mark.parametrize(("name", "attribute"), [("metrics.jsonl", "_metrics"), ("train.log", "_log")])
+def test_a_full_disk_ends_the_logs_with_an_error_that_names_them(tmp_path, name, attribute):
+    folder = RunFolder(tmp_path)
+    folder.open_logs()
+    getattr(folder, attribute).close()
+    setattr(folder, attribute, open(FULL, "w"))  # noqa: SIM115 - the folder closes it
+    with pytest.raises(ResourceError, match=rf"{name}: No space left.*the last checkpoint is intact"):
+        folder.record({"event": "step"}) if name == "metrics.jsonl" else folder.log("a line")
+    folder.close()
+
+
+def test_a_log_that_lost_its_end_goes_on_in_a_line_of_its_own(tmp_path):
+    """After a crash of the machine the file may be shorter than the checkpoint says, or damaged within."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"event": "step", "step": 1}\n\x00\x00\x00\n{"event": "step", "step": 3}\n{"event": "st')
+    folder = RunFolder(tmp_path)
+    folder.open_logs(10_000)
+    folder.record({"event": "step", "step": 4})
+    assert [event["step"] for event in folder.recorded()] == [1, 3, 4]
+    folder.close()
+    assert "1 lines cannot be read" in (tmp_path / "train.log").read_text()
+    folder.open_logs(29)
+    assert [event["step"] for event in folder.recorded()] == [1]
+    folder.close()
 
 
 def test_a_label_pass_in_a_row_says_whether_all_heads_converged():

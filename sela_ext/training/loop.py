@@ -240,7 +240,8 @@ def _run(data: Any, run: Run) -> TrainResult:
                 for batch in batches:
                     relabel_when_due()
                     # One step. Batch norm cannot normalise a batch of one: it is passed over.
-                    if len(batch.index) > 1:
+                    stepped = len(batch.index) > 1
+                    if stepped:
                         share = min(run.share_done, 1.0)
                         rate = learning_rate(opt.lr, share, opt.lr_schedule, opt.warmup, opt.lr_milestones)
                         run.update.set_rate(rate)
@@ -251,13 +252,12 @@ def _run(data: Any, run: Run) -> TrainResult:
                         recipe.after_step(batch, output)
                         state["step"] += 1
                         images_done += len(batch.index)
-                    to_log = len(batch.index) > 1 and state["step"] % opt.log_every == 0
                     state["position"] = batch.position
                     state["seen"] = state["epoch"] * run.per_epoch + batch.position
                     state["seconds"] = seconds_before + time.monotonic() - started
 
                     # Log, show, save.
-                    if to_log:
+                    if stepped and state["step"] % opt.log_every == 0:
                         check_loss()
                         event = {
                             "event": "step",
@@ -321,7 +321,7 @@ def _run(data: Any, run: Run) -> TrainResult:
 def _dry_run(plan: Plan, images: Images, folder: RunFolder) -> RunPlan:
     """Say what the run would need, and write nothing."""
     unwritten = dataclasses.replace(plan, options=dataclasses.replace(plan.options, index="off"))
-    with torch_settings(plan.options.threads), Interrupt() as interrupt:
+    with torch_settings(plan.options.threads), Interrupt() as interrupt, torch.random.fork_rng():
         run = make_run(unwritten, images, folder, interrupt)
         run.state.update(snapshot.first_state())
         views = make_recipe(run).views()

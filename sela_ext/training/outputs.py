@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sela_ext.errors import OptionError
-from sela_ext.training.checkpoint import write_atomically
+from sela_ext.training.checkpoint import write_atomically, writing
 
 Event = Mapping[str, Any]
 
@@ -71,8 +71,9 @@ class CsvTable:
                 self._rewrite([*csv.DictReader(file), row])
             return
         assert self._file is not None
-        self._file.write(self._text([row]))
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(self._text([row]))
+            self._file.flush()
 
     def close(self, status: int = 0) -> None:
         """Close the file."""
@@ -170,7 +171,7 @@ class WeightsAndBiases:
         resumed: go on with the run that this folder knows.
 
     Raises:
-        OptionError: the package is not installed.
+        OptionError: the package is not installed, or the service does not take the run.
     """
 
     def __init__(self, project: str, folder: Path, options: Mapping[str, Any], *, resumed: bool) -> None:
@@ -180,14 +181,21 @@ class WeightsAndBiases:
         name = where / "run_id"
         if not (resumed and name.is_file()):
             name.write_text(secrets.token_hex(8))
-        self._run: Any = self._wandb.init(
-            project=project,
-            name=folder.name,
-            dir=str(folder),
-            config=dict(options),
-            id=name.read_text(),
-            resume="allow",
-        )
+        try:
+            self._run: Any = self._wandb.init(
+                project=project,
+                name=folder.name,
+                dir=str(folder),
+                config=dict(options),
+                id=name.read_text(),
+                resume="allow",
+            )
+        except Exception as error:  # of the service: nobody logged in, no network, a project of somebody else
+            told = " ".join(str(error).split()) or type(error).__name__
+            raise OptionError(
+                f"wandb: expected that a run can begin in the project {project}, found: {told}; run `wandb login`, set "
+                "WANDB_MODE=offline, or leave the option out"
+            ) from error
         # Resumed runs go back to their checkpoint, which the service's own counter of steps cannot.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

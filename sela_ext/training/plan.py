@@ -163,7 +163,8 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
         notes.append(f"activations are not known: {reason}")
     parts = [
         Part("network", weights, device, ALWAYS, "a smaller model", there=True),
-        Part("gradients", learnt, device, STEPS, "a smaller model, fewer clusters or heads"),
+        # Of the last step: they stay until the next one, through label passes and checkpoints.
+        Part("gradients", learnt, device, ALWAYS, "a smaller model, fewer clusters or heads"),
         Part(
             "optimiser",
             learnt * _moments(run),

@@ -277,7 +277,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "sela-v2-resnet50-2x224": Preset(
         {**_SELA_V2_IMAGENET, "crops": "2x224:0.08-1"},
-        "SeLa-v2 of the SwAV authors with 2 crops of 224 pixels: linear probe 67.2. What it cost is not published.",
+        "SeLa-v2 of the SwAV authors as in `sela-v2-resnet50`, on as many GPUs, with 2 crops of 224 pixels: linear "
+        "probe 67.2.",
     ),
     "sela-v2-small": Preset(
         {**FAST, **_SELA_V2, "method": "sela-v2", "batch_size": 96, "lr": 0.075},

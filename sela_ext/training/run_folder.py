@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from sela_ext.errors import OptionError, ResourceError
-from sela_ext.training.checkpoint import write_atomically
+from sela_ext.report.metrics import read_metrics
+from sela_ext.training.checkpoint import write_atomically, writing
 
 # Everything that a run writes: what overwrite may delete.
 _FILES = (
@@ -124,32 +125,39 @@ class RunFolder:
         """
         path = self.path / "metrics.jsonl"
         path.touch()
-        os.truncate(path, min(metrics_length, path.stat().st_size))
+        kept = path.read_bytes()[:metrics_length]
+        os.truncate(path, kept.rfind(b"\n") + 1)  # a line that lost its end would swallow the next one
         self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
         self._log = open(self.path / "train.log", "a", encoding="utf-8")  # noqa: SIM115
 
     def metrics_length(self) -> int:
-        """Bytes of metrics.jsonl so far."""
+        """Bytes of metrics.jsonl so far; they are on the disk, as the checkpoint that counts on them will be."""
         assert self._metrics is not None
-        self._metrics.flush()
+        with writing(self.path / "metrics.jsonl"):
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
         return (self.path / "metrics.jsonl").stat().st_size
 
     def log(self, line: str) -> None:
         """Append a line to train.log."""
         if self._log is not None:
-            self._log.write(time.strftime("%Y-%m-%d %H:%M:%S ") + line + "\n")
-            self._log.flush()
+            with writing(self.path / "train.log"):
+                self._log.write(time.strftime("%Y-%m-%d %H:%M:%S ") + line + "\n")
+                self._log.flush()
 
     def record(self, event: Mapping[str, Any]) -> None:
         """Append an object to metrics.jsonl. Values that are not finite become null."""
         assert self._metrics is not None
-        self._metrics.write(json.dumps(finite(event), allow_nan=False) + "\n")
-        self._metrics.flush()
+        with writing(self.path / "metrics.jsonl"):
+            self._metrics.write(json.dumps(finite(event), allow_nan=False) + "\n")
+            self._metrics.flush()
 
     def recorded(self) -> list[dict[str, Any]]:
-        """The objects in metrics.jsonl."""
-        text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        """The events in metrics.jsonl; a line that something else damaged is passed over, and train.log says so."""
+        found = read_metrics(self.path / "metrics.jsonl")
+        if found.unreadable:
+            self.log(f"metrics.jsonl: {found.unreadable} lines cannot be read; the run goes on without them")
+        return [dict(event) for event in found.events]
 
     def write_labels(self, labels: NDArray[np.int32], confidence: NDArray[np.float32], names: Sequence[str]) -> None:
         """Write labels.npz and labels.csv.

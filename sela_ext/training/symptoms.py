@@ -96,14 +96,26 @@ class History:
 
     def heads(self, last: int = 1) -> list[Mapping[str, Any]]:
         """The entries of all heads in the last label passes; heads that take turns each have one in as many passes."""
-        turns = len(self.facts.clusters) if self.passes and len(self.passes[-1].get("heads", ())) == 1 else 1
+        turns = len(self.facts.clusters) if self.passes and len(_heads(self.passes[-1])) == 1 else 1
         if len(self.passes) < last * turns:
             return []
-        return [entry for event in self.passes[-last * turns :] for entry in event.get("heads", ())]
+        return [entry for event in self.passes[-last * turns :] for entry in _heads(event)]
 
 
 def _number(value: Any, otherwise: float = math.nan) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else otherwise
+
+
+def _finite(value: Any) -> float:
+    """A number; 0 where it is none, NaN or infinite."""
+    found = _number(value, 0.0)
+    return found if math.isfinite(found) else 0.0
+
+
+def _heads(event: Event) -> list[Mapping[str, Any]]:
+    """What an event says of each head; a line of metrics.jsonl that was edited may say anything."""
+    found = event.get("heads")
+    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, (list, tuple)) else []
 
 
 def _values(entries: Sequence[Mapping[str, Any]], name: str) -> list[float]:
@@ -132,8 +144,8 @@ def collapsed_clusters(history: History) -> str | None:
     """One cluster holds most images."""
     facts = history.facts
     limit = max(_COLLAPSED, min(1.5 * facts.largest_share, 0.999))
-    for entry in history.passes[-1].get("heads", ()) if history.passes else ():
-        k, largest = int(entry.get("clusters", 0)), _number(entry.get("size_max"), 0.0)
+    for entry in _heads(history.passes[-1]) if history.passes else ():
+        k, largest = int(_finite(entry.get("clusters"))), _number(entry.get("size_max"), 0.0)
         if k >= 4 and largest > limit * facts.images:
             remedy = (
                 f"look at train.log for what the label solver said, and lower lr (now {facts.lr:g})"
@@ -141,7 +153,7 @@ def collapsed_clusters(history: History) -> str | None:
                 else "use method=sela, whose clusters are balanced, or fewer clusters"
             )
             return (
-                f"collapsed: head {entry['head']} has {largest / facts.images:.0%} of the images in one of {k} "
+                f"collapsed: head {entry.get('head')} has {largest / facts.images:.0%} of the images in one of {k} "
                 f"clusters; {remedy}"
             )
     return None
@@ -235,7 +247,7 @@ def jumping_labels(history: History) -> str | None:
     if history.share < _JUMPING_FROM or len(history.passes) < _JUMPING_AFTER or not facts.balanced:
         return None  # k-means numbers its clusters anew in every pass
     changed = _mean(entries, "changed")
-    most = max((_mean(event.get("heads", ()), "changed") for event in history.passes), default=math.nan)
+    most = max((_mean(_heads(event), "changed") for event in history.passes), default=math.nan)
     if not (changed > _JUMPING and changed > _FALLEN * most):
         return None
     return (
@@ -270,7 +282,7 @@ def memorised(history: History) -> str | None:
 
 def masked_rows(history: History) -> str | None:
     """Images without a usable network output."""
-    count = int(_number(history.passes[-1].get("masked"), 0.0)) if history.passes else 0
+    count = int(_finite(history.passes[-1].get("masked"))) if history.passes else 0
     if not count:
         return None
     remedy = "lower lr" if history.facts.precision == "float32" else "lower lr, or use precision=float32"
@@ -286,7 +298,7 @@ _FAR_OFF, _OFTEN = 10.0, 3
 
 def unconverged_solver(history: History) -> str | None:
     """The label solver stopped before its tolerance."""
-    late = [[entry for entry in event.get("heads", ()) if entry.get("converged") is False] for event in history.passes]
+    late = [[entry for entry in _heads(event) if entry.get("converged") is False] for event in history.passes]
     late = [entries for entries in late if entries]
     worst = max((_number(entry.get("error"), 0.0) for entries in late for entry in entries), default=0.0)
     if not late or (len(late) < _OFTEN and worst <= _FAR_OFF * max(history.facts.label_tol, 1e-12)):

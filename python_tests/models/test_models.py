@@ -303,3 +303,9 @@ def test_maps_and_tokens_of_a_users_network_are_averaged():
     backbone = build_backbone(tokens, channels=3, image_size=(12, 10))
     assert backbone.feature_dim == 7
     assert torch.allclose(backbone.module(images), tokens(images).mean(1))
+
+
+def test_a_timm_network_of_unknown_weights_is_refused():
+    pytest.importorskip("timm")
+    with pytest.raises(OptionError, match=r"found 'resnet10t.wat': .*; leave out what follows the dot"):
+        build_backbone("timm/resnet10t.wat", channels=1, image_size=(32, 32))

@@ -428,3 +428,10 @@ def test_hostile_tables_are_refused_in_one_line(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as caught:
         read_fixed_labels(tmp_path / "labels.csv", array_source(1))
     assert len(str(caught.value)) < 1000
+
+
+def test_labels_of_names_that_images_share_are_told_so(tmp_path):
+    np.savez(tmp_path / "rows.npz", features=np.zeros((4, 2), np.float32), names=np.array(["a", "a", "b", "c"]))
+    table = write_csv(tmp_path / "labels.csv", ["c,0", "b,1", "a,1"], "name,label")
+    with pytest.raises(DataError, match=r"found none for 2, .*a name that several images share fits none; a label of"):
+        read_fixed_labels(table, open_source(tmp_path / "rows.npz"))

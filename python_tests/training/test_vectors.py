@@ -351,3 +351,12 @@ def test_a_dry_run_shows_its_plan_without_progress_too(tmp_path, trained, capsys
     assert run_command([*command, "--dry-run", "--no-progress"]) == 0
     assert capsys.readouterr().out.count("most at once") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resume_with_other_rows_says_so_in_words(tmp_path):
+    rows = blobs(60)[0]
+    sela_ext.train(rows, out=tmp_path / "run", **SMALL)
+    with pytest.raises(CheckpointError, match=r"the data's rows: was '.{8}\.\.\.', now .*; give what it was started"):
+        sela_ext.train(rows + 1, out=tmp_path / "run", resume=True, **SMALL)
+    with pytest.raises(CheckpointError, match=r"differently: feature_noise: was 0\.3, now 0\.1; give"):
+        sela_ext.train(rows, out=tmp_path / "run", resume=True, feature_noise=0.1, **SMALL)

@@ -102,7 +102,10 @@ def _open(subject: Subject, name: str, data: Any) -> DataSet:
         how = "no test images" if test is None else f"{test.describe()} lies beside the training images"
     for which, source in (("training", train), ("test", test)):
         if source is not None and not has_labels(source):
-            raise DataError(f"{name}: expected labelled {which} images, found none with a label in {source.describe()}")
+            raise DataError(
+                f"{name}: expected labelled {which} images, found none with a label in {source.describe()}; add a "
+                'labels.csv to a folder, "labels" to an .npz archive, or say open_source(data, labels=...) from Python'
+            )
     return DataSet(name, train, test, how)
 
 

@@ -167,7 +167,12 @@ def _from_timm(name: str, channels: int, image_size: tuple[int, int]) -> nn.Modu
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(f'timm/{one}' for one in near)}?" if near else ""
         raise OptionError(f"model: expected a network that timm has, found {name!r}{hint}")
-    config = timm.get_pretrained_cfg(name)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the weights' name, behind the dot, is none that it knows
+        raise OptionError(
+            f"model: expected a network that timm has, found {name!r}: {error}; leave out what follows the dot"
+        ) from error
     # Networks with a position per patch are built for one size, 224 pixels if nobody says otherwise.
     size = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
     module: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **size)

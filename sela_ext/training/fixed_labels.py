@@ -302,10 +302,12 @@ def _matched(given: _Given, source: Source) -> tuple[NDArray[np.int64], str]:
         rows[at] = row
     missing = np.flatnonzero(rows < 0)
     if len(missing):
+        shared = count - len(set(source.names))
+        hint = "a name that several images share fits none; " if shared else ""
         raise DataError(
             f"{given.where}: expected a label for each of the {count} images, found none for {len(missing)}, such as "
-            f"{source.name(int(missing[0]))}; the labels' names are such as {names[0]}; a label of -1 leaves an image "
-            "out"
+            f"{source.name(int(missing[0]))}; the labels' names are such as {names[0]}; {hint}a label of -1 leaves an "
+            "image out"
         )
     return given.labels[:, rows], f"{given.where}, by name: {count} of {found}"
 

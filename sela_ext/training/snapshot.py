@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from sela_ext.training.recipes import Recipe
 from sela_ext.training.run import Run
 from sela_ext.training.run_folder import describe_value
 
+# A checksum as it is shown in a message.
+_CHECKSUM = re.compile(r"'[0-9a-f]{64}'")
 # Options that may differ when a run is continued: they do not change what is learnt.
 _FREE_ON_RESUME = (
     "resume",
@@ -99,10 +102,24 @@ def _fixed(run: Run) -> dict[str, str]:
 def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse to continue a run with other options or data, and list what differs."""
     differences = [
-        f"{name}: was {old[part].get(name)!r}, now {new[part].get(name)!r}"
+        f"{_named(part, name)}: was {_shown(old[part].get(name))}, now {_shown(new[part].get(name))}"
         for part in ("options", "data")
         for name in sorted({*old[part], *new[part]})
         if old[part].get(name) != new[part].get(name)
     ]
     if differences:
-        raise CheckpointError(f"resume: the run in this folder was started differently: {'; '.join(differences)}")
+        raise CheckpointError(
+            f"resume: the run in this folder was started differently: {'; '.join(differences)}; give what it was "
+            "started with, or name another out"
+        )
+
+
+def _named(part: str, name: str) -> str:
+    """What differs, in words: an option by its name, what tells data apart as the data's."""
+    return name if part == "options" or name == "fixed_labels" else f"the data's {name}"
+
+
+def _shown(value: Any) -> str:
+    """A value; of a checksum (SHA-256 in hex) the beginning."""
+    text = repr(value)
+    return f"{text[:9]}...'" if _CHECKSUM.fullmatch(text) else text

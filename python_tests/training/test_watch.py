@@ -71,8 +71,10 @@ def test_a_step_tells_the_level_of_guessing_and_how_fast_it_is_now(run):
     assert steps
     for event in steps:
         assert event["ln_k"] == pytest.approx(math.log(4))
-        assert event["images_per_second"] > event["run_images_per_second"] > 0
+        assert min(event["images_per_second"], event["run_images_per_second"]) > 0
         assert 0 <= event["data_wait_share"] <= 1
+    # The same images in less time: label passes and the start do not count. Later, steps may be slower than before.
+    assert steps[0]["images_per_second"] > steps[0]["run_images_per_second"]
 
 
 def test_the_end_tells_where_the_time_went(run):
@@ -333,7 +335,7 @@ def test_a_log_that_lost_its_end_goes_on_in_a_line_of_its_own(tmp_path):
     folder.record({"event": "step", "step": 4})
     assert [event["step"] for event in folder.recorded()] == [1, 3, 4]
     folder.close()
-    assert "1 lines cannot be read" in (tmp_path / "train.log").read_text()
+    assert "lines that cannot be read: 1" in (tmp_path / "train.log").read_text()
     folder.open_logs(29)
     assert [event["step"] for event in folder.recorded()] == [1]
     folder.close()

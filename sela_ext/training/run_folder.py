@@ -156,7 +156,7 @@ class RunFolder:
         """The events in metrics.jsonl; a line that something else damaged is passed over, and train.log says so."""
         found = read_metrics(self.path / "metrics.jsonl")
         if found.unreadable:
-            self.log(f"metrics.jsonl: {found.unreadable} lines cannot be read; the run goes on without them")
+            self.log(f"metrics.jsonl: lines that cannot be read: {found.unreadable}; the run goes on without them")
         return [dict(event) for event in found.events]
 
     def write_labels(self, labels: NDArray[np.int32], confidence: NDArray[np.float32], names: Sequence[str]) -> None:

@@ -106,7 +106,9 @@ class Options:
         high=1,
     )
     warmup: float = option(AUTO, "share of the run with a growing learning rate", kind="float", low=0, high=1)
-    optimizer: str = option("sgd", "optimiser", kind="str", choices=("sgd", "lars", "adamw"))
+    optimizer: str = option(
+        "sgd", "optimiser; lr follows it unless asked for", kind="str", choices=("sgd", "lars", "adamw")
+    )
     momentum: float = option(0.9, "momentum of SGD and LARS, first beta of AdamW", kind="float", low=0, high=0.9999)
     nesterov: bool = option(AUTO, "Nesterov momentum", kind="bool")
     weight_decay: float = option(AUTO, "weight decay", kind="float", low=0, high=10)

@@ -352,6 +352,8 @@ def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
     method = given.get("method", recipe.get("method"))
     if method != recipe.get("method"):
         recipe.update(METHODS.get(str(method), {}))  # what another method needs goes before what the preset says
+        if method in ("kmeans", "deepcluster"):
+            recipe.pop("crops", None)  # they see one view of an image
     if isinstance(given.get("clusters"), (list, tuple)):
         recipe.pop("heads", None)  # a list says how many heads there are
     if given.get("fixed_labels") is not None:

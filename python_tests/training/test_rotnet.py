@@ -87,7 +87,7 @@ def test_label_heads_see_the_images_as_they_are_and_the_losses_add_up(tmp_path, 
             lit_from_above(), out=tmp_path / name, rotnet=rotnet, label_passes=0, label_source="eval", **options
         )
     plain, turned = events(tmp_path / "plain", "step"), events(tmp_path / "turned", "step")
-    assert set(seen) == {32}
+    assert max(seen) == 32  # four times as many, if they saw the rotations; the memory plan looks at smaller batches
     assert turned[0]["loss"] - turned[0]["rotation_loss"] == pytest.approx(plain[0]["loss"], abs=1e-5)
     assert turned[-1]["loss"] - turned[-1]["rotation_loss"] != pytest.approx(plain[-1]["loss"], abs=1e-5)
 

@@ -110,3 +110,9 @@ def test_what_the_fast_preset_says_gives_way_as_what_auto_takes_does():
 def test_a_budget_does_not_make_deepcluster_relabel_at_every_step():
     assert planned(method="deepcluster", budget=60, label_spacing="quadratic").options.label_passes == 50
     assert planned(method="deepcluster", budget=60).pass_each_epoch
+
+
+@pytest.mark.parametrize("method", ["kmeans", "deepcluster"])
+def test_a_preset_with_crops_serves_methods_without(method):
+    plan = planned(preset="sela-v2-resnet50", method=method, model="small-resnet", clusters=10)
+    assert (plan.options.method, plan.options.crops) == (method, None)

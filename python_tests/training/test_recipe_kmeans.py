@@ -135,3 +135,13 @@ def test_marginals_are_refused(tmp_path):
     images, _ = blobs()
     with pytest.raises(OptionError, match="marginals: expected none with method kmeans"):
         sela_ext.train(images, out=tmp_path / "run", marginals="estimated", **TINY)
+
+
+def test_labels_of_the_training_are_of_images_as_they_are(tmp_path):
+    """Those of a bank of augmented images tell augmentations apart, and here .1 is what chance gives."""
+    options = {"epochs": 4, "method": "kmeans", "clusters": 10, "heads": 1, "threads": 1, "progress": False}
+    sela_ext.train("digits", out=tmp_path / "run", **options)
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["options"]["label_source"] == "eval"
+    found = [record["heads"][0]["nmi"] for record in events(tmp_path / "run", "label_pass")]
+    assert len(found) == 2
+    assert min(found) > 0.4

@@ -106,7 +106,9 @@ class Options:
         high=1,
     )
     warmup: float = option(AUTO, "share of the run with a growing learning rate", kind="float", low=0, high=1)
-    optimizer: str = option("sgd", "optimiser", kind="str", choices=("sgd", "lars", "adamw"))
+    optimizer: str = option(
+        "sgd", "optimiser; lr follows it unless asked for", kind="str", choices=("sgd", "lars", "adamw")
+    )
     momentum: float = option(0.9, "momentum of SGD and LARS, first beta of AdamW", kind="float", low=0, high=0.9999)
     nesterov: bool = option(AUTO, "Nesterov momentum", kind="bool")
     weight_decay: float = option(AUTO, "weight decay", kind="float", low=0, high=10)
@@ -350,6 +352,8 @@ def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
     method = given.get("method", recipe.get("method"))
     if method != recipe.get("method"):
         recipe.update(METHODS.get(str(method), {}))  # what another method needs goes before what the preset says
+        if method in ("kmeans", "deepcluster"):
+            recipe.pop("crops", None)  # they see one view of an image
     if isinstance(given.get("clusters"), (list, tuple)):
         recipe.pop("heads", None)  # a list says how many heads there are
     if given.get("fixed_labels") is not None:

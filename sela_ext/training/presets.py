@@ -114,6 +114,8 @@ _SELA_V2_IMAGENET: dict[str, Any] = {
 # What a method needs, or what is usual with it, where nothing else was asked for.
 METHODS: dict[str, dict[str, Any]] = {
     "sela-v2": _SELA_V2,
+    # K-means of a bank would tell augmentations apart: nothing in it asks for what a head has learnt to see.
+    "kmeans": {"label_source": "eval"},
     "deepcluster": {
         "heads": 1,
         "head_kind": "linear",

@@ -41,7 +41,8 @@ class Plan:
     """A run, fully decided.
 
     Attributes:
-        options: no field is "auto"; `clusters` is a list with one entry per head.
+        options: no field but `holdout` (see `sela_ext.training.split`) is "auto"; `clusters` is a list with one entry
+            per head.
         reasons: why each "auto", or default replaced by a recipe, became what it is.
         image_size: height and width of the images, as far as they were looked at.
         augment: of the training steps.

@@ -18,7 +18,8 @@ from sela_ext.training.run import Run
 class KmeansRecipe(SelaRecipe):
     """Labels of every head by k-means on the embeddings of all images, with a start and a K of its own.
 
-    Where the embeddings come from is SeLa's: the bank, or a pass over all images. They are whitened and made one long.
+    Embeddings come from a pass over all images in eval mode, unless `label_source` says otherwise: those of a bank are
+    of augmented images, which k-means would tell apart by their augmentation. They are whitened and made one long.
     A label pass starts k-means anew; its clusters are then numbered such that as many images as possible keep their
     labels, so that the heads stay and go on learning. The prototypes of cosine heads are turned to the means of their
     clusters besides, and the optimiser forgets what it knew of them.

@@ -116,7 +116,7 @@ class Options:
     ema: float = option(
         0.0, "decay of the averaged network that is evaluated and kept; 0 = none", kind="float", low=0, high=0.999999
     )
-    accumulate: int = option(1, "batches whose gradients make one step", kind="int", low=1, high=10_000)
+    accumulate: int = option(1, "batches whose gradients make one step; lr is not changed by it", kind="int", low=1, high=10_000)
     compile: bool = option(False, "compile the network with torch.compile", kind="bool")
     loss: str = option("mean", "mean or sum over heads", kind="str", choices=("mean", "sum"))
     half_resolution: float = option(AUTO, "share of the steps at half resolution", kind="float", low=0, high=1)
@@ -173,7 +173,7 @@ class Options:
     size_bounds: Any = option(
         None,
         "smallest and largest size of a cluster, as multiples of an equal share, such as 0.5,2; None = met exactly. "
-        "Not with relax or balance exact",
+        "The plan keeps them; labels are its largest entries and may exceed them. Not with relax or balance exact",
         kind="any",
     )
     pca: int = option(

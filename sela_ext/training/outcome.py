@@ -103,7 +103,7 @@ def opening_line(plan: Plan, images: Images, network: str) -> str:
     opt, held = plan.options, len(images.held_rows)
     held_out = f", {held:,} held out" if held else ""
     noun = noun_of(images.everything)
-    length = f"{opt.epochs} epochs" if plan.budget_seconds is None else f"{opt.budget}"
+    length = f"{opt.epochs} epoch{'s' * (opt.epochs > 1)}" if plan.budget_seconds is None else f"{opt.budget}"
     heads = ", ".join(f"{opt.clusters.count(k)} x {k}" for k in dict.fromkeys(opt.clusters))
     return (
         f"{len(images.train):,} {noun}{held_out} ({images.everything.describe()}); {network} on {opt.device} in "

@@ -116,7 +116,9 @@ class Options:
     ema: float = option(
         0.0, "decay of the averaged network that is evaluated and kept; 0 = none", kind="float", low=0, high=0.999999
     )
-    accumulate: int = option(1, "batches whose gradients make one step; lr is not changed by it", kind="int", low=1, high=10_000)
+    accumulate: int = option(
+        1, "batches whose gradients make one step; lr is not changed by it", kind="int", low=1, high=10_000
+    )
     compile: bool = option(False, "compile the network with torch.compile", kind="bool")
     loss: str = option("mean", "mean or sum over heads", kind="str", choices=("mean", "sum"))
     half_resolution: float = option(AUTO, "share of the steps at half resolution", kind="float", low=0, high=1)

@@ -198,12 +198,15 @@ def behind(rows: Mapping[str, Row]) -> str:
                 gap = fmean(theirs) - fmean(ours)
                 if gap <= 0:
                     continue
-                noise = (_variance(ours) + _variance(theirs)) ** 0.5
-                words = "more than twice" if gap > 2 * noise else "less than twice"
+                if min(len(ours), len(theirs)) < 2:
+                    words = "of one seed, so what it is worth is not known"
+                else:
+                    noise = (_variance(ours) + _variance(theirs)) ** 0.5
+                    words = f"{'more' if gap > 2 * noise else 'less'} than twice its standard error"
                 shown = "k-means on the features: accuracy" if metric == "features_accuracy" else heading
                 lines.append(
                     f"* {data.title}, {shown}: {name} {three(fmean(theirs))}, SeLa {three(fmean(ours))}; the "
-                    f"difference of {three(gap)} is {words} its standard error."
+                    f"difference of {three(gap)} is {words}."
                 )
     if not compared:
         return NOTHING

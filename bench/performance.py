@@ -2,9 +2,9 @@
 
     python bench/performance.py [--check]
 
-A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. They show the latest full run of bench/solver.py
-and of bench/images.py (all rows of a run have one time). Exit status: 0; with --check 1 when the document is not what
-the rows give.
+A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. They show the latest full run of
+bench/solver.py, of bench/images.py and of bench/training.py (all rows of a run have one time). Exit status: 0; with
+--check 1 when the document is not what the rows give.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import images_targets
 import solver_targets as targets
+import training_targets
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -340,6 +341,68 @@ def by_wall(row: Row) -> bool:
     return row["clock"] == "wall"
 
 
+# ---------------------------------------------------------------- the training
+
+
+def training_machine(rows: Sequence[Row]) -> str:
+    """Where and with what."""
+    if not rows:
+        return NOTHING
+    facts = rows[0]["machine"]
+    clock = "processor time" if rows[0]["clock"] == "processor" else "the wall clock"
+    loads = {row["case"]: str(row["machine"]["load"]) for row in rows}  # parts may have been run again alone
+    return (
+        f"{facts['cpu']} with {facts['cores']} cores and {facts['memory_gib']} GiB, {rows[0]['threads']} thread(s), by "
+        f"{clock}; {rows[0]['time'][:10]}.\nsela_ext {facts['sela_ext']} ({facts['isa']}, {facts['compiler']}), torch "
+        f"{facts['torch']}, torchvision {facts['torchvision']}, Python {facts['python']}. Load before the run: "
+        f"{', '.join(f'{load} ({case})' for case, load in loads.items())}."
+    )
+
+
+def training_target_table(rows: Sequence[Row]) -> str:
+    """The targets."""
+    if not rows:
+        return NOTHING
+    return table(("Measure", "Gate", "Stretch", "Here", "Met", ""), training_targets.lines(rows))
+
+
+def training_rates(rows: Sequence[Row]) -> str:
+    """The step and its parts, one table per case."""
+    rows = targets.pick(rows, question="rate")
+    out = []
+    for case in in_order([row["case"] for row in rows]):
+        of_case = targets.pick(rows, case=case)
+        first = of_case[0]
+        parts = in_order([row["part"] for row in of_case])
+        out.append(
+            f"**{case}**: {first['network']} at {first['image_size']} px, {first['precision']}, {first['batch_size']} "
+            "images per step\n"
+        )
+        lines = []
+        for what in in_order([row["what"] for row in of_case]):
+            rates = [training_targets.rate(rows, case, part, what) for part in parts]
+            lines.append((what, *("-" if rate is None else f"{rate:,.0f}" for rate in rates)))
+        out.append(table(("images per second", *parts), lines) + "\n")
+    return "\n".join(out).rstrip() or NOTHING
+
+
+def training_shares(rows: Sequence[Row]) -> str:
+    """What an epoch spends beside its steps."""
+    rows = targets.pick(rows, question="share")
+    if not rows:
+        return NOTHING
+    lines = [
+        (
+            f"{row['case']}: {row['part']}",
+            row["what"],
+            seconds(row["seconds"]),
+            f"{100 * row['share']:{'.0f' if row['share'] >= 1 else '.2g'}}%",
+        )
+        for row in rows
+    ]
+    return table(("", "", "seconds", "of an epoch of ours"), lines)
+
+
 # ---------------------------------------------------------------- the document
 
 SOLVER: dict[str, Callable[[Sequence[Row]], str]] = {
@@ -365,6 +428,14 @@ IMAGES: dict[str, Callable[[Sequence[Row]], str]] = {
 }
 
 
+TRAINING: dict[str, Callable[[Sequence[Row]], str]] = {
+    "training_machine": training_machine,
+    "training_targets": training_target_table,
+    "training_rates": training_rates,
+    "training_shares": training_shares,
+}
+
+
 def filled(text: str, results: Path) -> str:
     """The document with its tables made anew.
 
@@ -372,7 +443,7 @@ def filled(text: str, results: Path) -> str:
         ValueError: a marker is missing, doubled or unknown.
     """
     made = {}
-    for file, makers in (("solver.jsonl", SOLVER), ("images.jsonl", IMAGES)):
+    for file, makers in (("solver.jsonl", SOLVER), ("images.jsonl", IMAGES), ("training.jsonl", TRAINING)):
         full = latest_full(rows_of(results / file))
         made |= {name: make(full) for name, make in makers.items()}
     found = re.findall(r"<!-- (\w+):(begin|end) -->", text)

@@ -26,7 +26,26 @@ def test_train_help_names_every_option(capsys):
     status, out, _ = sela(capsys, "train", "--help")
     assert status == 0
     for spec in dataclasses.fields(Options):
+        if spec.name == "callbacks":
+            continue  # functions have no text
         assert "--" + spec.name.replace("_", "-") in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        (["--marginals", "estimated"], "marginals", "estimated"),
+        (["--marginals", "1,2,0.5"], "marginals", [1, 2, 0.5]),
+        (["--size-bounds", "0.5,2"], "size_bounds", [0.5, 2]),
+        (["--relax", "0.3"], "relax", 0.3),
+        (["--pca", "0"], "pca", 0),
+    ],
+)
+def test_train_reads_the_options_of_cluster_sizes(capsys, monkeypatch, arguments, name, value):
+    given = {}
+    monkeypatch.setattr("sela_ext.training.train", lambda data, **options: given.update(options))
+    assert sela(capsys, "train", "--data", "digits", "--out", "x", *arguments)[0] == 0
+    assert given[name] == value
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ ALLOWED = {
     "data": BASE | {"kernels"},
     **{part: BASE | {"kernels", "assign", "data"} | (BESIDE_TRAINING - {part}) for part in BESIDE_TRAINING},
     "training": BASE | {"kernels", "assign", "data"} | BESIDE_TRAINING,
-    "embeddings": BASE | {"assign", "evaluation", "models", "training"},
+    "embeddings": BASE | {"assign", "data", "evaluation", "models", "training"},
     "inference": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
     "finetuning": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
     "doctor": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,

@@ -6,6 +6,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 AUGMENT_CUDA_SIDE: int
+most_features: int
 
 class AugmentOptions:
     """How parameters are drawn and images are finished."""
@@ -496,6 +497,7 @@ class Reader:
         items: list[Any] | bytes,
         indexes: list[Any] | None,
         index: npt.NDArray[np.int64],
+        keys: npt.NDArray[np.int64] | None,
         outs: Sequence[int],
         seed: int,
         epoch: int,
@@ -569,3 +571,22 @@ class Rounding:
 
     def paths(self) -> int:
         """Paths taken so far."""
+
+def vector_rows_cpu(
+    rows: int,
+    type: str,
+    width: int,
+    index: int,
+    number: int,
+    count: int,
+    mean: int,
+    noise: int,
+    dropout: int,
+    seed: int,
+    epoch: int,
+    view: int,
+    out: int,
+    finite: int,
+    threads: int,
+) -> None:
+    """Rows of feature vectors in float32, as they are or as noisy views, by addresses (0 = absent)."""

@@ -10,6 +10,7 @@ void bind_newton(pybind11::module_& m);
 void bind_reader(pybind11::module_& m);
 void bind_rounding(pybind11::module_& m);
 void bind_sinkhorn(pybind11::module_& m);
+void bind_vectors(pybind11::module_& m);
 
 /// All of them: the contents of sela_ext._core.
 inline void bind_all(pybind11::module_& m) {
@@ -20,6 +21,7 @@ inline void bind_all(pybind11::module_& m) {
   bind_reader(m);
   bind_rounding(m);
   bind_sinkhorn(m);
+  bind_vectors(m);
 }
 
 }  // namespace sela

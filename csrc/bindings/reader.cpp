@@ -137,9 +137,9 @@ void split_paths(const py::bytes& text, std::vector<ReadItem>& items) {
 std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader,
                                    const std::variant<py::list, py::bytes>& items,
                                    const std::optional<py::list>& indexes, const Longs& index,
-                                   const std::vector<uintptr_t>& outs, uint64_t seed, uint32_t epoch,
-                                   const std::vector<uint32_t>& views, const py::array& status, const py::array& error,
-                                   const py::array& height, const py::array& width,
+                                   const std::optional<Longs>& keys, const std::vector<uintptr_t>& outs, uint64_t seed,
+                                   uint32_t epoch, const std::vector<uint32_t>& views, const py::array& status,
+                                   const py::array& error, const py::array& height, const py::array& width,
                                    const std::vector<py::array>& params,
                                    const std::vector<std::optional<py::array>>& effects) {
   if (reader->elsewhere()) throw std::runtime_error(kElsewhere);
@@ -153,9 +153,11 @@ std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader,
                                 " views");
   if (indexes && indexes->size() != count) throw std::invalid_argument("submit: items and indexes differ in length");
   if (index.size() != records_wanted) throw std::invalid_argument("submit: items and index differ in length");
+  if (keys && keys->size() != records_wanted) throw std::invalid_argument("submit: items and keys differ in length");
   auto held = std::make_unique<Held>();
   held->reserve(count);
   held->keep(index);
+  if (keys) held->keep(*keys);
   ReadRequest request;
   request.items.resize(count);
   if (const py::bytes* const paths = std::get_if<py::bytes>(&items)) {
@@ -176,6 +178,7 @@ std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader,
     if (!known.is_none()) std::tie(item.index, item.index_size) = held->bytes(known);
   }
   request.index = index.data();
+  request.keys = keys ? keys->data() : nullptr;
   request.seed = seed;
   request.epoch = epoch;
   request.status = static_cast<uint8_t*>(records(status, 1, records_wanted, "status", *held));
@@ -263,9 +266,9 @@ void bind_reader(py::module_& m) {
       .def(py::init(&make_reader), py::kw_only(), py::arg("options"), py::arg("effects"), py::arg("threads"),
            py::arg("channels"), py::arg("exact"), py::arg("exif"), py::arg("reduce"), py::arg("dtype"),
            py::arg("channels_last"), py::arg("max_pixels"), py::arg("cache_bytes"), py::arg("store"), py::arg("isa"))
-      .def("submit", &submit, py::kw_only(), py::arg("items"), py::arg("indexes"), py::arg("index"), py::arg("outs"),
-           py::arg("seed"), py::arg("epoch"), py::arg("views"), py::arg("status"), py::arg("error"), py::arg("height"),
-           py::arg("width"), py::arg("params"), py::arg("effects"),
+      .def("submit", &submit, py::kw_only(), py::arg("items"), py::arg("indexes"), py::arg("index"), py::arg("keys"),
+           py::arg("outs"), py::arg("seed"), py::arg("epoch"), py::arg("views"), py::arg("status"), py::arg("error"),
+           py::arg("height"), py::arg("width"), py::arg("params"), py::arg("effects"),
            "Queues a batch, which is written to the arrays given; outs are addresses.")
       .def("close", &Reader::close, py::call_guard<py::gil_scoped_release>(), "Ends the threads.")
       .def("elsewhere", &Reader::elsewhere, "Whether another process made it.")

@@ -261,11 +261,10 @@ ReadStatus ImageReader::load(const ReadItem& item, int32_t* error) {
 void ImageReader::draw(const Place& at, size_t v, int32_t height, int32_t width) {
   const ReadTarget& target = at.request.targets[v];
   const ReadView& view = options_.views[v];
-  const auto number = static_cast<uint64_t>(at.number());
   target.parameters[at.i] =
-      sample_parameters(view.options, height, width, at.request.seed, at.request.epoch, number, target.view);
+      sample_parameters(view.options, height, width, at.request.seed, at.request.epoch, at.key(), target.view);
   if (target.effects != nullptr)
-    target.effects[at.i] = sample_effects(view.effects, at.request.seed, at.request.epoch, number, target.view);
+    target.effects[at.i] = sample_effects(view.effects, at.request.seed, at.request.epoch, at.key(), target.view);
 }
 
 /// Everything of view v but the image.

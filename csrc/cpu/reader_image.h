@@ -50,6 +50,7 @@ class ImageReader {
     const ReadRequest& request;
     int64_t i;
     int64_t number() const { return request.index[i]; }
+    uint64_t key() const { return static_cast<uint64_t>((request.keys != nullptr ? request.keys : request.index)[i]); }
     const ReadItem& item() const { return request.items[static_cast<size_t>(i)]; }
   };
 

@@ -6,7 +6,7 @@
 namespace sela {
 
 /// What a random number is for.  Numbers drawn for different purposes are independent, whatever their counters.
-enum class Purpose : uint32_t { shuffle = 0, crop = 1, flip = 2, colour = 3, effects = 4, noise = 5 };
+enum class Purpose : uint32_t { shuffle = 0, crop = 1, flip = 2, colour = 3, effects = 4, noise = 5, vector = 6 };
 
 /// Four random 32-bit words.
 struct PhiloxWords {

@@ -76,6 +76,7 @@ struct ReadTarget {
 struct ReadRequest {
   std::vector<ReadItem> items;
   const int64_t* index = nullptr;   ///< [count] image numbers, [0, 2^40)
+  const int64_t* keys = nullptr;    ///< [count] what is drawn goes by, [0, 2^40); nullptr: the image numbers
   std::vector<ReadTarget> targets;  ///< one per view
   uint64_t seed = 0;
   uint32_t epoch = 0;

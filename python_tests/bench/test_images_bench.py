@@ -439,7 +439,10 @@ def kept(folder, *runs):
 
 
 def document(performance):
-    return "\n".join(f"<!-- {n}:begin -->\n<!-- {n}:end -->" for n in (*performance.SOLVER, *performance.IMAGES))
+    return "\n".join(
+        f"<!-- {n}:begin -->\n<!-- {n}:end -->"
+        for n in (*performance.SOLVER, *performance.IMAGES, *performance.TRAINING)
+    )
 
 
 def test_the_page_shows_the_latest_full_run_and_parts_run_again_since(performance, tmp_path):
@@ -466,4 +469,6 @@ def test_the_page_shows_the_latest_full_run_and_parts_run_again_since(performanc
 
 def test_the_page_says_so_when_nothing_is_recorded(performance, tmp_path):
     text = performance.filled(document(performance), tmp_path)
-    assert text.count(performance.NOTHING) == len(performance.SOLVER) + len(performance.IMAGES)
+    assert text.count(performance.NOTHING) == len(performance.SOLVER) + len(performance.IMAGES) + len(
+        performance.TRAINING
+    )

@@ -461,7 +461,8 @@ def test_targets_without_rows_are_not_in_the_run(targets):
 
 def document(performance):
     return "\n".join(
-        f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in (*performance.SOLVER, *performance.IMAGES)
+        f"<!-- {name}:begin -->\n<!-- {name}:end -->"
+        for name in (*performance.SOLVER, *performance.IMAGES, *performance.TRAINING)
     )
 
 

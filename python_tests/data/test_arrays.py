@@ -50,8 +50,8 @@ def test_a_memory_map_stays_a_memory_map(tmp_path):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (np.zeros((5, 128), np.float32), r"embeddings \[N, D\] are not available"),
-        (torch.zeros(5, 128, dtype=torch.bfloat16), r"embeddings \[N, D\] are not available"),
+        (np.zeros((5, 128), np.int64), r"or feature vectors, floats \[N, D\], found int64"),
+        (torch.zeros(5, 128, dtype=torch.uint8), r"or feature vectors, floats \[N, D\], found torch.uint8"),
         (np.zeros((5, 4, 4, 3), np.float32), "expected uint8 pixels"),
         (torch.zeros(5, 4, 4), "expected uint8 pixels"),
         (np.zeros((5, 4, 4, 4), np.uint8), "found 4.*alpha"),
@@ -136,3 +136,8 @@ def test_a_subset_of_a_subset_counts_twice():
     np.testing.assert_array_equal(part.array[..., 0], images[[1, 5]])
     assert part.labels.tolist() == [1, 5]
     assert part.names == ["array/00001", "array/00005"]
+
+
+def test_a_single_vector_is_told_how_it_becomes_a_row():
+    with pytest.raises(DataError, match=r"floats \[N, D\], found float32 \[8\]; a single vector needs \[None\]"):
+        open_source(np.zeros(8, np.float32))

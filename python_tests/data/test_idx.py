@@ -46,6 +46,11 @@ def test_a_folder_in_mnists_naming_gives_train_and_test(folder, images):
     assert test.labels.tolist() == [0, 1, 2]
 
 
+def test_nothing_is_looked_for_beside_a_test_file(folder):
+    (path,) = folder.glob("t10k-images*")
+    assert find_eval_source(path) is None
+
+
 def test_an_images_file_finds_its_labels_and_its_test_images(folder, images):
     path = next(folder.glob("train-images*"))
     source = open_source(str(path))

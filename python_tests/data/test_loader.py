@@ -153,6 +153,61 @@ def test_batches_hold_the_parameters_that_were_drawn():
         assert torch.equal(again, batch.images)
 
 
+@pytest.mark.parametrize("kind", ["array", "folder", "dataset"])
+def test_an_order_with_repeats_draws_each_occurrence_anew_and_resumes_at_every_position(kind, folder):
+    images = random_images(37, 20, 20, 3)
+    data = {"array": images, "folder": folder, "dataset": Pairs(images)}[kind]
+    order = np.random.default_rng(0).integers(0, 5, 31)
+    make = lambda: Loader(data, batch_size=8, augment=Augment.sela(16), seed=1, threads=2)  # noqa: E731
+    whole = as_list(make(), 3, order=order)
+    assert torch.cat([batch.index for batch in whole]).tolist() == order.tolist()
+    seen = torch.cat([batch.images for batch in whole])
+    usual = {int(i): x for b in make().epoch(3) for i, x in zip(b.index, b.images, strict=True)}
+    for image in range(5):
+        rows = np.flatnonzero(order == image)
+        assert len(rows) > 1
+        assert torch.equal(seen[rows[0]], usual[image])  # the first occurrence is that of any epoch
+        assert len({seen[row].numpy().tobytes() for row in rows}) == len(rows)
+    for done, batch in enumerate(whole[:-1]):
+        assert_equal_batches(as_list(make(), 3, start=batch.position, order=order), whole[done + 1 :])
+    again = Loader(data, batch_size=8, augment=Augment.sela(16), seed=1, threads=1)
+    assert_equal_batches(as_list(again, 3, order=order), whole)
+
+
+def test_ranks_share_an_order_with_repeats_and_draw_as_one_would():
+    images = random_images(10, 12, 12, 3)
+    order = np.random.default_rng(1).integers(0, 4, 33)
+    options = {"augment": Augment.sela(8), "batch_size": 4}
+    alone = torch.cat([batch.images for batch in Loader(images, **options).epoch(1, order=order)])
+    for rank in range(3):
+        loader = Loader(images, rank=rank, world_size=3, **options)
+        batches = as_list(loader, 1, order=order)
+        assert torch.cat([batch.index for batch in batches]).tolist() == order[rank::3].tolist()
+        assert torch.equal(torch.cat([batch.images for batch in batches]), alone[rank::3])
+
+
+def test_an_order_may_be_longer_than_the_images_are_many():
+    loader = Loader(random_images(3, 4, 4), batch_size=64)
+    (whole,) = as_list(loader)
+    (batch,) = as_list(loader, order=[0, 1, 2] * 11)
+    assert batch.images.shape[0] == batch.position == 33
+    assert torch.equal(batch.images[:3][whole.index], whole.images)
+    with pytest.raises(OptionError, match=r"start: .*33"):
+        loader.epoch(0, 34, order=[0, 1, 2] * 11)
+    with pytest.raises(OptionError, match="shuffle and order: expected at most one"):
+        loader.epoch(0, shuffle=False, order=[0])
+
+
+def test_bad_images_of_an_order_are_skipped_each_time(spoiled):
+    order = [4, 5, 4, 6, 5, 5, 4]
+    options = {"batch_size": 3, "on_bad_image": "skip", "max_bad_fraction": 0.2, "augment": Augment.sela(8)}
+    loader = Loader(spoiled, **options)
+    whole = as_list(loader, order=order)
+    assert [batch.index.tolist() for batch in whole] == [[4, 4], [6], [4]]
+    assert [name for _, name, _ in loader.bad_images] == ["05.jpg"]
+    assert_equal_batches(as_list(loader, order=order), whole)
+
+
 @pytest.mark.parametrize("count", [3, 31, 100])
 def test_three_ranks_share_an_epoch(count):
     images = random_images(count, 6, 6)

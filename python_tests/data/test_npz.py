@@ -39,7 +39,7 @@ def test_divided_archives_give_train_and_test(tmp_path, files):
     [
         (
             {"a": np.zeros((3, 4, 4), np.uint8), "b": np.zeros((3, 4, 4), np.uint8)},
-            "expected one array of images, found a, b",
+            "expected one array of images or vectors, found a, b",
         ),
         ({"a": np.zeros((3, 4, 4))}, r"expected a uint8 array of images .*, found a float64 \[3, 4, 4\]"),
         ({}, "found nothing"),
@@ -131,3 +131,10 @@ def test_a_flipped_bit_in_the_pixels_is_noticed(tmp_path, files):
     path.write_bytes(data)
     with pytest.raises(DataError, match="CRC"):
         open_source(path)
+
+
+@pytest.mark.parametrize("name", ["labels", "names"])
+def test_labels_or_names_of_another_number_than_rows_are_refused(tmp_path, name):
+    np.savez(tmp_path / "a.npz", features=np.zeros((7, 3), np.float32), **{name: np.arange(5)})
+    with pytest.raises(DataError, match=f"expected {name} of 7 entries, as many as features has rows, found 5; save"):
+        open_source(tmp_path / "a.npz")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sela_ext import kernels
-from sela_ext.data.order import Share
+from sela_ext.data.order import Share, occurrence_keys
 from sela_ext.errors import OptionError
 
 
@@ -37,3 +37,49 @@ def test_no_batch_for_a_rank_is_an_error():
         Share(2, 0, 3)
     with pytest.raises(OptionError, match="full batch for rank 2, found 11 images, batch_size 4, 3 ranks"):
         Share(11, 2, 3, 4, drop_last=True)
+
+
+@pytest.mark.parametrize("length", [1, 31, 1001])
+def test_keys_of_an_order_name_image_and_occurrence(length):
+    order = np.random.default_rng(length).integers(0, 33, length)
+    keys = occurrence_keys(order, 33)
+    np.testing.assert_array_equal(keys % 33, order)
+    assert len(set(keys.tolist())) == length
+    before = [int((order[:i] == image).sum()) for i, image in enumerate(order)]
+    np.testing.assert_array_equal(keys // 33, before)
+
+
+def test_keys_of_an_order_without_repeats_are_the_images():
+    order = kernels.permutation(1001, seed=3, epoch=1)
+    np.testing.assert_array_equal(occurrence_keys(order, 1001), order)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_share_a_given_order(world_size):
+    keys = occurrence_keys(np.random.default_rng(0).integers(0, 5, 31), 5)
+    taken = np.full(31, -1)
+    for rank in range(world_size):
+        share, mine = Share(5, rank, world_size, 4).given(keys)
+        assert len(share) == len(mine)
+        taken[rank::world_size] = mine
+    np.testing.assert_array_equal(taken, keys)
+
+
+@pytest.mark.parametrize(
+    ("order", "match"),
+    [
+        ([], r"L >= 1, found float64 \[0\]"),
+        ([[1, 2]], r"found int64 \[1, 2\]"),
+        ([0.5], "image numbers .* found float64"),
+        ([0, 5], "in 0..4, found 0 to 5"),
+        ([-1, 2], "in 0..4, found -1 to 2"),
+    ],
+)
+def test_an_order_of_other_than_image_numbers_is_refused(order, match):
+    with pytest.raises(OptionError, match=match):
+        occurrence_keys(order, 5)
+
+
+def test_an_image_that_comes_too_often_for_its_keys_is_refused():
+    with pytest.raises(OptionError, match="at most 2 times, found 3"):
+        occurrence_keys([0, 0, 0], 2**39)

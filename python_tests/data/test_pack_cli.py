@@ -1,9 +1,7 @@
 import os
 import pty
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -162,14 +160,21 @@ def test_an_interrupt_ends_it_with_130_and_the_same_command_goes_on(tmp_path):
         Image.fromarray(pixels).save(root / f"{i}.png", compress_level=1)
     for i in range(4, 240):
         os.link(root / f"{i % 4}.png", root / f"{i}.png")
-    command = [sys.executable, "-P", "-m", "sela_ext", "pack", str(root), "--out", str(tmp_path / "pack")]
-    command += ["--shard-bytes", "1M", "--threads", "1"]
-    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    while not (tmp_path / "pack" / "shard-00001.sela").exists() and child.poll() is None:
-        time.sleep(0.005)
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
-    assert (child.returncode, out, err) == (130, b"", b"")
+    arguments = ["pack", str(root), "--out", str(tmp_path / "pack"), "--shard-bytes", "1M", "--threads", "1"]
+    command = [sys.executable, "-P", "-m", "sela_ext", *arguments]
+    interrupted = """
+import os, signal, sys
+replace = os.replace
+def then_interrupt(source, target, **more):
+    replace(source, target, **more)
+    if os.fspath(target).endswith("shard-00001.sela"):
+        os.kill(os.getpid(), signal.SIGINT)
+os.replace = then_interrupt
+from sela_ext.cli import main
+main(sys.argv[1:])
+"""
+    child = subprocess.run([sys.executable, "-P", "-c", interrupted, *arguments], cwd=tmp_path, capture_output=True)
+    assert (child.returncode, child.stdout, child.stderr) == (130, b"", b"")
     left = sorted(path.name for path in (tmp_path / "pack").iterdir())
     assert "pack.json" not in left
     assert not any(name.endswith(".partial") for name in left)

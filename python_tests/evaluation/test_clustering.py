@@ -233,3 +233,19 @@ def test_labels_of_two_passes_are_compared_symmetrically():
     expected = sk.normalized_mutual_info_score(old[both], new[both])
     assert mutual_information(old, new) == pytest.approx(expected, abs=1e-12)
     assert mutual_information(new, old) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("largest", [3, 5_000_000])
+def test_information_is_that_of_scikit_learn_for_small_and_large_label_numbers(largest):
+    rng = np.random.default_rng(10)
+    one = rng.integers(3, size=1001)
+    other = np.where(rng.random(1001) < 0.5, one, rng.integers(4, size=1001)) * (largest // 3)
+    expected = sk.normalized_mutual_info_score(one, other)
+    assert mutual_information(one, other) == pytest.approx(expected, abs=1e-12)
+
+
+def test_information_of_one_cluster_and_of_independent_labels():
+    assert mutual_information([4, 4, 4], [7, 7, 7]) == 1.0
+    assert mutual_information([4, 4, 4], [0, 1, 2]) == 0.0
+    assert mutual_information([0, 0, 1, 1], [0, 1, 0, 1]) == 0.0
+    assert mutual_information([-1, -1], [0, 1]) == 0.0

@@ -292,7 +292,12 @@ def test_images_that_are_not_those_of_the_run_are_not_judged_by_its_labels(monke
         ("digits", {"image_size": 2}, OptionError, "image_size: expected at least 4"),
         ("digits", {"on_bad_image": "hide"}, OptionError, "on_bad_image"),
         (None, {}, OptionError, "data: expected labelled images to evaluate random:small-resnet on"),
-        (np.zeros((8, 20, 20), np.uint8), {}, DataError, "expected labelled training images, found none"),
+        (
+            np.zeros((8, 20, 20), np.uint8),
+            {},
+            DataError,
+            "expected labelled training images, found none .*; add a labels.csv",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(given, options, error, message):

@@ -92,7 +92,9 @@ def outputs(augments, count, channels=3, dtype=torch.float32, channels_last=Fals
     ]
 
 
-def read(items, augments, *, twin=False, index=None, number=None, epoch=3, indexes=None, reader=None, **options):
+def read(
+    items, augments, *, twin=False, index=None, number=None, epoch=3, indexes=None, keys=None, reader=None, **options
+):
     """(batch, outputs) of one batch."""
     kind = reference.Reader if twin else Reader
     owner = reader or kind(augments, **({"threads": 1} | options), index=index)
@@ -105,7 +107,7 @@ def read(items, augments, *, twin=False, index=None, number=None, epoch=3, index
     )
     numbers = np.arange(len(items)) + 5 if number is None else number
     views = list(range(2, 2 + len(augments)))
-    batch = owner.submit(items, numbers, out, seed=11, epoch=epoch, views=views, indexes=indexes).wait()
+    batch = owner.submit(items, numbers, out, seed=11, epoch=epoch, views=views, indexes=indexes, keys=keys).wait()
     if reader is None:
         owner.close()
     return batch, out
@@ -180,6 +182,23 @@ def test_several_views_are_those_of_one_view_each(files):
             single = outputs([augments[v]], len(files))
             reader.submit(files, np.arange(len(files)) + 5, single, seed=11, epoch=3, views=[2 + v]).wait()
         assert torch.equal(single[0], out[v])
+
+
+def test_what_is_drawn_goes_by_the_keys_and_what_is_kept_by_the_numbers(files, tmp_path):
+    augments = [PRESETS["aug_plus"]]
+    numbers, keys = np.arange(len(files)), np.arange(len(files))[::-1] + 2**39
+    with IndexStore(tmp_path) as store:
+        first = read(files, augments, number=numbers, index=store, keys=keys)
+        kept = len(store)
+        assert_same(first, read(files, augments, twin=True, number=numbers, keys=keys))
+        assert_same(first, read(files, augments, number=keys))
+        assert kept > 0
+        assert_same(read(files, augments, number=numbers, index=store), read(files, augments, number=numbers))
+        assert len(store) == kept
+    with Reader(augments, threads=1) as reader:
+        for wrong, match in [(keys[:-1], "one per item"), (keys + 2**40, "keys: expected numbers in")]:
+            with pytest.raises(DataError, match=match):
+                reader.submit(files, numbers, outputs(augments, len(files)), seed=0, epoch=0, keys=wrong)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])

@@ -8,7 +8,18 @@ from torch import nn
 
 import sela_ext
 from sela_ext.errors import OptionError
-from sela_ext.models import AlexNet, Heads, Network, PreActResNet, SmallConvNet, SmallResNet, Sobel, build_backbone
+from sela_ext.models import (
+    AlexNet,
+    Heads,
+    Network,
+    PreActResNet,
+    SmallConvNet,
+    SmallResNet,
+    SmallViT,
+    Sobel,
+    build_backbone,
+)
+from sela_ext.models.small import patch_positions
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -92,8 +103,10 @@ def test_the_trial_run_changes_no_batch_norm_statistics():
 def test_unusable_networks_are_refused():
     with pytest.raises(OptionError, match="did you mean resnet18"):
         build_backbone("resnet_18", channels=3, image_size=(32, 32))
-    with pytest.raises(OptionError, match=r"expected features of shape \[B, D\], found \(2, 8, 30, 30\)"):
-        build_backbone(nn.Conv2d(3, 8, 3), channels=3, image_size=(32, 32))
+    with pytest.raises(OptionError, match=r"expected features of shape \[B, D\], .* found \(6,\) for B = 2"):
+        build_backbone(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(0)), channels=3, image_size=(32, 32))
+    with pytest.raises(OptionError, match="found no tensor for B = 2 from MaxPool2d"):
+        build_backbone(nn.MaxPool2d(2, return_indices=True), channels=3, image_size=(32, 32))
     with pytest.raises(OptionError, match="does not take images of 3 x 16 x 16"):
         build_backbone(nn.Linear(7, 3), channels=3, image_size=(16, 16))
     with pytest.raises(OptionError, match=r"callable that returns an nn\.Module, found int"):
@@ -180,7 +193,10 @@ def test_timm_networks_are_asked_for_by_a_prefix(monkeypatch):
         return SmallResNet(options["in_chans"])
 
     fake = types.SimpleNamespace(
-        is_model=lambda name: name == "resnet10t", list_models=lambda: ["resnet10t"], create_model=create_model
+        is_model=lambda name: name == "resnet10t",
+        list_models=lambda: ["resnet10t"],
+        get_pretrained_cfg=lambda name: None,
+        create_model=create_model,
     )
     monkeypatch.setitem(sys.modules, "timm", fake)
     backbone = build_backbone("timm/resnet10t", channels=1, image_size=(32, 32))
@@ -189,7 +205,7 @@ def test_timm_networks_are_asked_for_by_a_prefix(monkeypatch):
     with pytest.raises(OptionError, match="did you mean timm/resnet10t"):
         build_backbone("timm/resnet10", channels=1, image_size=(32, 32))
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(OptionError, match="needs the package timm"):
+    with pytest.raises(OptionError, match=r"needs the package timm, .*sela_ext\[timm\]"):
         build_backbone("timm/resnet10t", channels=1, image_size=(32, 32))
 
 
@@ -227,3 +243,69 @@ def test_networks_train_by_name_and_load_again(name, tmp_path):
     assert all(torch.equal(value, trained[key]) for key, value in network.state_dict().items())
     with torch.no_grad():  # not the same order of channels in memory, so not the same rounding
         assert torch.allclose(network.heads(network(x)), result.network.heads(result.network(x)), atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(16, 16), (28, 28), (33, 31), (4, 5)])
+def test_the_small_transformer_takes_images_of_any_size(channels, size):
+    network = SmallViT(channels, width=24, depth=2, heads=3)
+    assert network(torch.randn(3, channels, *size)).shape == (3, 24)
+    with pytest.raises(OptionError, match="does not take images of 3 x 3 x 8"):
+        build_backbone(SmallViT(), channels=3, image_size=(3, 8))
+
+
+@torch.no_grad()
+def test_the_small_transformer_knows_where_a_patch_is():
+    network = SmallViT(1, width=24, depth=1, heads=2).eval()
+    corner = torch.zeros(1, 1, 32, 32)
+    corner[..., :4, :4] = 1.0
+    turned = [corner, corner.flip(2), corner.flip(3), corner.roll((4, 8), (2, 3))]
+    features = torch.cat([network(picture) for picture in turned])
+    assert float(torch.pdist(features).min()) > 1e-4
+
+
+@torch.no_grad()
+def test_places_are_shares_of_the_image_whatever_its_size():
+    # The only patch of a small image lies in its middle, as the fifth of nine does.
+    one, nine = (patch_positions(torch.zeros(1, 16, side, side)) for side in (1, 3))
+    assert torch.allclose(nine[4], one[0], atol=1e-5)
+    assert float(torch.pdist(nine).min()) > 0.5
+
+
+@pytest.mark.parametrize("name", ["small-resnet", "small-convnet", "small-vit"])
+def test_small_networks_learn_from_half_a_batch_at_half_the_size(name):
+    backbone = build_backbone(name, channels=3, image_size=(32, 32))
+    whole = backbone.module(torch.randn(4, 3, 32, 32))
+    half = backbone.module(torch.randn(4, 3, 16, 16))
+    assert whole.shape == half.shape == (4, backbone.feature_dim)
+    (whole.square().sum() + half.square().sum()).backward()
+    assert all(parameter.grad is not None for parameter in backbone.module.parameters())
+
+
+def test_timm_transformers_take_the_size_of_the_images():
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        assert build_backbone("timm/vit_tiny_patch16_224", channels=1, image_size=(32, 32)).feature_dim == 192
+        assert build_backbone("timm/convnext_atto", channels=3, image_size=(32, 32)).feature_dim == 320
+        with pytest.raises(OptionError, match="timm/vit_tiny_patch16_224 does not take images of 3 x 8 x 8"):
+            build_backbone("timm/vit_tiny_patch16_224", channels=3, image_size=(8, 8))
+
+
+@torch.no_grad()
+def test_maps_and_tokens_of_a_users_network_are_averaged():
+    maps = nn.Conv2d(3, 8, 3)
+    images = torch.randn(4, 3, 12, 10)
+    backbone = build_backbone(maps, channels=3, image_size=(12, 10))
+    assert backbone.feature_dim == 8
+    assert backbone.name == "Conv2d"
+    assert torch.allclose(backbone.module(images), maps(images).mean((2, 3)))
+    tokens = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.Flatten(2), nn.Linear(30, 7))  # [B, 8, 7]
+    backbone = build_backbone(tokens, channels=3, image_size=(12, 10))
+    assert backbone.feature_dim == 7
+    assert torch.allclose(backbone.module(images), tokens(images).mean(1))
+
+
+def test_a_timm_network_of_unknown_weights_is_refused():
+    pytest.importorskip("timm")
+    with pytest.raises(OptionError, match=r"found 'resnet10t.wat': .*; leave out what follows the dot"):
+        build_backbone("timm/resnet10t.wat", channels=1, image_size=(32, 32))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import sela_ext
 from sela_ext import FeatureLogits
 from sela_ext.errors import OptionError
 from sela_ext.models import Heads
@@ -167,19 +168,165 @@ def test_prototypes_keep_their_length_and_heads_differ():
 
 
 def test_prototypes_do_not_depend_on_threads():
+    """Neither on those of torch, nor on those of libraries beside it, which look at OMP_NUM_THREADS as they load."""
     code = """
 import torch, hashlib
 from sela_ext.models import Heads
 from sela_ext.training.prototypes import place_prototypes
-torch.manual_seed(0)
-heads = Heads(32, [50], "cosine")
-place_prototypes(heads, torch.randn(3000, 32), torch.ones(3000, dtype=torch.bool), seed=0)
-print(hashlib.sha256(heads.weight.detach().numpy().tobytes()).hexdigest())
+def digest():
+    torch.manual_seed(0)
+    heads = Heads(32, [50], "cosine")
+    place_prototypes(heads, torch.randn(3000, 32), torch.ones(3000, dtype=torch.bool), seed=0)
+    return hashlib.sha256(heads.weight.detach().numpy().tobytes()).hexdigest()
 """
-    digests = set()
-    for threads in ("1", "8", "8"):
-        environment = {"OMP_NUM_THREADS": threads, "PATH": "/usr/bin:/bin"}
-        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        digests.add(done.stdout)
-    assert len(digests) == 1
+    found = {}
+    exec(code, found)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = found["digest"]()
+    finally:
+        torch.set_num_threads(before)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code + "print(digest(), digest())"],
+        capture_output=True,
+        text=True,
+        env={"OMP_NUM_THREADS": "3", "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [alone, alone]
+
+
+def separate_labels(heads, head, embeddings, lam, tol):
+    """Labels by one product and one solve for this head alone, and the margin of each row in nats."""
+    logits = heads.logits_of(head, embeddings).detach()
+    solved = sela_ext.assign(logits, lam=lam, tol=tol, threads=1)
+    score = lam * logits.double() + solved.potential
+    best = score.topk(2, dim=1).values
+    return solved.labels.numpy(), (best[:, 0] - best[:, 1]).numpy()
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_labels_of_all_heads_at_once_are_those_of_each_alone_but_for_near_ties(kind, dtype):
+    torch.manual_seed(0)
+    embeddings, _ = points_in_clusters(1301, 9, dim=33)
+    embeddings = embeddings.to(dtype)
+    heads = Heads(33, [9, 31, 2], kind)
+    if heads.bias is not None:
+        torch.nn.init.normal_(heads.bias)
+        torch.nn.init.normal_(heads.weight, 0, 0.1)
+    valid = torch.ones(1301, dtype=torch.bool)
+    found = label_pass(heads, embeddings, valid, np.zeros((3, 1301), np.int32), lam=25.0, tol=1e-6, threads=2)
+    for head in range(3):
+        expected, margin = separate_labels(heads, head, embeddings, 25.0, 1e-6)
+        different = found.labels[head] != expected
+        assert different.mean() < 0.01
+        assert (margin[different] < 0.5).all()
+
+
+def test_labels_do_not_depend_on_the_number_of_threads():
+    torch.manual_seed(0)
+    embeddings, _ = points_in_clusters(1101, 5, dim=64)
+    heads = Heads(64, [5, 3, 40], "cosine")
+    valid = torch.ones(1101, dtype=torch.bool)
+    valid[77] = False
+    given = (heads, embeddings.bfloat16(), valid, np.zeros((3, 1101), np.int32))
+    passes = [label_pass(*given, lam=25.0, tol=1e-2, threads=threads) for threads in (1, 2, 5)]
+    for other in passes[1:]:
+        assert np.array_equal(passes[0].labels, other.labels)
+        assert np.array_equal(passes[0].confidence, other.confidence)
+        for head, potential in passes[0].potentials.items():
+            assert np.array_equal(potential, other.potentials[head])
+
+
+def test_a_start_saves_reads_and_keeps_the_balance():
+    torch.manual_seed(0)
+    embeddings, _ = points_in_clusters(4001, 8)
+    heads = Heads(16, [8, 16], "cosine")
+    valid = torch.ones(4001, dtype=torch.bool)
+    options = {"lam": 10.0, "tol": 1e-2, "threads": 1}
+    first = label_pass(heads, embeddings, valid, np.zeros((2, 4001), np.int32), **options)
+    heads.weight.data += 0.02 * torch.randn_like(heads.weight)
+    cold = label_pass(heads, embeddings, valid, first.labels, **options)
+    warm = label_pass(heads, embeddings, valid, first.labels, start=first.potentials, **options)
+    for one, two in zip(cold.heads, warm.heads, strict=True):
+        assert two["converged"]
+        assert two["error"] <= 1e-2
+        assert two["method"] == "anderson"
+        assert two["cross_entropy"] == pytest.approx(one["cross_entropy"], abs=0.05)
+    assert (cold.labels == warm.labels).mean() > 0.95
+    far = {head: np.linspace(-3000.0, 3000.0, len(potential)) for head, potential in first.potentials.items()}
+    lost = label_pass(heads, embeddings, valid, first.labels, start=far, **options)
+    assert all(head["converged"] for head in lost.heads)
+
+
+def test_a_tight_tolerance_is_solved_as_without_a_start():
+    torch.manual_seed(0)
+    embeddings, _ = points_in_clusters(301, 4)
+    heads, valid = Heads(16, [4], "cosine"), torch.ones(301, dtype=torch.bool)
+    given = (heads, embeddings, valid, np.zeros((1, 301), np.int32))
+    cold = label_pass(*given, lam=25.0, tol=1e-4)
+    warm = label_pass(*given, lam=25.0, tol=1e-4, start={0: np.array([3.0, 0.0, 0.0, -3.0])})
+    assert np.array_equal(cold.labels, warm.labels)
+    assert np.array_equal(cold.potentials[0], warm.potentials[0])
+
+
+def test_heads_that_do_not_fit_together_are_solved_in_groups(monkeypatch):
+    torch.manual_seed(0)
+    embeddings, _ = points_in_clusters(301, 5)
+    heads, valid = Heads(16, [5, 7, 3, 2], "cosine"), torch.ones(301, dtype=torch.bool)
+    given = (heads, embeddings, valid, np.zeros((4, 301), np.int32))
+    together = label_pass(*given, lam=25.0, tol=1e-2, threads=2)
+    monkeypatch.setattr(labelling, "_TOGETHER", 4 * 301 * 8)
+    assert list(labelling._groups(heads, [0, 1, 2, 3], 301, torch.device("cpu"))) == [[0], [1], [2, 3]]
+    apart = label_pass(*given, lam=25.0, tol=1e-2, threads=2)
+    assert np.array_equal(together.labels, apart.labels)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_warnings_of_the_solver_are_noted_by_head_and_shown_to_nobody(threads):
+    embeddings = torch.ones(200, 4)
+    embeddings[:3] += torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    heads = Heads(4, [10, 20, 30], "linear")
+    heads.bias.data.copy_(torch.linspace(0, 300, 60))
+    result = label_pass(
+        heads,
+        embeddings,
+        torch.ones(200, dtype=torch.bool),
+        np.zeros((3, 200), np.int32),
+        lam=25.0,
+        tol=1e-9,
+        max_passes=2,
+        threads=threads,
+    )
+    assert result.complaints
+    assert [text.split(":")[0] for text in result.complaints] == sorted(
+        text.split(":")[0] for text in result.complaints
+    )
+    assert all(text.startswith("head ") and "assign" in text for text in result.complaints)
+
+
+def test_heads_with_as_many_clusters_are_compared_with_the_one_before():
+    embeddings, _ = points_in_clusters(301, 5)
+    heads = Heads(16, [5, 9, 5, 5], "cosine")
+    with torch.no_grad():
+        heads.weight[14:19] = heads.weight[:5]  # head 2 is head 0 again
+    labels = random_labels(301, [5, 9, 5, 5], seed=0)
+    result = label_pass(heads, embeddings, torch.ones(301, dtype=torch.bool), labels, lam=25.0, tol=1e-3, threads=1)
+    assert ["nmi_other" in record for record in result.heads] == [False, False, True, True]
+    assert result.heads[2]["nmi_other"] == pytest.approx(1.0)
+    assert result.heads[3]["nmi_other"] < 0.99
+
+
+@pytest.mark.parametrize("count", [1, 31, 1001])
+def test_the_spread_is_that_of_the_directions(count):
+    generator = torch.Generator().manual_seed(0)
+    cloud = torch.randn(count, 64, generator=generator)
+    unit = torch.nn.functional.normalize(cloud.double(), dim=1)
+    cosines = unit @ unit.T
+    assert labelling.spread_of(cloud * torch.rand(count, 1, generator=generator)) == pytest.approx(
+        1 - float(cosines.mean()), abs=1e-6
+    )
+    assert labelling.spread_of(cloud[:1].expand(count, -1)) == pytest.approx(0.0, abs=1e-6)
+    assert np.isnan(labelling.spread_of(cloud[:0]))

@@ -1,6 +1,7 @@
 from itertools import pairwise
 
 import pytest
+import torch
 
 from sela_ext.training.schedule import label_pass_times, learning_rate, passes_due
 
@@ -40,3 +41,34 @@ def test_the_cosine_schedule_warms_up_and_ends_at_zero():
     assert learning_rate(0.2, 0.03, "cosine", 0.03) == pytest.approx(0.2)
     assert learning_rate(0.2, 0.515, "cosine", 0.03) == pytest.approx(0.1)
     assert learning_rate(0.2, 1.0, "cosine", 0.03) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_linear_falls_to_zero_and_constant_stays_after_the_warm_up():
+    assert [learning_rate(1.0, p, "linear", 0.2) for p in (0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.5, 1, 0.5, 0])
+    assert [learning_rate(0.3, p, "constant", 0.5) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0, 0.15, 0.3, 0.3])
+
+
+@pytest.mark.parametrize(("warmup", "peak"), [(0.0, 0.3), (0.1, 0.1)])
+def test_one_cycle_is_that_of_torch(warmup, peak):
+    steps = 1000
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=steps, pct_start=peak)
+    for step in range(steps):
+        # torch counts both ends among its steps: its peak lies at peak * steps - 1, its end at steps - 1
+        position = (step / (peak * steps - 1)) * peak if step < peak * steps - 1 else None
+        if position is None:
+            position = peak + (step - (peak * steps - 1)) / (steps - peak * steps) * (1 - peak)
+        assert learning_rate(0.5, position, "onecycle", warmup) == pytest.approx(cycle.get_last_lr()[0], abs=1e-7)
+        optimizer.step()
+        cycle.step()
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "linear", "constant", "onecycle"])
+@pytest.mark.parametrize("warmup", [0.0, 0.03, 1.0])
+def test_rates_are_never_negative_nor_above_the_highest(schedule, warmup):
+    rates = [learning_rate(0.1, step / 1001, schedule, warmup) for step in range(1002)]
+    assert min(rates) >= 0
+    assert max(rates) <= 0.1 * (1 + 1e-12)
+    if warmup < 1:
+        assert max(rates) == pytest.approx(0.1, rel=1e-3)

@@ -46,7 +46,9 @@ class FeatureLogits:
     They may differ between processors and between versions of torch.
 
     Args:
-        features: [N, D] float32, float16 or bfloat16, numpy (memory-mapped, too) or torch.
+        features: [N, D] float32, float16 or bfloat16, numpy (memory-mapped, too) or torch; or an object that computes
+            its rows when they are read: `shape`, `dtype`, `device`, `on_demand` = True, and torch rows by slice or
+            numbers.
         weight: [K, D] of any float type; used in float32. Where it lives is where the products are computed: weights on
             a CUDA device take the features there tile by tile.
         bias: [K], or None. It changes no label, but what the logits are.
@@ -77,14 +79,15 @@ class FeatureLogits:
         name = str(getattr(features.dtype, "name", features.dtype)).removeprefix("torch.")
         if name not in ("float32", "float16", "bfloat16"):
             raise DataError(f"features: expected float32, float16 or bfloat16, found {name}; convert them")
-        self.features = features
         self.weight = _parameter("weight", weight, (-1, int(shape[1])))
         cols = int(self.weight.shape[0])
         self.bias = None if bias is None else _parameter("bias", bias, (cols,)).to(self.weight.device)
         self.normalize = bool(normalize)
         self.shape = (int(shape[0]), cols)
         self.dtype = np.dtype(np.float32)
-        self._rows = features.detach() if is_tensor(features) else _shared(features, name)
+        computed = bool(getattr(features, "on_demand", False))
+        self.features = self.weight if computed else features  # of its kind results are
+        self._rows = features if computed else features.detach() if is_tensor(features) else _shared(features, name)
         if self._rows.device.type != "cpu" and self._rows.device != self.weight.device:
             raise OptionError(
                 f"weight: expected it on {self._rows.device}, as the features, found {self.weight.device}; move it"
@@ -127,7 +130,8 @@ class FeatureLogits:
         Raises:
             DataError: it is too short for their shape.
         """
-        return None if self._rows.device.type != "cpu" else MappedRows.find(self.features, "features")
+        computed = getattr(self._rows, "on_demand", False)
+        return None if computed or self._rows.device.type != "cpu" else MappedRows.find(self.features, "features")
 
     def rows_read(self, first: int, last: int) -> torch.Tensor:
         """Features of these rows, copied."""

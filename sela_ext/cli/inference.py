@@ -62,7 +62,7 @@ def add_commands(commands: Any) -> None:
         epilog="example: sela predict runs/photos --data new/photos --out labels.csv --head best",
     )
     predict.add_argument("run_folder", metavar="run", help="a run folder, a checkpoint, or released weights")
-    predict.add_argument("--data", required=True, help="images, as for train")
+    predict.add_argument("--data", required=True, help="images or vectors, as for train")
     predict.add_argument("--out", required=True, help=".csv (index, name, label_0, ...), .npz (labels, names) or .npy")
     predict.add_argument("--head", help="best, or a number (default: all heads)")
     embed = commands.add_parser(
@@ -72,7 +72,7 @@ def add_commands(commands: Any) -> None:
         epilog="example: sela embed runs/photos --data new/photos --out features.npy",
     )
     embed.add_argument("run_folder", metavar="run", help=_SUBJECT)
-    embed.add_argument("--data", required=True, help="images, as for train")
+    embed.add_argument("--data", required=True, help="images or vectors, as for train")
     embed.add_argument("--out", required=True, help=".npy (float32 [N, D]) or .npz (features, names)")
     for parser, action in ((evaluate, _evaluate), (predict, _predict), (embed, _embed)):
         parser.add_argument("--image-size", type=int, help="pixels (default: as in training; 224 for photographs)")

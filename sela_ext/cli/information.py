@@ -10,11 +10,14 @@ from sela_ext.errors import SelaError
 
 def add_command(commands: Any) -> None:
     """Add `info`."""
-    info = commands.add_parser("info", help="versions, instruction set, devices and their self-check")
+    info = commands.add_parser("info", help="versions, instruction set, devices and their self-check; presets")
+    info.add_argument("--presets", action="store_true", help="list the presets of train instead: source, cost, score")
     info.set_defaults(run=_info, parser=info)
 
 
 def _info(given: argparse.Namespace) -> int:
+    if given.presets:
+        return _presets()
     import torch
 
     from sela_ext import build_info
@@ -33,4 +36,13 @@ def _info(given: argparse.Namespace) -> int:
     if torch.cuda.device_count() == 0:
         why = "" if torch.version.cuda else ": this torch is built without CUDA"
         print(f"{'device':13} no CUDA device{why}")
+    return 0
+
+
+def _presets() -> int:
+    from sela_ext.training.presets import PRESETS
+
+    for name, preset in PRESETS.items():
+        needs = "".join(f" Needs --{option.replace('_', '-')}." for option in preset.needs)
+        print(f"{name}\n    {preset.source}{needs}")
     return 0

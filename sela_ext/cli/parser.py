@@ -21,9 +21,10 @@ class Parser(argparse.ArgumentParser):
         """Raise what is wrong as an OptionError."""
         if message.startswith("unrecognized arguments:"):
             wrong = message.split(":", 1)[1].split()[0]
+            kind = "option" if wrong.startswith("-") else "argument"
             known = [string for action in self._actions for string in action.option_strings]
             near = difflib.get_close_matches(wrong.split("=")[0], known, n=1)
-            message = f"unknown option {wrong}" + (f"; did you mean {near[0]}?" if near else "")
+            message = f"unknown {kind} {wrong}" + (f"; did you mean {near[0]}?" if near else "")
         raise OptionError(f"{message}; see {self.prog} --help")
 
 
@@ -31,6 +32,8 @@ def add_options(parser: argparse.ArgumentParser, options: Any) -> None:
     """Add every field of a dataclass of options, dashes for underscores."""
     for spec in dataclasses.fields(options):
         meta = spec.metadata
+        if spec.name == "callbacks":
+            continue  # functions have no text
         flag = "--" + spec.name.replace("_", "-")
         default = "" if spec.default is None else f" (default {spec.default})"
         text = (meta["help"] + default).replace("%", "%%")
@@ -78,8 +81,8 @@ def _reader(spec: dataclasses.Field[Any]) -> Any:
 
     if kind in ("int", "float"):
         return number
-    if kind == "ints" or spec.name == "marginals":
+    if kind in ("ints", "floats") or spec.name in ("marginals", "size_bounds"):
         return numbers
-    if spec.name in ("holdout", "devices"):
+    if spec.name in ("holdout", "devices", "relax"):
         return number
     return str

@@ -19,12 +19,13 @@ def add_train(commands: Any, chosen: str) -> None:
         "device; options.json in the run folder says which value was taken and why.",
         epilog="examples: sela train --data digits --out runs/digits | "
         "sela train --data my/photos --out runs/photos --clusters 20 --epochs 50 | "
-        "sela train --data my/photos --out runs/photos --resume",
+        "sela train --data my/photos --out runs/photos --resume | "
+        "sela train --data features.npy --out runs/features --clusters 100 --labels y.npy",
     )
     train.add_argument(
         "--data",
         required=True,
-        help='"digits", a folder of images, IDX files, or a .npy of uint8 images',
+        help='"digits", a folder of images, IDX files, a .npy of uint8 images, or a .npy of feature vectors (floats)',
     )
     train.add_argument("--out", required=True, help="run folder; empty or absent unless --resume or --overwrite")
     if chosen == "train":  # the options live beside torch, which takes a second to import
@@ -66,9 +67,12 @@ def add_report(commands: Any) -> None:
 
 def _train(given: argparse.Namespace) -> int:
     from sela_ext.training import train
+    from sela_ext.training.plan import RunPlan
 
     options = {k: v for k, v in vars(given).items() if k not in ("command", "run", "parser", "data", "out")}
-    train(given.data, out=given.out, **options)
+    found = train(given.data, out=given.out, **options)
+    if isinstance(found, RunPlan) and not options.get("progress", True):
+        print(found.table())  # without progress the run says nothing, but here the plan is what was asked for
     return 0
 
 
@@ -97,12 +101,14 @@ def _report(given: argparse.Namespace) -> int:
         raise DataError(f"{folder}: expected a run folder with options.json, found none that can be read") from error
     read_image = None
     try:
+        if str(data).startswith("array "):
+            raise DataError(f"they were given from memory: {data}")
         source = open_source(data)
         with np.load(folder / "labels.npz", allow_pickle=False) as saved:
             same = saved["names"].tolist() == source.names
-        if same:
+        if same and source.vectors is None:
             read_image = source.read
-        else:
+        elif not same:
             print(f"the images cannot be shown: those in {data} are not the ones that were labelled")
     except (SelaError, OSError, ValueError, KeyError) as error:
         print(f"the images cannot be shown: {error}")

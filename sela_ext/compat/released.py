@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sela_ext.compat.archive import read_archive
 from sela_ext.compat.layouts import Layout, Parts, copy_into, detect, differences, plain_name, take_apart
 from sela_ext.errors import CheckpointError
-from sela_ext.models import Network, build_backbone
+from sela_ext.models import Network, build_backbone, projection_widths
 
 # Where training scripts put the state dict and the labels.
 _STATE_KEYS = ("state_dict", "net", "model")
@@ -272,10 +272,13 @@ def _load_run(file: Path, content: dict[str, Any]) -> Network:
         name, clusters = str(content["model"]), [int(k) for k in content["clusters"]]
         projection, heads = dict(content["projection"]), dict(content["heads"])
         found = {str(key): value for key, value in content["backbone"].items()}
+        rotation = dict(content.get("rotation") or {})
         kind, temperature = str(content["head_kind"]), float(content["temperature"])
-        if not all(isinstance(value, Tensor) for part in (found, projection, heads) for value in part.values()):
+        parts = (found, projection, heads, rotation)
+        if not all(isinstance(value, Tensor) for part in parts for value in part.values()):
             raise ValueError("expected tensors")
         first = next(tensor for tensor in found.values() if tensor.ndim == 4)
+        widths = projection_widths(projection)
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise CheckpointError(f"{file}: expected the network.pt of a finished run, found other content") from error
     try:
@@ -286,18 +289,22 @@ def _load_run(file: Path, content: dict[str, Any]) -> Network:
                 built.module,
                 built.feature_dim,
                 clusters,
-                projection=len(projection.get("0.bias", ())),
+                projection=widths,
                 head_kind=kind,
                 temperature=temperature,
                 channels_in=built.channels_in,
                 name=name,
+                rotation=bool(rotation),
             )
     except ValueError as error:  # OptionError: a module of the user's own
         raise CheckpointError(
             f"{file}: expected a network known by name, found {name!r}; build it yourself and load its weights from "
             "the file's 'backbone'"
         ) from error
-    for part, tensors in ((network.backbone, found), (network.projection, projection), (network.heads, heads)):
+    pairs = [(network.backbone, found), (network.projection, projection), (network.heads, heads)]
+    if network.rotation is not None:
+        pairs.append((network.rotation, rotation))
+    for part, tensors in pairs:
         problems = differences(part.state_dict(), tensors)
         if problems:
             raise CheckpointError(f"{file}: the weights do not fit {name}: {'; '.join(problems)}")

@@ -1,4 +1,4 @@
-"""Images: sources, augmentation and the loader."""
+"""Images and feature vectors: sources, augmentation and the loaders."""
 
 from sela_ext.data.digits import digits_split
 from sela_ext.data.loader import Batch, Loader
@@ -6,6 +6,8 @@ from sela_ext.data.opening import find_eval_source, open_source
 from sela_ext.data.pack import pack
 from sela_ext.data.shards import PackReport, PackSource, verify_pack
 from sela_ext.data.source import Source
+from sela_ext.data.vector_loader import VectorLoader
+from sela_ext.data.vectors import VectorSource
 from sela_ext.kernels import Augment
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "PackReport",
     "PackSource",
     "Source",
+    "VectorLoader",
+    "VectorSource",
     "digits_split",
     "find_eval_source",
     "open_source",

@@ -14,6 +14,7 @@ import torch
 from sela_ext.data.labels import read_labels
 from sela_ext.data.messages import first_line
 from sela_ext.data.source import Int64Array, Source, UInt8Array
+from sela_ext.data.vectors import VectorSource, is_vectors, open_vectors
 from sela_ext.errors import DataError
 
 # Images whose pixels enter the fingerprint of an array, which has no file names to tell one data set from another.
@@ -97,11 +98,11 @@ def is_memory_map(array: npt.NDArray[Any]) -> bool:
     return False
 
 
-def open_array(data: Any, *, labels: Any = None, where: str = "data") -> ArraySource:
-    """Check an array of images.
+def open_array(data: Any, *, labels: Any = None, where: str = "data") -> ArraySource | VectorSource:
+    """Check an array of images, or of feature vectors.
 
     Args:
-        data: uint8, numpy or torch (CPU), [N, H, W] or [N, H, W, C] with C = 1 or 3.
+        data: uint8, numpy or torch, [N, H, W] or [N, H, W, C] with C = 1 or 3; or floats [N, D], which are vectors.
         labels: See `read_labels`.
         where: What to call the array in messages.
 
@@ -109,10 +110,17 @@ def open_array(data: Any, *, labels: Any = None, where: str = "data") -> ArraySo
         DataError: Another type or shape; the message says what is expected.
     """
     shape = list(data.shape)
+    if is_vectors(data):
+        return open_vectors(data, labels=None if labels is None else read_labels(labels, len(data)), where=where)
     if data.ndim == 2:
         raise DataError(
-            f"{where}: expected images, uint8 [N, H, W] or [N, H, W, C], found {data.dtype} {shape}; embeddings "
-            "[N, D] are not available in this version: cluster them with sela_ext.assign on logits of your own"
+            f"{where}: expected images, uint8 [N, H, W] or [N, H, W, C], or feature vectors, floats [N, D], found "
+            f"{data.dtype} {shape}; vectors of whole numbers need .astype('float32')"
+        )
+    if data.ndim == 1 and data.dtype not in (np.uint8, torch.uint8):
+        raise DataError(
+            f"{where}: expected images, uint8 [N, H, W] or [N, H, W, C], or feature vectors, floats [N, D], found "
+            f"{data.dtype} {shape}; a single vector needs [None], numbers one by one need [:, None]"
         )
     if data.dtype not in (np.uint8, torch.uint8):
         raise DataError(
@@ -138,10 +146,12 @@ def open_array(data: Any, *, labels: Any = None, where: str = "data") -> ArraySo
     return ArraySource(array, labels=checked)
 
 
-def open_npy(path: Path, *, labels: Any = None) -> ArraySource:
-    """Open a .npy file of images as a memory map; see `open_array`."""
+def open_npy(path: Path, *, labels: Any = None) -> ArraySource | VectorSource:
+    """Open a .npy file of images or vectors as a memory map; see `open_array`."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's reader of headers raises many types on damaged files
-        raise DataError(f"{path}: expected a readable .npy file of uint8 images: {first_line(error)}") from error
+        raise DataError(
+            f"{path}: expected a readable .npy file of uint8 images or of vectors: {first_line(error)}"
+        ) from error
     return open_array(array, labels=labels, where=str(path))

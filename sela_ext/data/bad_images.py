@@ -16,25 +16,30 @@ class BadImages:
         skip: Leave them out and list them; else the first one is an error.
         max_fraction: Share of `share` that may be left out, 0..1.
         share: Images that this process reads in an epoch.
+        remedy: What to remove, for the message.
 
     Attributes:
         listed: (index, name, reason) of each, once, in the order in which they were met.
     """
 
-    def __init__(self, source: Source, *, skip: bool, max_fraction: float, share: int) -> None:
+    def __init__(
+        self, source: Source, *, skip: bool, max_fraction: float, share: int, remedy: str = "the file"
+    ) -> None:
         self.listed: list[tuple[int, str, str]] = []
         self._source = source
         self._skip = skip
         self._max_fraction = max_fraction
         self._share = share
+        self._remedy = remedy
         self._known: set[int] = set()
         self._lock = threading.Lock()
 
-    def without_known(self, index: Int64Array) -> Int64Array:
-        """The images of `index`, int64 [B], that are not known to be bad: those are not tried again."""
+    def without_known(self, keys: Int64Array) -> Int64Array:
+        """The `keys`, int64 [B], of images that are not known to be bad: those are not tried again."""
         if not self._known:
-            return index
-        return index[[i not in self._known for i in index.tolist()]]
+            return keys
+        count = len(self._source)
+        return keys[[key % count not in self._known for key in keys.tolist()]]
 
     def add(self, index: int, error: DataError) -> None:
         """Note that image `index` cannot be read.
@@ -43,7 +48,7 @@ class BadImages:
             DataError: Bad images are not to be skipped, or there are too many of them.
         """
         if not self._skip:
-            raise DataError(f'{error}; remove the file, or use on_bad_image="skip"') from error
+            raise DataError(f'{error}; remove {self._remedy}, or use on_bad_image="skip"') from error
         with self._lock:
             if index in self._known:
                 return

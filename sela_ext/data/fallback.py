@@ -35,6 +35,7 @@ class Rows:
 
     Attributes:
         index: Numbers of the images, int64 [B].
+        keys: What is drawn for them goes by these, int64 [B]: the numbers, but for images that come again.
         epoch: Of the random numbers.
         images: One tensor [B, C, S, S] per view, filled row by row.
         params: What was drawn, one array [B] per view, filled likewise.
@@ -42,17 +43,20 @@ class Rows:
     """
 
     index: Int64Array
+    keys: Int64Array
     epoch: int
     images: list[torch.Tensor]
     params: list[Records]
     effects: list[Records | None]
 
     @staticmethod
-    def empty(index: Int64Array, epoch: int, images: list[torch.Tensor], views: tuple[Augment, ...]) -> Rows:
+    def empty(
+        index: Int64Array, keys: Int64Array, epoch: int, images: list[torch.Tensor], views: tuple[Augment, ...]
+    ) -> Rows:
         """Rows to be filled."""
         count = len(index)
         effects = [np.zeros(count, EFFECTS) if view.draws_effects else None for view in views]
-        return Rows(index, epoch, images, [np.zeros(count, PARAMETERS) for _ in views], effects)
+        return Rows(index, keys, epoch, images, [np.zeros(count, PARAMETERS) for _ in views], effects)
 
     def keep(self, good: npt.NDArray[np.bool_]) -> Rows:
         """Only the rows where `good` is true, moved together in place: the tensors are views of the same memory."""
@@ -63,6 +67,7 @@ class Rows:
                     images[target] = images[row]
         return Rows(
             self.index[kept],
+            self.keys[kept],
             self.epoch,
             [images[: len(kept)] for images in self.images],
             [params[kept] for params in self.params],
@@ -108,12 +113,12 @@ class Drawing:
         """
         shapes = [source.shape[1:3]] if isinstance(source, np.ndarray) else [image.shape[:2] for image in source]
         heights, widths = np.array(shapes, dtype=np.int64).T
-        index, together = rows.index[places], int(places[-1]) - int(places[0]) + 1 == len(places)
+        drawn, together = rows.keys[places], int(places[-1]) - int(places[0]) + 1 == len(places)
         whole = len(places) == len(rows.index)
         for number, view in enumerate(self.views):
             key = {"seed": self.seed, "epoch": rows.epoch, "view": self.first_view + number}
-            params = kernels.sample_parameters(view, heights, widths, index, **key)
-            effects = kernels.sample_effects(view, index, **key) if view.draws_effects else None
+            params = kernels.sample_parameters(view, heights, widths, drawn, **key)
+            effects = kernels.sample_effects(view, drawn, **key) if view.draws_effects else None
             out = kernels.augment(
                 source,
                 params,

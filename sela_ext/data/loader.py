@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from sela_ext.data.checks import (
 )
 from sela_ext.data.fallback import Drawing, Fallback, Rows
 from sela_ext.data.opening import open_source
-from sela_ext.data.order import Share
+from sela_ext.data.order import Share, occurrence_keys
 from sela_ext.data.picking import Picking
 from sela_ext.data.prefetch import prefetch
 from sela_ext.data.reading import Reading, open_store
@@ -201,6 +201,10 @@ class Loader:
         self._others: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
 
         self.source: Source = open_source(data, labels=labels)
+        if self.source.vectors is not None:
+            raise DataError(
+                f"data: expected images, found {self.source.describe()}; train, predict and embed take them"
+            )
         self.augment: Augment | Sequence[Augment] = _default_augment(self.source) if augment is None else augment
         self.views: tuple[Augment, ...] = check_views(self.augment, first_view, dtype)
         self._share = Share(len(self.source), number, ranks, size, last)
@@ -214,20 +218,15 @@ class Loader:
         self.seconds: float = 0.0
         self.wait_seconds: float = 0.0
         self._drawing = Drawing(self.views, self._seed, first_view, dtype, channels_last)
-        channels = self.source.channels
-        self._ring = TensorRing(
-            [(view.output_channels(channels), view.size, view.size) for view in self.views],
-            rows=min(size, len(self._share)),
-            dtype=dtype,
-            channels_last=channels_last,
-            pinned=self._device.type == "cuda",
-        )
+        self._ring = self._make_ring(min(size, len(self._share)))
 
     def __len__(self) -> int:
         """Batches of this rank in an epoch from its start."""
         return self._share.batches
 
-    def epoch(self, epoch: int, start: int = 0, *, shuffle: bool | None = None) -> Generator[Batch, None, None]:
+    def epoch(
+        self, epoch: int, start: int = 0, *, shuffle: bool | None = None, order: npt.ArrayLike | None = None
+    ) -> Generator[Batch, None, None]:
         """Iterate over one epoch; its threads run only while this iterator is in use.
 
         Args:
@@ -235,16 +234,34 @@ class Loader:
             start: Position to resume from: `position` of the last batch that was used, bit for bit the same batches
                 follow.
             shuffle: Overrides the loader's.
+            order: Numbers of the images that this epoch has, [L], in their order and of all ranks together: some may
+                be left out, others come several times, each time with another augmentation. None: all, once.
 
         Returns:
             An iterator of batches. Leaving the loop early, or closing the iterator, ends its threads.
+
+        Raises:
+            OptionError: An argument out of range; `shuffle` and `order` together.
+
+        Example:
+            >>> loader = Loader("digits", batch_size=2, threads=1)
+            >>> [batch.index.tolist() for batch in loader.epoch(0, order=[7, 3, 7])]
+            [[7, 3], [7]]
         """
         number = check_integer("epoch", epoch, 0, 2**32 - 1)
-        begin = check_integer("start", start, 0, len(self._share))
-        order = self._share.order(
-            seed=self._seed, epoch=number, shuffle=self._shuffle if shuffle is None else check_flag("shuffle", shuffle)
-        )
-        return self._deliver(number, order, begin)
+        if order is None:
+            share = self._share
+            shuffled = self._shuffle if shuffle is None else check_flag("shuffle", shuffle)
+            keys = share.order(seed=self._seed, epoch=number, shuffle=shuffled)
+        elif shuffle is not None:
+            raise OptionError("shuffle and order: expected at most one of them, found both")
+        else:
+            share, keys = self._share.given(occurrence_keys(order, len(self.source)))
+            largest = min(share.batch_size, len(share))
+            if largest > min(self._share.batch_size, len(self._share)):
+                self._ring = self._make_ring(largest)
+        begin = check_integer("start", start, 0, len(share))
+        return self._deliver(number, share, keys, begin)
 
     def close(self) -> None:
         """End the compiled reader's threads and let go of its memory; a later epoch starts them again."""
@@ -255,7 +272,7 @@ class Loader:
             if not isinstance(self._index, IndexStore):
                 self._store = None
 
-    def _deliver(self, epoch: int, order: Int64Array, start: int) -> Generator[Batch, None, None]:
+    def _deliver(self, epoch: int, share: Share, keys: Int64Array, start: int) -> Generator[Batch, None, None]:
         """What the consumer's thread does: wait for batches, and for their copies on a device."""
         uploader = None if self._device.type == "cpu" else Uploader(self._device)
         lying = self.source.array_rows
@@ -266,13 +283,13 @@ class Loader:
             picking = Picking(
                 *lying,
                 self._drawing,
-                batch_size=min(self._share.batch_size, len(self._share)),
-                batches=len(self),
+                batch_size=min(share.batch_size, len(share)),
+                batches=share.batches,
                 threads=self._threads,
                 ahead=self._ahead,
             )
             begun = picking.begun
-        made = self._batches(epoch, order, start, begun, picking, uploader)
+        made = self._batches(epoch, share.pieces(keys, start), start, begun, picking, uploader)
         batches = prefetch(made, depth=self._ahead - begun, on_wait=self._waited)
         last = time.perf_counter()
         try:
@@ -301,7 +318,7 @@ class Loader:
     def _batches(
         self,
         epoch: int,
-        order: Int64Array,
+        pieces: Iterator[Int64Array],
         start: int,
         ahead: int,
         picking: Picking | None,
@@ -316,11 +333,11 @@ class Loader:
         begun: deque[_Begun] = deque()
         position = start
         try:
-            for piece in self._share.pieces(order, start):
+            for piece in pieces:
                 position += len(piece)
-                rows = self._bad.without_known(piece)
-                if len(rows):
-                    begun.append(self._begin(rows, epoch, position, picking or reading, fallback))
+                keys = self._bad.without_known(piece)
+                if len(keys):
+                    begun.append(self._begin(keys, epoch, position, picking or reading, fallback))
                 if len(begun) > ahead:
                     yield from self._finish(begun.popleft(), uploader)
             while begun:
@@ -333,11 +350,11 @@ class Loader:
             fallback.close()
 
     def _begin(
-        self, index: Int64Array, epoch: int, position: int, ready: Picking | Reading | None, fallback: Fallback
+        self, keys: Int64Array, epoch: int, position: int, ready: Picking | Reading | None, fallback: Fallback
     ) -> _Begun:
-        rows = Rows.empty(index, epoch, self._ring.lend(len(index)), self.views)
+        rows = Rows.empty(keys % len(self.source), keys, epoch, self._ring.lend(len(keys)), self.views)
         if ready is None:
-            finish = fallback.start(rows, np.arange(len(index), dtype=np.int64))
+            finish = fallback.start(rows, np.arange(len(keys), dtype=np.int64))
         else:
             finish = ready.start(rows)
         return _Begun(rows, finish, position)
@@ -369,6 +386,17 @@ class Loader:
                 views=images,
             ),
             upload,
+        )
+
+    def _make_ring(self, rows: int) -> TensorRing:
+        """Memory for batches of at most so many images."""
+        channels = self.source.channels
+        return TensorRing(
+            [(view.output_channels(channels), view.size, view.size) for view in self.views],
+            rows=rows,
+            dtype=self._drawing.dtype,
+            channels_last=self._drawing.channels_last,
+            pinned=self._device.type == "cuda",
         )
 
     def _open_reader(self) -> kernels.Reader:

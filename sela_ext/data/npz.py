@@ -1,10 +1,11 @@
-"""Archives of arrays (.npz) that hold images, and labels beside them.
+"""Archives of arrays (.npz) that hold images or feature vectors, and labels beside them.
 
 Note [Arrays in an archive]
     Images are the uint8 array of three or four axes (five are refused); where there are several, as in archives that
     are divided, the one with "train" in its name, and for evaluation the one with "test", or else "val". Labels are the
-    integers [N] or [N, 1] with the same of these words in their name. Other arrays are ignored. Arrays of objects,
-    which are pickles, are never read.
+    integers [N] or [N, 1] with the same of these words in their name. Where there are no images, vectors are the float
+    array of two axes, found likewise, and "names" [N], if there, are theirs: so `sela embed` writes them. Other arrays
+    are ignored. Arrays of objects, which are pickles, are never read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sela_ext.data.classes import number_classes
 from sela_ext.data.memory import free_memory
 from sela_ext.data.messages import first_line
 from sela_ext.data.source import Int64Array
+from sela_ext.data.vectors import VectorSource
 from sela_ext.errors import DataError
 
 WORDS = {"train": ("train", ""), "test": ("test", "val")}
@@ -41,15 +43,15 @@ class _Entry:
         return next((word for word in ("train", "test", "val") if word in self.name.lower()), "")
 
 
-def open_npz(path: Path, split: str = "train") -> ArraySource | None:
-    """Open the images of one split: Note [Arrays in an archive].
+def open_npz(path: Path, split: str = "train") -> ArraySource | VectorSource | None:
+    """Open the images or vectors of one split: Note [Arrays in an archive].
 
     Args:
         path: The archive.
         split: "train" or "test".
 
     Returns:
-        Images in memory; None if the archive has none of split "test".
+        Images or vectors in memory; None if the archive has none of split "test".
 
     Raises:
         DataError: No such array, several, damaged or truncated, or more than this machine's memory holds.
@@ -60,17 +62,25 @@ def open_npz(path: Path, split: str = "train") -> ArraySource | None:
             images = _choose(entries, split, path)
             if images is None:
                 return None
-            labels = _labels_for(images, entries)
+            labels = _labels_for(images, entries, path)
             source = open_array(_load(archive, images, path), where=f"{path}: {images.name}")
             values: Int64Array | None = None
             if labels is not None:
                 listed = _load(archive, labels, path).reshape(-1).tolist()
                 values, _ = number_classes(listed, f"{path}: {labels.name}")
+            if isinstance(source, VectorSource):
+                named = next((one for one in entries if one.name == "names" and len(one.shape) == 1), None)
+                if named is not None and named.shape != images.shape[:1]:
+                    raise _another_length(named, images, path)
+                names = None if named is None else [str(name) for name in _load(archive, named, path)]
+                return VectorSource(source.stored, labels=values, names=names)
             return ArraySource(source.array, kind="npz", labels=values)
     except DataError:
         raise
     except Exception as error:  # numpy's and zipfile's readers raise many types on damaged files
-        raise DataError(f"{path}: expected a readable .npz file of uint8 images: {first_line(error)}") from error
+        raise DataError(
+            f"{path}: expected a readable .npz file of uint8 images or of vectors: {first_line(error)}"
+        ) from error
 
 
 def _entries(archive: zipfile.ZipFile, path: Path) -> list[_Entry]:
@@ -102,32 +112,46 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 def _choose(entries: list[_Entry], split: str, path: Path) -> _Entry | None:
     images = [entry for entry in entries if entry.kind == np.uint8 and len(entry.shape) in (3, 4)]
+    if not images:
+        images = [entry for entry in entries if entry.kind.kind == "f" and len(entry.shape) == 2]
     divided = any(entry.word for entry in images)
     for word in WORDS[split]:
         if word == "" and divided:
             break
         found = [entry for entry in images if entry.word == word]
         if len(found) > 1:
-            raise DataError(f"{path}: expected one array of images, found {', '.join(entry.name for entry in found)}")
+            raise DataError(
+                f"{path}: expected one array of images or vectors, found {', '.join(entry.name for entry in found)}"
+            )
         if found:
             return found[0]
     if split == "test":
         return None
     listed = ", ".join(f"{entry.name} {entry.kind} {list(entry.shape)}" for entry in entries[:10]) or "nothing"
-    raise DataError(f"{path}: expected a uint8 array of images [N, H, W] or [N, H, W, C], found {listed}")
+    raise DataError(
+        f"{path}: expected a uint8 array of images [N, H, W] or [N, H, W, C], or floats [N, D], found {listed}"
+    )
 
 
-def _labels_for(images: _Entry, entries: list[_Entry]) -> _Entry | None:
+def _labels_for(images: _Entry, entries: list[_Entry], path: Path) -> _Entry | None:
     count = images.shape[0]
-    fits = [
-        entry
-        for entry in entries
-        if entry.shape in ((count,), (count, 1)) and entry.kind.kind in "iu" and entry.word == images.word
-    ]
+    whole = [entry for entry in entries if entry.kind.kind in "iu" and entry.word == images.word]
+    fits = [entry for entry in whole if entry.shape in ((count,), (count, 1))]
+    if not fits:
+        wrong = next((entry for entry in whole if "label" in entry.name.lower() and len(entry.shape) == 1), None)
+        if wrong is not None:
+            raise _another_length(wrong, images, path)
     if len(fits) > 1:
         named = [entry for entry in fits if any(word in entry.name.lower() for word in ("label", "target", "y"))]
         fits = named if len(named) == 1 else []
     return fits[0] if fits else None
+
+
+def _another_length(entry: _Entry, images: _Entry, path: Path) -> DataError:
+    return DataError(
+        f"{path}: expected {entry.name} of {images.shape[0]} entries, as many as {images.name} has rows, found "
+        f"{entry.shape[0]}; save as many, or leave {entry.name} out"
+    )
 
 
 def _load(archive: zipfile.ZipFile, entry: _Entry, path: Path) -> Any:

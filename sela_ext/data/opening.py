@@ -41,16 +41,18 @@ from sela_ext.errors import DataError
 
 _EXPECTED = (
     'expected "digits", the path of a folder, of a table or of a file of images (docs/data.md lists the kinds), a list '
-    "of paths, a uint8 array [N, H, W] or [N, H, W, C], or a torch or Hugging Face Dataset"
+    "of paths, a uint8 array [N, H, W] or [N, H, W, C], floats [N, D], or a torch or Hugging Face Dataset"
 )
 _IDX_SPLITS = {"train": "train", "test": "t10k"}
 
 
 def open_source(data: Any, *, labels: Any = None, classes: Any = None) -> Source:
-    """Open images of any supported kind.
+    """Open images of any supported kind, or feature vectors.
 
     * `"digits"`: scikit-learn's 1,797 digits as 32 x 32 x 1, labelled.
     * uint8 arrays [N, H, W] or [N, H, W, C], C = 1 or 3, numpy (memory maps stay so) or torch; .npy and .npz files.
+    * Feature vectors: float arrays [N, D], numpy (memory maps stay so) or torch; .npy and .npz files of them, such as
+      `sela embed` writes.
     * A folder of image files, nested, unlabelled or with class folders; where it is divided into `train` and `test`
       (or `val`, ...), the images below `train` are taken. The rules are the notes in `sela_ext.data.folder`.
     * A list of paths of image files; a .csv, .tsv or .txt file that lists them (`sela_ext.data.table`).
@@ -309,6 +311,8 @@ def _find_eval_beside(path: Path, classes: ClassList | None) -> Source | None:
         if found is None:
             return None
         return open_table(found, classes=classes or _classes_of(open_table(path)))
+    if is_idx(path):  # MNIST's test images, or others of another name: nothing is known to lie beside them
+        return None
     head = _head(path)
     if is_tar(head) or head.startswith(GZIP):
         return open_cifar_archive(path, "test")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,8 +66,61 @@ class Share:
         mine: Int64Array = np.ascontiguousarray(whole[self.rank :: self.world_size], dtype=np.int64)
         return mine
 
+    def given(self, keys: Int64Array) -> tuple[Share, Int64Array]:
+        """This rank's share of an order of somebody else's making: of `occurrence_keys`, int64 [L], of all ranks.
+
+        Raises:
+            OptionError: No batch for this rank.
+        """
+        share = dataclasses.replace(self, count=len(keys))
+        return share, np.ascontiguousarray(keys[self.rank :: self.world_size])
+
     def pieces(self, order: Int64Array, start: int) -> Iterator[Int64Array]:
         """The batches of `order` from position `start` on, int64 [B] each."""
         stop = len(order) - self.batch_size + 1 if self.drop_last else len(order)
         for begin in range(start, stop, self.batch_size):
             yield order[begin : begin + self.batch_size]
+
+
+# What the augmentation may be keyed by: see `sela_ext.kernels.sample_parameters`.
+_KEYS = 1 << 40
+
+
+def occurrence_keys(order: Any, count: int) -> Int64Array:
+    """Number the images of an order such that an image that comes again has another number: image + N * times before.
+
+    The augmentation is keyed by these: the first time an image is drawn as in any other epoch, and every further time
+    anew. Over all ranks, since the keys are those of the whole order. key % N is the image.
+
+    Args:
+        order: Numbers of images, [L], in 0..N-1, with repeats.
+        count: Images, N.
+
+    Returns:
+        int64 [L].
+
+    Raises:
+        OptionError: Other numbers, none at all, or an image so often that the keys run out (N * times above 2^40).
+
+    Example:
+        >>> occurrence_keys([2, 0, 2, 2], 3).tolist()
+        [2, 0, 5, 8]
+    """
+    images = np.asarray(order)
+    if images.ndim != 1 or images.dtype.kind not in "iu" or not images.size:
+        raise OptionError(f"order: expected image numbers [L], L >= 1, found {images.dtype} {list(images.shape)}")
+    if images.min() < 0 or images.max() >= count:
+        raise OptionError(f"order: expected image numbers in 0..{count - 1}, found {images.min()} to {images.max()}")
+    images = images.astype(np.int64)
+    sorting = np.argsort(images, kind="stable")
+    ascending = images[sorting]
+    place = np.arange(len(images), dtype=np.int64)
+    begins = np.concatenate([[True], ascending[1:] != ascending[:-1]])
+    first = np.maximum.accumulate(np.where(begins, place, 0))
+    times = np.empty_like(images)
+    times[sorting] = place - first
+    keys: Int64Array = images + count * times
+    if keys.max() >= _KEYS:
+        often = int(times.max()) + 1
+        raise OptionError(f"order: expected an image at most {_KEYS // count:,} times, found {often:,}")
+    return keys

@@ -104,6 +104,8 @@ def pack(
     quality = int(quality)
     workers = thread_count(threads)
     source = open_source(data, labels=labels, classes=classes)
+    if source.vectors is not None:
+        raise DataError(f"data: expected images, found {source.describe()}; a .npy file of them is mapped as it is")
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"out: expected a folder, or a name that nothing has, found a file: {folder}")

@@ -81,6 +81,7 @@ class Reading:
             epoch=rows.epoch,
             views=range(drawing.first_view, drawing.first_view + len(drawing.views)),
             indexes=located.indexes,
+            keys=rows.keys,
         )
         begun = self._waiter.submit(self._wait, ticket, rows)
         return lambda: begun.result()()

@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from sela_ext.data.safe_files import read_image_file
 from sela_ext.errors import DataError
 from sela_ext.kernels import JoinedPaths
+
+if TYPE_CHECKING:
+    from sela_ext.data.vectors import VectorSource
 
 UInt8Array = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
@@ -101,6 +104,11 @@ class Source(ABC):
         Raises:
             DataError: The image cannot be decoded; the message names it and the reason.
         """
+
+    @property
+    def vectors(self) -> VectorSource | None:
+        """The source itself where it holds feature vectors instead of images; else None."""
+        return None
 
     @property
     def encoded(self) -> bool:
@@ -215,6 +223,8 @@ class Source(ABC):
 
     def describe(self) -> str:
         """One line for people: kind, count, size, channels, classes."""
+        if self.vectors is not None:
+            return self.vectors.describe()
         size = self.image_size
         pixels = "sizes vary or are not known before decoding" if size is None else f"{size[0]} x {size[1]}"
         colour = "grey" if self.channels == 1 else "RGB"
@@ -272,6 +282,11 @@ class LabelledSource(Source):
     def read(self, index: int) -> UInt8Array:
         """See `Source.read`."""
         return self._parent.read(index)
+
+    @property
+    def vectors(self) -> VectorSource | None:
+        """See `Source.vectors`."""
+        return self._parent.vectors
 
     @property
     def encoded(self) -> bool:

@@ -108,7 +108,7 @@ def read_label_table(path: Path, source: Source, *, classes: ClassList | None = 
             raise DataError(f"{path}: expected one label per image, {count}, found {len(values)}")
         found = list(values)
     else:
-        index = _index_of(source, names)
+        index = index_by_name(source, names)
         seen = np.zeros(count, bool)
         for name, value in zip(names, values, strict=True):
             at = index(name)
@@ -126,7 +126,7 @@ def read_label_table(path: Path, source: Source, *, classes: ClassList | None = 
     return number_classes(found, str(path), classes)
 
 
-def _index_of(source: Source, wanted: Sequence[str]) -> Callable[[str], int | None]:
+def index_by_name(source: Source, wanted: Sequence[str]) -> Callable[[str], int | None]:
     """Position of an image by the name in a table: the first of three ways in which any row fits."""
     ways: tuple[Callable[[str], str], ...] = (
         lambda name: name.removeprefix("./"),

@@ -60,6 +60,8 @@ def check(
         if target is not None and Path(target).is_dir():
             raise OptionError(f"{target}: expected a file, found a folder; name a file in it")
     source = open_source(data, labels=labels)
+    if source.vectors is not None:
+        raise DataError(f"data: expected images, found {source.describe()}, which train looks through by itself")
     held = find_eval_source(data) if eval_data is None else open_source(eval_data)
     size = int(sample) if sample is not None else QUICK_SAMPLE if quick else None
     workers = threads_of(int(threads))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from numbers import Integral
@@ -20,15 +19,12 @@ from torch.nn import functional as F
 from sela_ext.embeddings.training import (
     Fitted,
     Recipe,
-    automatic_batch,
-    automatic_epochs,
     best_head,
     train_heads,
 )
-from sela_ext.evaluation import cluster_metrics, label_statistics
+from sela_ext.evaluation import stability
 from sela_ext.training.machine import torch_settings
-
-_CHUNK = 16_384
+from sela_ext.training.vector_options import automatic_batch, automatic_epochs
 
 
 class SelfLabelling(ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -136,7 +132,7 @@ class SelfLabelling(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Cluster the rows.
 
         Args:
-            X: [N, D], real and finite; held once more in float32.
+            X: [N, D], real and finite.
             y: ignored.
 
         Returns:
@@ -159,9 +155,7 @@ class SelfLabelling(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.head_labels_ = fitted.labelled.labels
         self.head_clusters_ = list(recipe.clusters)
         self.cross_entropy_ = np.array([record["cross_entropy"] for record in fitted.labelled.heads])
-        self.stability_ = (
-            {k: _agreement(self.head_labels_[self._heads_of(k)]) for k in kinds} if self.n_heads > 1 else {}
-        )
+        self.stability_ = stability(self.head_labels_, self.head_clusters_)
         self.n_clusters_ = kinds[0] if len(kinds) == 1 else self._most_stable(kinds)
         self.head_ = best_head(fitted, self._heads_of(self.n_clusters_))
         self.labels_ = self.head_labels_[self.head_]
@@ -256,14 +250,6 @@ class SelfLabelling(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
             threads=self.n_threads or 0,
         )
-
-
-def _agreement(labels: NDArray[np.int32]) -> float:
-    """Mean adjusted mutual information over the pairs of labellings [T, N]."""
-    pairs = list(itertools.combinations(labels, 2))
-    if all(label_statistics(one, int(one.max()) + 1)["used"] < 2 for one in labels):
-        return 1.0  # one cluster each: nothing to disagree about
-    return float(np.mean([cluster_metrics(one, other)["ami"] for one, other in pairs]))
 
 
 def _integer(name: str, value: Any, low: int) -> int:

@@ -15,6 +15,7 @@ from sela_ext.evaluation.knn import knn_scores, weighted_knn
 from sela_ext.evaluation.linear import linear_probe, linear_scores
 from sela_ext.evaluation.probes import Pooled, Viewing, fine_tune_scores, sgd_scores, stage_scores
 from sela_ext.evaluation.schedule import ProbeSchedule
+from sela_ext.evaluation.stability import agreement, stability
 from sela_ext.evaluation.stages import Stages, fold_batch_norm
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ProbeSchedule",
     "Stages",
     "Viewing",
+    "agreement",
     "cluster_metrics",
     "cluster_table",
     "few_shot_rows",
@@ -34,6 +36,7 @@ __all__ = [
     "linear_scores",
     "mutual_information",
     "sgd_scores",
+    "stability",
     "stage_scores",
     "ten_crops",
     "weighted_knn",

@@ -14,6 +14,9 @@ from sklearn import metrics as sk
 from sela_ext.errors import DataError, OptionError
 from sela_ext.evaluation.inputs import LabelArray, label_array
 
+# Tables of counts up to this many entries are taken as they are, empty classes included.
+_DENSE_TABLE = 1 << 22
+
 
 def cluster_metrics(true_labels: Any, labels: Any, clusters: int | None = None) -> dict[str, float]:
     """Compare a labelling with the true classes; images with label -1 on either side are left out.
@@ -179,9 +182,7 @@ def mutual_information(one: Any, other: Any) -> float:
     both = (first >= 0) & (second >= 0)
     if not both.any():
         return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # many clusters are not a regression target here
-        return abs(float(sk.normalized_mutual_info_score(first[both], second[both])))
+    return _normalised_information(first[both], second[both])
 
 
 def label_change(old: Any, new: Any) -> float:
@@ -212,6 +213,23 @@ def _check_range(labels: LabelArray, clusters: int) -> None:
         raise OptionError(f"clusters: expected at least 1, found {clusters}")
     if labels.size and int(labels.max()) >= clusters:
         raise DataError(f"labels: expected values below clusters = {clusters}, found {int(labels.max())}")
+
+
+def _normalised_information(one: LabelArray, other: LabelArray) -> float:
+    """NMI (arithmetic) of two labellings without -1, from one table of counts where labels are small numbers."""
+    names = int(one.max()) + 1, int(other.max()) + 1
+    if names[0] * names[1] <= max(_DENSE_TABLE, one.size):
+        counts = np.bincount(one * names[1] + other, minlength=names[0] * names[1]).reshape(names)
+    else:
+        counts = _contingency(one, other)
+    joint = counts / one.size
+    rows, columns = joint.sum(1), joint.sum(0)
+    if (rows > 0).sum() == (columns > 0).sum() == 1:
+        return 1.0
+    first, second, both = (-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (rows, columns, joint))
+    shared = first + second - both
+    # What rounding leaves of independent labellings is nothing.
+    return 0.0 if shared <= 1e-12 else min(1.0, 2 * shared / (first + second))
 
 
 def _contingency(classes: LabelArray, found: LabelArray) -> npt.NDArray[np.int64]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sela_ext.data import Source, digits_split, find_eval_source, open_source
 from sela_ext.errors import DataError, OptionError
 from sela_ext.inference.subject import Subject
+from sela_ext.training.fixed_labels import is_there
 from sela_ext.training.options import Options
 from sela_ext.training.split import choose_images, has_labels
 
@@ -101,7 +102,10 @@ def _open(subject: Subject, name: str, data: Any) -> DataSet:
         how = "no test images" if test is None else f"{test.describe()} lies beside the training images"
     for which, source in (("training", train), ("test", test)):
         if source is not None and not has_labels(source):
-            raise DataError(f"{name}: expected labelled {which} images, found none with a label in {source.describe()}")
+            raise DataError(
+                f"{name}: expected labelled {which} images, found none with a label in {source.describe()}; add a "
+                'labels.csv to a folder, "labels" to an .npz archive, or say open_source(data, labels=...) from Python'
+            )
     return DataSet(name, train, test, how)
 
 
@@ -117,12 +121,14 @@ def _own(subject: Subject) -> DataSet:
     data = written.get("data")
     if not isinstance(data, (str, list)) or (isinstance(data, str) and data != "digits" and not os.path.exists(data)):
         raise DataError(f"{subject.name}: expected its images, found {str(data)[:80]!r}; name them as data")
-    labels, judged = written.get("labels"), written.get("eval_data")
+    labels, judged, fixed = written.get("labels"), written.get("eval_data"), written.get("fixed_labels")
     options = Options(
         holdout=written.get("holdout", "auto"),
         seed=int(written.get("seed", 0)),
         labels=labels if isinstance(labels, list) or (isinstance(labels, str) and os.path.exists(labels)) else None,
         eval_data=judged if isinstance(judged, str) else None,
+        imbalance=str(written.get("imbalance", "none")),
+        fixed_labels=fixed if is_there(fixed) else None,
     )
     images = choose_images(data, options)
     if not has_labels(images.train):

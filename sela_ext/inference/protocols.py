@@ -311,6 +311,9 @@ def _evaluate_on(subject: Subject, one: DataSet, machine: Machine, plan: _Plan, 
     labels = one.train.labels
     assert labels is not None
     prepared = settle(subject.prepare(one.train), one.train, machine)
+    of_images = [name for name, asked in _image_protocols(plan).items() if asked]
+    if one.train.vectors is not None and of_images:
+        raise OptionError(f"{of_images[0]}: expected images, which are seen augmented; found {one.train.describe()}")
     view = _Look(subject, prepared, one, machine, tell)
     classes = int(np.unique(labels[labels >= 0]).size)
     known = known_data(one.name, one.train.class_names, classes)
@@ -345,6 +348,15 @@ def _evaluate_on(subject: Subject, one: DataSet, machine: Machine, plan: _Plan, 
         report["trivial"] = TRIVIAL[known]
     report["seconds"] = time.perf_counter() - begin
     return report
+
+
+def _image_protocols(plan: _Plan) -> dict[str, bool]:
+    """What needs images rather than features, and whether it was asked for."""
+    return {
+        "what=layers": "layers" in plan.what,
+        "probe=augmented": "linear" in plan.what and plan.probe == "augmented",
+        "fine_tune": "few-shot" in plan.what and plan.fine_tune,
+    }
 
 
 def _clusters(subject: Subject, one: DataSet, view: _Look, classes: int, plan: _Plan, tell: Tell) -> dict[str, Any]:

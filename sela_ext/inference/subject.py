@@ -18,7 +18,7 @@ from sela_ext.compat import load_released
 from sela_ext.compat.archive import read_archive
 from sela_ext.data import Augment, Source
 from sela_ext.errors import CheckpointError, DataError, OptionError, ResourceError
-from sela_ext.models import Network, build_backbone
+from sela_ext.models import Network, build_backbone, build_vector_backbone
 from sela_ext.report.metrics import read_metrics
 from sela_ext.training.checkpoint import load_checkpoint, read_checkpoint
 from sela_ext.training.resolve import SMALL_IMAGES, probe_image_size
@@ -151,9 +151,10 @@ def _of_run(folder: Path, checkpoint: Path | None, model: Any, image_size: int |
     try:
         info = json.loads((folder / "options.json").read_text())
         options, resolved = info["options"], info["resolved"]
-        channels = int(resolved["channels"])
-        small = max(resolved["image_size"]) < SMALL_IMAGES
-        trained = Augment(**resolved["augment"])
+        width = int(resolved.get("vector_size", 0))
+        channels = int(resolved.get("channels", 1)) if width else int(resolved["channels"])
+        small = not width and max(resolved["image_size"]) < SMALL_IMAGES
+        trained = Augment.none(_SIDE) if width else Augment(**resolved["augment"])
         clusters = [int(k) for k in options["clusters"]]
         name = str(resolved["network"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -164,8 +165,8 @@ def _of_run(folder: Path, checkpoint: Path | None, model: Any, image_size: int |
         found = _read_tensors(folder / "network.pt")
         state = {
             f"{part}.{key}": value
-            for part in ("backbone", "projection", "heads")
-            for key, value in dict(found.get(part, {})).items()
+            for part in ("backbone", "projection", "heads", "rotation")
+            for key, value in dict(found.get(part) or {}).items()
         }
     else:
         saved = (
@@ -176,7 +177,7 @@ def _of_run(folder: Path, checkpoint: Path | None, model: Any, image_size: int |
         state = saved.get("network", {})
         found = {"labels": saved.get("state", {}).get("labels")}
     size = int(trained.size)
-    network = _run_network(folder, name, model, channels, size, clusters, options, state)
+    network = _run_network(folder, name, model, channels, size, clusters, options, state, width)
     size = image_size or size
     plain = plain_view(size, small, mean=trained.mean, std=trained.std)
     # Probes see what the training saw of crops and flips, without the colours' jitter.
@@ -191,8 +192,11 @@ def _of_run(folder: Path, checkpoint: Path | None, model: Any, image_size: int |
     reading = {name: options[name] for name in _READING if name in options}
 
     def prepare(source: Source) -> Prepared:
-        _check_channels(source, channels, network)
-        return Prepared(network, plain, probe, reading=reading)
+        if width:
+            _check_width(source, width)
+        else:
+            _check_channels(source, channels, network)
+        return Prepared(network, plain, probe, reading={} if width else reading)
 
     labels, names, kept_only = _stored_labels(folder, found)
     potentials = found.get("potentials")
@@ -222,9 +226,15 @@ def _run_network(
     clusters: list[int],
     options: dict[str, Any],
     state: dict[str, Any],
+    width: int = 0,
 ) -> Network:
+    """The network of a run, for images of `size` pixels, or for vectors of `width` numbers."""
     try:
-        backbone = build_backbone(name if model is None else model, channels=channels, image_size=(size, size))
+        asked = name if model is None else model
+        if width:
+            backbone = build_vector_backbone(asked, torch.zeros(width), torch.ones(width))
+        else:
+            backbone = build_backbone(asked, channels=channels, image_size=(size, size))
     except OptionError as error:
         if model is not None:
             raise
@@ -235,10 +245,11 @@ def _run_network(
         backbone.module,
         backbone.feature_dim,
         clusters,
-        projection=int(options["projection"]),
+        projection=options["projection"],
         head_kind=options["head_kind"],
         temperature=float(options["temperature"]),
         channels_in=backbone.channels_in,
+        rotation=any(key.startswith("rotation.") for key in state),
     )
     try:
         network.load_state_dict(state)
@@ -403,11 +414,17 @@ def _of_pixels(image_size: int | None) -> Subject:
 
 def _side(source: Source, name: str, image_size: int | None) -> tuple[bool, int]:
     """Whether images are small, and the side at which they are looked at: what training chooses on a GPU."""
+    _check_images(source)
     found = probe_image_size(source)
     small = max(found) < SMALL_IMAGES and not name.startswith("alexnet")
     if image_size is not None:
         return small, image_size
     return small, max(32, -(-max(found) // 8) * 8) if small else _SIDE
+
+
+def _check_images(source: Source) -> None:
+    if source.vectors is not None:
+        raise DataError(f"data: expected images, as the network takes, found {source.describe()}")
 
 
 def _probe_view(size: int, small: bool, source: Source) -> Augment:
@@ -416,10 +433,16 @@ def _probe_view(size: int, small: bool, source: Source) -> Augment:
 
 
 def _check_channels(source: Source, channels: int, network: Network) -> None:
+    _check_images(source)
     if source.channels != channels and not (source.channels == 1 and network.channels_in == 3):
         raise DataError(
             f"data: expected images of {channels} channels as the network takes, found {source.channels}; convert them"
         )
+
+
+def _check_width(source: Source, width: int) -> None:
+    if source.vectors is None or source.vectors.width != width:
+        raise DataError(f"data: expected vectors of {width} numbers, as in training, found {source.describe()}")
 
 
 def _read_tensors(path: Path) -> dict[str, Any]:

@@ -60,6 +60,7 @@ from sela_ext.kernels.rounding import Candidates, Rounding, column_margins, find
 from sela_ext.kernels.self_check import RefusedDeviceWarning, Verdict, device_verdict
 from sela_ext.kernels.sinkhorn import sinkhorn_pass
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums, add_sums
+from sela_ext.kernels.vectors import VectorView, vector_rows
 
 __all__ = [
     "EFFECTS",
@@ -91,6 +92,7 @@ __all__ = [
     "SinkhornSums",
     "StoredLogits",
     "Ticket",
+    "VectorView",
     "Verdict",
     "add_sums",
     "augment",
@@ -121,6 +123,7 @@ __all__ = [
     "smooth_prices",
     "store_logits",
     "try_decode_jpeg",
+    "vector_rows",
 ]
 
 

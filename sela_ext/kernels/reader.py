@@ -267,17 +267,19 @@ class Reader:
         epoch: int,
         views: Sequence[int] = (0,),
         indexes: Sequence[bytes | memoryview | None] | None = None,
+        keys: npt.ArrayLike | None = None,
     ) -> Ticket:
         """Queue a batch of B images.
 
         Args:
             items: Path of a file, or its bytes, for each image; or all paths together.
-            index: int64 [B], the images' numbers in [0, 2^40): what is drawn, kept and looked up goes by them.
+            index: int64 [B], the images' numbers in [0, 2^40): what is kept and looked up goes by them.
             out: Where each view goes: [B, C, S, S] on the CPU, of the reader's dtype and memory format.
             seed: The key, [0, 2^64).
             epoch: [0, 2^32).
             views: Number of each view, [0, 256).
             indexes: Checkpoint index of each image, where known, as `jpeg_index` or `sela_ext.pack` makes them.
+            keys: int64 [B] in [0, 2^40): what is drawn goes by them; None: by the images' numbers.
 
         Returns:
             A ticket; `Ticket.wait` gives the batch.
@@ -295,6 +297,11 @@ class Reader:
             raise DataError(f"index: expected {count} numbers, one per item, found shape {numbers.shape}")
         if count and (numbers.min() < 0 or numbers.max() >= 1 << 40):
             raise DataError(f"index: expected numbers in [0, 2^40), found {numbers.min()} to {numbers.max()}")
+        drawn = None if keys is None else np.ascontiguousarray(keys, dtype=np.int64)
+        if drawn is not None and drawn.shape != (count,):
+            raise DataError(f"keys: expected {count} numbers, one per item, found shape {drawn.shape}")
+        if drawn is not None and count and (drawn.min() < 0 or drawn.max() >= 1 << 40):
+            raise DataError(f"keys: expected numbers in [0, 2^40), found {drawn.min()} to {drawn.max()}")
         if not len(out) == len(views) == len(self.augments):
             raise DataError(
                 f"out, views: expected {len(self.augments)}, one per augmentation, found {len(out)} and {len(views)}"
@@ -318,6 +325,7 @@ class Reader:
                 items=batch,
                 indexes=None if indexes is None else list(indexes),
                 index=numbers,
+                keys=drawn,
                 outs=[tensor.data_ptr() for tensor in out],
                 seed=int(seed),
                 epoch=int(epoch),

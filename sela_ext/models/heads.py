@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,57 @@ class Heads(nn.Module):
         return F.linear(embedding, weight, None if self.bias is None else self.bias[rows])
 
 
+def make_projection(feature_dim: int, widths: int | Sequence[int]) -> tuple[nn.Module, int]:
+    """Build the layers between the backbone's features and the heads.
+
+    Args:
+        feature_dim: length of the features.
+        widths: a number: Linear + batch norm + ReLU of that width (0: nothing); or a list: every entry but the last is
+            such a layer, and the last is a Linear alone. [2048, 128] is SwAV's and SeLa-v2's.
+
+    Returns:
+        The module, and the length of what it gives.
+
+    Example:
+        >>> module, length = make_projection(512, [2048, 128])
+        >>> [type(layer).__name__ for layer in module], length
+        (['Linear', 'BatchNorm1d', 'ReLU', 'Linear'], 128)
+
+    Source: Caron et al., SwAV (NeurIPS 2020), appendix.
+    """
+    hidden, last = ([widths] if widths else [], None) if isinstance(widths, int) else (widths[:-1], widths[-1])
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(feature_dim, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        feature_dim = width
+    if last is not None:
+        layers.append(nn.Linear(feature_dim, last))
+        feature_dim = last
+    return (nn.Sequential(*layers) if layers else nn.Identity()), feature_dim
+
+
+def projection_widths(state: Mapping[str, Tensor]) -> int | list[int]:
+    """Find the `widths` that `make_projection` was given, from the weights of what it built.
+
+    Example:
+        >>> projection_widths(make_projection(64, 32)[0].state_dict())
+        32
+        >>> projection_widths(make_projection(64, [32, 8])[0].state_dict())
+        [32, 8]
+    """
+    linear = sorted(
+        (int(name.partition(".")[0]), len(tensor))
+        for name, tensor in state.items()
+        if name.endswith(".weight") and tensor.ndim == 2
+    )
+    if not linear:
+        return 0
+    widths = [width for _, width in linear]
+    if f"{linear[-1][0] + 1}.running_mean" not in state:
+        return widths
+    return widths[0]
+
+
 class Network(nn.Module):
     """Backbone, optional projection, and heads.
 
@@ -76,14 +127,15 @@ class Network(nn.Module):
         backbone: maps images to features [B, D].
         feature_dim: D.
         clusters: number of clusters of every head.
-        projection: width of the Linear + batch norm + ReLU in front of the heads; 0 = none.
+        projection: what stands in front of the heads, see `make_projection`; 0 = nothing.
         head_kind: see `Heads`.
         temperature: see `Heads`.
         channels_in: image channels the backbone takes; one-channel images are repeated to fit.
         name: of the backbone, for messages and reports.
+        rotation: have a further linear layer that tells four rotations apart.
 
     Attributes:
-        rotation: a further linear layer that tells four rotations apart, where weights came with one; else None.
+        rotation: that layer, from embeddings [B, embedding_dim] to [B, 4]; else None.
     """
 
     def __init__(
@@ -92,26 +144,25 @@ class Network(nn.Module):
         feature_dim: int,
         clusters: Sequence[int],
         *,
-        projection: int = 0,
+        projection: int | Sequence[int] = 0,
         head_kind: str = "linear",
         temperature: float = 0.07,
         channels_in: int = 3,
         name: str = "",
+        rotation: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
         self.backbone = backbone
         self.feature_dim = feature_dim
         self.channels_in = channels_in
-        self.projection: nn.Module = nn.Identity()
-        self.embedding_dim = feature_dim
-        if projection:
-            self.projection = nn.Sequential(
-                nn.Linear(feature_dim, projection), nn.BatchNorm1d(projection), nn.ReLU(inplace=True)
-            )
-            self.embedding_dim = projection
+        self.projection, self.embedding_dim = make_projection(feature_dim, projection)
         self.heads = Heads(self.embedding_dim, clusters, head_kind, temperature)
         self.rotation: nn.Module | None = None
+        if rotation:
+            self.rotation = nn.Linear(self.embedding_dim, 4)
+            nn.init.normal_(self.rotation.weight, 0.0, 0.01)
+            nn.init.zeros_(self.rotation.bias)
 
     def features(self, images: Tensor) -> Tensor:
         """Map images [B, C, H, W] to the backbone's features [B, feature_dim]."""

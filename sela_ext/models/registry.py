@@ -15,13 +15,14 @@ from torch import nn
 from sela_ext.errors import OptionError
 from sela_ext.models.alexnet import AlexNet
 from sela_ext.models.preact import PreActResNet
-from sela_ext.models.small import SmallConvNet, SmallResNet
+from sela_ext.models.small import SmallConvNet, SmallResNet, SmallViT
 from sela_ext.models.vgg import VGG16
 
 # Name -> builder from image channels to the module and the channels that it takes.
 _OWN: dict[str, Callable[[int], tuple[nn.Module, int]]] = {
     "small-resnet": lambda channels: (SmallResNet(channels), channels),
     "small-convnet": lambda channels: (SmallConvNet(channels), channels),
+    "small-vit": lambda channels: (SmallViT(channels), channels),
     "alexnet": lambda channels: (AlexNet(channels, "big"), channels),
     "alexnet-small": lambda channels: (AlexNet(channels, "small"), channels),
     "alexnet-sobel": lambda channels: (AlexNet(layout="big", sobel=True), 3),
@@ -58,29 +59,59 @@ def build_backbone(
     """Build a backbone, and find the length of its feature vector by running it once.
 
     Args:
-        model: one of this package's names ("small-resnet", "small-convnet", "alexnet", "alexnet-small",
-            "alexnet-sobel", "vgg16-bn", "vgg16-bn-sobel", "resnet50-preact", also called "resnetv2"), any
-            classification network of torchvision by name (its last linear layer is removed, everything else keeps
-            its name; "alexnet" is the paper's), "timm/NAME" for one of timm where that is installed, an `nn.Module`
-            that maps images to [B, D] (used as it is, and trained in place), or a callable without arguments that
-            returns one.
+        model: one of this package's names ("small-resnet", "small-convnet", "small-vit", "alexnet",
+            "alexnet-small", "alexnet-sobel", "vgg16-bn", "vgg16-bn-sobel", "resnet50-preact", also called
+            "resnetv2"), any classification network of torchvision by name (its last linear layer is removed,
+            everything else keeps its name; "alexnet" is the paper's), "timm/NAME" for one of timm where that is
+            installed, an `nn.Module` that maps images to [B, D], to maps [B, D, H, W] or to tokens [B, L, D], which
+            are averaged (used as it is, and trained in place), or a callable without arguments that returns one.
         channels: image channels, 1 or 3.
         image_size: (height, width) of the images it will see, for the trial run.
 
     Raises:
-        OptionError: unknown name, or not a module that maps images to [B, D].
+        OptionError: unknown name, or not a module that maps images to one of these shapes.
     """
     if isinstance(model, str):
         name, (module, channels_in) = model, _by_name(model, channels, image_size)
     else:
-        module = _from_user(model)
+        module = from_user(model)
         name, channels_in = type(module).__name__, channels
         if channels == 1 and _first_channels(module) == 3:
             channels_in = 3  # grey images are repeated
-    return Backbone(module, name, _feature_dim(module, name, channels_in, image_size), channels_in)
+    shape = _feature_shape(module, name, channels_in, image_size)
+    if len(shape) in (3, 4) and shape[0] == 2:
+        module, shape = Averaged(module), (2, shape[1] if len(shape) == 4 else shape[2])
+    if len(shape) != 2 or shape[0] != 2:
+        raise OptionError(
+            f"model: expected features of shape [B, D], [B, D, H, W] or [B, L, D], found {shape or 'no tensor'} for "
+            f"B = 2 from {name}"
+        )
+    return Backbone(module, name, shape[1], channels_in)
 
 
-def _from_user(model: Any) -> nn.Module:
+class Averaged(nn.Module):
+    """A network that gives maps or tokens, followed by their mean.
+
+    Args:
+        network: maps images to [B, D, H, W] or [B, L, D].
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images [B, C, H, W] to features [B, D]."""
+        found: torch.Tensor = self.network(images)
+        return found.mean((2, 3)) if found.ndim == 4 else found.mean(1)
+
+
+def from_user(model: Any) -> nn.Module:
+    """The user's module, or the one that the user's callable returns.
+
+    Raises:
+        OptionError: neither.
+    """
     if isinstance(model, nn.Module):
         return model
     wanted = "model: expected a name, an nn.Module, or a callable without arguments that returns one"
@@ -104,7 +135,7 @@ def _by_name(name: str, channels: int, image_size: tuple[int, int]) -> tuple[nn.
     if name in _OWN:
         return _OWN[name](channels)
     if name.startswith("timm/"):
-        return _from_timm(name.removeprefix("timm/"), channels), channels
+        return _from_timm(name.removeprefix("timm/"), channels, image_size), channels
     import torchvision.models
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -125,16 +156,26 @@ def _by_name(name: str, channels: int, image_size: tuple[int, int]) -> tuple[nn.
     return module, 3
 
 
-def _from_timm(name: str, channels: int) -> nn.Module:
+def _from_timm(name: str, channels: int, image_size: tuple[int, int]) -> nn.Module:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        raise OptionError(f"model: timm/{name} needs the package timm, found none; pip install timm") from error
+        raise OptionError(
+            f"model: timm/{name} needs the package timm, found none; pip install 'sela_ext[timm]'"
+        ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(f'timm/{one}' for one in near)}?" if near else ""
         raise OptionError(f"model: expected a network that timm has, found {name!r}{hint}")
-    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the weights' name, behind the dot, is none that it knows
+        raise OptionError(
+            f"model: expected a network that timm has, found {name!r}: {error}; leave out what follows the dot"
+        ) from error
+    # Networks with a position per patch are built for one size, 224 pixels if nobody says otherwise.
+    size = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **size)
     return module
 
 
@@ -156,7 +197,8 @@ def _first_channels(module: nn.Module) -> int:
     return next((int(child.in_channels) for child in module.modules() if isinstance(child, nn.Conv2d)), 0)
 
 
-def _feature_dim(module: nn.Module, name: str, channels: int, image_size: tuple[int, int]) -> int:
+def _feature_shape(module: nn.Module, name: str, channels: int, image_size: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of what two images give; () where that is no tensor."""
     # In eval mode, so that the trial run changes no batch-norm statistics and draws no random numbers.
     training = module.training
     parameter = next(module.parameters(), None)
@@ -172,7 +214,4 @@ def _feature_dim(module: nn.Module, name: str, channels: int, image_size: tuple[
         ) from error
     finally:
         module.train(training)
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[0] != 2:
-        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise OptionError(f"model: expected features of shape [B, D], found {found} for B = 2 from {name}")
-    return int(output.shape[1])
+    return tuple(output.shape) if isinstance(output, torch.Tensor) else ()

@@ -28,6 +28,8 @@ SCORES = {
     "purity": ("Purity", "in the main class of their cluster"),
     "knn": ("kNN", "nearest neighbours by features"),
     "linear": ("Linear", "linear probe on features"),
+    "agreement": ("Agreement", "of the network with the labels given"),
+    "rotation_accuracy": ("Rotations", "told right, of images as they are"),
 }
 
 
@@ -114,17 +116,19 @@ def sentences(run: RunFolder) -> list[str]:
     said = []
     skipped = f" ({_count(total - labelled, 'more image')} got no label)" if labelled < total else ""
     groups = f"all {run.clusters:,}" if used == run.clusters else f"{used:,} of {run.clusters:,}"
+    fixed = run.options.get("fixed_labels") is not None
+    how = "by labels that were given" if fixed else "without using any labels"
     said.append(
         f"{_count(labelled, 'image')} {'was' if labelled == 1 else 'were'} sorted into "
-        f"{_count(run.clusters, 'cluster')} without using any labels{skipped}; "
+        f"{_count(run.clusters, 'cluster')} {how}{skipped}; "
         f"{groups} hold images, between {int(sizes.min()):,} and {int(sizes.max()):,} each, "
         f"where an even split would be {short_number(round(labelled / run.clusters, 1))}."
     )
     purity = number(end.get("purity"))
     if math.isfinite(purity):
         said.append(
-            f"Measured against true labels, which training never saw: {purity:.1%} of the images belong to the most "
-            "frequent class of their cluster."
+            f"Measured against true labels{'' if fixed else ', which training never saw'}: {purity:.1%} of the images "
+            "belong to the most frequent class of their cluster."
         )
     if run.labels.shape[0] > 1:
         why = (
@@ -132,6 +136,13 @@ def sentences(run: RunFolder) -> list[str]:
         )
         told = isinstance(end.get("head"), int) or run.metrics.of("label_pass")
         said.append(f"Of heads 0 to {run.labels.shape[0] - 1}, head {run.head} is shown{why if told else ''}.")
+    agree = end.get("stability_by_clusters")
+    if isinstance(agree, dict) and agree:
+        known = [f"{number(value):.3f} for {_count(int(k), 'cluster')}" for k, value in agree.items()]
+        said.append(
+            f"Heads that began differently agree to {', '.join(known)} (adjusted mutual information: 1 is the same "
+            "clusters, 0 is chance); more agreement speaks for a number of clusters that the data have."
+        )
     rows = pass_rows(run)
     if run.metrics.events and not rows:
         said.append("No label pass was logged: the labels were given, or stayed as they were drawn.")
@@ -163,6 +174,10 @@ def notices(run: RunFolder) -> list[str]:
     masked = max((row.masked for row in rows), default=0)
     if masked:
         said.append(f"Up to {_count(masked, 'image')} had no usable output in a label pass and got no label there.")
+    end = run.metrics.last("end") or {}
+    for name in ("warnings", "wait_warnings"):
+        found = end.get(name)
+        said += [_sentence(one) for one in found if isinstance(one, str)] if isinstance(found, list) else []
     if not run.metrics.events:
         said.append("The run has no log (metrics.jsonl): how training went is not known.")
     elif run.metrics.last("end") is None:
@@ -170,6 +185,11 @@ def notices(run: RunFolder) -> list[str]:
         reached = f" after epoch {short_number(round(epoch, 2))}" if math.isfinite(epoch) else ""
         said.append(f"The log has no end{reached}: training was interrupted or is still running.")
     return said
+
+
+def _sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _count(count: float, noun: str) -> str:

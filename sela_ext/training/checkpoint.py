@@ -7,6 +7,7 @@ came later. The newest valid file is used, by step and not by clock.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ import re
 import shutil
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,25 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         size = sum(len(part) for part in parts)
         raise ResourceError(
             f"cannot write {path} ({size:,} bytes): {error.strerror}; the earlier file is untouched"
+        ) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What fails inside, for want of space say, is an error that names the file and the way on.
+
+    Args:
+        path: of a log that grows during a run.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write {path}: {error.strerror or error}; the last checkpoint is intact: free some space, then "
+            "resume"
         ) from error
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sela_ext.data import Augment, Loader, Source
+from sela_ext.data import Augment, Loader, Source, VectorLoader
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
+from sela_ext.training.compilation import uncompiled
+from sela_ext.training.vector_embeddings import on_demand
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def embed(
     exact: bool = False,
     exif: bool = False,
     index: IndexStore | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> Embedded:
     """Run the network over all images.
 
@@ -117,7 +121,27 @@ def embed(
         exact: of the loader.
         exif: of the loader.
         index: of the loader; what `open_index` gave for the same source, where there are more passes to come.
+        advance: called with the number of images done, after each batch.
     """
+    if source.vectors is not None:
+        return embed_vectors(
+            network,
+            VectorLoader(
+                source,
+                batch_size=min(batch_size, len(source)),
+                seed=seed,
+                shuffle=train_mode,
+                threads=threads,
+                device=arithmetic.device,
+                on_bad_image=on_bad_image,
+                max_bad_fraction=max_bad_fraction,
+            ),
+            arithmetic,
+            epoch=epoch,
+            train_mode=train_mode,
+            keep_features=keep_features,
+            advance=advance,
+        )
     loader = Loader(
         source,
         batch_size=min(batch_size, len(source)),
@@ -134,6 +158,56 @@ def embed(
         exif=exif,
         index=index,
     )
+    return _embed_batches(
+        network, loader, arithmetic, epoch=epoch, train_mode=train_mode, keep_features=keep_features, advance=advance
+    )
+
+
+@torch.no_grad()
+def embed_vectors(
+    network: Network,
+    loader: VectorLoader,
+    arithmetic: Arithmetic,
+    *,
+    epoch: int = 0,
+    train_mode: bool = False,
+    keep_features: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> Embedded:
+    """Run the network over all vectors of a loader; see `embed`.
+
+    What only needs to be standardised is left where it lies, and read when it is asked for.
+    """
+    source = loader.source
+    features = on_demand(network, source)
+    if features is None or not isinstance(network.projection, nn.Identity):
+        seen = _embed_batches(
+            network,
+            loader,
+            arithmetic,
+            epoch=epoch,
+            train_mode=train_mode,
+            keep_features=keep_features and features is None,
+            advance=advance,
+        )
+        return seen if features is None or not keep_features else replace(seen, features=features)
+    valid = torch.ones(len(source), dtype=torch.bool, device=arithmetic.device)
+    valid[[row for row, _, _ in loader.bad_images]] = False
+    return Embedded(features if keep_features else None, features, valid, list(loader.bad_images))
+
+
+def _embed_batches(
+    network: Network,
+    loader: Loader | VectorLoader,
+    arithmetic: Arithmetic,
+    *,
+    epoch: int,
+    train_mode: bool,
+    keep_features: bool,
+    advance: Callable[[int], None] | None,
+) -> Embedded:
+    """Run the network over all batches of a loader, which is closed."""
+    source = loader.source
     was_training = network.training
     network.train(train_mode)
     features = embeddings = None
@@ -142,7 +216,7 @@ def embed(
         for batch in loader.epoch(epoch):
             if train_mode and len(batch.index) < 2:
                 continue  # batch norm cannot normalise a batch of one
-            with arithmetic.autocast():
+            with arithmetic.autocast(), uncompiled(network):
                 feature = network.features(batch.images)
                 embedding = network.projection(feature)
             if embeddings is None:
@@ -156,6 +230,8 @@ def embed(
                 features[rows] = feature.float()
             embeddings[rows] = embedding
             valid[rows] = True
+            if advance is not None:
+                advance(batch.position)
     finally:
         network.train(was_training)
         loader.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sela_ext.data import Augment, Source
-from sela_ext.evaluation import cluster_metrics, linear_probe, weighted_knn
+from sela_ext.evaluation import cluster_metrics, linear_probe, stability, weighted_knn
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
 from sela_ext.training.embedding import Arithmetic, Embedded, embed
-from sela_ext.training.labelling import choose_head, label_pass
+from sela_ext.training.labelling import LabelPass, choose_head, label_pass
 from sela_ext.training.options import Options
+from sela_ext.training.progress import Stage, no_stage
 from sela_ext.training.split import Images, has_labels
 
 # Images labelled at once: 260 MB of scores at 1,000 clusters.
 _LABEL_ROWS = 16_384
 # Neighbours that vote in a run's own kNN figure.
 _NEIGHBOURS = 20
+# Vectors that vote and teach in a run's own figures: there may be millions, and each would be compared with each.
+_PROBED_VECTORS = 50_000
 # The final labels are solved at least this tightly, whatever the passes of the training used.
 _FINAL_TOL = 1e-3
 
@@ -44,6 +47,8 @@ class Evaluation:
         held_confidence: float32 [heads, M].
         bad: (index, name, reason) of training images that could not be read.
         held_bad: the same of held-out images.
+        stability: for every number of clusters that several heads have, how far these agree: see
+            `sela_ext.evaluation.stability`.
     """
 
     labels: NDArray[np.int32]
@@ -56,6 +61,7 @@ class Evaluation:
     held_confidence: NDArray[np.float32] | None
     bad: list[tuple[int, str, str]]
     held_bad: list[tuple[int, str, str]]
+    stability: dict[int, float] = field(default_factory=dict)
 
 
 def evaluate_network(
@@ -67,6 +73,8 @@ def evaluate_network(
     previous: NDArray[np.int32],
     options: Options,
     indexes: Mapping[str, IndexStore | None] | None = None,
+    stage: Stage = no_stage,
+    label: Callable[[Embedded], LabelPass] | None = None,
 ) -> Evaluation:
     """Label all images in eval mode without augmentation, and measure labels and features.
 
@@ -81,40 +89,33 @@ def evaluate_network(
         previous: labels so far, int32 [heads, N].
         options: of the run.
         indexes: of the loaders of "train", "held" and "judged" images: see `sela_ext.training.embedding.open_index`.
+        stage: shows what is going on.
+        label: makes the labels of the training images from the pass over them; None: balanced ones.
 
     Source: protocols of the SeLa paper, section 4 and appendix.
     """
 
     def look(part: str, source: Source, max_bad_fraction: float) -> Embedded:
-        return embed(
-            network,
-            source,
-            plain,
-            arithmetic,
-            keep_features=True,
-            batch_size=max(64, min(512, options.batch_size)),
-            threads=options.threads,
-            on_bad_image=options.on_bad_image,
-            max_bad_fraction=max_bad_fraction,
-            exact=options.exact,
-            exif=options.exif,
-            index=(indexes or {}).get(part),
-        )
+        named = {"train": "training", "held": "held-out", "judged": "evaluation"}.get(part, part)
+        with stage(f"evaluating {named} images", len(source)) as advance:
+            return embed(
+                network,
+                source,
+                plain,
+                arithmetic,
+                keep_features=True,
+                batch_size=max(64, min(512, options.batch_size)),
+                threads=options.threads,
+                on_bad_image=options.on_bad_image,
+                max_bad_fraction=max_bad_fraction,
+                exact=options.exact,
+                exif=options.exif,
+                index=(indexes or {}).get(part),
+                advance=advance,
+            )
 
     seen = look("train", images.train, options.max_bad_fraction)
-    result = label_pass(
-        network.heads,
-        seen.embeddings,
-        seen.valid,
-        previous,
-        lam=options.lam,
-        tol=min(options.label_tol, _FINAL_TOL),
-        method=options.label_method,
-        max_passes=options.label_max_passes,
-        marginals=options.marginals,
-        balance=options.balance,
-        threads=options.threads,
-    )
+    result = _balanced(network, seen, previous, options, stage) if label is None else label(seen)
     truth = images.train.labels if has_labels(images.train) else None
     if truth is not None:
         for record in result.heads:
@@ -123,8 +124,11 @@ def evaluate_network(
     metrics = {
         name: float(value)
         for name, value in result.heads[head].items()
-        if isinstance(value, (int, float)) and name not in ("head", "changed", "nmi_previous", "converged")
+        if isinstance(value, (int, float)) and name not in ("head", "changed", "nmi_previous", "nmi_other", "converged")
     }
+    agree = stability(result.labels, network.heads.clusters)
+    if network.heads.clusters[head] in agree:
+        metrics["stability"] = agree[network.heads.clusters[head]]
     # A few bad images among the held-out ones are no reason to lose the run; they are listed like the others.
     held = None if images.held is None else look("held", images.held, 1.0)
     if truth is not None:
@@ -135,9 +139,18 @@ def evaluate_network(
             if images.judged is None
             else look("judged", images.judged, 1.0)
         )
-        metrics.update(
-            _probe(seen, truth, judged, None if images.judged is None else images.judged.labels, options.seed)
-        )
+        with stage("nearest neighbours and linear probe", 0) as advance:
+            advance(0)
+            metrics.update(
+                _probe(
+                    seen,
+                    truth,
+                    judged,
+                    None if images.judged is None else images.judged.labels,
+                    options.seed,
+                    most=None if images.train.vectors is None else _PROBED_VECTORS,
+                )
+            )
     held_labels = held_confidence = None
     if held is not None:
         held_labels, held_confidence = label_new(network, held, result.potentials, options.lam)
@@ -152,6 +165,29 @@ def evaluate_network(
         held_confidence,
         seen.bad,
         [] if held is None else held.bad,
+        agree,
+    )
+
+
+def _balanced(
+    network: Network, seen: Embedded, previous: NDArray[np.int32], options: Options, stage: Stage
+) -> LabelPass:
+    """Labels by the assignment of the training, solved more tightly."""
+    return label_pass(
+        network.heads,
+        seen.embeddings,
+        seen.valid,
+        previous,
+        lam=options.lam,
+        tol=min(options.label_tol, _FINAL_TOL),
+        method=options.label_method,
+        max_passes=options.label_max_passes,
+        marginals=options.marginals,
+        relax=options.relax,
+        size_bounds=options.size_bounds,
+        balance=options.balance,
+        threads=options.threads,
+        stage=stage,
     )
 
 
@@ -161,9 +197,11 @@ def _probe(
     judged: Embedded | None,
     judged_truth: NDArray[np.int64] | None,
     seed: int,
+    *,
+    most: int | None,
 ) -> dict[str, float]:
-    """KNN and linear probe on the images whose true label is known."""
-    features, classes = known_features(seen, truth)
+    """KNN and linear probe on the images whose true label is known, `most` of the training images at most."""
+    features, classes = known_features(seen, truth, most)
     if judged is not None and judged_truth is not None:
         test, test_classes = known_features(judged, judged_truth)
         if len(classes) and len(test_classes):
@@ -174,11 +212,17 @@ def _probe(
     return {"knn": weighted_knn(features, classes, None, None, k=_NEIGHBOURS)} if len(classes) > 1 else {}
 
 
-def known_features(seen: Embedded, truth: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
-    """Features and labels of the images that were read and have a label."""
+def known_features(
+    seen: Embedded, truth: NDArray[np.int64], most: int | None = None
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """Features and labels of the images that were read and have a label; evenly spread ones where they are too many."""
     assert seen.features is not None
     known = torch.from_numpy(truth >= 0) & seen.valid.cpu()
-    return seen.features.cpu()[known], truth[known.numpy()]
+    if most is not None and int(known.sum()) > most:
+        places = known.nonzero()[:, 0]
+        known[:] = False
+        known[places[torch.linspace(0, len(places) - 1, most).long()]] = True
+    return seen.features[known.to(seen.features.device)].cpu(), truth[known.numpy()]
 
 
 @torch.no_grad()

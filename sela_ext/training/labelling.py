@@ -1,11 +1,22 @@
-"""The label step of a run: embeddings of all images in, balanced labels of every head out."""
+"""The label step of a run: embeddings of all images in, balanced labels of every head out.
+
+Note [A label pass]
+Embeddings are read once for all heads: a tile of rows is made float32 and of length one, and one product gives the
+logits of all heads, which go from the cache into the storage that the solver reads. Heads are solved side by side, one
+thread each, since problems of few columns gain little from several. The cross-entropy takes one more pass of
+the solver's kernel, at lambda 1 and without a potential: its log-sum-exp is what log-softmax subtracts. Tiles are the
+same, and each is one thread's work, for any number of threads: labels do not depend on it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +26,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sela_ext.assign import FeatureLogits, UnbalancedLabelsWarning, assign
-from sela_ext.assign.plan import available_memory
+from sela_ext.assign import Assignment, FeatureLogits, UnbalancedLabelsWarning, assign
+from sela_ext.assign.features import in_order
+from sela_ext.assign.plan import available_memory, threads_of
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
+from sela_ext.kernels import sinkhorn_pass
 from sela_ext.models import Heads
+from sela_ext.training.marginals import size_options
+from sela_ext.training.progress import Stage, no_stage
+from sela_ext.training.vector_embeddings import is_on_demand, rows_of
 
-# Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters.
+# Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters on a device or for log-softmax; a tile of
+# a thread is smaller: its rows stay in the cache from one operation to the next.
 _CHUNK = 16_384
-# Logits that would take more than this part of the free memory are not stored, but computed each time they are read:
-# more time (ten reads, say, instead of one), and hardly any memory.
+_TILE = 512
+# Bytes of logits of the heads that are solved side by side, unless one head alone takes more.
+_TOGETHER = 1 << 30
+# Logits that would take more than this part of the free memory are not stored in float32. Solved on a 16-bit copy they
+# take half as much, and three products instead of one; where that is too much they are computed each time they are
+# read: more time (ten reads, say), and hardly any memory.
 _MEMORY_SHARE = 0.5
+# The same for embeddings that are not in memory themselves, which are read where they lie for memory's sake.
+_MEMORY_SHARE_ON_DEMAND = 0.25
+# A problem of so few clusters and such a tolerance is solved by Anderson's method from the last pass's potential: 5 to
+# 20 reads of 3 ms (60,000 x 128), where Newton's method takes 85 ms on its candidates. More reads, and it begins anew.
+_FEW_CLUSTERS, _LOOSE, _NEARBY_PASSES = 256, 3e-3, 60
+# Rows that heads are compared on, and that the spread of the embeddings is told from.
+_COMPARED = 20_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +68,7 @@ class LabelPass:
         seconds: time taken.
         complaints: what the solver warned of, a line each: labels far from balanced.
         wait_seconds: time that the network waited for images, where it looked at them for this pass.
+        spread: of the embeddings, see `spread_of`.
     """
 
     labels: NDArray[np.int32]
@@ -50,6 +79,7 @@ class LabelPass:
     seconds: float = 0.0
     complaints: list[str] = field(default_factory=list)
     wait_seconds: float = 0.0
+    spread: float = math.nan
 
     def describe(self) -> str:
         """The pass in a line, for the log."""
@@ -92,9 +122,13 @@ def label_pass(
     method: str = "auto",
     max_passes: int = 1000,
     marginals: Any = None,
+    relax: float | None = None,
+    size_bounds: Any = None,
     balance: str = "argmax",
     threads: int = 0,
     truth: NDArray[np.int64] | None = None,
+    start: Mapping[int, NDArray[np.float64]] | None = None,
+    stage: Stage = no_stage,
 ) -> LabelPass:
     """Solve the label assignment of every head, from the embeddings of all images.
 
@@ -108,92 +142,327 @@ def label_pass(
         tol: L1 tolerance of the cluster sizes.
         method: see `sela_ext.assign`.
         max_passes: see `sela_ext.assign`.
-        marginals: shares of the clusters; None = equal.
+        marginals: shares of the clusters; None = equal; "estimated" = what the network predicts, see
+            `sela_ext.training.marginals.estimated_shares`.
+        relax: see `sela_ext.assign`.
+        size_bounds: lowest and highest size of a cluster, as multiples of an equal share.
         balance: see `sela_ext.assign`.
-        threads: of the solver.
+        threads: of products and solver; 0 = all. Labels do not depend on it.
         truth: true labels int64 [N], only for the records.
+        start: potentials of the last pass, float64 [K] by head: few clusters and a loose tolerance are solved from
+            there, which takes a third of the time. The labels are others within the tolerance.
+        stage: shows which head it is at.
 
     Source: SeLa paper, section 3.1.
     """
     begin = time.perf_counter()
-    rows = valid.nonzero()[:, 0]
+    places = valid.nonzero()[:, 0]
+    everything = len(places) == len(embeddings)
+    rows = places.cpu().numpy()
     labels, confidence = previous.copy(), np.zeros(previous.shape, np.float32)
-    potentials: dict[int, NDArray[np.float64]] = {}
+    workers = 1 if embeddings.device.type == "cuda" else threads_of(threads)
+    chosen = list(range(len(heads.clusters)) if which is None else which)
+    solved: dict[int, _Solved] = {}
+    complaints: list[str] = []
+    with stage("solving for labels, heads", len(chosen)) as advance:
+        for group in _groups(heads, chosen, len(places), embeddings.device):
+            logits = _logits_of(heads, group, embeddings, None if everything else places, workers)
+            side_by_side = min(workers, len(group)) if all(isinstance(one, Tensor) for one in logits) else 1
+
+            def solve(
+                position: int, group: list[int] = group, logits: list[Any] = logits, alone: bool = side_by_side == 1
+            ) -> _Solved:
+                head = group[position]
+                return _solve(
+                    logits[position],
+                    None if start is None else start.get(head),
+                    threads=threads if alone else 1,
+                    lam=lam,
+                    tol=tol,
+                    method=method,
+                    max_passes=max_passes,
+                    **size_options(marginals, relax, size_bounds, logits[position]),
+                    balance=balance,
+                    storage=_storage_of(logits[position]),
+                )
+
+            with _complaints(group) as listen:
+                for head, result in zip(group, _at_once(listen(solve), len(group), side_by_side), strict=True):
+                    solved[head] = result
+                    advance(len(solved))
+            complaints += listen.found()
+            del logits, solve
     records: list[dict[str, Any]] = []
     masked = 0
-    complaints: list[str] = []
-    for head in range(len(heads.clusters)) if which is None else which:
-        k = heads.clusters[head]
-        logits = _logits_of(heads, head, embeddings, rows)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UnbalancedLabelsWarning)
-            solved = assign(
-                logits,
-                lam=lam,
-                tol=tol,
-                method=method,
-                max_passes=max_passes,
-                marginals=marginals,
-                balance=balance,
-                threads=threads,
-            )
-        complaints += [f"head {head}: {warning.message}" for warning in caught]
-        found = torch.as_tensor(solved.labels).to(embeddings.device, torch.int64)
-        log_p = torch.cat(
-            [
-                F.log_softmax(logits[start : start + _CHUNK], 1).gather(
-                    1, found[start : start + _CHUNK].clamp(min=0)[:, None]
-                )[:, 0]
-                for start in range(0, len(rows), _CHUNK)
-            ]
-        )
-        labelled = found >= 0
-        cross_entropy = float(-log_p[labelled].double().mean())
-        places = rows.cpu().numpy()
+    for head in chosen:
+        result, k = solved[head], heads.clusters[head]
+        labelled = result.labels >= 0
         new = np.full(len(valid), -1, np.int32)
-        new[places] = found.to(torch.int32).cpu().numpy()
+        new[rows] = result.labels
         confidence[head] = 0.0
-        confidence[head, places] = torch.where(labelled, log_p.exp(), torch.zeros_like(log_p)).cpu().numpy()
+        confidence[head, rows] = np.where(labelled, np.exp(result.log_p), 0.0)
         masked = max(masked, int((~labelled).sum()))
-        statistics = label_statistics(new, k)
-        record: dict[str, Any] = {
-            "head": head,
-            "clusters": k,
-            "method": solved.method,
-            "backend": solved.backend,
-            "error": float(solved.error),
-            "converged": bool(solved.converged),
-            "passes": float(solved.passes),
-            "changed": label_change(previous[head], new),
-            "cross_entropy": cross_entropy,
-            "ln_k": math.log(k),
-            "used": int(statistics["used"]),
-            "size_min": int(statistics["size_min"]),
-            "size_max": int(statistics["size_max"]),
-            "nmi_previous": mutual_information(previous[head], new),
+        solver = {
+            "method": result.method,
+            "backend": result.backend,
+            "error": result.error,
+            "converged": result.converged,
+            "passes": result.passes,
         }
-        if truth is not None:
-            record["nmi"] = mutual_information(truth, new)
+        cross_entropy = -float(result.log_p[labelled].mean(dtype=np.float64))
+        record = head_record(head, k, solver, previous[head], new, cross_entropy, truth)
+        # The head before this one that has as many clusters: heads that say the same are no use beside one another.
+        other = next((i for i in reversed(range(head)) if heads.clusters[i] == k and i in chosen), None)
+        if other is not None:
+            some = slice(None, None, max(1, len(new) // _COMPARED))
+            record["nmi_other"] = mutual_information(labels[other][some], new[some])
         records.append(record)
         labels[head] = new
-        potentials[head] = torch.as_tensor(solved.potential).cpu().numpy().astype(np.float64)
-    return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
+    potentials = {head: solved[head].potential for head in chosen}
+    return LabelPass(
+        labels,
+        confidence,
+        potentials,
+        records,
+        masked,
+        time.perf_counter() - begin,
+        complaints,
+        spread=spread_of(embeddings[places[:: max(1, len(places) // _COMPARED)]]),
+    )
 
 
-def _logits_of(heads: Heads, head: int, embeddings: Tensor, rows: Tensor) -> Tensor | FeatureLogits:
-    """Logits of one head for these rows: stored, or where they would take most of the memory, computed when read."""
-    k = heads.clusters[head]
-    everything = len(rows) == len(embeddings)
-    if len(rows) * k * 4 > _MEMORY_SHARE * _free_memory(embeddings.device):
-        weight, bias, normalize = heads.as_linear(head)
-        chosen = embeddings if everything else embeddings[rows]
+def head_record(
+    head: int,
+    clusters: int,
+    solver: dict[str, Any],
+    previous: NDArray[np.int32],
+    labels: NDArray[np.int32],
+    cross_entropy: float,
+    truth: NDArray[np.int64] | None,
+) -> dict[str, Any]:
+    """What metrics.jsonl says about a head after a label pass.
+
+    Args:
+        head: its number.
+        clusters: K.
+        solver: method, backend, error, converged and passes: what made the labels, and how well.
+        previous: labels before, int32 [N].
+        labels: labels now, int32 [N].
+        cross_entropy: mean over images of -log of what the network gives the label.
+        truth: true labels int64 [N], or None.
+    """
+    statistics = label_statistics(labels, clusters)
+    record: dict[str, Any] = {
+        "head": head,
+        "clusters": clusters,
+        **solver,
+        "changed": label_change(previous, labels),
+        "cross_entropy": cross_entropy,
+        "ln_k": math.log(clusters),
+        "used": int(statistics["used"]),
+        "size_min": int(statistics["size_min"]),
+        "size_max": int(statistics["size_max"]),
+        "nmi_previous": mutual_information(previous, labels),
+    }
+    if truth is not None:
+        record["nmi"] = mutual_information(truth, labels)
+    return record
+
+
+def spread_of(embeddings: Tensor) -> float:
+    """How far embeddings [N, E] point apart: 1 - |mean of them at length one|^2, 0 = all alike, near 1 = all over.
+
+    Example:
+        >>> spread_of(torch.eye(4)), spread_of(torch.ones(4, 3))
+        (0.75, 0.0)
+    """
+    unit = F.normalize(embeddings.detach().double(), dim=1)
+    return max(0.0, 1.0 - float((unit.mean(0) ** 2).sum())) if len(unit) else math.nan
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """One head's labels, of the rows that have an embedding."""
+
+    labels: NDArray[np.int32]
+    log_p: NDArray[np.float32]
+    potential: NDArray[np.float64]
+    method: str
+    backend: str
+    error: float
+    converged: bool
+    passes: float
+
+
+def _solve(
+    logits: Tensor | FeatureLogits, start: NDArray[np.float64] | None, *, threads: int, **options: Any
+) -> _Solved:
+    """Labels of one head, and the log-probability that the network gives to each."""
+    found = None
+    passes = 0.0
+    exact = options["relax"] is None and options["size_bounds"] is None
+    nearby = start is not None and exact and options["method"] == "auto" and options["tol"] >= _LOOSE
+    if nearby and isinstance(logits, Tensor) and logits.device.type == "cpu" and logits.shape[1] <= _FEW_CLUSTERS:
+        few = {**options, "method": "anderson", "max_passes": min(_NEARBY_PASSES, options["max_passes"])}
+        found = assign(logits, start=start, threads=threads, **few)
+        passes = float(found.passes)
+    if found is None or (not found.converged and options["max_passes"] > _NEARBY_PASSES):
+        found = assign(logits, threads=threads, **options)
+        passes += float(found.passes)
+    labels = _numpy(found.labels)
+    return _Solved(
+        labels,
+        _log_probabilities(logits, found, threads),
+        _numpy(found.potential).astype(np.float64),
+        found.method,
+        found.backend,
+        float(found.error),
+        bool(found.converged),
+        passes,
+    )
+
+
+def _log_probabilities(logits: Tensor | FeatureLogits, found: Assignment, threads: int) -> NDArray[np.float32]:
+    """Log softmax(logits) at the labels, float32 [rows]; whatever it is where there is no label."""
+    labels = torch.as_tensor(found.labels).to(logits.device, torch.int64).clamp(min=0)[:, None]
+    if isinstance(logits, Tensor):
+        sums = sinkhorn_pass(logits, np.zeros(logits.shape[1]), scale=1.0, threads=threads)
+        return _numpy(logits.gather(1, labels)[:, 0] - torch.as_tensor(sums.lse).to(logits.device))
+    return _numpy(
+        torch.cat(
+            [
+                F.log_softmax(logits[first : first + _CHUNK], 1).gather(1, labels[first : first + _CHUNK])[:, 0]
+                for first in range(0, len(labels), _CHUNK)
+            ]
+        )
+    )
+
+
+def _at_once(work: Callable[[int], _Solved], count: int, workers: int) -> Iterator[_Solved]:
+    """Do something for 0 .. count - 1, in so many threads; the results come in order."""
+    if workers <= 1:
+        yield from map(work, range(count))
+        return
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(work, range(count))
+
+
+class _complaints:  # noqa: N801 - a context manager
+    """Notes the solver's warnings of labels far from balanced, by head; filters are the whole process's business."""
+
+    def __init__(self, group: Sequence[int]) -> None:
+        self._group = group
+        self._now = threading.local()
+        self._noted: list[tuple[int, str]] = []
+
+    def __enter__(self) -> _complaints:
+        self._caught = warnings.catch_warnings()
+        self._caught.__enter__()
+        warnings.simplefilter("always", UnbalancedLabelsWarning)
+        show = warnings.showwarning
+
+        def note(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+            position = getattr(self._now, "position", None)
+            if position is None or not issubclass(category, UnbalancedLabelsWarning):
+                show(message, category, *rest, **more)
+            else:
+                self._noted.append((position, str(message)))
+
+        warnings.showwarning = note
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._caught.__exit__(None, None, None)
+
+    def __call__(self, work: Callable[[int], _Solved]) -> Callable[[int], _Solved]:
+        def listened(position: int) -> _Solved:
+            self._now.position = position
+            try:
+                return work(position)
+            finally:
+                self._now.position = None
+
+        return listened
+
+    def found(self) -> list[str]:
+        return [f"head {self._group[position]}: {text}" for position, text in sorted(self._noted)]
+
+
+def _storage_of(logits: Tensor | FeatureLogits) -> str:
+    """What the solver keeps logits in: those that are computed when read, in 16 bits where that fits."""
+    if isinstance(logits, Tensor) or logits.device.type != "cpu":
+        return "auto"
+    rows, clusters = logits.shape
+    return "fixed16" if 2.0 * rows * clusters <= _MEMORY_SHARE * _free_memory(logits.device) else "auto"
+
+
+def _groups(heads: Heads, chosen: Sequence[int], rows: int, device: torch.device) -> Iterator[list[int]]:
+    """Heads whose logits are stored together."""
+    room = min(_TOGETHER, _MEMORY_SHARE * _free_memory(device))
+    group: list[int] = []
+    for head in chosen:
+        if group and 4.0 * rows * sum(heads.clusters[h] for h in [*group, head]) > room:
+            yield group
+            group = []
+        group.append(head)
+    if group:
+        yield group
+
+
+def _logits_of(
+    heads: Heads, group: Sequence[int], embeddings: Tensor, rows: Tensor | None, workers: int
+) -> list[Tensor] | list[FeatureLogits]:
+    """Logits of some heads for these rows (None = all): stored, or where one takes most of the memory, computed."""
+    count = len(embeddings) if rows is None else len(rows)
+    share = _MEMORY_SHARE_ON_DEMAND if is_on_demand(embeddings) else _MEMORY_SHARE
+    if any(4.0 * count * heads.clusters[head] > share * _free_memory(embeddings.device) for head in group):
+        chosen = embeddings if rows is None else rows_of(embeddings, rows)
         chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
-        return FeatureLogits(chosen, weight.to(chosen.device), bias, normalize=normalize)
-    logits = torch.empty(len(rows), k, device=embeddings.device)
-    for start in range(0, len(rows), _CHUNK):
-        chunk = embeddings[start : start + _CHUNK] if everything else embeddings[rows[start : start + _CHUNK]]
-        logits[start : start + _CHUNK] = heads.logits_of(head, chunk)
+        maps = (heads.as_linear(head) for head in group)
+        return [
+            FeatureLogits(chosen, weight.to(chosen.device), bias, normalize=normalize)
+            for weight, bias, normalize in maps
+        ]
+    parts = [heads.as_linear(head) for head in group]
+    weight = torch.cat([part[0] for part in parts]).to(embeddings.device)
+    bias = None if parts[0][1] is None else torch.cat([part[1] for part in parts if part[1] is not None])
+    normalize = parts[0][2]
+    widths = [heads.clusters[head] for head in group]
+    logits = [torch.empty(count, k, device=embeddings.device) for k in widths]
+    step = _CHUNK if embeddings.device.type == "cuda" else _TILE
+    narrow = embeddings.dtype in (torch.bfloat16, torch.float16)
+
+    def tile(first: int) -> None:
+        rows_here = slice(first, first + step)
+        chunk = embeddings[rows_here] if rows is None else embeddings[rows[rows_here]]
+        chunk = chunk.float()
+        if normalize and narrow:  # numbers of 16 bits stay what they are, whatever the product makes of float32
+            product = F.linear(chunk, weight, bias)
+            product /= torch.linalg.vector_norm(chunk, dim=1, keepdim=True).clamp_(min=1e-12)
+        else:
+            product = F.linear(F.normalize(chunk, dim=1) if normalize else chunk, weight, bias)
+        for one, part in zip(logits, torch.split(product, widths, dim=1), strict=True):
+            one[rows_here] = part
+
+    with _short_products() if narrow else contextlib.nullcontext():
+        for _ in in_order(tile, list(range(0, count, step)), workers, reading=None, step=step):
+            pass
     return logits
+
+
+@contextlib.contextmanager
+def _short_products() -> Iterator[None]:
+    """Products of float32 matrices with factors of 16 bits where the processor has them, and sums in float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _numpy(value: Any) -> NDArray[Any]:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _free_memory(device: torch.device) -> float:

@@ -8,57 +8,71 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 
 from sela_ext import build_info
 from sela_ext.data.orientation import read_upright
+from sela_ext.data.source import UInt8Array
 from sela_ext.errors import NumericsError
 from sela_ext.report import write_report
 from sela_ext.training import snapshot
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
+from sela_ext.training.clock import Clock
 from sela_ext.training.evaluate import Evaluation
+from sela_ext.training.fixed_labels import refuse_own_folder
 from sela_ext.training.machine import Interrupt, torch_settings
-from sela_ext.training.options import AUTO, Options, make_options
+from sela_ext.training.options import AUTO, Options, make_options, with_preset
 from sela_ext.training.outcome import (
     TrainResult,
     bad_images,
     closing_lines,
+    noun_of,
     opening_line,
     save_network,
     spread_labels,
 )
-from sela_ext.training.presets import PRESETS
+from sela_ext.training.plan import RunPlan, plan_run, with_time
 from sela_ext.training.progress import RunProgress
-from sela_ext.training.recipes import RECIPES
-from sela_ext.training.resolve import resolve
+from sela_ext.training.recipes import make_recipe
+from sela_ext.training.resolve import Plan, resolve
 from sela_ext.training.run import Run, make_run
 from sela_ext.training.run_folder import RunFolder
 from sela_ext.training.schedule import label_pass_times, learning_rate, passes_due
-from sela_ext.training.split import choose_images
+from sela_ext.training.split import Images, choose_images
+from sela_ext.training.watch import chance_level, check_outputs, watch
 
 
-def train(data: Any, *, out: str | os.PathLike[str], **options: Any) -> TrainResult:
+@overload
+def train(data: Any, *, out: str | os.PathLike[str], dry_run: Literal[True], **options: Any) -> RunPlan: ...
+@overload
+def train(
+    data: Any, *, out: str | os.PathLike[str], dry_run: Literal[False] = False, **options: Any
+) -> TrainResult: ...
+def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **options: Any) -> TrainResult | RunPlan:
     """Train a network on unlabelled images by SeLa, and label the images.
 
     Args:
         data: "digits" (built in) | path (folder of images, IDX file or folder of them) | list of paths | uint8 array
-            [N, H, W] or [N, H, W, C] | torch Dataset.
+            [N, H, W] or [N, H, W, C] | torch Dataset | feature vectors, float array [N, D] or a file of them: heads are
+            then trained on noisy views of the rows (see docs/embeddings.md).
         out: run folder; must be empty or absent unless `resume` or `overwrite`.
+        dry_run: tell what memory and time the run would take, and end: nothing is trained or written.
         **options: see `sela train --help` or `sela_ext.training.Options`; "auto" values are chosen from data and
             device, and written to options.json with the reason.
 
     Returns:
-        Labels of every head, metrics where true labels exist, and the trained network.
+        Labels of every head, metrics where true labels exist, and the trained network; with `dry_run` the plan.
 
     Raises:
         OptionError: unknown option, wrong type or range, or one that does not fit the data.
         DataError: images missing or unreadable.
         CheckpointError: `resume` with other options or other data, or with damaged checkpoints.
         NumericsError: the loss is not finite.
+        ResourceError: memory does not suffice, or the run folder cannot be written.
 
     Example:
         >>> import sela_ext, tempfile, os
@@ -70,11 +84,15 @@ def train(data: Any, *, out: str | os.PathLike[str], **options: Any) -> TrainRes
     Source: Asano, Rupprecht, Vedaldi, "Self-labelling via simultaneous clustering and representation learning",
     ICLR 2020.
     """
-    chosen = make_options(options)
+    chosen = make_options({**options, "dry_run": dry_run})
+    check_outputs(chosen)
     folder = RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
+    refuse_own_folder(chosen.fixed_labels, folder.path)
     images = choose_images(data, chosen)
     is_digits = isinstance(data, str) and data == "digits"
-    plan = resolve(chosen, _given(options), images.train, digits=is_digits)
+    plan = resolve(chosen, _given(options), images.train, digits=is_digits, fixed=images.fixed)
+    if chosen.dry_run:
+        return _dry_run(plan, images, folder)
     folder.create(overwrite=chosen.overwrite)
     with torch_settings(plan.options.threads), Interrupt() as interrupt, contextlib.closing(folder):
         return _run(data, make_run(plan, images, folder, interrupt))
@@ -84,25 +102,31 @@ def _run(data: Any, run: Run) -> TrainResult:
     plan, opt, folder, interrupt = run.plan, run.options, run.folder, run.interrupt
     state = run.state
     state.update(snapshot.first_state())
-    recipe = RECIPES[opt.method](run)
+    recipe = make_recipe(run)
     run.labels = recipe.first_labels()
-    loader = run.make_loader(recipe.views())
+    views = recipe.views()
+    memory = plan_run(run, views)
+    memory.check()
+    loader = run.make_loader(views)
     saved = load_checkpoint(folder.checkpoints) if opt.resume else None
     if saved is not None:
         snapshot.put_back(run, recipe, saved)
-    folder.open_logs(state["metrics_length"], state["step"])
-    folder.write_options(_described(data, run))
+    described = _described(data, run, memory)
+    clock = Clock(state["clock"])
     times = _pass_times(run)
     last_save = started = time.monotonic()
     save_seconds, seconds_before = 0.0, state["seconds"]
-    images_done, wait_before = 0, loader.wait_seconds
-    pending: tuple[torch.Tensor, torch.Tensor] | None = None  # loss and images of the last step, not yet looked at
+    images_done = images_shown = 0
+    # Loss, its parts and images of the last step, not yet looked at.
+    pending: tuple[torch.Tensor, Mapping[str, torch.Tensor], torch.Tensor] | None = None
 
     def save(finished: bool = False) -> None:
         nonlocal last_save, save_seconds
         began = time.monotonic()
-        state.update(finished=finished, metrics_length=folder.metrics_length())
-        save_checkpoint(folder.checkpoints, state["step"], snapshot.take(run, recipe))
+        with clock.part("checkpoint"):
+            state["clock"] = clock.seconds(loader.wait_seconds)
+            state.update(finished=finished, metrics_length=folder.metrics_length())
+            save_checkpoint(folder.checkpoints, state["step"], snapshot.take(run, recipe))
         last_save = time.monotonic()
         save_seconds = last_save - began
 
@@ -113,20 +137,23 @@ def _run(data: Any, run: Run) -> TrainResult:
 
     def relabel(which: list[int] | None = None) -> None:
         """One label pass, as the method makes them."""
-        result = recipe.relabel(which)
+        with clock.part("label_pass"):
+            result = recipe.relabel(which)
         run.labels = result.labels
         state["passes_made"] += 1
-        folder.record(
+        watcher.record(
             {
                 "event": "label_pass",
                 "pass": state["passes_made"],
                 "step": state["step"],
                 "epoch": run.epochs_done,
                 "masked": result.masked,
+                "spread": result.spread,
                 "solve_seconds": result.seconds,
                 "wait_seconds": result.wait_seconds,
                 "heads": result.heads,
-            }
+            },
+            run.share_done,
         )
         folder.log(f"label pass {state['passes_made']} at epoch {run.epochs_done:.2f}: {result.describe()}")
         for complaint in result.complaints:
@@ -135,20 +162,35 @@ def _run(data: Any, run: Run) -> TrainResult:
             state["complained"] = True
             progress.say(f"label pass {state['passes_made']}: {result.complaints[0]} (further ones go to train.log)")
 
+    def relabel_when_due() -> None:
+        """The label passes whose time has come, in one."""
+        now = state["seen"] if plan.budget_seconds is None else run.share_done
+        due = state["epoch"] + 1 if plan.pass_each_epoch else passes_due(times, state["passes_done"], now)
+        if due > state["passes_done"]:
+            check_loss()
+            # Labels that init asks for are those of every head.
+            turn = opt.label_heads == "turn" and (state["passes_made"] or opt.init == "random")
+            relabel([state["passes_made"] % opt.heads] if turn else None)
+            state["passes_done"] = due
+
     def evaluate(event: str) -> Evaluation:
         # A signal here ends the run at once: nothing is learnt meanwhile, and resume repeats the evaluation.
-        with interrupt.at_once():
+        with interrupt.at_once(), clock.part("evaluation"):
             result = recipe.evaluate()
-        folder.record(
+        times = watcher.time_keys(loader.wait_seconds)
+        watcher.record(
             {
                 "event": event,
                 "step": state["step"],
                 "epoch": run.epochs_done,
                 "head": result.head,
                 **result.metrics,
+                "stability_by_clusters": result.stability,
                 "heads": result.heads,
                 "elapsed_seconds": state["seconds"],
-            }
+                **(times if event == "end" else {}),
+            },
+            run.share_done,
         )
         return result
 
@@ -159,21 +201,27 @@ def _run(data: Any, run: Run) -> TrainResult:
             return
         value = float(pending[0])
         if not np.isfinite(value):
-            names = ", ".join(run.source.name(i) for i in pending[1].tolist()[:3])
+            names = ", ".join(run.source.name(i) for i in pending[2].tolist()[:3])
             raise NumericsError(
                 f"loss is {value} at step {state['step']}, in a batch with {names}, ...; the last checkpoint in "
                 f"{folder.checkpoints} is intact; lower lr (now {opt.lr:g}) or use precision float32"
             )
         state["loss_sum"] += value
         state["loss_steps"] += 1
+        for name, part in pending[1].items():
+            state["part_sums"][name] = state["part_sums"].get(name, 0.0) + float(part)
         pending = None
 
     def done() -> bool:
         over = run.share_done >= 1 if plan.budget_seconds is not None else state["epoch"] >= opt.epochs
-        return bool(state["finished"] or over)
+        return bool(state["finished"] or watcher.stopped or over)
 
     # --- The loop
-    with RunProgress(opt.progress) as progress, contextlib.closing(loader):
+    with RunProgress(opt.progress) as progress, contextlib.closing(loader), contextlib.ExitStack() as closing:
+        run.stage = progress.stage
+        folder.write_options(described)
+        watcher = closing.enter_context(watch(run, progress, clock))
+        watcher.open(state["metrics_length"], state["step"], run.share_done, described)
         progress.say(opening_line(plan, run.images, run.backbone.name))
         if saved is not None:
             progress.say(f"continuing at epoch {state['epoch']}, step {state['step']}")
@@ -181,29 +229,26 @@ def _run(data: Any, run: Run) -> TrainResult:
             recipe.begin()
             if opt.init != "random" and not opt.label_passes:
                 relabel()  # the only one: the untrained network's labels are kept
+        clock.enter("train")
         while not done():
-            epoch = loader.epoch(state["epoch"], state["position"])
+            with interrupt.deferred():
+                if state["position"] == 0:
+                    relabel_when_due()  # before the epoch's images are chosen, which may go by their labels
+                order = recipe.order(state["epoch"])
+            epoch = loader.epoch(state["epoch"], state["position"], order=order)
             with interrupt.deferred(), contextlib.closing(epoch) as batches:
                 for batch in batches:
-                    # Label passes that are due.
-                    now = state["seen"] if plan.budget_seconds is None else run.share_done
-                    due = state["epoch"] + 1 if plan.pass_each_epoch else passes_due(times, state["passes_done"], now)
-                    if due > state["passes_done"]:
-                        check_loss()
-                        relabel([state["passes_made"] % opt.heads] if opt.label_heads == "turn" else None)
-                        state["passes_done"] = due
-
+                    relabel_when_due()
                     # One step. Batch norm cannot normalise a batch of one: it is passed over.
-                    if len(batch.index) > 1:
-                        for group in run.optimizer.param_groups:
-                            group["lr"] = learning_rate(opt.lr, min(run.share_done, 1.0), opt.lr_schedule, opt.warmup)
+                    stepped = len(batch.index) > 1
+                    if stepped:
+                        share = min(run.share_done, 1.0)
+                        rate = learning_rate(opt.lr, share, opt.lr_schedule, opt.warmup, opt.lr_milestones)
+                        run.update.set_rate(rate)
                         output = recipe.step(batch)
-                        run.optimizer.zero_grad(set_to_none=True)
-                        run.scaler.scale(output.loss).backward()  # type: ignore[no-untyped-call]
-                        run.scaler.step(run.optimizer)
-                        run.scaler.update()
+                        run.update.take(output.loss)
                         check_loss()
-                        pending = output.loss.detach(), batch.index
+                        pending = output.loss.detach(), output.parts, batch.index
                         recipe.after_step(batch, output)
                         state["step"] += 1
                         images_done += len(batch.index)
@@ -212,25 +257,21 @@ def _run(data: Any, run: Run) -> TrainResult:
                     state["seconds"] = seconds_before + time.monotonic() - started
 
                     # Log, show, save.
-                    if state["step"] % opt.log_every == 0:
+                    if stepped and state["step"] % opt.log_every == 0:
                         check_loss()
-                        elapsed = max(time.monotonic() - started, 1e-9)
                         event = {
                             "event": "step",
                             "step": state["step"],
                             "epoch": run.epochs_done,
                             "loss": state["loss_sum"] / max(state["loss_steps"], 1),
-                            "lr": run.optimizer.param_groups[0]["lr"],
-                            "images_per_second": images_done / elapsed,
-                            "data_wait_share": (loader.wait_seconds - wait_before) / elapsed,
+                            "ln_k": chance_level(opt),
+                            **{name: total / state["loss_steps"] for name, total in state["part_sums"].items()},
+                            "lr": run.update.optimizer.param_groups[0]["lr"],
+                            **clock.rates(images_done - images_shown, images_done, loader.wait_seconds),
                         }
-                        state["loss_sum"], state["loss_steps"] = 0.0, 0
-                        folder.record(event)
-                        progress.update(
-                            run.share_done,
-                            f"epoch {event['epoch']:.1f}  loss {event['loss']:.3f}  "
-                            f"{event['images_per_second']:,.0f} img/s  wait {event['data_wait_share']:.0%}",
-                        )
+                        state.update(loss_sum=0.0, loss_steps=0, part_sums={})
+                        images_shown = images_done
+                        watcher.record(event, run.share_done)
                     if interrupt.number or time_to_save():
                         check_loss()
                         save()
@@ -238,37 +279,58 @@ def _run(data: Any, run: Run) -> TrainResult:
                             interrupt.leave(
                                 f"stopped at step {state['step']}, checkpoint written; continue with resume"
                             )
-                    if plan.budget_seconds is not None and done():
+                    if watcher.stopped or (plan.budget_seconds is not None and done()):
                         break
                 else:
                     state["epoch"] += 1
                     state["position"] = 0
+                    state["seen"] = state["epoch"] * run.per_epoch
                     folder.log(f"epoch {state['epoch']}: waited for images {loader.wait_share:.1%} of the time so far")
             between_epochs = state["position"] == 0 and not done()
             if opt.evaluate_every and between_epochs and state["epoch"] % opt.evaluate_every == 0:
                 evaluate("evaluation")
         check_loss()
+        run.update.finish()
 
         # --- The end: final labels, metrics, network, report
         if not state["finished"]:
             with interrupt.deferred():
                 save(finished=True)
-        progress.say("evaluating")
         result = evaluate("end")
         images = run.images
         all_labels, all_confidence = spread_labels(result, images)
         bad = bad_images(loader.bad_images, result, images)
         folder.write_labels(all_labels, all_confidence, images.everything.names)
         folder.write_bad_images(bad)
-        save_network(folder, run.network, opt, result, run.backbone.name)
+        save_network(folder, run.evaluated, opt, result, run.backbone.name)
         worked = max(state["seconds"] - seconds_before, 1e-9)
         result.metrics.update(images_per_second=images_done / worked, seconds=state["seconds"])
-        read = functools.partial(read_upright, images.everything) if opt.exif else images.everything.read
-        report = write_report(folder.path, read)
-        progress.say(closing_lines(result, folder.path, report, state, run.per_epoch, len(bad)))
+        watcher.close()
+        with progress.stage("writing the report", 0) as advance:
+            advance(0)
+            report = write_report(folder.path, _image_reader(run))
+        said, noun = watcher.closing_lines(), noun_of(images.everything)
+        progress.say(closing_lines(result, folder.path, report, state, run.per_epoch, len(bad), said, noun))
     folder.log(f"finished: {result.metrics}")
-    run.network.eval()
-    return TrainResult(all_labels, all_confidence, result.metrics, result.head, folder.path, report, run.network)
+    network = run.evaluated.eval()
+    return TrainResult(
+        all_labels, all_confidence, result.metrics, result.head, folder.path, report, network, result.stability
+    )
+
+
+def _dry_run(plan: Plan, images: Images, folder: RunFolder) -> RunPlan:
+    """Say what the run would need, and write nothing."""
+    unwritten = dataclasses.replace(plan, options=dataclasses.replace(plan.options, index="off"))
+    with torch_settings(plan.options.threads), Interrupt() as interrupt, torch.random.fork_rng():
+        run = make_run(unwritten, images, folder, interrupt)
+        run.state.update(snapshot.first_state())
+        views = make_recipe(run).views()
+        found = plan_run(run, views, opening=opening_line(plan, images, run.backbone.name))
+        found = with_time(found, run, views)
+    with RunProgress(plan.options.progress) as progress:
+        progress.say(found.table())
+    found.check()
+    return found
 
 
 def _pass_times(run: Run) -> list[float]:
@@ -281,7 +343,15 @@ def _pass_times(run: Run) -> list[float]:
     return label_pass_times(opt.label_passes, 400, 1 / 400, opt.label_spacing)
 
 
-def _described(data: Any, run: Run) -> dict[str, Any]:
+def _image_reader(run: Run) -> Callable[[int], UInt8Array] | None:
+    """What shows the report images; None for feature vectors, which have none."""
+    everything = run.images.everything
+    if everything.vectors is not None:
+        return None
+    return functools.partial(read_upright, everything) if run.options.exif else everything.read
+
+
+def _described(data: Any, run: Run, memory: RunPlan) -> dict[str, Any]:
     """What options.json holds."""
     return {
         "version": build_info()["version"],
@@ -291,25 +361,35 @@ def _described(data: Any, run: Run) -> dict[str, Any]:
             "images": len(run.images.everything),
             "training_images": len(run.source),
             "held_out_images": len(run.images.held_rows),
-            "channels": run.source.channels,
-            "image_size": list(run.plan.image_size),
+            "fixed_labels": None if run.images.fixed is None else run.images.fixed.where,
+            **_shape_of(run),
             "data": run.images.everything.describe(),
             "network": run.backbone.name,
             "parameters": sum(p.numel() for p in run.network.parameters()),
             "feature_dim": run.backbone.feature_dim,
             "half_resolution": run.half_resolution,
-            "augment": dataclasses.asdict(run.plan.augment),
+            "memory_bytes": {device: memory.peak(device)[0] for device in memory.free},
             "torch": torch.__version__,
             **build_info(),
         },
     }
 
 
+def _shape_of(run: Run) -> dict[str, Any]:
+    """What the network is given: images of a size, augmented, or vectors."""
+    vectors = run.source.vectors
+    if vectors is not None:
+        return {"vector_size": vectors.width}
+    return {
+        "channels": run.source.channels,
+        "image_size": list(run.plan.image_size),
+        "augment": dataclasses.asdict(run.plan.augment),
+    }
+
+
 def _given(options: dict[str, Any]) -> set[str]:
     """Options that are set, by the user or by the preset; "auto" is not set."""
-    preset = options.get("preset")
-    written = options if preset is None else {**PRESETS[preset].options, **options}
-    return {name for name, value in written.items() if not (isinstance(value, str) and value == AUTO)}
+    return {name for name, value in with_preset(options).items() if not (isinstance(value, str) and value == AUTO)}
 
 
 def _signature() -> inspect.Signature:

@@ -37,7 +37,7 @@ def option(
     Args:
         default: the default value; "auto" = chosen from data and device.
         text: one line of help.
-        kind: "int", "float", "str", "bool", "ints" (an int or a list of them) or "any".
+        kind: "int", "float", "str", "bool", "ints" (an int or a list of them), "floats" or "any".
         choices: for "str": the values allowed.
         low: smallest value allowed.
         high: largest value allowed.
@@ -47,12 +47,35 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+# What says how labels are made. Fixed labels need none of it: a preset's are left out, a user's are refused.
+OF_LABEL_PASSES = (
+    "clusters",
+    "heads",
+    "label_passes",
+    "label_spacing",
+    "label_source",
+    "label_augment",
+    "label_heads",
+    "label_tol",
+    "init",
+    "lam",
+    "marginals",
+    "relax",
+    "size_bounds",
+    "balance",
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything that can be chosen about a run. The defaults are those of `sela_ext.train`."""
 
     # What is learnt
-    model: Any = option(AUTO, "network: a name of this package or of torchvision, or an nn.Module", kind="any")
+    model: Any = option(
+        AUTO,
+        "network: a name of this package or of torchvision, or an nn.Module; for vectors identity, mlp or mlp-512-256",
+        kind="any",
+    )
     clusters: Any = option(AUTO, "clusters K: one number, or one per head", kind="ints", low=2)
     heads: int = option(AUTO, "number of heads", kind="int", low=1, high=1000)
     head_kind: str = option(AUTO, "linear (paper) or cosine heads", kind="str", choices=("linear", "cosine"))
@@ -75,8 +98,17 @@ class Options:
         kind="str",
         choices=("step", "cosine", "linear", "constant", "onecycle"),
     )
+    lr_milestones: Any = option(
+        AUTO,
+        "shares of the run at which the step schedule divides by ten, e.g. 0.5,0.75",
+        kind="floats",
+        above=0,
+        high=1,
+    )
     warmup: float = option(AUTO, "share of the run with a growing learning rate", kind="float", low=0, high=1)
-    optimizer: str = option("sgd", "optimiser", kind="str", choices=("sgd", "lars", "adamw"))
+    optimizer: str = option(
+        "sgd", "optimiser; lr follows it unless asked for", kind="str", choices=("sgd", "lars", "adamw")
+    )
     momentum: float = option(0.9, "momentum of SGD and LARS, first beta of AdamW", kind="float", low=0, high=0.9999)
     nesterov: bool = option(AUTO, "Nesterov momentum", kind="bool")
     weight_decay: float = option(AUTO, "weight decay", kind="float", low=0, high=10)
@@ -84,7 +116,9 @@ class Options:
     ema: float = option(
         0.0, "decay of the averaged network that is evaluated and kept; 0 = none", kind="float", low=0, high=0.999999
     )
-    accumulate: int = option(1, "batches whose gradients make one step", kind="int", low=1, high=10_000)
+    accumulate: int = option(
+        1, "batches whose gradients make one step; lr is not changed by it", kind="int", low=1, high=10_000
+    )
     compile: bool = option(False, "compile the network with torch.compile", kind="bool")
     loss: str = option("mean", "mean or sum over heads", kind="str", choices=("mean", "sum"))
     half_resolution: float = option(AUTO, "share of the steps at half resolution", kind="float", low=0, high=1)
@@ -127,15 +161,35 @@ class Options:
     label_max_passes: int = option(1000, "most passes of the label solver", kind="int", low=1, high=10_000_000)
     balance: str = option("argmax", "rounding of the plan to labels", kind="str", choices=("argmax", "exact"))
     marginals: Any = option(
-        None, "shares of the clusters; None = equal; estimated = what the network predicts", kind="any"
+        None,
+        "shares of the clusters: None = equal; a list; or estimated = .9 of what the network predicts on average and "
+        ".1 of an equal share",
+        kind="any",
     )
-    relax: Any = option(None, "weight of the penalty that replaces the constraint on sizes; None = exact", kind="any")
-    size_bounds: Any = option(None, "lowest and highest share of a cluster, of an equal share; None = none", kind="any")
-    pca: int = option(256, "DeepCluster: dimensions that are whitened; 0 = all, unwhitened", kind="int", low=0)
-    kmeans_iterations: int = option(20, "iterations of k-means in a label pass", kind="int", low=1, high=10_000)
+    relax: Any = option(
+        None,
+        "let cluster sizes deviate at a cost of lam * relax * KL(sizes, marginals): small = free, large = strict; "
+        "None = met. Not with size_bounds or balance exact",
+        kind="any",
+    )
+    size_bounds: Any = option(
+        None,
+        "smallest and largest size of a cluster, as multiples of an equal share, such as 0.5,2; None = met exactly. "
+        "The plan keeps them; labels are its largest entries and may exceed them. Not with relax or balance exact",
+        kind="any",
+    )
+    pca: int = option(
+        256,
+        "methods deepcluster and kmeans: dimensions that features are whitened to before k-means; 0 = as they are",
+        kind="int",
+        low=0,
+    )
+    kmeans_iterations: int = option(
+        20, "methods deepcluster and kmeans: iterations of k-means in a label pass", kind="int", low=1, high=10_000
+    )
     sampler: str = option(
         AUTO,
-        "what an epoch draws evenly: images, or clusters",
+        "what an epoch draws evenly: images, each once; or clusters, each equally often",
         kind="str",
         choices=("images", "clusters"),
     )
@@ -143,16 +197,27 @@ class Options:
         None, 'several crops of every image: numbers and sizes, largest first, such as "2x160+4x96"', kind="any"
     )
     freeze_prototypes: float = option(0.0, "epochs in which the prototypes are not trained", kind="float", low=0)
-    fixed_labels: Any = option(None, "labels of another run: no label passes", kind="any")
-    rotnet: bool = option(False, "rotation head beside the label heads", kind="bool")
+    fixed_labels: Any = option(
+        None,
+        "labels to train on as they are, without label passes: a run folder (runs/x:3 = its head 3), a file of labels, "
+        "a released checkpoint, or an array",
+        kind="any",
+    )
+    rotnet: bool = option(False, "show every image in its four rotations, and have them told apart too", kind="bool")
     # Images
     augment: Any = option(AUTO, "augmentation: preset name or sela_ext.Augment", kind="any")
     image_size: int = option(AUTO, "pixels of the training images", kind="int", low=4, high=4096)
     feature_noise: float = option(
-        0.3, "embeddings as data: deviation of the noise of a view, of the rows' root mean square", kind="float", low=0
+        0.3, "vectors as data: deviation of the noise of a view, of the rows' root mean square", kind="float", low=0
     )
     feature_dropout: float = option(
-        0.2, "embeddings as data: share of the features left out of a view", kind="float", low=0, high=0.99
+        0.2, "vectors as data: share of the features left out of a view", kind="float", low=0, high=0.99
+    )
+    feature_scale: str = option(
+        "one",
+        "vectors as data: one scale for all columns, or each column by its own deviation",
+        kind="str",
+        choices=("one", "columns"),
     )
     imbalance: str = option(
         "none",
@@ -227,12 +292,12 @@ def check(spec: Field[Any], value: Any) -> None:
             near = difflib.get_close_matches(value, meta["choices"], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"{name}: expected one of {', '.join(meta['choices'])}, found {value!r}{hint}")
-    elif kind == "ints":
+    elif kind in ("ints", "floats"):
         values = value if isinstance(value, (list, tuple)) else [value]
         if not values:
             raise OptionError(f"{name}: expected a number or a list of numbers, found {value!r}")
         for one in values:
-            _check_number(name, one, "int", meta)
+            _check_number(name, one, kind.removesuffix("s"), meta)
     else:
         _check_number(name, value, kind, meta)
 
@@ -267,20 +332,35 @@ def make_options(given: Mapping[str, Any]) -> Options:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"unknown option {name!r}{hint}")
-    values = {name: plain_value(value) for name, value in given.items()}
-    preset = values.get("preset")
-    if preset is not None:
-        from sela_ext.training.presets import PRESETS
+    return Options(**with_preset({name: plain_value(value) for name, value in given.items()}))
 
-        if preset not in PRESETS:
-            near = difflib.get_close_matches(str(preset), PRESETS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise OptionError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}{hint}")
-        recipe = dict(PRESETS[preset].options)
-        if isinstance(values.get("clusters"), list):
-            recipe.pop("heads", None)  # a list says how many heads there are
-        values = {**recipe, **values}
-    return Options(**values)
+
+def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What user and preset set together: the preset's values below the given ones.
+
+    Raises:
+        OptionError: unknown preset.
+    """
+    preset = given.get("preset")
+    if preset is None:
+        return dict(given)
+    from sela_ext.training.presets import METHODS, PRESETS
+
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(str(preset), PRESETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}{hint}")
+    recipe = dict(PRESETS[preset].options)
+    method = given.get("method", recipe.get("method"))
+    if method != recipe.get("method"):
+        recipe.update(METHODS.get(str(method), {}))  # what another method needs goes before what the preset says
+        if method in ("kmeans", "deepcluster"):
+            recipe.pop("crops", None)  # they see one view of an image
+    if isinstance(given.get("clusters"), (list, tuple)):
+        recipe.pop("heads", None)  # a list says how many heads there are
+    if given.get("fixed_labels") is not None:
+        recipe = {name: value for name, value in recipe.items() if name not in OF_LABEL_PASSES}
+    return {**recipe, **given}
 
 
 def plain_value(value: Any) -> Any:

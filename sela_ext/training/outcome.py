@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sela_ext.data import Source
 from sela_ext.models import Network
 from sela_ext.training.checkpoint import write_atomically
 from sela_ext.training.evaluate import Evaluation
@@ -28,7 +30,10 @@ class TrainResult:
         labels: int32 [heads, N]; -1 = skipped image. N counts held-out images too.
         confidence: the network's probability of each label, float32 [heads, N].
         metrics: of the head chosen without true labels: nmi, ami, ari, accuracy, purity, knn, linear where true labels
-            exist; cross_entropy, ln_k, used, size_min, size_max, images_per_second, seconds always.
+            exist; stability (see `sela_ext.evaluation.stability`) where other heads have as many clusters;
+            cross_entropy, ln_k, used, size_min, size_max, images_per_second, seconds always.
+        stability: for every number of clusters that several heads have, how far these agree: mean adjusted mutual
+            information, 1 = the same clusters.
         head: the head chosen: lowest cross-entropy.
         out: the run folder.
         report: the page.
@@ -42,6 +47,7 @@ class TrainResult:
     out: Path
     report: Path
     network: Network
+    stability: dict[int, float] = field(default_factory=dict)
 
 
 def spread_labels(result: Evaluation, images: Images) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -72,6 +78,9 @@ def save_network(folder: RunFolder, network: Network, opt: Options, result: Eval
             "backbone": {key: value.cpu() for key, value in network.backbone.state_dict().items()},
             "projection": {key: value.cpu() for key, value in network.projection.state_dict().items()},
             "heads": {key: value.cpu() for key, value in network.heads.state_dict().items()},
+            "rotation": None
+            if network.rotation is None
+            else {key: value.cpu() for key, value in network.rotation.state_dict().items()},
             "clusters": list(opt.clusters),
             "head_kind": opt.head_kind,
             "temperature": opt.temperature,
@@ -84,20 +93,35 @@ def save_network(folder: RunFolder, network: Network, opt: Options, result: Eval
     write_atomically(folder.path / "network.pt", buffer.getbuffer())
 
 
+def noun_of(source: Source) -> str:
+    """What the data are called: images, or vectors."""
+    return "images" if source.vectors is None else "vectors"
+
+
 def opening_line(plan: Plan, images: Images, network: str) -> str:
     """Say what is about to run: images, network, device, heads, length."""
     opt, held = plan.options, len(images.held_rows)
     held_out = f", {held:,} held out" if held else ""
-    length = f"{opt.epochs} epochs" if plan.budget_seconds is None else f"{opt.budget}"
+    noun = noun_of(images.everything)
+    length = f"{opt.epochs} epoch{'s' * (opt.epochs > 1)}" if plan.budget_seconds is None else f"{opt.budget}"
     heads = ", ".join(f"{opt.clusters.count(k)} x {k}" for k in dict.fromkeys(opt.clusters))
     return (
-        f"{len(images.train):,} images{held_out} ({images.everything.describe()}); {network} on {opt.device} in "
-        f"{opt.precision}; heads x clusters: {heads}; {length} of {opt.batch_size} images per step"
+        f"{len(images.train):,} {noun}{held_out} ({images.everything.describe()}); {network} on {opt.device} in "
+        f"{opt.precision}; heads x clusters: {heads}; {length} of {opt.batch_size} {noun} per step"
     )
 
 
-def closing_lines(result: Evaluation, out: Path, report: Path, state: dict[str, Any], per_epoch: int, bad: int) -> str:
-    """Say what came out: sizes, metrics, and where labels and report are."""
+def closing_lines(
+    result: Evaluation,
+    out: Path,
+    report: Path,
+    state: dict[str, Any],
+    per_epoch: int,
+    bad: int,
+    watched: Sequence[str] = (),
+    noun: str = "images",
+) -> str:
+    """Say what came out: sizes, metrics, what was noticed, and where labels and report are."""
     m = result.metrics
     shown = [
         f"{name} {m[name]:.3f}" for name in ("nmi", "ami", "ari", "accuracy", "purity", "knn", "linear") if name in m
@@ -105,12 +129,20 @@ def closing_lines(result: Evaluation, out: Path, report: Path, state: dict[str, 
     lines = [
         f"done: {state['seen'] / per_epoch:.1f} epochs, {state['seconds']:.0f} s, {state['passes_made']} label passes",
         f"head {result.head} (lowest cross-entropy, {m['cross_entropy']:.3f} of ln K {m['ln_k']:.3f}): "
-        f"{m['used']:.0f} clusters of {m['size_min']:.0f} to {m['size_max']:.0f} images",
+        f"{m['used']:.0f} clusters of {m['size_min']:.0f} to {m['size_max']:.0f} {noun}",
     ]
+    if result.stability:
+        agree = ", ".join(f"{value:.3f} of K = {k:,}" for k, value in result.stability.items())
+        lines.append(f"agreement among heads (adjusted mutual information): {agree}")
     if shown:
         lines.append("against the true labels: " + ", ".join(shown))
+    if "agreement" in m:
+        lines.append(f"fixed labels that the network predicts: {m['agreement']:.3f}")
+    if "rotation_accuracy" in m:
+        lines.append(f"rotations told apart: {m['rotation_accuracy']:.3f}")
+    lines += watched
     if bad:
-        lines.append(f"{bad} images could not be read: see {out / 'bad_images.csv'}")
+        lines.append(f"{bad} {noun} could not be read: see {out / 'bad_images.csv'}")
     lines.append(f"labels  {out / 'labels.csv'}")
     lines.append(f"report  {report}")
     return "\n".join(lines)

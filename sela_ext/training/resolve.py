@@ -11,20 +11,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from sela_ext.assign.marginals import cluster_shares
 from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, DistributedError, OptionError
+from sela_ext.kernels import VectorView
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
-from sela_ext.training.options import AUTO, Options, parse_budget
-from sela_ext.training.presets import FAST, PAPER, PRESETS
+from sela_ext.training.crops import crop_views, default_crops, parse_crops, takes_sizes
+from sela_ext.training.fixed_labels import FixedLabels
+from sela_ext.training.idle import refuse_idle
+from sela_ext.training.marginals import check_labelling, check_marginals
+from sela_ext.training.options import AUTO, OF_LABEL_PASSES, Options, parse_budget
+from sela_ext.training.presets import FAST, METHODS, PAPER, PRESETS
+from sela_ext.training.schedule import MILESTONES
 from sela_ext.training.split import has_labels
+from sela_ext.training.vector_options import settle_vectors, view_of
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
 SMALL_IMAGES = 64
 # Images seen in all, as far as that makes a reasonable number of epochs.
 SEEN_IMAGES = 2_000_000
 EPOCHS_RANGE = 20, 160
+# Learning rates at 256 images per step, where another optimiser is asked for than the recipe's: SGD's would be far too
+# large for AdamW, and far too small for LARS (SwAV's is 4.8 at 4,096).
+_RATES = {"sgd": 0.05, "adamw": 0.001, "lars": 0.3}
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,8 @@ class Plan:
     """A run, fully decided.
 
     Attributes:
-        options: no field is "auto"; `clusters` is a list with one entry per head.
+        options: no field but `holdout` (see `sela_ext.training.split`) is "auto"; `clusters` is a list with one entry
+            per head.
         reasons: why each "auto", or default replaced by a recipe, became what it is.
         image_size: height and width of the images, as far as they were looked at.
         augment: of the training steps.
@@ -40,6 +50,9 @@ class Plan:
         budget_seconds: wall-clock budget, or None.
         pass_each_epoch: make a label pass at the start of every epoch, however many there will be.
         given: names of the options that user or preset set.
+        asked: those of them that the preset does not say, or says otherwise: the user's own.
+        vectors: how feature vectors are seen in a step, where the data are such; image size and augmentations then
+            mean nothing.
     """
 
     options: Options
@@ -50,6 +63,8 @@ class Plan:
     budget_seconds: float | None
     pass_each_epoch: bool
     given: frozenset[str]
+    asked: frozenset[str]
+    vectors: VectorView | None = None
 
 
 def probe_image_size(source: Source) -> tuple[int, int]:
@@ -69,7 +84,14 @@ def probe_image_size(source: Source) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def resolve(options: Options, given: Collection[str], source: Source, *, digits: bool = False) -> Plan:
+def resolve(
+    options: Options,
+    given: Collection[str],
+    source: Source,
+    *,
+    digits: bool = False,
+    fixed: FixedLabels | None = None,
+) -> Plan:
     """Replace every "auto".
 
     Args:
@@ -77,20 +99,23 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         given: names that the user or the preset set; a recipe replaces none of these.
         source: the training images.
         digits: the built-in digits, which must not be mirrored.
+        fixed: the labels that `fixed_labels` gave.
 
     Raises:
         OptionError: options that do not fit the data, or that this version does not have.
     """
-    _refuse_unavailable(options)
+    _refuse_together(options, given)
     images, channels = len(source), source.channels
-    size = probe_image_size(source)
-    small = max(size) < SMALL_IMAGES
-    fast = small and options.preset in (None, "fast")
+    vectors = source.vectors
+    size = (1, 1) if vectors is not None else probe_image_size(source)
+    small = vectors is None and max(size) < SMALL_IMAGES
+    fast = small and options.preset in (None, "fast", "sela-v2-small")
     budget = parse_budget(options.budget)
     recipe = {} if options.preset is None else PRESETS[options.preset].options
     if budget is not None and options.epochs not in (AUTO, recipe.get("epochs")):
         raise OptionError("budget and epochs: expected one of them, found both")
     values = {spec.name: getattr(options, spec.name) for spec in dataclasses.fields(Options)}
+    asked = frozenset(name for name in given if name not in recipe or values.get(name) != recipe[name])
     reasons: dict[str, str] = {}
 
     def settle(name: str, value: Any, reason: str) -> None:
@@ -98,17 +123,34 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         if isinstance(values[name], str) and values[name] == AUTO:
             values[name], reasons[name] = value, reason
 
+    if vectors is not None:
+        settle_vectors(values, reasons, given, vectors, _count_classes(source))
     if small and options.preset is None:
         for name, value in FAST.items():
-            if name not in given and values[name] != value:
+            if name not in given and values[name] != value and not (fixed and name in OF_LABEL_PASSES):
                 values[name] = value
                 reasons[name] = f"the fast recipe: images of {size[0]} x {size[1]} are below {SMALL_IMAGES} pixels"
 
-    if values["init"] == "kmeans" and "init" not in given and values["head_kind"] == "linear":
+    for name, value in METHODS.get(options.method, {}).items():
+        if name not in given and not (name == "heads" and isinstance(options.clusters, (list, tuple))):
+            values[name], reasons[name] = value, f"what method {options.method} needs, or is usual with it"
+    if fixed is not None:
+        which = f"the {fixed.where}"
+        values.update(clusters=fixed.clusters, heads=len(fixed.clusters), label_passes=0)
+        reasons.update(clusters=which, heads=which, label_passes="labels are fixed")
+        if "head_kind" not in given:
+            values["head_kind"], reasons["head_kind"] = "linear", "plain cross-entropy on fixed labels"
+    if values["init"] == "kmeans" and "init" not in asked and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
-    if small and options.preset in (None, "fast", "digits"):
+    if small and options.preset in (None, "fast", "digits", "sela-v2-small"):
         wide = images >= 10_000
-        settle("projection", 512 if wide else 0, f"{images} images" + ("" if wide else ": a projection memorises them"))
+        width = [512, 128] if options.method == "sela-v2" else 512
+        settle(
+            "projection", width if wide else 0, f"{images} images" + ("" if wide else ": a projection memorises them")
+        )
+    elif options.method == "sela-v2":
+        settle("projection", [2048, 128], "SeLa-v2's")
+    values["projection"] = _check_projection(values["projection"])
 
     # Device and arithmetic
     settle("device", *_choose_device())
@@ -133,6 +175,7 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
             "small grey images" if grey else "small colour images" if colour_minutes else "a budget below ten minutes",
         )
     settle("model", "resnet18", f"images of {size[0]} x {size[1]}")
+    _choose_image_size_of_crops(values, reasons)
     if str(values["model"]).startswith(BUILT_FOR_224):
         settle("image_size", 224, f"{values['model']} is built for 224 pixels")
     elif small:
@@ -155,9 +198,14 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     if "lr" not in given and small and options.preset is None and batch != 256:
         values["lr"] = FAST["lr"] * batch / 256
         reasons["lr"] = f"the fast recipe's {FAST['lr']} at 256 images per step"
+    if options.optimizer != recipe.get("optimizer", "sgd") and "lr" not in asked:
+        rate = _RATES[options.optimizer]
+        values["lr"], reasons["lr"] = rate * batch / 256, f"{rate} at 256 images per step, for {options.optimizer}"
     settle(
         "lr_schedule", "step" if budget is None else "cosine", "the paper's" if budget is None else "a budget is set"
     )
+    settle("lr_milestones", list(MILESTONES), "the paper's: epochs 150, 300 and 350 of 400")
+    values["lr_milestones"] = _milestones(values["lr_milestones"])
     for name in (
         "warmup",
         "nesterov",
@@ -168,6 +216,9 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         "projection",
     ):
         settle(name, PAPER[name], "the paper's")
+    if values["lr_schedule"] == "onecycle" and "warmup" not in asked:
+        values["warmup"], reasons["warmup"] = 0.0, "one cycle has its own"
+    _check_nesterov(values, reasons, asked)
     if budget is None:
         settle("epochs", *_choose_epochs(images))
     else:
@@ -177,21 +228,27 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
     settle("log_every", max(1, min(50, steps)), f"{steps} steps per epoch")
 
     # Heads and labels
+    if fixed is not None:  # whatever a recipe says of first labels, and of where label passes look
+        values.update(init="random", label_source="eval")
+        reasons.update(init="not used: labels are fixed", label_source="not used: labels are fixed")
     settle("sampler", "images", "every image once in an epoch")
+    check_labelling(values)
     classes = _count_classes(source)
     values["clusters"], values["heads"] = _choose_heads(values, reasons, small, images, classes)
     if values["init"] == "kmeans" and values["head_kind"] != "cosine":
         raise OptionError("init: expected random or predictions with linear heads, found kmeans; or use cosine heads")
     for k in values["clusters"]:
-        if k > images:
+        if k > images and fixed is None:
             raise OptionError(f"clusters: expected at most the number of images, {images}, found {k}")
     settle("label_source", "bank", "costs no extra pass over the images")
     pass_each_epoch = (
         budget is not None
-        and values["label_source"] == "bank"
+        and (values["label_source"] == "bank" or options.method == "deepcluster")
         and values["label_spacing"] == "linear"
         and values["label_passes"] == AUTO
     )
+    if options.method == "deepcluster" and (budget is None or pass_each_epoch):
+        settle("label_passes", values["epochs"], "one at the start of every epoch")
     if values["label_source"] == "bank":
         if pass_each_epoch:
             settle("label_passes", values["epochs"], "one at the start of every epoch")
@@ -201,57 +258,142 @@ def resolve(options: Options, given: Collection[str], source: Source, *, digits:
         "label_passes",
         *((max(2, values["epochs"] // 2), "half as many as epochs") if budget is None else (50, "a budget is set")),
     )
-    if values["marginals"] is not None:
-        if not isinstance(values["marginals"], list):
-            raise OptionError(f"marginals: expected a list of shares, found {values['marginals']!r}")
-        wrong = {k for k in values["clusters"] if k != len(values["marginals"])}
-        if wrong:
-            raise OptionError(
-                f"marginals: expected one share per cluster ({min(wrong)}), found {len(values['marginals'])}"
-            )
-        for k in set(values["clusters"]):
-            cluster_shares(values["marginals"], k)
+    check_marginals(values)
 
     augment, plain = _choose_augment(values, reasons, small, channels, digits)
     if isinstance(values["augment"], Augment):
         if "image_size" in given and options.image_size not in (AUTO, augment.size):
             raise OptionError(f"image_size: expected {augment.size}, the size of augment, found {options.image_size}")
         values["image_size"], reasons["image_size"] = augment.size, "the size of augment"
+    _choose_crops(values, reasons, asked, augment, channels)
     label_view = named_augment(values["label_augment"], 32, "label_augment")
     for option, view in (("augment", augment), ("label_augment", label_view)):
         if view.sobel:
             raise OptionError(f"{option}: expected sobel=False, since networks take the images' channels; found True")
-    return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, frozenset(given))
+    noisy = None
+    if vectors is not None:
+        noise, dropout = values["feature_noise"], values["feature_dropout"]
+        noisy = view_of(vectors, values["feature_scale"], noise, dropout, values["threads"])
+    refuse_idle(values, asked, vectors is not None)
+    told = frozenset(given)
+    return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, told, asked, noisy)
 
 
-def _refuse_unavailable(options: Options) -> None:
-    from sela_ext.training.recipes import RECIPES
+def _check_projection(widths: Any) -> Any:
+    """A width, or a list of several.
 
-    later = {
-        "method": options.method not in RECIPES,
-        "label_method": options.label_method == "newton",
-        "fixed_labels": options.fixed_labels is not None,
-        "rotnet": options.rotnet,
-        "optimizer": options.optimizer != "sgd",
-        "lr_schedule": options.lr_schedule not in (AUTO, "step", "cosine"),
-        "ema": options.ema != 0,
-        "accumulate": options.accumulate != 1,
-        "compile": options.compile,
-        "projection": isinstance(options.projection, list) and len(options.projection) > 1,
-        "marginals": isinstance(options.marginals, str),
-        "relax": options.relax is not None,
-        "size_bounds": options.size_bounds is not None,
-        "sampler": options.sampler not in (AUTO, "images"),
-        "crops": options.crops is not None,
-        "freeze_prototypes": options.freeze_prototypes != 0,
-        "imbalance": options.imbalance != "none",
-        "callbacks": options.callbacks is not None,
-        "wandb": options.wandb not in (None, False),
-        "dry_run": options.dry_run,
-    }
-    for name, asked in later.items():
-        if asked:
-            raise OptionError(f"{name}: {getattr(options, name)!r} is not available in this version; leave it out")
+    Raises:
+        OptionError: an MLP with an empty layer.
+    """
+    if not isinstance(widths, (list, tuple)):
+        return widths
+    if len(widths) > 1 and 0 in widths:
+        raise OptionError(f"projection: expected widths of at least 1 in an MLP, found {list(widths)}")
+    return int(widths[0]) if len(widths) == 1 else [int(width) for width in widths]
+
+
+def _choose_image_size_of_crops(values: dict[str, Any], reasons: dict[str, str]) -> None:
+    """The first of the crops says how large the images of the training are.
+
+    Raises:
+        OptionError: another size was asked for, or crops that cannot be read.
+    """
+    if values["crops"] is None:
+        return
+    groups = parse_crops(values["crops"])
+    values["crops"] = "+".join(map(str, groups))
+    asked = values["augment"].size if isinstance(values["augment"], Augment) else values["image_size"]
+    if asked not in (AUTO, groups[0].size):
+        named = "augment" if isinstance(values["augment"], Augment) else "image_size"
+        raise OptionError(f"{named}: expected {groups[0].size} pixels, the largest of crops, found {asked}")
+    if values["image_size"] == AUTO:
+        values["image_size"], reasons["image_size"] = groups[0].size, "the largest of crops"
+
+
+def _choose_crops(
+    values: dict[str, Any], reasons: dict[str, str], asked: Collection[str], augment: Augment, channels: int
+) -> None:
+    """Crops of SeLa-v2, and whether crops fit everything else.
+
+    Raises:
+        OptionError: they do not.
+    """
+    if values["method"] == "sela-v2":
+        for name, wanted in (("head_kind", "cosine"), ("label_source", "bank")):
+            if values[name] != wanted:
+                raise OptionError(f"{name}: expected {wanted} with method sela-v2, found {values[name]}")
+        if values["crops"] is None:
+            groups = default_crops(augment.size)
+            why = "two whole views, and four of half the size"
+            if takes_sizes(values["model"], channels, [group.size for group in groups]):
+                groups, why = groups[:1], f"the network does not take {groups[1].size} x {groups[1].size}"
+            values["crops"], reasons["crops"] = "+".join(map(str, groups)), why
+    if values["crops"] is None:
+        return
+    if values["method"] not in ("sela", "sela-v2"):
+        raise OptionError(f"crops: expected method sela or sela-v2, found {values['method']}; leave crops out")
+    if values["rotnet"]:
+        raise OptionError("crops and rotnet: expected at most one of them, found both")
+    groups = parse_crops(values["crops"])
+    crop_views(augment, groups)
+    problem = takes_sizes(values["model"], channels, [group.size for group in groups])
+    if problem:
+        raise OptionError(f"crops: expected a network that takes all of {values['crops']}; {problem}")
+    if values["half_resolution"]:
+        if "half_resolution" in asked:
+            raise OptionError("half_resolution and crops: expected one of them, found both")
+        values["half_resolution"], reasons["half_resolution"] = 0.0, "crops has several sizes"
+
+
+def _refuse_together(options: Options, given: Collection[str]) -> None:
+    """Options that exclude each other, or that a preset cannot do without."""
+    for name in PRESETS[options.preset].needs if options.preset is not None else ():
+        if getattr(options, name) is None:
+            raise OptionError(f"{name}: expected labels of another run with preset {options.preset}, found none")
+    if options.rotnet:
+        if options.method in ("deepcluster", "sela-v2"):
+            raise OptionError(f"rotnet: expected method sela or kmeans beside it, found {options.method}")
+        if options.crops is not None:
+            raise OptionError("rotnet: expected one view of every image beside it, found crops; leave one of them out")
+    if options.fixed_labels is None:
+        return
+    if options.method != "sela":
+        raise OptionError(
+            f"fixed_labels: expected no other source of labels, found method {options.method}; leave one of them out"
+        )
+    defaults = {spec.name: spec.default for spec in dataclasses.fields(Options)}
+    for name in OF_LABEL_PASSES:
+        value = getattr(options, name)
+        harmless = value == 0 if name == "label_passes" else name in ("clusters", "heads") or value == defaults[name]
+        if name in given and not harmless:
+            raise OptionError(f"{name}: expected none with fixed_labels, which no label pass changes, found {value!r}")
+
+
+def _check_nesterov(values: dict[str, Any], reasons: dict[str, str], asked: Collection[str]) -> None:
+    """Nesterov momentum, where there is such a thing.
+
+    Raises:
+        OptionError: it was asked for, and there is none.
+    """
+    if not values["nesterov"]:
+        return
+    problem = ""
+    if values["optimizer"] == "adamw":
+        problem = "optimizer adamw has no such momentum"
+    elif values["optimizer"] == "sgd" and not values["momentum"]:
+        problem = "momentum is 0"
+    if problem and "nesterov" in asked:
+        raise OptionError(f"nesterov: expected False, since {problem}, found True")
+    if problem:
+        values["nesterov"], reasons["nesterov"] = False, problem
+
+
+def _milestones(given: Any) -> list[float]:
+    """Milestones of the step schedule: ascending shares of the run."""
+    shares = [float(share) for share in (given if isinstance(given, (list, tuple)) else [given])]
+    if sorted(set(shares)) != shares:
+        raise OptionError(f"lr_milestones: expected ascending shares of the run, found {given!r}")
+    return shares
 
 
 def _choose_epochs(images: int) -> tuple[int, str]:
@@ -324,6 +466,8 @@ def _choose_heads(
     values: dict[str, Any], reasons: dict[str, str], small: bool, images: int, classes: int
 ) -> tuple[list[int], int]:
     clusters, heads = values["clusters"], values["heads"]
+    if isinstance(clusters, (list, tuple)) and heads != AUTO and heads > len(clusters) and heads % len(clusters) == 0:
+        clusters = [k for k in clusters for _ in range(heads // len(clusters))]
     if isinstance(clusters, (list, tuple)):
         if heads not in (AUTO, len(clusters)):
             raise OptionError(f"heads: expected {len(clusters)}, one per entry of clusters, found {heads}")
@@ -380,7 +524,8 @@ def _choose_augment(
         )
         return augment, plain
     if asked == AUTO:
-        values["augment"], reasons["augment"] = "sela", "the paper's"
+        v2 = values["method"] == "sela-v2"
+        values["augment"], reasons["augment"] = ("swav", "SeLa-v2's") if v2 else ("sela", "the paper's")
     augment = named_augment(values["augment"], size)
     return augment, dataclasses.replace(plain, mean=augment.mean, std=augment.std)
 
@@ -396,10 +541,12 @@ def named_augment(name: Any, size: int, option: str = "augment") -> Augment:
     Raises:
         OptionError: unknown name.
     """
-    known = ("none", "flip", "resized_crop", "sela", "cifar", "aug_plus", "aug_plus_more", "eval")
+    known = ("none", "flip", "resized_crop", "sela", "cifar", "aug_plus", "aug_plus_more", "swav", "eval")
     if isinstance(name, Augment):
         return name
     if name not in known:
         raise OptionError(f"{option}: expected one of {', '.join(known)} or a sela_ext.Augment, found {name!r}")
+    if name == "swav":
+        return Augment.multi_crop((size,), (1,), scales=((0.14, 1.0),))[0]
     preset: Augment = getattr(Augment, name)(size)
     return preset

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from sela_ext.data import Augment, Loader, Source
+from sela_ext.data import Augment, Loader, Source, VectorLoader
 from sela_ext.errors import OptionError
 from sela_ext.kernels import IndexStore, device_verdict
 from sela_ext.kernels.device import place_of, usable
-from sela_ext.models import Backbone, Network, build_backbone
+from sela_ext.models import Backbone, Network, build_backbone, build_vector_backbone
+from sela_ext.training.averaging import WeightAverage
+from sela_ext.training.compilation import compile_backbone
+from sela_ext.training.crops import parse_crops
 from sela_ext.training.embedding import Arithmetic, Embedded, embed, open_index
 from sela_ext.training.machine import Interrupt
+from sela_ext.training.optimizers import build_optimizer
 from sela_ext.training.options import Options
+from sela_ext.training.progress import Stage, no_stage
 from sela_ext.training.resolve import Plan
 from sela_ext.training.run_folder import RunFolder
 from sela_ext.training.split import Images, has_labels
+from sela_ext.training.update import Update
+from sela_ext.training.vector_options import scale_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,13 +45,13 @@ class Run:
         arithmetic: device and precision.
         network: backbone, projection and heads.
         backbone: what was asked for by `model`.
-        optimizer: of the network.
-        scaler: of the loss; does nothing but in float16.
+        update: from losses to steps of the optimiser; holds optimiser, loss scaler and averaged network.
         indexes: of the loaders of "train", "held" and "judged" images.
         half_resolution: share of the steps at half resolution.
         drop_last: whether the last, short batch of an epoch is left out.
         per_epoch: images of an epoch.
-        labels: int32 [heads, N]; a label pass replaces them.
+        stage: shows that something other than steps is going on, see `sela_ext.training.progress`.
+        labels: int32 [heads, N]; a label pass replaces them, and nothing changes them in place.
         state: counters; saved with every checkpoint.
     """
 
@@ -54,14 +62,21 @@ class Run:
     arithmetic: Arithmetic
     network: Network
     backbone: Backbone
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    update: Update
     indexes: Mapping[str, IndexStore | None]
     half_resolution: float
     drop_last: bool
     per_epoch: int
+    stage: Stage = no_stage
     labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 0), np.int32))
     state: dict[str, Any] = field(default_factory=dict)
+    _placed: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _table: tuple[NDArray[np.int32], Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def evaluated(self) -> Network:
+        """The network that is evaluated and kept: the average where there is one, else the one that is trained."""
+        return self.network if self.update.average is None else self.update.average.network
 
     @property
     def options(self) -> Options:
@@ -90,9 +105,38 @@ class Run:
         """Epochs that are done, with the part of the present one."""
         return float(self.state["seen"] / self.per_epoch)
 
-    def make_loader(self, views: Sequence[Augment]) -> Loader:
+    def place(self, index: Tensor) -> Tensor:
+        """Numbers of a batch's images, int64 [B], on the device; it is not waited for, and sent once per batch."""
+        device = self.arithmetic.device
+        if device.type == "cpu":
+            return index
+        if self._placed is None or self._placed[0] is not index:
+            self._placed = index, index.pin_memory().to(device, non_blocking=True)
+        return self._placed[1]
+
+    def targets(self, index: Tensor) -> Tensor:
+        """Labels of a batch's images, int64 [heads, B] on the device, from a table that is kept there."""
+        if self._table is None or self._table[0] is not self.labels:
+            self._table = self.labels, torch.from_numpy(self.labels).to(self.arithmetic.device)
+        return self._table[1][:, self.place(index)].long()
+
+    def make_loader(self, views: Sequence[Augment]) -> Loader | VectorLoader:
         """The loader of the training steps, with one view of every image per entry of `views`."""
         opt = self.options
+        if self.plan.vectors is not None:
+            return VectorLoader(
+                self.source,
+                batch_size=opt.batch_size,
+                view=self.plan.vectors,
+                views=len(views),
+                seed=opt.seed,
+                shuffle=True,
+                threads=opt.threads,
+                drop_last=self.drop_last,
+                device=self.arithmetic.device,
+                on_bad_image=opt.on_bad_image,
+                max_bad_fraction=opt.max_bad_fraction,
+            )
         return Loader(
             self.source,
             batch_size=opt.batch_size,
@@ -116,23 +160,25 @@ class Run:
     ) -> Embedded:
         """Run the network over all training images; see `sela_ext.training.embedding.embed`."""
         opt = self.options
-        return embed(
-            self.network,
-            self.source,
-            augment,
-            self.arithmetic,
-            batch_size=max(64, min(512, opt.batch_size)),
-            train_mode=train_mode,
-            keep_features=keep_features,
-            seed=opt.seed,
-            epoch=epoch,
-            threads=opt.threads,
-            on_bad_image=opt.on_bad_image,
-            max_bad_fraction=opt.max_bad_fraction,
-            exact=opt.exact,
-            exif=opt.exif,
-            index=self.indexes["train"],
-        )
+        with self.stage("looking at all images", len(self.source)) as advance:
+            return embed(
+                self.network,
+                self.source,
+                augment,
+                self.arithmetic,
+                batch_size=max(64, min(512, opt.batch_size)),
+                train_mode=train_mode,
+                keep_features=keep_features,
+                seed=opt.seed,
+                epoch=epoch,
+                threads=opt.threads,
+                on_bad_image=opt.on_bad_image,
+                max_bad_fraction=opt.max_bad_fraction,
+                exact=opt.exact,
+                exif=opt.exif,
+                index=self.indexes["train"],
+                advance=advance,
+            )
 
 
 def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt) -> Run:
@@ -147,7 +193,12 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
     first_use(arithmetic.device, folder.log)
     torch.manual_seed(opt.seed)
     size = plan.augment.size
-    backbone = build_backbone(opt.model, channels=source.channels, image_size=(size, size))
+    if source.vectors is not None:
+        mean = source.vectors.statistics(opt.threads).mean
+        scale = scale_of(source.vectors, opt.feature_scale, opt.threads)
+        backbone = build_vector_backbone(opt.model, torch.from_numpy(mean), torch.from_numpy(scale))
+    else:
+        backbone = build_backbone(opt.model, channels=source.channels, image_size=(size, size))
     network = Network(
         backbone.module,
         backbone.feature_dim,
@@ -157,6 +208,7 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
         temperature=opt.temperature,
         channels_in=backbone.channels_in,
         name=backbone.name,
+        rotation=opt.rotnet,
     ).to(arithmetic.device)
     network.to(memory_format=torch.channels_last)
     network.train()
@@ -164,7 +216,20 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
     parts = {"train": source, "held": images.held, "judged": None if images.judged is images.held else images.judged}
     # The last, short batch of an epoch is left out when it is less than half a batch: its statistics are noise.
     count, short = len(source), len(source) % opt.batch_size
-    drop_last = count > opt.batch_size and 0 < short < opt.batch_size / 2
+    # The sampler of clusters sees to it itself, so that all clusters are drawn equally often.
+    drop_last = opt.sampler == "images" and count > opt.batch_size and 0 < short < opt.batch_size / 2
+    half_resolution = _half_resolution(plan, backbone)
+    if opt.compile:
+        reason = compile_backbone(network, _examples(plan, source, half_resolution, arithmetic.device), arithmetic)
+        if reason:
+            plan.reasons["compile"] = f"not used: {reason}"
+    update = Update(
+        network,
+        build_optimizer(opt, network),
+        torch.amp.GradScaler(arithmetic.device.type, enabled=arithmetic.dtype is torch.float16),
+        opt.accumulate,
+        WeightAverage(network, opt.ema) if opt.ema else None,
+    )
     return Run(
         plan=plan,
         images=images,
@@ -173,12 +238,11 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
         arithmetic=arithmetic,
         network=network,
         backbone=backbone,
-        optimizer=_optimizer(opt, network),
-        scaler=torch.amp.GradScaler(arithmetic.device.type, enabled=arithmetic.dtype is torch.float16),
+        update=update,
         indexes={
             name: open_index(part, opt.index, folder.index, name) for name, part in parts.items() if part is not None
         },
-        half_resolution=_half_resolution(plan, backbone),
+        half_resolution=half_resolution,
         drop_last=drop_last,
         per_epoch=count - short if drop_last else count,
     )
@@ -196,15 +260,21 @@ def first_use(device: torch.device, log: Callable[[str], None]) -> None:
         log(f"device {device_verdict(place)}")
 
 
-def _optimizer(opt: Options, network: Network) -> torch.optim.Optimizer:
-    matrices = [p for p in network.parameters() if p.requires_grad and (p.ndim > 1 or opt.decay_vectors)]
-    vectors = [p for p in network.parameters() if p.requires_grad and not (p.ndim > 1 or opt.decay_vectors)]
-    return torch.optim.SGD(
-        [{"params": matrices, "weight_decay": opt.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=opt.lr,
-        momentum=opt.momentum,
-        nesterov=opt.nesterov,
-    )
+def _examples(plan: Plan, source: Source, half_resolution: float, device: torch.device) -> Iterator[Tensor]:
+    """A batch of every shape that the network sees in training."""
+    opt, size = plan.options, plan.augment.size
+    batch = min(opt.batch_size, len(source))
+    if source.vectors is not None:
+        yield torch.zeros(batch, source.vectors.width, device=device)
+        return
+    if opt.crops is not None:
+        shapes = [(group.count * batch, group.size) for group in parse_crops(opt.crops)]
+    else:
+        sizes = [size, size // 2] if 0 < half_resolution < 1 else [size // 2 if half_resolution else size]
+        shapes = [(batch * (4 if opt.rotnet else 1), one) for one in sizes]
+    for rows, side in shapes:
+        images = torch.zeros(rows, source.channels, side, side, device=device)
+        yield images.contiguous(memory_format=torch.channels_last)
 
 
 def _half_resolution(plan: Plan, backbone: Backbone) -> float:
@@ -223,7 +293,7 @@ def _half_resolution(plan: Plan, backbone: Backbone) -> float:
         problem = f"{found.feature_dim} features instead of {backbone.feature_dim}"
     except OptionError as error:
         problem = str(error)
-    if "half_resolution" in plan.given:
+    if "half_resolution" in plan.asked:
         raise OptionError(f"half_resolution: expected a network that takes {half} x {half} too; {problem}")
     plan.reasons["half_resolution"] = f"not used: the network does not take {half} x {half}"
     return 0.0

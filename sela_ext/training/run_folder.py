@@ -21,20 +21,22 @@ import torch
 from numpy.typing import NDArray
 
 from sela_ext.errors import OptionError, ResourceError
-from sela_ext.training.checkpoint import write_atomically
+from sela_ext.report.metrics import read_metrics
+from sela_ext.training.checkpoint import write_atomically, writing
 
 # Everything that a run writes: what overwrite may delete.
 _FILES = (
     "options.json",
     "train.log",
     "metrics.jsonl",
+    "metrics.csv",
     "labels.csv",
     "labels.npz",
     "network.pt",
     "bad_images.csv",
     "report.html",
 )
-_FOLDERS = ("checkpoints", "tensorboard", "index")
+_FOLDERS = ("checkpoints", "tensorboard", "index", "wandb")
 # What a kill in the middle of writing may leave.
 _PARTIAL = (".writable", *(f"{name}.partial" for name in _FILES))
 
@@ -52,8 +54,6 @@ class RunFolder:
         self.index = path / "index"
         self._metrics: io.TextIOWrapper | None = None
         self._log: io.TextIOWrapper | None = None
-        self._board: Any = None
-        self._purge_step: int | None = None
 
     @staticmethod
     def check(out: str | os.PathLike[str], *, resume: bool, overwrite: bool, data: Any) -> RunFolder:
@@ -117,52 +117,47 @@ class RunFolder:
             return None
         return content
 
-    def open_logs(self, metrics_length: int = 0, step: int = 0) -> None:
-        """Open the logs, cut back to where the checkpoint left them.
+    def open_logs(self, metrics_length: int = 0) -> None:
+        """Open the logs, metrics.jsonl cut back to where the checkpoint left it.
 
         Args:
             metrics_length: bytes of metrics.jsonl that stay.
-            step: step of the checkpoint; TensorBoard drops what lies behind it.
         """
-        self._purge_step = step + 1 if step else None
         path = self.path / "metrics.jsonl"
         path.touch()
-        os.truncate(path, min(metrics_length, path.stat().st_size))
+        kept = path.read_bytes()[:metrics_length]
+        os.truncate(path, kept.rfind(b"\n") + 1)  # a line that lost its end would swallow the next one
         self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
         self._log = open(self.path / "train.log", "a", encoding="utf-8")  # noqa: SIM115
 
     def metrics_length(self) -> int:
-        """Bytes of metrics.jsonl so far."""
+        """Bytes of metrics.jsonl so far; they are on the disk, as the checkpoint that counts on them will be."""
         assert self._metrics is not None
-        self._metrics.flush()
+        with writing(self.path / "metrics.jsonl"):
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
         return (self.path / "metrics.jsonl").stat().st_size
 
     def log(self, line: str) -> None:
         """Append a line to train.log."""
         if self._log is not None:
-            self._log.write(time.strftime("%Y-%m-%d %H:%M:%S ") + line + "\n")
-            self._log.flush()
+            with writing(self.path / "train.log"):
+                self._log.write(time.strftime("%Y-%m-%d %H:%M:%S ") + line + "\n")
+                self._log.flush()
 
     def record(self, event: Mapping[str, Any]) -> None:
-        """Append an object to metrics.jsonl, and its numbers to TensorBoard. Values that are not finite become null."""
+        """Append an object to metrics.jsonl. Values that are not finite become null."""
         assert self._metrics is not None
-        self._metrics.write(json.dumps(_finite(event), allow_nan=False) + "\n")
-        self._metrics.flush()
-        board = self._tensorboard()
-        for name, value in event.items():
-            if isinstance(value, (int, float)) and name not in ("step", "event"):
-                board.add_scalar(f"{event['event']}/{name}", value, int(event["step"]))
-        for head in event.get("heads", ()):
-            for name in ("cross_entropy", "changed", "error", "nmi"):
-                if name in head:
-                    board.add_scalar(f"{event['event']}/head{head['head']}/{name}", head[name], int(event["step"]))
+        with writing(self.path / "metrics.jsonl"):
+            self._metrics.write(json.dumps(finite(event), allow_nan=False) + "\n")
+            self._metrics.flush()
 
-    def _tensorboard(self) -> Any:
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
-        return self._board
+    def recorded(self) -> list[dict[str, Any]]:
+        """The events in metrics.jsonl; a line that something else damaged is passed over, and train.log says so."""
+        found = read_metrics(self.path / "metrics.jsonl")
+        if found.unreadable:
+            self.log(f"metrics.jsonl: lines that cannot be read: {found.unreadable}; the run goes on without them")
+        return [dict(event) for event in found.events]
 
     def write_labels(self, labels: NDArray[np.int32], confidence: NDArray[np.float32], names: Sequence[str]) -> None:
         """Write labels.npz and labels.csv.
@@ -196,11 +191,11 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the logs."""
-        for file in (self._metrics, self._log, self._board):
+        for file in (self._metrics, self._log):
             with contextlib.suppress(OSError):
                 if file is not None:
                     file.close()
-        self._metrics = self._log = self._board = None
+        self._metrics = self._log = None
 
 
 # Lists and arrays longer than this are described by length and checksum.
@@ -218,7 +213,8 @@ def describe_value(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     if isinstance(value, np.ndarray):
         if value.ndim == 1 and value.size <= _LONG and value.dtype.kind in "biuf":
             return describe_value(value.tolist())
@@ -237,11 +233,12 @@ def describe_value(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or type(value).__qualname__
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Values as JSON has them: numbers of numpy as plain ones, those that are not finite as None."""
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
+        return {str(key): finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -44,25 +44,52 @@ def passes_due(times: Sequence[float], done: int, seen: float) -> int:
 
 
 # The paper divides the learning rate by ten at epochs 150, 300 and 350 of 400.
-_MILESTONES = (150 / 400, 300 / 400, 350 / 400)
+MILESTONES = (150 / 400, 300 / 400, 350 / 400)
+# One cycle: where its peak lies when no warm-up is asked for, and the rates at its beginning and end, as parts of the
+# highest one.
+_PEAK, _CYCLE_START, _CYCLE_END = 0.3, 1 / 25, 1 / 250_000
 
 
-def learning_rate(base: float, progress: float, schedule: str, warmup: float) -> float:
+def learning_rate(
+    base: float, progress: float, schedule: str, warmup: float, milestones: Sequence[float] = MILESTONES
+) -> float:
     """Learning rate at a point of the run.
+
+    Progress is the share of the run that is done, in images or in seconds of a budget: every schedule serves both.
 
     Args:
         base: the highest learning rate.
         progress: share of the run done, in [0, 1].
-        schedule: "step" (a tenth from 3/8, 3/4 and 7/8 of the run on) or "cosine" (to zero at the end).
-        warmup: share of the run over which the rate grows linearly from zero.
+        schedule: "step" (a tenth from each milestone on), "cosine" or "linear" (to zero at the end), "constant", or
+            "onecycle" (by cosines, up from a 25th until `warmup` of the run, or .3 where that is 0, then down to next
+            to nothing).
+        warmup: share of the run over which the rate grows linearly from zero; see above for "onecycle".
+        milestones: of "step", shares of the run.
 
     Example:
         >>> [round(learning_rate(1.0, p, "step", 0.0), 6) for p in (0.0, 0.5, 0.8, 0.9)]
         [1.0, 0.1, 0.01, 0.001]
+        >>> [round(learning_rate(1.0, p, "linear", 0.5), 6) for p in (0.25, 0.5, 0.75, 1.0)]
+        [0.5, 1.0, 0.5, 0.0]
+
+    Source: "step": SeLa paper, section 4; "cosine": Loshchilov, Hutter, "SGDR", 2017; "onecycle": Smith, Topin,
+    "Super-convergence", 2018.
     """
+    if schedule == "onecycle":
+        peak = warmup or _PEAK
+        if progress < peak:
+            return base * _between(_CYCLE_START, 1.0, progress / peak)
+        return base * _between(1.0, _CYCLE_END, min((progress - peak) / max(1.0 - peak, 1e-12), 1.0))
     if progress < warmup:
         return base * progress / warmup
     if schedule == "step":
-        return base * 0.1 ** sum(progress >= milestone for milestone in _MILESTONES)
-    rest = (progress - warmup) / max(1.0 - warmup, 1e-12)
-    return base * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))
+        return base * 0.1 ** sum(progress >= milestone for milestone in milestones)
+    if schedule == "constant":
+        return base
+    rest = min((progress - warmup) / max(1.0 - warmup, 1e-12), 1.0)
+    return base * (1.0 - rest) if schedule == "linear" else base * _between(1.0, 0.0, rest)
+
+
+def _between(first: float, last: float, share: float) -> float:
+    """From one number to another by half a cosine."""
+    return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * share))

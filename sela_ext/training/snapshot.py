@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from sela_ext.training.recipes import Recipe
 from sela_ext.training.run import Run
 from sela_ext.training.run_folder import describe_value
 
+# A checksum as it is shown in a message.
+_CHECKSUM = re.compile(r"'[0-9a-f]{64}'")
 # Options that may differ when a run is continued: they do not change what is learnt.
 _FREE_ON_RESUME = (
     "resume",
@@ -39,8 +42,10 @@ def first_state() -> dict[str, Any]:
         "seconds": 0.0,  # since the start, time between runs not counted
         "loss_sum": 0.0,
         "loss_steps": 0,
+        "part_sums": {},  # of StepOutput.parts, since the last log entry
         "finished": False,
         "complained": False,
+        "clock": {},  # seconds of each part of the run
         "metrics_length": 0,
     }
 
@@ -58,8 +63,7 @@ def take(run: Run, recipe: Recipe) -> dict[str, Any]:
         "state": {**run.state, "labels": torch.from_numpy(run.labels)},
         "recipe": recipe.state(),
         "network": run.network.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
+        "update": run.update.state(),
         "rng": torch.get_rng_state(),
         "rng_cuda": torch.cuda.get_rng_state(run.arithmetic.device) if on_cuda else None,
     }
@@ -76,8 +80,7 @@ def put_back(run: Run, recipe: Recipe, saved: dict[str, Any]) -> None:
     run.labels = run.state.pop("labels").numpy()
     recipe.load(saved["recipe"])
     run.network.load_state_dict(saved["network"])
-    run.optimizer.load_state_dict(saved["optimizer"])
-    run.scaler.load_state_dict(saved["scaler"])
+    run.update.load(saved["update"])
     torch.set_rng_state(saved["rng"])
     if saved["rng_cuda"] is not None and run.arithmetic.device.type == "cuda":
         torch.cuda.set_rng_state(saved["rng_cuda"], run.arithmetic.device)
@@ -87,17 +90,36 @@ def _identity(run: Run) -> dict[str, Any]:
     written = described_options(run.options)
     return {
         "options": {name: value for name, value in written.items() if name not in _FREE_ON_RESUME},
-        "data": run.images.everything.fingerprint(),
+        "data": {**run.images.everything.fingerprint(), **_fixed(run)},
     }
+
+
+def _fixed(run: Run) -> dict[str, str]:
+    """What identifies labels that are given: a file may hold others by now."""
+    return {} if run.images.fixed is None else {"fixed_labels": run.images.fixed.fingerprint()}
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse to continue a run with other options or data, and list what differs."""
     differences = [
-        f"{name}: was {old[part].get(name)!r}, now {new[part].get(name)!r}"
+        f"{_named(part, name)}: was {_shown(old[part].get(name))}, now {_shown(new[part].get(name))}"
         for part in ("options", "data")
         for name in sorted({*old[part], *new[part]})
         if old[part].get(name) != new[part].get(name)
     ]
     if differences:
-        raise CheckpointError(f"resume: the run in this folder was started differently: {'; '.join(differences)}")
+        raise CheckpointError(
+            f"resume: the run in this folder was started differently: {'; '.join(differences)}; give what it was "
+            "started with, or name another out"
+        )
+
+
+def _named(part: str, name: str) -> str:
+    """What differs, in words: an option by its name, what tells data apart as the data's."""
+    return name if part == "options" or name == "fixed_labels" else f"the data's {name}"
+
+
+def _shown(value: Any) -> str:
+    """A value; of a checksum (SHA-256 in hex) the beginning."""
+    text = repr(value)
+    return f"{text[:9]}...'" if _CHECKSUM.fullmatch(text) else text

@@ -17,6 +17,7 @@ from sela_ext.kernels.reference.newton import newton_product, newton_prune, newt
 from sela_ext.kernels.reference.reader import Reader
 from sela_ext.kernels.reference.rounding import best_labels, column_margins, find_candidates, smooth_prices
 from sela_ext.kernels.reference.sinkhorn import sinkhorn_pass
+from sela_ext.kernels.reference.vectors import vector_rows
 
 __all__ = [
     "Reader",
@@ -40,4 +41,5 @@ __all__ = [
     "sinkhorn_pass",
     "smooth_prices",
     "store_logits",
+    "vector_rows",
 ]

@@ -109,10 +109,11 @@ class Reader:
         epoch: int,
         views: Sequence[int] = (0,),
         indexes: Sequence[Any] | None = None,
+        keys: npt.ArrayLike | None = None,
     ) -> Ticket:
         """Twin of Reader.submit."""
         count = len(items)
-        numbers = np.asarray(index, dtype=np.int64)
+        drawn = np.asarray(index if keys is None else keys, dtype=np.int64)
         batch = ReadBatch(
             status=np.zeros(count, np.uint8),
             error=np.zeros(count, np.int32),
@@ -130,7 +131,7 @@ class Reader:
             except OSError as error:
                 batch.status[i], batch.error[i] = READ_UNREADABLE, error.errno or errno.EIO
                 continue
-            batch.status[i] = self._read(data, i, int(numbers[i]), batch, out, seed, epoch, views)
+            batch.status[i] = self._read(data, i, int(drawn[i]), batch, out, seed, epoch, views)
         return Ticket(batch)
 
     def close(self) -> None:

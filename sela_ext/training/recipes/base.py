@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sela_ext.data import Augment
 from sela_ext.data.loader import Batch
+from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation, evaluate_network
 from sela_ext.training.labelling import LabelPass, random_labels
 from sela_ext.training.run import Run
@@ -76,15 +78,21 @@ class Recipe:
 
     def evaluate(self) -> Evaluation:
         """Label all images as they are, and measure labels and features."""
+        return self.evaluate_with(None)
+
+    def evaluate_with(self, label: Callable[[Embedded], LabelPass] | None) -> Evaluation:
+        """The evaluation, with labels of a function's making; None: balanced ones."""
         run = self.run
         return evaluate_network(
-            run.network,
+            run.evaluated,
             run.images,
             run.plan.plain,
             run.arithmetic,
             previous=run.labels,
             options=run.options,
             indexes=run.indexes,
+            stage=run.stage,
+            label=label,
         )
 
     def state(self) -> dict[str, Any]:

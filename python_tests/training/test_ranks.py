@@ -110,6 +110,9 @@ def test_ranks_whose_launcher_is_killed_end_by_themselves():
             break
     time.sleep(1)
     process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
     began = time.monotonic()
     while any(map(is_running, pids)) and time.monotonic() - began < IN_TIME:
         time.sleep(0.2)

@@ -1,7 +1,9 @@
 """What differs between training methods."""
 
+# ruff: noqa: B027 - hooks that most methods have no use for
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +35,7 @@ class StepOutput:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Recipe:
+class Recipe(ABC):
     """A training method: what a step sees, what its loss is, and where labels come from.
 
     The loop makes one for a run, and calls its methods in the order in which they stand here. Whatever a method keeps
@@ -57,21 +59,21 @@ class Recipe:
     def begin(self) -> None:
         """Get ready for the first step of a run that is not continued."""
 
+    @abstractmethod
     def relabel(self, which: list[int] | None) -> LabelPass:
         """Make a label pass.
 
         Args:
             which: heads to be labelled; None = all.
         """
-        raise NotImplementedError
 
     def order(self, epoch: int) -> NDArray[np.int64] | None:
         """Numbers of the images of an epoch, with repeats where wanted; None: every image once, shuffled."""
         return None
 
+    @abstractmethod
     def step(self, batch: Batch) -> StepOutput:
         """Forward pass and loss of a batch of at least two images."""
-        raise NotImplementedError
 
     def after_step(self, batch: Batch, output: StepOutput) -> None:
         """Keep what later label passes need."""

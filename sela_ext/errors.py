@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class SelaError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -43,3 +46,33 @@ class ResourceError(SelaError):
     """Disk, memory or a device does not suffice."""
 
     exit_code = 7
+
+
+# What libraries say when the machine has no memory left, in errors of other kinds.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+
+
+@contextlib.contextmanager
+def out_of_memory(remedy: str) -> Iterator[None]:
+    """What fails inside for want of memory is a `ResourceError`; also a decorator.
+
+    Args:
+        remedy: what to do.
+
+    Raises:
+        ResourceError: in place of MemoryError, and of what PyTorch raises when an allocation fails.
+
+    Example:
+        >>> with out_of_memory("use a smaller batch_size"):
+        ...     raise MemoryError
+        Traceback (most recent call last):
+        sela_ext.errors.ResourceError: memory: expected more than this process can have; use a smaller batch_size
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and not any(words in text.lower() for words in _NO_MEMORY):
+            raise
+        told = f" ({text[:200]})" if text else ""
+        raise ResourceError(f"memory: expected more than this process can have{told}; {remedy}") from error

@@ -48,8 +48,20 @@ class ResourceError(SelaError):
     exit_code = 7
 
 
-# What libraries say when the machine has no memory left, in errors of other kinds.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+# What libraries say when the machine has no memory left, in errors of other kinds; oneDNN's words are the last ones.
+_NO_MEMORY = ("out of memory", "t allocate memory", "cannot allocate memory", "bad_alloc", "could not create a prim")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever kind, says that an allocation failed: then nothing else is to blame.
+
+    Example:
+        >>> lacks_memory(MemoryError()), lacks_memory(OSError(12, "Cannot allocate memory")), lacks_memory(ValueError())
+        (True, True, False)
+    """
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 @contextlib.contextmanager
@@ -71,8 +83,8 @@ def out_of_memory(remedy: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
-        text = " ".join(str(error).split())
-        if not isinstance(error, MemoryError) and not any(words in text.lower() for words in _NO_MEMORY):
+        if not lacks_memory(error):
             raise
+        text = " ".join(str(error).split())
         told = f" ({text[:200]})" if text else ""
         raise ResourceError(f"memory: expected more than this process can have{told}; {remedy}") from error

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, lacks_memory
 
 
 def add_commands(commands: Any) -> None:
@@ -165,6 +165,8 @@ def _read_array(path: str, what: str) -> Any:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        if lacks_memory(error):
+            raise
         raise DataError(f"{path}: expected a .npy file of {what}: {error}") from error
 
 

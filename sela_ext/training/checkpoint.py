@@ -150,9 +150,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def _cannot_write(path: Path, size: int, error: OSError, outcome: str) -> ResourceError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = "free some space, then resume" if full else "see that the folder is there and can be written, then resume"
-    return ResourceError(f"cannot write {path} ({size:,} bytes): {error.strerror or error}; {outcome}: {remedy}")
+    remedies = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space, or have the quota raised",
+        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    }
+    remedy = remedies.get(error.errno or 0, "see that the folder is there and can be written")
+    told = f"{error.strerror or error}; {outcome}: {remedy}, then resume"
+    return ResourceError(f"cannot write {path} ({size:,} bytes): {told}")
 
 
 @contextlib.contextmanager

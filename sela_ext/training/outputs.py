@@ -150,10 +150,15 @@ class TensorBoard:
         # Events are written by a thread: what fails there is told to whoever calls next, and need not be printed too.
         self._hook = threading.excepthook
         threading.excepthook = self._pass_over
-        with writing(folder):
-            self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
-            for title, text in texts.items():
-                self._writer.add_text(title, text)
+        self._writer: Any = None
+        try:
+            with writing(folder):
+                self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+                for title, text in texts.items():
+                    self._writer.add_text(title, text)
+        except BaseException:
+            self.close(status=1)
+            raise
 
     def record(self, event: Event) -> None:
         """Add the numbers of an event."""
@@ -166,7 +171,8 @@ class TensorBoard:
         """Write what is left; of a run that failed already, as far as possible."""
         try:
             with contextlib.suppress(OSError) if status else writing(self._folder):
-                self._writer.close()
+                if self._writer is not None:
+                    self._writer.close()
         finally:
             if threading.excepthook == self._pass_over:
                 threading.excepthook = self._hook

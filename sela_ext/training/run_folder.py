@@ -69,6 +69,8 @@ class RunFolder:
         """
         try:
             path = Path(out).expanduser()
+            if "\0" in str(path):
+                raise ValueError("a name cannot hold a null byte")
             found = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK) if path.is_dir() else []
             is_file = path.exists() and not path.is_dir()
         except (OSError, ValueError, TypeError, RuntimeError) as error:  # too long, a NUL in it, no path, ~nobody

@@ -244,6 +244,6 @@ def test_overwrite_deletes_a_link_and_not_what_it_leads_to(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "checkpoints").symlink_to(kept)
-    RunFolder.check(out, resume=False, overwrite=True, data="digits").create(overwrite=True)
+    RunFolder.check(out, resume=False, overwrite=True, data="digits").clear(overwrite=True)
     assert list(out.iterdir()) == []
     assert [path.name for path in kept.iterdir()] == ["step-000000000001.ckpt"]

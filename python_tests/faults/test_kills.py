@@ -109,7 +109,7 @@ def test_d12_a_killed_run_of_any_method_resumes_to_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["before first step:1", "after step:5", "before labels:1"])
+@pytest.mark.parametrize("fault", ["before step:1", "after step:5", "before labels:1"])
 def test_d12_a_killed_run_on_fixed_labels_resumes_to_the_same_bits(
     server, runs, unbroken, command, tmp_path, data, fault
 ):

@@ -67,7 +67,7 @@ def assert_resumes(server, runs, command, out, unbroken):
 
 # A place of each kind: before the run, in its passes, between its steps, in a save, behind its end.
 MOMENTS = [
-    *("before log is cut:1", "label pass begins:1", "inside label pass:1", "before first step:1", "after step:3"),
+    *("before log is cut:1", "label pass begins:1", "inside label pass:1", "before step:1", "after step:3"),
     *(
         "after write:2",
         "before rename:2",

@@ -95,7 +95,8 @@ class Interrupt:
     def leave(self, message: str) -> None:
         """End the run: KeyboardInterrupt for SIGINT, exit status 143 for SIGTERM."""
         try:
-            print(message, flush=True)
+            if message:
+                print(message, flush=True)
         except RuntimeError:  # the signal came in the middle of another print
             pass
         except (OSError, ValueError, AttributeError):  # whoever read our output is gone

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sela_ext.errors import OptionError, ResourceError
 from sela_ext.report.metrics import read_metrics
 from sela_ext.training import faults
 from sela_ext.training.checkpoint import write_atomically, writing
+from sela_ext.training.run_lock import NAME as LOCK
 
 # Everything that a run writes: what overwrite may delete.
 _FILES = (
@@ -42,8 +43,6 @@ _FOLDERS = ("checkpoints", "tensorboard", "index", "wandb")
 # What a kill in the middle of writing may leave.
 _PARTIAL = (".writable", *(f"{name}.partial" for name in _FILES))
 _PARTIAL_REPORTS = ".report-*.tmp"
-# Stays in the folder after the run: it is locked and unlocked, never made or deleted while others may wait for it.
-_LOCK = ".lock"
 
 
 class RunFolder:
@@ -71,7 +70,7 @@ class RunFolder:
             path = Path(out).expanduser()
             if "\0" in str(path):
                 raise ValueError("a name cannot hold a null byte")
-            found = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK) if path.is_dir() else []
+            found = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK) if path.is_dir() else []
             is_file = path.exists() and not path.is_dir()
         except (OSError, ValueError, TypeError, RuntimeError) as error:  # too long, a NUL in it, no path, ~nobody
             told = error.strerror if isinstance(error, OSError) else error
@@ -99,16 +98,25 @@ class RunFolder:
                 )
         return RunFolder(path)
 
-    def create(self, *, overwrite: bool) -> None:
-        """Make the folder, and remove what a kill left; with overwrite, delete the run that it holds.
+    def create(self) -> None:
+        """Make the folder.
 
         Raises:
             ResourceError: it cannot be written.
         """
-        try:
+        with self._in_words():
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
             probe.touch()
+            probe.unlink(missing_ok=True)
+
+    def clear(self, *, overwrite: bool) -> None:
+        """Remove what a kill left half written; with overwrite, the run that the folder holds. The lock stays.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        with self._in_words():
             for stale in (*(self.path / name for name in _PARTIAL), *self.path.glob(_PARTIAL_REPORTS)):
                 stale.unlink(missing_ok=True)
             if overwrite:
@@ -118,6 +126,11 @@ class RunFolder:
                     faults.at("overwriting")
                 for name in _FILES:
                     (self.path / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise ResourceError(f"out: cannot write in {self.path}: {error.strerror}; name another folder") from error
 

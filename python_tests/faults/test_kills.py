@@ -30,13 +30,21 @@ class Unbroken:
     def __init__(self, server, folder):
         self.server, self.folder, self.known = server, folder, {}
 
-    def __call__(self, command):
-        if tuple(command) not in self.known:
+    def __call__(self, command, ranks=1):
+        key = (*command, ranks)
+        if key not in self.known:
             out, began = self.folder / str(len(self.known)), time.monotonic()
-            status, printed = self.server.run(*command, *EVERY_STEP, "--out", out)
-            assert status == 0, printed
-            self.known[tuple(command)] = out, time.monotonic() - began
-        return self.known[tuple(command)]
+            started = start(self.server, ranks, *command, *EVERY_STEP, "--out", out)
+            assert [one.wait() for one in started] == [0] * ranks, [one.printed() for one in started]
+            self.known[key] = out, time.monotonic() - began
+        return self.known[key]
+
+
+def start(server, ranks, *arguments, fault=None):
+    """One process without ranks, or as many as are asked for."""
+    if ranks == 1:
+        return [server.start(*arguments, fault=fault)]
+    return server.start_ranks(ranks, *arguments, fault=fault)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +148,7 @@ def test_d12_a_killed_run_on_photographs_resumes_to_the_same_bits_with_the_index
 def kill_at_random(server, runs, unbroken, command, folder, *, kills, ranks=1):
     """Kill runs at random moments, and at places now and then, until `kills` hit; compare each that came to its end."""
     rng, hits, ended = random.Random(kills * 10 + ranks), 0, 0
-    whole, seconds = unbroken(command)
+    whole, seconds = unbroken(command, ranks)
     while hits < kills or not ended:
         out, attempt = folder / f"run{ended}", 0
         while True:
@@ -149,11 +157,7 @@ def kill_at_random(server, runs, unbroken, command, folder, *, kills, ranks=1):
             calm = hits >= kills or attempt >= 12
             place = None if calm or rng.random() < 0.7 else rng.choice(WRITING)
             fault = None if place is None else f"{place}:{rng.randint(1, 12)}:kill:{rng.randrange(ranks)}"
-            arguments = [*command, *every, "--out", out, "--resume"]
-            if ranks == 1:
-                started = [server.start(*arguments, fault=fault)]
-            else:
-                started = server.start_ranks(ranks, *arguments, fault=fault)
+            started = start(server, ranks, *command, *every, "--out", out, "--resume", fault=fault)
             victim = rng.choice(started)
             if not calm and fault is None and victim.wait(rng.uniform(0, seconds)) is None:
                 victim.kill()
@@ -181,3 +185,14 @@ def test_d12_a_run_killed_at_random_moments_resumes_to_the_same_bits(server, run
 @pytest.mark.timeout(1800)
 def test_d12_a_hundred_kills_at_random_moments(server, runs, unbroken, command, tmp_path):
     assert kill_at_random(server, runs, unbroken, command, tmp_path, kills=100)[0] >= 100
+
+
+@pytest.mark.timeout(600)
+def test_d12_two_ranks_of_which_one_is_killed_resume_to_the_same_bits(server, runs, unbroken, command, tmp_path):
+    assert kill_at_random(server, runs, unbroken, command, tmp_path, kills=2, ranks=2)[0] >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_d12_thirty_kills_of_one_of_two_ranks(server, runs, unbroken, command, tmp_path):
+    assert kill_at_random(server, runs, unbroken, command, tmp_path, kills=30, ranks=2)[0] >= 30

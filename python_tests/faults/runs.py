@@ -107,8 +107,8 @@ class Server:
             started.wait()
         return status, started.printed()
 
-    def start_ranks(self, ranks, *arguments, fault=None, **how):
-        """Start processes that meet as torchrun's do."""
+    def start_ranks(self, ranks, *arguments, fault=None, apart=None, **how):
+        """Start processes that meet as torchrun's do; `apart`: rank -> further arguments of it alone."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -116,6 +116,7 @@ class Server:
         return [
             self.start(
                 *arguments,
+                *(apart or {}).get(r, []),
                 fault=fault,
                 environment={name: str(value) for name, value in {**places, "RANK": r, "LOCAL_RANK": r}.items()},
                 **how,

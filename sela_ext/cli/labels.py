@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from sela_ext.cli.parser import check_can_write
 from sela_ext.errors import OptionError, lacks_memory
 
 
@@ -98,6 +99,10 @@ def _assign(given: argparse.Namespace) -> int:
     else:
         features = _read_array(given.logits, "features [N, D]")
         logits = FeatureLogits(features, optional(given.weight, "weights [K, D]"), optional(given.bias, "a bias [K]"))
+
+    check_can_write(given.out, "--out")
+    if given.potential:
+        check_can_write(given.potential, "--potential")
 
     def show(entry: dict[str, float]) -> None:
         where = f" at lambda {entry['lam']:.3g} on {entry['rows']:,} rows" if "lam" in entry else ""

@@ -247,3 +247,23 @@ def test_overwrite_deletes_a_link_and_not_what_it_leads_to(tmp_path):
     RunFolder.check(out, resume=False, overwrite=True, data="digits").clear(overwrite=True)
     assert list(out.iterdir()) == []
     assert [path.name for path in kept.iterdir()] == ["step-000000000001.ckpt"]
+
+
+def test_d12_checkpoints_of_a_run_that_is_replaced_go_all_at_once(tmp_path, monkeypatch):
+    """Whatever of their deletion a kill leaves undone, no resume finds them, and the next start ends it."""
+    out = tmp_path / "run"
+    save_checkpoint(out / "checkpoints", 1, {"step": 1})
+    seen = []
+
+    def killed(path):
+        seen.append(path.name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(out).clear(overwrite=True)
+    assert seen == ["checkpoints.partial"]
+    assert load_checkpoint(out / "checkpoints") is None
+    RunFolder.check(out, resume=False, overwrite=True, data="digits").clear(overwrite=False)
+    assert list(out.iterdir()) == []

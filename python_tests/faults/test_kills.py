@@ -81,7 +81,7 @@ def test_d12_a_run_killed_while_any_of_its_files_is_written_resumes_to_the_same_
     kill_and_resume(server, runs, unbroken, command, tmp_path / "run", f"{place}:{count}")
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [1, 5])
 def test_d12_a_kill_while_a_run_is_replaced_leaves_nothing_of_it_to_go_on_with(
     server, runs, unbroken, command, tmp_path, count
 ):

@@ -43,6 +43,7 @@ _FOLDERS = ("checkpoints", "tensorboard", "index", "wandb")
 # What a kill in the middle of writing may leave.
 _PARTIAL = (".writable", *(f"{name}.partial" for name in _FILES))
 _PARTIAL_REPORTS = ".report-*.tmp"
+_DELETED = "checkpoints.partial"  # on their way out
 
 
 class RunFolder:
@@ -89,7 +90,7 @@ class RunFolder:
                     f"out: expected an empty or absent folder, found {path} with {len(found)} entries; "
                     "set resume to continue the run in it, overwrite to replace it, or name another"
                 )
-            ours = {*_FILES, *_PARTIAL, *_FOLDERS}
+            ours = {*_FILES, *_PARTIAL, *_FOLDERS, _DELETED}
             foreign = [name for name in found if name not in ours and not fnmatch.fnmatch(name, _PARTIAL_REPORTS)]
             if foreign:
                 raise OptionError(
@@ -119,9 +120,12 @@ class RunFolder:
         with self._in_words():
             for stale in (*(self.path / name for name in _PARTIAL), *self.path.glob(_PARTIAL_REPORTS)):
                 stale.unlink(missing_ok=True)
+            _delete_folder(self.path / _DELETED)
             if overwrite:
-                # Checkpoints first: what a kill leaves of the old run must be nothing that a resume goes on with.
-                for name in _FOLDERS:
+                # Checkpoints first, and all at once: a kill must leave nothing that a resume would go on with.
+                if self.checkpoints.is_dir() and not self.checkpoints.is_symlink():
+                    os.rename(self.checkpoints, self.path / _DELETED)
+                for name in (_DELETED, *_FOLDERS):
                     _delete_folder(self.path / name)
                     faults.at("overwriting")
                 for name in _FILES:

@@ -98,7 +98,7 @@ def test_d12_a_kill_while_a_run_is_replaced_leaves_nothing_of_it_to_go_on_with(
 
 METHODS = {
     "sampler of clusters, average, held-out images": ["--sampler", "clusters", "--ema", "0.9", "--holdout", "20"],
-    "one pass in train mode per epoch": ["--label-source", "train", "--label-passes", "2"],
+    "passes in train mode": ["--label-source", "official", "--label-passes", "2"],
     "sela-v2": ["--method", "sela-v2"],
     "kmeans": ["--method", "kmeans"],
     "deepcluster": ["--method", "deepcluster"],
@@ -140,7 +140,7 @@ def test_d12_a_killed_run_on_photographs_resumes_to_the_same_bits_with_the_index
             Image.fromarray(small).resize((150, 130), Image.Resampling.BICUBIC).save(photos / f"{i}.jpg")
         (photos / "13.jpg").write_bytes((photos / "13.jpg").read_bytes()[:900])
     bad = ["--on-bad-image", "skip", "--max-bad-fraction", "0.1"]
-    command = ["train", "--data", str(photos), *SMALL, *bad]
+    command = ["train", "--data", str(photos), *SMALL, *bad, "--precision", "float32"]
     kill_and_resume(server, runs, unbroken, command, tmp_path / "run", fault)
     assert "13.jpg" in (tmp_path / "run" / "bad_images.csv").read_text()
 

@@ -44,8 +44,11 @@ def assert_refused(status, printed, *names):
 
 
 # The n-th file that a run of 8 steps writes whole, and its name.
-FILES = [(1, "options.json"), (2, "metrics.csv"), (3, "step-000000000001.ckpt"), (8, "step-000000000005.ckpt")]
-FILES += [(14, "labels.npz"), (15, "labels.csv"), (16, "network.pt")]
+FILES = [(1, "options.json"), (8, "step-000000000005.ckpt"), (15, "labels.csv")]
+FILES += [
+    pytest.param(*one, marks=pytest.mark.slow)
+    for one in [(2, "metrics.csv"), (3, "step-000000000001.ckpt"), (14, "labels.npz"), (16, "network.pt")]
+]
 
 
 @pytest.mark.parametrize(("count", "name"), FILES)
@@ -111,10 +114,10 @@ def fill(path):
 
 # Where the disk fills up, and what cannot be written then.
 FULL_AT = [
-    ("after log is cut:1", "cannot write"),
+    pytest.param("after log is cut:1", "cannot write", marks=pytest.mark.slow),
     ("after step:3", ""),
-    ("before rename:6", ""),
-    ("before labels:1", "labels.npz"),
+    pytest.param("before rename:6", "", marks=pytest.mark.slow),
+    pytest.param("before labels:1", "labels.npz", marks=pytest.mark.slow),
     ("before report:1", "report.html: cannot write the report"),
 ]
 

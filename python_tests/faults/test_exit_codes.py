@@ -87,7 +87,7 @@ ENDINGS = {
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_every_kind_of_ending_has_its_status(server, files, tmp_path, ending):
     arguments, expected, words = ENDINGS[ending]
-    status, printed = server.run(*(word.replace("OUT", str(tmp_path)) for word in arguments), folder=files, quick=False)
+    status, printed = server.run(*(word.replace("OUT", str(tmp_path)) for word in arguments), folder=files)
     assert status == expected, printed
     assert words in printed
     if expected >= 2:

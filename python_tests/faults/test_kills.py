@@ -64,7 +64,14 @@ def kill_and_resume(server, runs, unbroken, command, out, fault):
     runs.assert_equal_runs(unbroken(command)[0], out)
 
 
-PLANTED = [f"{place}:{3 if place in WRITING else 1}" for place in PLACES if place != OVERWRITING]
+# Of places that are much alike one is enough for every day.
+OFTEN = ("after write", "before rename", "after rename", "after log is cut", "inside label pass", "after step")
+OFTEN += ("after last epoch", "before labels", "before report")
+PLANTED = [
+    pytest.param(f"{place}:{3 if place in WRITING else 1}", marks=() if place in OFTEN else pytest.mark.slow)
+    for place in PLACES
+    if place != OVERWRITING
+]
 
 
 @pytest.mark.parametrize("fault", PLANTED)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class SelaError(Exception):
     """Base of all errors raised on purpose by this package.
@@ -49,3 +52,45 @@ class ResourceError(SelaError):
     """Disk, memory or a device does not suffice."""
 
     exit_code = 7
+
+
+# What libraries say when the machine has no memory left, in errors of other kinds; oneDNN's words are the last ones.
+_NO_MEMORY = ("out of memory", "t allocate memory", "cannot allocate memory", "bad_alloc", "could not create a prim")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever kind, says that an allocation failed: then nothing else is to blame.
+
+    Example:
+        >>> lacks_memory(MemoryError()), lacks_memory(OSError(12, "Cannot allocate memory")), lacks_memory(ValueError())
+        (True, True, False)
+    """
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+@contextlib.contextmanager
+def out_of_memory(remedy: str) -> Iterator[None]:
+    """What fails inside for want of memory is a `ResourceError`; also a decorator.
+
+    Args:
+        remedy: what to do.
+
+    Raises:
+        ResourceError: in place of MemoryError, and of what PyTorch raises when an allocation fails.
+
+    Example:
+        >>> with out_of_memory("use a smaller batch_size"):
+        ...     raise MemoryError
+        Traceback (most recent call last):
+        sela_ext.errors.ResourceError: memory: expected more than this process can have; use a smaller batch_size
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not lacks_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        told = f" ({text[:200]})" if text else ""
+        raise ResourceError(f"memory: expected more than this process can have{told}; {remedy}") from error

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <optional>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -65,11 +66,25 @@ struct Reader::State {
     return queue.empty() ? nullptr : queue.front();
   }
 
+  /// Reads image i.  Nothing may leave a thread: where there is no memory for a reader of images, the image's status
+  /// says so, and the next one tries again.
+  void read(std::optional<ImageReader>& images, const ReadRequest& request, int64_t i) noexcept {
+    try {
+      if (!images) images.emplace(options, store.get(), small);
+    } catch (...) {  // std::bad_alloc: nothing else is thrown
+      request.error[i] = 0;
+      request.height[i] = request.width[i] = 0;
+      request.status[i] = static_cast<uint8_t>(ReadStatus::no_memory);
+      return;
+    }
+    images->read(request, i);
+  }
+
   void work() {
 #ifdef __linux__
     pthread_setname_np(pthread_self(), "sela-read");
 #endif
-    ImageReader images(options, store.get(), small);
+    std::optional<ImageReader> images;
     std::shared_ptr<ReadBatch> batch;
     while ((batch = next(batch.get())) != nullptr) {
       const int64_t count = batch->count();
@@ -77,7 +92,7 @@ struct Reader::State {
         if (batch->cancelled_.load(std::memory_order_relaxed)) {
           batch->request.status[i] = static_cast<uint8_t>(ReadStatus::cancelled);
         } else {
-          images.read(batch->request, i);
+          read(images, batch->request, i);
         }
         if (batch->left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
           const std::lock_guard<std::mutex> lock(batch->mutex_);

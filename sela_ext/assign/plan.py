@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,7 @@ def check_memory(plan: MemoryPlan, available: int | None = None) -> float:
 
 
 def available_memory(proc: Path = Path("/proc"), control: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that this process can still have: of the machine, and of the control groups it is in.
+    """Bytes that this process can still have: of the machine, the control groups it is in, and its limits (ulimit -v).
 
     Page cache counts as available, since the kernel gives it back.
 
@@ -240,7 +241,23 @@ def available_memory(proc: Path = Path("/proc"), control: Path = Path("/sys/fs/c
             if folder == root or root not in folder.parents:
                 break
             folder = folder.parent
+    found += _left_in_limits(proc / "self" / "statm")
     return min(found) if found else None
+
+
+def _left_in_limits(sizes: Path) -> list[int]:
+    """Bytes up to the limits of this process itself, where it has any.
+
+    Args:
+        sizes: the process's own, in pages, as the kernel tells them.
+    """
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    try:
+        pages = [int(word) for word in sizes.read_text().split()]
+        used = [pages[0] * resource.getpagesize(), pages[5] * resource.getpagesize()]
+    except (OSError, ValueError, IndexError):
+        return []
+    return [max(limit - size, 0) for limit, size in zip(limits, used, strict=True) if limit != resource.RLIM_INFINITY]
 
 
 def _left_in_group(folder: Path, limit: str, usage: str, cache: str) -> int | None:

@@ -7,7 +7,8 @@ import json
 import sys
 from typing import Any
 
-from sela_ext.errors import OptionError
+from sela_ext.cli.parser import check_can_write
+from sela_ext.errors import OptionError, lacks_memory
 
 
 def add_commands(commands: Any) -> None:
@@ -99,6 +100,10 @@ def _assign(given: argparse.Namespace) -> int:
         features = _read_array(given.logits, "features [N, D]")
         logits = FeatureLogits(features, optional(given.weight, "weights [K, D]"), optional(given.bias, "a bias [K]"))
 
+    check_can_write(given.out, "--out")
+    if given.potential:
+        check_can_write(given.potential, "--potential")
+
     def show(entry: dict[str, float]) -> None:
         where = f" at lambda {entry['lam']:.3g} on {entry['rows']:,} rows" if "lam" in entry else ""
         read, error, seconds = entry["passes"], entry["error"], entry["seconds"]
@@ -165,6 +170,8 @@ def _read_array(path: str, what: str) -> Any:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        if lacks_memory(error):
+            raise
         raise DataError(f"{path}: expected a .npy file of {what}: {error}") from error
 
 

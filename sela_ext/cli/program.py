@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from sela_ext.cli import images, inference, information, labels, training
 from sela_ext.cli.parser import Parser
-from sela_ext.errors import SelaError
+from sela_ext.errors import SelaError, out_of_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -19,8 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Exit status: 0 done, 1 a certificate that does not hold, 2 options, 3 data, 4 checkpoint, 5 numerics,
     6 distributed, 7 resources, 130 / 143 signals.
     """
+    terminate = _end_at_sigterm()
     try:
-        status = run(sys.argv[1:] if arguments is None else list(arguments))
+        with out_of_memory("use fewer images, clusters or heads, a smaller batch_size, or a machine with more memory"):
+            status = run(sys.argv[1:] if arguments is None else list(arguments))
     except SelaError as error:
         _complain(str(error))
         status = error.exit_code
@@ -30,16 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Whoever read our output is gone: nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except (MemoryError, RuntimeError, OSError) as error:
-        memory = isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate" in str(error)
-        if memory:
-            _complain("out of memory; use a smaller batch_size, fewer clusters or fewer heads")
-        elif isinstance(error, OSError):
-            _complain(f"{error}; check that the path exists and can be written, and that the disk has room")
-        else:
-            raise
+    except OSError as error:
+        _complain(f"{error}; check that the path exists and can be written, and that the disk has room")
         status = 7
+    finally:
+        if terminate is not None:
+            signal.signal(signal.SIGTERM, terminate)
     raise SystemExit(status)
+
+
+def _end_at_sigterm() -> Any:
+    """Have SIGTERM end the program in order, with status 143, wherever it is. Returns what it did before."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return None
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    return signal.signal(signal.SIGTERM, end)
 
 
 def run(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ from sela_ext.data.labels import read_labels
 from sela_ext.data.messages import first_line
 from sela_ext.data.source import Int64Array, Source, UInt8Array
 from sela_ext.data.vectors import VectorSource, is_vectors, open_vectors
-from sela_ext.errors import DataError
+from sela_ext.errors import DataError, lacks_memory
 
 # Images whose pixels enter the fingerprint of an array, which has no file names to tell one data set from another.
 FINGERPRINT_IMAGES = 64
@@ -151,6 +151,8 @@ def open_npy(path: Path, *, labels: Any = None) -> ArraySource | VectorSource:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's reader of headers raises many types on damaged files
+        if lacks_memory(error):
+            raise
         raise DataError(
             f"{path}: expected a readable .npy file of uint8 images or of vectors: {first_line(error)}"
         ) from error

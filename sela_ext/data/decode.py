@@ -97,6 +97,8 @@ def decode_image(data: bytes, name: str) -> UInt8Array:
         pass  # the caller turns warnings into errors
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
+    except MemoryError as error:
+        raise MemoryError(f"to decode {name}") from error
     except Exception as error:  # Pillow's plugins raise many types on damaged files
         raise DataError(f"{name}: cannot be decoded as {format_name}: {_reason(error)}") from error
     # Pillow warns of harmless faults (damaged EXIF data, for one). The filters are global, so they are touched only
@@ -107,6 +109,8 @@ def decode_image(data: bytes, name: str) -> UInt8Array:
             return _decode(data, format_name)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
+        except MemoryError as error:
+            raise MemoryError(f"to decode {name}") from error
         except Exception as error:
             raise DataError(f"{name}: cannot be decoded as {format_name}: {_reason(error)}") from error
 

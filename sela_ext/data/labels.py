@@ -10,7 +10,7 @@ import torch
 
 from sela_ext.data.messages import first_line
 from sela_ext.data.source import Int64Array
-from sela_ext.errors import DataError
+from sela_ext.errors import DataError, lacks_memory
 
 
 def read_labels(labels: Any, count: int) -> Int64Array:
@@ -32,6 +32,8 @@ def read_labels(labels: Any, count: int) -> Int64Array:
         try:
             labels = np.load(labels, allow_pickle=False)
         except Exception as error:  # numpy's reader of headers raises many types on damaged files
+            if lacks_memory(error):
+                raise
             raise DataError(
                 f"{where}: expected a readable .npy file of {count} integers: {first_line(error)}"
             ) from error

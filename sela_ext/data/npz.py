@@ -24,7 +24,7 @@ from sela_ext.data.memory import free_memory
 from sela_ext.data.messages import first_line
 from sela_ext.data.source import Int64Array
 from sela_ext.data.vectors import VectorSource
-from sela_ext.errors import DataError
+from sela_ext.errors import DataError, lacks_memory
 
 WORDS = {"train": ("train", ""), "test": ("test", "val")}
 MOST_ARRAYS = 1000
@@ -78,6 +78,8 @@ def open_npz(path: Path, split: str = "train") -> ArraySource | VectorSource | N
     except DataError:
         raise
     except Exception as error:  # numpy's and zipfile's readers raise many types on damaged files
+        if lacks_memory(error):
+            raise
         raise DataError(
             f"{path}: expected a readable .npz file of uint8 images or of vectors: {first_line(error)}"
         ) from error

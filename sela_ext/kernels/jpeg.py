@@ -322,7 +322,7 @@ def _by_pillow(data: Any, scale: int, max_pixels: int) -> UInt8Array:
         return _opened(data, scale, max_pixels)
     except Warning:
         pass  # the caller turns warnings into errors
-    except (DataError, OptionError):
+    except (DataError, OptionError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise many types on damaged files
         raise DataError(f"cannot be decoded as JPEG: {_reason(error, max_pixels)}") from error
@@ -331,7 +331,7 @@ def _by_pillow(data: Any, scale: int, max_pixels: int) -> UInt8Array:
         warnings.simplefilter("ignore")
         try:
             return _opened(data, scale, max_pixels)
-        except (DataError, OptionError):
+        except (DataError, OptionError, MemoryError):
             raise
         except Exception as error:
             raise DataError(f"cannot be decoded as JPEG: {_reason(error, max_pixels)}") from error

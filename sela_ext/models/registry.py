@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, lacks_memory
 from sela_ext.models.alexnet import AlexNet
 from sela_ext.models.preact import PreActResNet
 from sela_ext.models.small import SmallConvNet, SmallResNet, SmallViT
@@ -208,6 +208,8 @@ def _feature_shape(module: nn.Module, name: str, channels: int, image_size: tupl
         with torch.no_grad():
             output = module(torch.zeros(2, channels, *image_size, device=device))
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        if lacks_memory(error):
+            raise
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OptionError(
             f"model: {name} does not take images of {channels} x {image_size[0]} x {image_size[1]}: {first}"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, lacks_memory
 from sela_ext.models.registry import Backbone, from_user
 
 _MLP = re.compile(r"mlp((?:-\d+)*)")
@@ -78,6 +78,8 @@ def _feature_dim(module: nn.Module, width: int) -> int:
         with torch.no_grad():
             output = module(torch.zeros(2, width, device=None if parameter is None else parameter.device))
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        if lacks_memory(error):
+            raise
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OptionError(f"model: {name} does not take vectors of {width} numbers: {first}") from error
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from sela_ext.data.safe_files import sync_folder
 from sela_ext.errors import ResourceError
 from sela_ext.report import summary
 from sela_ext.report.contact_sheet import ReadImage, contact_sheet
@@ -116,11 +117,15 @@ def write_page(target: Path, text: str) -> None:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".tmp")
         with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as stream:
             stream.write(text)
-        os.chmod(temporary, 0o644)
+            stream.flush()
+            os.fchmod(handle, 0o644)
+            os.fsync(handle)
         os.replace(temporary, target)
+        sync_folder(target.parent)
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
         raise ResourceError(
-            f"{target}: cannot write the report: {error.strerror or error}; make room or make the folder writable"
+            f"{target}: cannot write the report ({len(text):,} characters): {error.strerror or error}; make room or "
+            "make the folder writable"
         ) from error

@@ -8,6 +8,7 @@ came later. The newest valid file is used, by step and not by clock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from sela_ext.errors import CheckpointError, ResourceError
+from sela_ext.training import faults
 
 _MAGIC = b"SELACKP1"
 _HEADER = struct.Struct("<8sQ32s")
@@ -44,13 +46,18 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Raises:
         ResourceError: the disk is full or cannot be written; earlier checkpoints stay as they are.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getbuffer()
     header = _HEADER.pack(_MAGIC, len(payload), hashlib.sha256(payload).digest())
-    path = folder / f"step-{step:012d}.ckpt"
-    needed, free = len(header) + len(payload), shutil.disk_usage(folder).free
+    path, needed = folder / f"step-{step:012d}.ckpt", len(header) + len(payload)
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(folder.parent)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise _cannot_write(path, needed, error, "nothing was written") from error
     if free < needed:
         raise ResourceError(
             f"checkpoint {path}: expected {needed:,} free bytes, found {free:,}; free some space, then resume"
@@ -59,7 +66,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     found = _checkpoints(folder)
     later = [old for number, old in found if number > step]  # damaged ones that a resume passed over
     for old in later + [old for number, old in found if number <= step][_KEEP:]:
-        old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one too many does no harm
+            old.unlink()
     return path
 
 
@@ -77,7 +85,8 @@ def load_checkpoint(folder: Path, *, tidy: bool = True) -> dict[str, Any] | None
         CheckpointError: there are checkpoints, but none of them is whole.
     """
     for stale in folder.glob("*.partial") if tidy else ():
-        stale.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            stale.unlink()
     found = _checkpoints(folder)
     problems = []
     for _, path in found:
@@ -100,28 +109,55 @@ def load_checkpoint(folder: Path, *, tidy: bool = True) -> dict[str, Any] | None
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that after a crash there is either the old one or the whole new one.
 
+    It is written under a temporary name beside it, brought to the disk, renamed, and its name brought to the disk. A
+    kill may leave the temporary file, `path` + ".partial"; nothing else does.
+
     Raises:
         ResourceError: it cannot be written; the old file stays.
     """
     partial = path.with_name(path.name + ".partial")
+    outcome = "the earlier file is untouched"
     try:
         with open(partial, "wb") as file:
+            faults.at("before write")
             for part in parts:
                 file.write(part)
+            faults.at("after write")
             file.flush()
+            faults.at("before fsync")
             os.fsync(file.fileno())
+            faults.at("after fsync")
+        faults.at("before rename")
         os.replace(partial, path)
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        size = sum(len(part) for part in parts)
-        raise ResourceError(
-            f"cannot write {path} ({size:,} bytes): {error.strerror}; the earlier file is untouched"
-        ) from error
+        outcome = "the new file is there, but may not outlast a power failure"
+        faults.at("after rename")
+        sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if not isinstance(error, OSError):
+            raise
+        raise _cannot_write(path, sum(len(part) for part in parts), error, outcome) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(path: Path, size: int, error: OSError, outcome: str) -> ResourceError:
+    remedies = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space, or have the quota raised",
+        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    }
+    remedy = remedies.get(error.errno or 0, "see that the folder is there and can be written")
+    told = f"{error.strerror or error}; {outcome}: {remedy}, then resume"
+    return ResourceError(f"cannot write {path} ({size:,} bytes): {told}")
 
 
 @contextlib.contextmanager
@@ -159,7 +195,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not one, or damaged.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path.name}: cannot be read: {error.strerror or error}") from error
     if len(data) < _HEADER.size:
         raise CheckpointError(f"checkpoint {path.name}: expected a header, found {len(data)} bytes")
     magic, length, digest = _HEADER.unpack_from(data)
@@ -175,7 +214,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise pickle.UnpicklingError(f"found {type(state).__name__}")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever torch makes of bytes that it did not write
         raise CheckpointError(
             f"checkpoint {path.name}: expected tensors and plain values, found something else; it is not loaded"
         ) from error

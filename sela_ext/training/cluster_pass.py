@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sela_ext.errors import DataError
 from sela_ext.models import Heads
+from sela_ext.training import faults
 from sela_ext.training.clustering import Clustering, Whitening, kmeans, match_clusters, unit_rows
 from sela_ext.training.labelling import LabelPass, head_record
 from sela_ext.training.run import Run
@@ -107,6 +108,7 @@ def cluster_pass(
     complaints: list[str] = []
     for head in range(len(heads.clusters)) if which is None else which:
         k = heads.clusters[head]
+        faults.at("inside label pass")
         try:
             found = kmeans(
                 points, k, iterations=iterations, seed=seed, stream=stream * 1009 + head, threads=max(1, threads)

@@ -10,8 +10,11 @@ import functools
 import os
 import signal
 
-# Every place that `at` is called with.
+# Every place that `at` is called with. Those of writing are passed for each file that is written whole.
 PLACES = (
+    "overwriting",
+    "before log is cut",
+    "after log is cut",
     "before write",
     "after write",
     "before fsync",

@@ -19,7 +19,7 @@ import torch
 from sela_ext import build_info
 from sela_ext.data.orientation import read_upright
 from sela_ext.data.source import UInt8Array
-from sela_ext.errors import NumericsError, OptionError
+from sela_ext.errors import NumericsError, OptionError, out_of_memory
 from sela_ext.report import write_report
 from sela_ext.training import faults, snapshot
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
@@ -100,7 +100,8 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
         RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
         result: TrainResult = launch(_train_rank, (data, out, options), wanted)
         return result
-    with Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence) as ranks:
+    joined = Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence)
+    with joined as ranks, out_of_memory("use a smaller batch_size or model, fewer clusters or heads, or fewer threads"):
         return _train(data, out, chosen, _given(options), ranks)
 
 
@@ -135,9 +136,10 @@ def _train(
     with contextlib.ExitStack() as closing:
 
         def prepare() -> tuple[Plan, Images, RunFolder]:
-            folder = RunFolder(Path(out).expanduser())
             if ranks.first:
                 folder = RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
+            else:
+                folder = RunFolder(Path(out).expanduser())
             refuse_own_folder(chosen.fixed_labels, folder.path)
             images = choose_images(data, chosen)
             is_digits = isinstance(data, str) and data == "digits"
@@ -205,7 +207,8 @@ def _run(data: Any, run: Run) -> TrainResult:
     def relabel(which: list[int] | None = None) -> None:
         """One label pass, as the method makes them."""
         faults.at("label pass begins")
-        with clock.part("label_pass"):
+        # A signal here ends the run at once: a pass may take minutes, and resume repeats it.
+        with interrupt.at_once(), clock.part("label_pass"):
             result = recipe.relabel(which)
         run.labels = result.labels
         state["passes_made"] += 1

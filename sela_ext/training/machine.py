@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -31,6 +33,14 @@ def torch_settings(threads: int) -> Iterator[None]:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
 
 
+def abandon_output() -> None:
+    """Give up on a standard output that nobody reads; the interpreter would complain of it at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 class Interrupt:
     """How SIGINT and SIGTERM end a run.
 
@@ -55,7 +65,8 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: one that is not Python's, which cannot be put back
+                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -83,9 +94,13 @@ class Interrupt:
 
     def leave(self, message: str) -> None:
         """End the run: KeyboardInterrupt for SIGINT, exit status 143 for SIGTERM."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # whoever read our output may be gone
+        try:
             if message:
                 print(message, flush=True)
+        except RuntimeError:  # the signal came in the middle of another print
+            pass
+        except (OSError, ValueError, AttributeError):  # whoever read our output is gone
+            abandon_output()
         if self.number == signal.SIGTERM:
             raise SystemExit(143)
         raise KeyboardInterrupt(message)

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import secrets
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,20 +146,40 @@ class TensorBoard:
     def __init__(self, folder: Path, purge_step: int | None, texts: Mapping[str, str]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
-        for title, text in texts.items():
-            self._writer.add_text(title, text)
+        self._folder = folder
+        # Events are written by a thread: what fails there is told to whoever calls next, and need not be printed too.
+        self._hook = threading.excepthook
+        threading.excepthook = self._pass_over
+        self._writer: Any = None
+        try:
+            with writing(folder):
+                self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+                for title, text in texts.items():
+                    self._writer.add_text(title, text)
+        except BaseException:
+            self.close(status=1)
+            raise
 
     def record(self, event: Event) -> None:
         """Add the numbers of an event."""
         step = int(event["step"])
-        for name, value in _curves(event).items():
-            self._writer.add_scalar(name, value, step)
+        with writing(self._folder):
+            for name, value in _curves(event).items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self, status: int = 0) -> None:
-        """Write what is left."""
-        with contextlib.suppress(OSError):
-            self._writer.close()
+        """Write what is left; of a run that failed already, as far as possible."""
+        try:
+            with contextlib.suppress(OSError) if status else writing(self._folder):
+                if self._writer is not None:
+                    self._writer.close()
+        finally:
+            if threading.excepthook == self._pass_over:
+                threading.excepthook = self._hook
+
+    def _pass_over(self, failed: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failed.exc_value, OSError) and "tensorboard" in type(failed.thread).__module__):
+            self._hook(failed)
 
 
 class WeightsAndBiases:
@@ -180,7 +201,7 @@ class WeightsAndBiases:
         where.mkdir(exist_ok=True)
         name = where / "run_id"
         if not (resumed and name.is_file()):
-            name.write_text(secrets.token_hex(8))
+            write_atomically(name, secrets.token_hex(8).encode())
         try:
             self._run: Any = self._wandb.init(
                 project=project,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from sela_ext.training.clock import words
+from sela_ext.training.machine import abandon_output
 
 
 class _Console(Console):
@@ -163,9 +163,8 @@ class RunProgress:
             self._abandon_output()
 
     def _abandon_output(self) -> None:
-        """Give up on a standard output that nobody reads; otherwise the interpreter complains of it at its end."""
+        """Give up on a standard output that nobody reads."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_output()

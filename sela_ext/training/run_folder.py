@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import fnmatch
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.report.metrics import read_metrics
+from sela_ext.training import faults
 from sela_ext.training.checkpoint import write_atomically, writing
 from sela_ext.training.run_lock import NAME as LOCK
 
@@ -39,9 +41,9 @@ _FILES = (
 )
 _FOLDERS = ("checkpoints", "tensorboard", "index", "wandb")
 # What a kill in the middle of writing may leave.
-_PARTIAL = (".writable", LOCK, *(f"{name}.partial" for name in _FILES))
-# What is removed when a run begins: not the lock, which this process holds by then.
-_LEFT = tuple(name for name in _PARTIAL if name != LOCK)
+_PARTIAL = (".writable", *(f"{name}.partial" for name in _FILES))
+_PARTIAL_REPORTS = ".report-*.tmp"
+_DELETED = "checkpoints.partial"  # on their way out
 
 
 class RunFolder:
@@ -65,23 +67,31 @@ class RunFolder:
         Raises:
             OptionError: it is a file, holds the data, or holds something while neither resume nor overwrite is set.
         """
-        path = Path(out).expanduser()
+        try:
+            path = Path(out).expanduser()
+            if "\0" in str(path):
+                raise ValueError("a name cannot hold a null byte")
+            found = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK) if path.is_dir() else []
+            is_file = path.exists() and not path.is_dir()
+        except (OSError, ValueError, TypeError, RuntimeError) as error:  # too long, a NUL in it, no path, ~nobody
+            told = error.strerror if isinstance(error, OSError) else error
+            raise OptionError(f"out: expected the path of a folder, found {str(out)[:200]!r}: {told}") from error
         if isinstance(data, (str, os.PathLike)) and os.path.exists(data):
             folder, source = path.resolve(), Path(data).resolve()
             if folder == source or folder in source.parents:
                 raise OptionError(
                     f"out: expected a folder of its own, found {path}, which holds the data; name another"
                 )
-        if path.exists() and not path.is_dir():
+        if is_file:
             raise OptionError(f"out: expected a folder, found the file {path}; name another")
-        entries = [entry.name for entry in path.iterdir() if entry.name != LOCK] if path.is_dir() else []
-        if entries and not resume:
+        if found and not resume:
             if not overwrite:
                 raise OptionError(
-                    f"out: expected an empty or absent folder, found {path} with {len(entries)} entries; "
+                    f"out: expected an empty or absent folder, found {path} with {len(found)} entries; "
                     "set resume to continue the run in it, overwrite to replace it, or name another"
                 )
-            foreign = sorted({*entries} - {*_FILES, *_PARTIAL, *_FOLDERS})
+            ours = {*_FILES, *_PARTIAL, *_FOLDERS, _DELETED}
+            foreign = [name for name in found if name not in ours and not fnmatch.fnmatch(name, _PARTIAL_REPORTS)]
             if foreign:
                 raise OptionError(
                     f"overwrite: expected nothing but a run in {path}, found {', '.join(foreign[:3])}; "
@@ -99,20 +109,27 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
 
     def clear(self, *, overwrite: bool) -> None:
-        """Remove what a kill left half written; with overwrite, the run that the folder holds.
+        """Remove what a kill left half written; with overwrite, the run that the folder holds. The lock stays.
 
         Raises:
             ResourceError: it cannot be written.
         """
         with self._in_words():
-            for name in (*_LEFT, *(_FILES if overwrite else ())):
-                (self.path / name).unlink(missing_ok=True)
+            for stale in (*(self.path / name for name in _PARTIAL), *self.path.glob(_PARTIAL_REPORTS)):
+                stale.unlink(missing_ok=True)
+            _delete_folder(self.path / _DELETED)
             if overwrite:
-                for name in _FOLDERS:
-                    shutil.rmtree(self.path / name, ignore_errors=True)
+                # Checkpoints first, and all at once: a kill must leave nothing that a resume would go on with.
+                if self.checkpoints.is_dir() and not self.checkpoints.is_symlink():
+                    os.rename(self.checkpoints, self.path / _DELETED)
+                for name in (_DELETED, *_FOLDERS):
+                    _delete_folder(self.path / name)
+                    faults.at("overwriting")
+                for name in _FILES:
+                    (self.path / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _in_words(self) -> Iterator[None]:
@@ -140,12 +157,20 @@ class RunFolder:
         Args:
             metrics_length: bytes of metrics.jsonl that stay.
         """
-        path = self.path / "metrics.jsonl"
-        path.touch()
-        kept = path.read_bytes()[:metrics_length]
-        os.truncate(path, kept.rfind(b"\n") + 1)  # a line that lost its end would swallow the next one
-        self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
-        self._log = open(self.path / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+        path, log = self.path / "metrics.jsonl", self.path / "train.log"
+        with writing(path):
+            path.touch()
+            with open(path, "rb") as file:
+                kept = file.read(metrics_length)
+            faults.at("before log is cut")
+            os.truncate(path, kept.rfind(b"\n") + 1)  # a line that lost its end would swallow the next one
+            faults.at("after log is cut")
+            self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+        with writing(log):
+            self._log = open(log, "a", encoding="utf-8")  # noqa: SIM115
+            if self._log.tell() and not log.read_bytes().endswith(b"\n"):
+                self._log.write("\n")
+                self._log.flush()
 
     def metrics_length(self) -> int:
         """Bytes of metrics.jsonl so far; they are on the disk, as the checkpoint that counts on them will be."""
@@ -213,6 +238,14 @@ class RunFolder:
                 if file is not None:
                     file.close()
         self._metrics = self._log = None
+
+
+def _delete_folder(path: Path) -> None:
+    """Delete a folder that may not be there; of a link to a folder elsewhere the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 # Lists and arrays longer than this are described by length and checksum.

@@ -180,6 +180,7 @@ class WeightsAndBiases:
         where.mkdir(exist_ok=True)
         name = where / "run_id"
         if not (resumed and name.is_file()):
+            name.unlink(missing_ok=True)
             name.write_text(secrets.token_hex(8))
         try:
             self._run: Any = self._wandb.init(

@@ -171,13 +171,15 @@ def _read_run(folder: Path, checkpoint: Path | None, model: Any, image_size: int
         options, resolved = info["options"], info["resolved"]
         width = int(resolved.get("vector_size", 0))
         channels = int(resolved.get("channels", 1)) if width else int(resolved["channels"])
-        small = not width and max(resolved["image_size"]) < SMALL_IMAGES
+        small = not width and max(int(side) for side in resolved["image_size"]) < SMALL_IMAGES
         trained = Augment.none(_SIDE) if width else Augment(**resolved["augment"])
         clusters = [int(k) for k in options["clusters"]]
         name = str(resolved["network"])
         # As much as the trial run of a network on two images may take.
         if not 1 <= trained.size <= _MOST_SIDE or _TRIAL_BYTES * trained.size**2 > free_memory() // 2:
             raise ValueError(f"images of {trained.size} pixels")
+        if channels not in (1, 3) or not all(k >= 1 for k in clusters):
+            raise ValueError(f"images of {channels} channels, clusters {clusters}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{folder}: expected the options.json of a run, found none that can be read") from error
     found: dict[str, Any] = {}

@@ -28,9 +28,15 @@ def one_line(text: str) -> str:
 
 
 class SelaError(Exception):
-    """Base of all errors raised on purpose by this package; its text holds nothing that a terminal would obey."""
+    """Base of all errors raised on purpose by this package; their text holds nothing that a terminal would obey.
+
+    Attributes:
+        exit_code: exit status of the command line.
+        of_all_ranks: raised by every rank of a run at the same place, so that none needs to be told.
+    """
 
     exit_code: int = 1
+    of_all_ranks: bool = False
 
     def __str__(self) -> str:
         return harmless(super().__str__())

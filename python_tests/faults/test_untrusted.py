@@ -646,7 +646,7 @@ def test_a_run_whose_files_are_links_or_pipes_is_not_continued(tmp_path, name, f
 def test_a_run_folder_may_itself_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     os.symlink("disk", tmp_path / "run")
-    RunFolder.check(tmp_path / "run", resume=True, overwrite=False, data="digits").create(overwrite=False)
+    RunFolder.check(tmp_path / "run", resume=True, overwrite=False, data="digits").create()
 
 
 def test_overwrite_removes_links_and_nothing_that_they_lead_to(tmp_path):
@@ -662,7 +662,8 @@ def test_overwrite_removes_links_and_nothing_that_they_lead_to(tmp_path):
     (run / "index").mkdir()
     os.symlink(victim, run / "index" / "deeper")
     folder = RunFolder.check(run, resume=False, overwrite=True, data="digits")
-    folder.create(overwrite=True)
+    folder.create()
+    folder.clear(overwrite=True)
     assert list(run.iterdir()) == []
     assert sorted(os.listdir(victim)) == ["file", "inner", "step-000000000001.ckpt"]
     assert (victim / "file").read_text() == "precious"

@@ -74,7 +74,7 @@ def run(images, tmp_path):
     source = open_source(images)
     labels = np.arange(len(source), dtype=np.int32)[None] % 3
     folder = RunFolder.check(tmp_path / "run", resume=False, overwrite=False, data=str(images))
-    folder.create(overwrite=False)
+    folder.create()
     folder.write_options({"version": "0", "options": {"data": str(images)}, "reasons": {}, "resolved": {}})
     folder.write_labels(labels, np.full(labels.shape, 0.5, np.float32), source.names)
     folder.write_bad_images([(i, name, f"{name}: damaged") for i, name in enumerate(source.names)])

@@ -94,7 +94,7 @@ def audit(python: str, pip_audit: str) -> tuple[int, list[str]]:
         try:
             answers = json.loads(found.read_text(encoding="utf-8"))["dependencies"]
         except (OSError, ValueError, KeyError, TypeError):
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
             return 2, [
                 f"the index of advisories could not be asked ({last}); nothing was audited: run it again where "
                 "pypi.org can be reached"

@@ -1,6 +1,7 @@
 """No module of the package can be made to run what a file says: its calls are read, without importing it."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -140,11 +141,14 @@ def faults_in(text):
             yield node.lineno, f"import {node.module}"
 
 
+@functools.cache
 def all_faults():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).as_posix()
-        for line, what in faults_in(path.read_text(encoding="utf-8")):
-            yield name, line, what
+    """(module, line, what) of the whole package."""
+    return [
+        (path.relative_to(PACKAGE).as_posix(), line, what)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for line, what in faults_in(path.read_text(encoding="utf-8"))
+    ]
 
 
 def test_nothing_that_a_file_says_is_executed_anywhere():

@@ -1,8 +1,8 @@
 """How this project is checked, one session per question: `nox -s lint types tests`, or `nox -l` for the list.
 
 Environments are kept between runs (torch is large); `nox -R` also skips the installation. With SELA_PYTHON set to an
-interpreter that has the packages already, `types`, `sanitize`, `simt` and `mutants` use that one and install only their
-tools.
+interpreter that has the packages already, `types`, `security`, `sanitize`, `simt` and `mutants` use that one and
+install only their tools.
 """
 
 from __future__ import annotations
@@ -135,26 +135,21 @@ def performance(session: nox.Session) -> None:
 
 @nox.session
 def security(session: nox.Session) -> None:
-    """Known weaknesses of the dependencies (pip-audit), and a bill of materials in build/sbom.json (CycloneDX)."""
-    session.install(".")
-    bill = ROOT / "build" / "sbom.json"
-    bill.parent.mkdir(exist_ok=True)
+    """A bill of materials in build/sbom.json (CycloneDX), and the dependencies' known weaknesses (pip-audit).
+
+    `-- bill` writes the bill alone: once its tools are installed, that needs no network. The audit asks pypi.org; where
+    that cannot be reached it says so, and fails.
+    """
+    python = prepared_python(session, ".")
     tools = ROOT / "build" / "security-tools"  # apart from what is looked at
     if not (tools / "bin" / "pip-audit").exists():
-        session.run("python", "-m", "venv", str(tools))
-        session.run(
-            str(tools / "bin" / "pip"), "install", "--quiet", "pip-audit>=2.7", "cyclonedx-bom>=4.4", external=True
-        )
-    interpreter = str(Path(session.bin) / "python")
-    session.run(
-        str(tools / "bin" / "cyclonedx-py"), "environment", interpreter, "--output-format", "JSON",
-        "--output-file", str(bill), external=True,
-    )  # fmt: skip
-    session.log(f"bill of materials: {bill}")
-    where = str(session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True))
-    # Strict: a package that the index of advisories does not answer for is an error, not a pass.
-    audit = str(tools / "bin" / "pip-audit")
-    session.run(audit, "--strict", "--path", where.strip(), *session.posargs, external=True)
+        session.run("python", "-m", "venv", "--clear", str(tools))
+        wanted = ("pip-audit>=2.7", "cyclonedx-bom>=4.4")
+        session.run(str(tools / "bin" / "pip"), "install", "--quiet", *wanted, external=True)
+    steps = {"bill": "cyclonedx-py", "audit": "pip-audit"}
+    for step in session.posargs or steps:
+        tool = str(tools / "bin" / steps[step])
+        session.run("python", "python_tests/security/session.py", step, python, tool)
 
 
 @nox.session

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import unicodedata
 from collections.abc import Iterator
+
+# Categories of Unicode: controls, direction marks and the like, halves of characters, ends of lines and paragraphs.
+_UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def harmless(text: str) -> str:
+    r"""A text that may hold names of files, as it can be printed: what a terminal would obey is spelled out.
+
+    Ends of lines stay: see `one_line`.
+
+    Example:
+        >>> harmless("a\x1b[2Jb.png")
+        'a\\x1b[2Jb.png'
+    """
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(repr(c)[1:-1] if c != "\n" and unicodedata.category(c) in _UNSHOWN else c for c in text)
+
+
+def one_line(text: str) -> str:
+    """`harmless` on one line."""
+    return harmless(text.replace("\n", "\\n"))
 
 
 class SelaError(Exception):
-    """Base of all errors raised on purpose by this package.
+    """Base of all errors raised on purpose by this package; their text holds nothing that a terminal would obey.
 
     Attributes:
         exit_code: exit status of the command line.
@@ -16,6 +39,9 @@ class SelaError(Exception):
 
     exit_code: int = 1
     of_all_ranks: bool = False
+
+    def __str__(self) -> str:
+        return harmless(super().__str__())
 
 
 class OptionError(SelaError, ValueError):

@@ -159,10 +159,10 @@ def _predict(given: argparse.Namespace) -> int:
     if given.out.endswith(".npz"):
         np.savez(given.out, labels=labels, names=np.asarray(source.names, dtype=np.str_))
     elif given.out.endswith(".csv"):
-        import csv
+        from sela_ext.data.csv_file import csv_writer
 
-        with open(given.out, "w", newline="", encoding="utf-8") as table:
-            writer = csv.writer(table, lineterminator="\n")
+        with open(given.out, "w", newline="", encoding="utf-8", errors="backslashreplace") as table:
+            writer = csv_writer(table)
             writer.writerow(["index", "name", *(f"label_{number}" for number in range(len(labels)))])
             writer.writerows([i, name, *labels[:, i].tolist()] for i, name in enumerate(source.names))
     else:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from sela_ext.cli.parser import check_can_write
-from sela_ext.errors import OptionError, lacks_memory
+from sela_ext.errors import OptionError
 
 
 def add_commands(commands: Any) -> None:
@@ -163,35 +163,22 @@ def _write_labels(path: str, result: Any) -> None:
 
 
 def _read_array(path: str, what: str) -> Any:
-    import numpy as np
+    from sela_ext.data.npy import map_npy
 
-    from sela_ext.errors import DataError
-
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        if lacks_memory(error):
-            raise
-        raise DataError(f"{path}: expected a .npy file of {what}: {error}") from error
+    return map_npy(path, f"a .npy file of {what}")
 
 
 def _read_labels(path: str, head: int) -> Any:
     """Labels [N] from a .npy file, or one head's from labels.npz or a run folder."""
     from pathlib import Path
 
-    import numpy as np
-
-    from sela_ext.errors import DataError
+    from sela_ext.data.npz import read_arrays
 
     file = Path(path) / "labels.npz" if Path(path).is_dir() else Path(path)
     if file.suffix != ".npz":
         labels = _read_array(path, "labels [N] or [heads, N]")
     else:
-        try:
-            with np.load(file, allow_pickle=False) as saved:
-                labels = saved["labels"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise DataError(f"{file}: expected labels [heads, N]: {error}") from error
+        labels = read_arrays(file, ["labels"], "labels [heads, N]", needed="labels")["labels"]
     if labels.ndim == 2:
         if not 0 <= head < len(labels):
             raise OptionError(f"--head: expected a number in 0 .. {len(labels) - 1}, found {head}")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from sela_ext.cli.parser import add_options
-from sela_ext.errors import SelaError
+from sela_ext.errors import SelaError, harmless
 
 
 def add_train(commands: Any, chosen: str) -> None:
@@ -88,15 +87,15 @@ def _finetune(given: argparse.Namespace) -> int:
 def _report(given: argparse.Namespace) -> int:
     from pathlib import Path
 
-    import numpy as np
-
     from sela_ext.data import open_source
+    from sela_ext.data.npz import read_arrays
+    from sela_ext.data.safe_files import read_json
     from sela_ext.errors import DataError
     from sela_ext.report import write_report
 
     folder = Path(given.run_folder)
     try:
-        data = json.loads((folder / "options.json").read_text())["options"]["data"]
+        data = read_json(folder / "options.json")["options"]["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: expected a run folder with options.json, found none that can be read") from error
     read_image = None
@@ -104,13 +103,13 @@ def _report(given: argparse.Namespace) -> int:
         if str(data).startswith("array "):
             raise DataError(f"they were given from memory: {data}")
         source = open_source(data)
-        with np.load(folder / "labels.npz", allow_pickle=False) as saved:
-            same = saved["names"].tolist() == source.names
+        names = read_arrays(folder / "labels.npz", ["names"], "the names of the images").get("names")
+        same = names is not None and names.tolist() == source.names
         if same and source.vectors is None:
             read_image = source.read
         elif not same:
-            print(f"the images cannot be shown: those in {data} are not the ones that were labelled")
+            print(harmless(f"the images cannot be shown: those in {data} are not the ones that were labelled"))
     except (SelaError, OSError, ValueError, KeyError) as error:
-        print(f"the images cannot be shown: {error}")
+        print(harmless(f"the images cannot be shown: {error}"))
     print(write_report(folder, read_image))
     return 0

@@ -6,6 +6,7 @@ tensors and plain values alone (`weights_only`), and no more memory is asked for
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import stat
@@ -14,7 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -47,14 +48,18 @@ def read_archive(path: Path) -> Any:
             head = file.read(265)
     except OSError as error:
         raise CheckpointError(f"{path}: expected a checkpoint file: {error.strerror}; check the path") from error
+    # torch.load goes by the suffix where it is this one, whatever the file holds.
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path}: expected a file of torch.save, found one named .safetensors; rename it")
     if head.startswith(_ZIP):
-        _check_zip(path, status.st_size)
-        content = _load(path, mmap=True)
+        with open(path, "rb") as file:
+            _check_zip(str(path), file, status.st_size)
+        content = _load(str(path), path, mmap=True)
     elif head.startswith(_LEGACY):
         # Once without data, for the sizes alone: the format allocates first and compares afterwards.
         with torch.serialization.skip_data():
-            _check_claims(path, _load(path, map_location="meta"), status.st_size)
-        content = _load(path)
+            _check_claims(str(path), _load(str(path), path, map_location="meta"), status.st_size)
+        content = _load(str(path), path)
     elif head[257:262] == b"ustar":
         raise CheckpointError(
             f"{path}: this is the tar format of PyTorch before 0.2, which cannot be read safely; "
@@ -62,7 +67,25 @@ def read_archive(path: Path) -> Any:
         )
     else:
         raise CheckpointError(f"{path}: expected a file written by torch.save, found {_describe(head)}")
-    _check_claims(path, content, status.st_size)
+    _check_claims(str(path), content, status.st_size)
+    return content
+
+
+def read_saved(data: bytes, where: str) -> Any:
+    """Tensors and plain values out of the bytes that `torch.save` made of them, on the CPU.
+
+    Args:
+        data: the zip format alone, which this package writes.
+        where: what to call it in messages.
+
+    Raises:
+        CheckpointError: as `read_archive`.
+    """
+    if not data.startswith(_ZIP):
+        raise CheckpointError(f"{where}: expected what torch.save writes, found {_describe(data[:8])}")
+    _check_zip(where, io.BytesIO(data), len(data))
+    content = _load(where, io.BytesIO(data))
+    _check_claims(where, content, len(data))
     return content
 
 
@@ -78,67 +101,64 @@ def tensors_in(content: Any) -> Iterator[torch.Tensor]:
             todo.extend(value.values() if isinstance(value, dict) else value)
 
 
-def _load(path: Path, **how: Any) -> Any:
-    # torch.load goes by the suffix where it is this one, whatever the file holds.
-    if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path}: expected a file of torch.save, found one named .safetensors; rename it")
+def _load(where: str, source: Path | IO[bytes], **how: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on how the file was written; what matters is checked here
-            return torch.load(path, weights_only=True, **{"map_location": "cpu", **how})
+            return torch.load(source, weights_only=True, **{"map_location": "cpu", **how})
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|function|class|global)\W+([A-Za-z_][\w.]*\.[\w.]+)", str(error))
         what = f" ({found[1]})" if found else ""
         raise CheckpointError(
-            f"{path}: expected tensors and plain values, found objects that need code{what}; nothing of it was run. "
+            f"{where}: expected tensors and plain values, found objects that need code{what}; nothing of it was run. "
             "Where you trust the file, load it yourself and save its state dict and labels alone"
         ) from error
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: the checkpoint is damaged or incomplete: {_first_line(error)}") from error
+        raise CheckpointError(f"{where}: the checkpoint is damaged or incomplete: {_first_line(error)}") from error
     except (EOFError, AssertionError, struct.error, OverflowError, RecursionError, MemoryError, OSError) as error:
-        raise CheckpointError(f"{path}: the checkpoint is damaged or incomplete: {_first_line(error)}") from error
+        raise CheckpointError(f"{where}: the checkpoint is damaged or incomplete: {_first_line(error)}") from error
 
 
-def _check_zip(path: Path, size: int) -> None:
+def _check_zip(where: str, file: IO[bytes], size: int) -> None:
     """Refuse a zip file that is not as torch.save writes it: stored, not compressed, nothing larger than the file."""
-    with open(path, "rb") as file:
-        file.seek(max(0, size - 65_557))
-        tail = file.read()
+    file.seek(max(0, size - 65_557))
+    tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) - end < 22:
-        raise CheckpointError(f"{path}: the checkpoint is damaged or incomplete: its directory is missing")
+        raise CheckpointError(f"{where}: the checkpoint is damaged or incomplete: its directory is missing")
     (directory,) = struct.unpack_from("<I", tail, end + 12)
     if directory > _DIRECTORY_BYTES:
-        raise CheckpointError(f"{path}: expected a checkpoint, found a directory of {directory:,} bytes; not read")
+        raise CheckpointError(f"{where}: expected a checkpoint, found a directory of {directory:,} bytes; not read")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
-        raise CheckpointError(f"{path}: the checkpoint is damaged or incomplete: {_first_line(error)}") from error
+        raise CheckpointError(f"{where}: the checkpoint is damaged or incomplete: {_first_line(error)}") from error
     claimed = sum(entry.file_size for entry in entries)
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed or claimed > size:
         found = f"compressed entries ({packed[0][:80]!r})" if packed else f"{claimed:,} bytes claimed in {size:,}"
-        raise CheckpointError(f"{path}: expected the uncompressed zip of torch.save, found {found}; not read")
+        raise CheckpointError(f"{where}: expected the uncompressed zip of torch.save, found {found}; not read")
     for entry in entries:
         if entry.filename.endswith(".pkl") and entry.file_size > _PICKLE_BYTES:
-            raise CheckpointError(f"{path}: expected a checkpoint, found {entry.file_size:,} bytes of pickle; not read")
+            found = f"{entry.file_size:,} bytes of pickle"
+            raise CheckpointError(f"{where}: expected a checkpoint, found {found}; not read")
 
 
-def _check_claims(path: Path, content: Any, size: int) -> None:
+def _check_claims(where: str, content: Any, size: int) -> None:
     """Refuse tensors that are, one by one or together, larger than the file they came from."""
     storages: set[int] = set()
     total = 0
     for tensor in tensors_in(content):
         if tensor.layout is not torch.strided:
-            raise CheckpointError(f"{path}: expected plain tensors, found a sparse one; it is not loaded")
+            raise CheckpointError(f"{where}: expected plain tensors, found a sparse one; it is not loaded")
         storage = tensor.untyped_storage()
         if storage._cdata not in storages:
             storages.add(storage._cdata)
             total += storage.nbytes()
         if max(total, tensor.numel() * tensor.element_size()) > size:
             raise CheckpointError(
-                f"{path}: expected tensors within its {size:,} bytes, found one of {tuple(tensor.shape)} that is not; "
+                f"{where}: expected tensors within its {size:,} bytes, found one of {tuple(tensor.shape)} that is not; "
                 "it is not loaded"
             )
 

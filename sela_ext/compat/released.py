@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from sela_ext.compat.archive import read_archive
 from sela_ext.compat.layouts import Layout, Parts, copy_into, detect, differences, plain_name, take_apart
+from sela_ext.data.safe_files import read_json
 from sela_ext.errors import CheckpointError
 from sela_ext.models import Network, build_backbone, projection_widths
 
@@ -260,9 +260,9 @@ def _from_list(file: Path, given: Sequence[Any]) -> Tensor:
 def _run_size(file: Path) -> int:
     """Pixels that a run trained with, which some networks are built for; 224 where its options are not there."""
     try:
-        size = json.loads((file.parent / "options.json").read_text())["resolved"]["augment"]["size"]
+        size = read_json(file.parent / "options.json")["resolved"]["augment"]["size"]
         return int(size) if 4 <= int(size) <= 4096 else 224
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 224
 
 

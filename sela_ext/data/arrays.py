@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 
 from sela_ext.data.labels import read_labels
-from sela_ext.data.messages import first_line
+from sela_ext.data.npy import map_npy
 from sela_ext.data.source import Int64Array, Source, UInt8Array
 from sela_ext.data.vectors import VectorSource, is_vectors, open_vectors
-from sela_ext.errors import DataError, lacks_memory
+from sela_ext.errors import DataError
 
 # Images whose pixels enter the fingerprint of an array, which has no file names to tell one data set from another.
 FINGERPRINT_IMAGES = 64
@@ -148,12 +148,6 @@ def open_array(data: Any, *, labels: Any = None, where: str = "data") -> ArraySo
 
 def open_npy(path: Path, *, labels: Any = None) -> ArraySource | VectorSource:
     """Open a .npy file of images or vectors as a memory map; see `open_array`."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy's reader of headers raises many types on damaged files
-        if lacks_memory(error):
-            raise
-        raise DataError(
-            f"{path}: expected a readable .npy file of uint8 images or of vectors: {first_line(error)}"
-        ) from error
-    return open_array(array, labels=labels, where=str(path))
+    return open_array(
+        map_npy(path, "a readable .npy file of uint8 images or of vectors"), labels=labels, where=str(path)
+    )

@@ -8,7 +8,6 @@ CIFAR-100's labels are the 100 fine ones.
 from __future__ import annotations
 
 import gzip
-import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 
 from sela_ext.data.arrays import ArraySource
 from sela_ext.data.pickled import read_pickle
+from sela_ext.data.safe_files import read_bounded
 from sela_ext.data.source import Int64Array, UInt8Array
 from sela_ext.data.tar import walk_tar
 from sela_ext.errors import DataError
@@ -114,9 +114,9 @@ def open_cifar(folder: Path, kind: CifarKind, split: str = "train") -> ArraySour
     missing = [name for name in kind.files(split) if not (folder / name).is_file()]
     if missing:
         raise DataError(f"{folder}: expected {', '.join(kind.files(split))}, found no {missing[0]}; download it again")
-    parts = [(name, read_bounded(folder / name, MOST_BYTES)) for name in kind.files(split)]
+    parts = [(name, read_small(folder / name, MOST_BYTES)) for name in kind.files(split)]
     meta = folder / kind.meta
-    names = read_bounded(meta, 1 << 20) if meta.is_file() else None
+    names = read_small(meta, 1 << 20) if meta.is_file() else None
     return _source(kind, parts, names, str(folder))
 
 
@@ -132,9 +132,9 @@ def cifar_kind_of(path: Path, head: bytes) -> CifarKind | None:
 
 def open_cifar_file(path: Path, kind: CifarKind) -> ArraySource:
     """Open a single batch; see `open_cifar`. A pickle may be of either data set, whatever its name."""
-    data = read_bounded(path, MOST_BYTES)
+    data = read_small(path, MOST_BYTES)
     meta = path.with_name(kind.meta)
-    names = read_bounded(meta, 1 << 20) if meta.is_file() else None
+    names = read_small(meta, 1 << 20) if meta.is_file() else None
     if kind.label_bytes:
         return _source(kind, [(path.name, data)], names, str(path.parent))
     value = read_pickle(data, str(path))
@@ -157,7 +157,7 @@ def open_cifar_archive(path: Path, split: str = "train") -> ArraySource | None:
     kinds: list[CifarKind] = []
     try:
         with open_maybe_gzip(path) as file:
-            for member in walk_tar(file, str(path), largest=MOST_BYTES):
+            for member in walk_tar(file, str(path), largest=MOST_BYTES, most_bytes=2 * MOST_BYTES):
                 kind = next((kind for kind in KINDS if member.name.startswith(f"{kind.folder}/")), None)
                 if kind is None:
                     return None
@@ -190,18 +190,16 @@ def open_maybe_gzip(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path, "rb"))
 
 
-def read_bounded(path: Path, most: int) -> bytes:
+def read_small(path: Path, most: int) -> bytes:
     """All bytes of a regular file of at most `most` bytes.
 
     Raises:
         DataError: It is larger, or cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > most:
-                raise DataError(f"{path}: expected at most {most} bytes in a file of this kind, found {size}")
-            return file.read(most)
+        return read_bounded(path, most)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -10,12 +10,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from sela_ext.data.safe_files import read_bounded
 from sela_ext.data.source import Int64Array
 from sela_ext.errors import DataError
 
 Value: TypeAlias = str | int | None
 CLASS_FILES = ("classes.txt", "class_names.txt")
 MOST_CLASSES = 1 << 31
+MOST_CLASS_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ def read_classes(classes: Any) -> ClassList:
     if isinstance(classes, (str, os.PathLike)):
         where = f"classes file {os.fspath(classes)}"
         try:
-            lines = Path(classes).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_bounded(classes, MOST_CLASS_BYTES).decode("utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
             raise DataError(f"{where}: expected a text file with one class per line: {error}") from error
         names = [line.strip() for line in lines if line.strip()]
     elif isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes):

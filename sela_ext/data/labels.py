@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sela_ext.data.messages import first_line
+from sela_ext.data.npy import map_npy
 from sela_ext.data.source import Int64Array
-from sela_ext.errors import DataError, lacks_memory
+from sela_ext.errors import DataError
 
 
 def read_labels(labels: Any, count: int) -> Int64Array:
@@ -29,14 +29,7 @@ def read_labels(labels: Any, count: int) -> Int64Array:
     where = "labels"
     if isinstance(labels, (str, Path)):
         where = f"labels file {labels}"
-        try:
-            labels = np.load(labels, allow_pickle=False)
-        except Exception as error:  # numpy's reader of headers raises many types on damaged files
-            if lacks_memory(error):
-                raise
-            raise DataError(
-                f"{where}: expected a readable .npy file of {count} integers: {first_line(error)}"
-            ) from error
+        labels = map_npy(labels, f"a readable .npy file of {count} integers")
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()
     try:

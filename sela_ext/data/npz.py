@@ -10,8 +10,11 @@ Note [Arrays in an archive]
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +25,7 @@ from sela_ext.data.arrays import ArraySource, open_array
 from sela_ext.data.classes import number_classes
 from sela_ext.data.memory import free_memory
 from sela_ext.data.messages import first_line
+from sela_ext.data.safe_files import open_regular
 from sela_ext.data.source import Int64Array
 from sela_ext.data.vectors import VectorSource
 from sela_ext.errors import DataError, lacks_memory
@@ -57,7 +61,7 @@ def open_npz(path: Path, split: str = "train") -> ArraySource | VectorSource | N
         DataError: No such array, several, damaged or truncated, or more than this machine's memory holds.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _archive(path) as archive:
             entries = _entries(archive, path)
             images = _choose(entries, split, path)
             if images is None:
@@ -85,8 +89,50 @@ def open_npz(path: Path, split: str = "train") -> ArraySource | VectorSource | N
         ) from error
 
 
-def _entries(archive: zipfile.ZipFile, path: Path) -> list[_Entry]:
+def read_arrays(path: Path, names: Sequence[str], what: str, *, needed: str = "") -> dict[str, Any]:
+    """Some arrays of a .npz file, as far as they are there.
+
+    What a header claims must be what its member holds, and half of the free memory must do for each: an archive of a
+    megabyte may unpack to a gigabyte.
+
+    Args:
+        path: The archive.
+        names: Of the arrays.
+        what: Which they are, for messages.
+        needed: Name of the array that must be there.
+
+    Raises:
+        DataError: No such file, no archive, damaged, more than the memory holds, or arrays of objects.
+    """
+    try:
+        with _archive(path) as archive:
+            entries = [entry for entry in _entries(archive, path, names) if entry.name in names]
+            if any(entry.kind.hasobject for entry in entries):
+                raise ValueError("found arrays of objects, which are pickles, and never read")
+            if needed and all(entry.name != needed for entry in entries):
+                found = sorted(name.removesuffix(".npy") for name in archive.namelist())[:10]
+                raise DataError(f'{path}: expected an array "{needed}", found {found}')
+            return {entry.name: _load(archive, entry, path) for entry in entries}
+    except DataError:
+        raise
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise DataError(f"{path}: expected {what}, cannot read them: {reason}") from error
+
+
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    with os.fdopen(open_regular(path), "rb") as file, zipfile.ZipFile(file) as archive:
+        yield archive
+
+
+def _entries(archive: zipfile.ZipFile, path: Path, names: Sequence[str] | None = None) -> list[_Entry]:
+    """The arrays by their headers; all, or those of some names."""
     infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+    if names is not None:
+        infos = [info for info in infos if info.filename.removesuffix(".npy") in names]
+        if len(infos) > len(names):
+            raise DataError(f"{path}: expected each array once, found one several times; the file is damaged")
     if len(infos) > MOST_ARRAYS:
         raise DataError(f"{path}: expected at most {MOST_ARRAYS} arrays, found {len(infos)}")
     found = []

@@ -7,7 +7,6 @@ their order, so that the bytes do not depend on how many threads there are.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import io
 import json
@@ -24,6 +23,7 @@ import numpy as np
 import PIL
 from PIL import features
 
+from sela_ext.data.csv_file import csv_writer
 from sela_ext.data.manifest import BAD_IMAGES, VERSION, Manifest, ShardSummary, shard_name, write_manifest
 from sela_ext.data.opening import open_source
 from sela_ext.data.pack_folder import claim_folder, pack_files, pack_id_of
@@ -307,7 +307,7 @@ class _Packing:
         table = self.folder / BAD_IMAGES
         if self.bad:
             text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
+            writer = csv_writer(text)
             writer.writerow(["index", "name", "reason"])
             writer.writerows(sorted(self.bad))
             write_whole(table, text_bytes(text.getvalue()))

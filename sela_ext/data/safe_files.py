@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sela_ext.errors import DataError, ResourceError
 
 PARTIAL = ".partial"
 # As for the compiled reader: larger files are not read.
 MOST_FILE_BYTES = 1 << 30
+# As long as any options or table of contents could be.
+MOST_JSON_BYTES = 1 << 24
 _NOT_REGULAR = 0  # no number of the system's
 # What runs out is the machine's, and no file's fault.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -54,7 +57,8 @@ def write_whole(path: Path, data: bytes) -> None:
     partial = path.with_name(path.name + PARTIAL)
     try:
         with full_disk(path):
-            with open(partial, "wb") as file:
+            partial.unlink(missing_ok=True)  # what a kill left; a link there is removed, not followed
+            with open(partial, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -65,7 +69,7 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def open_regular(path: str | Path) -> int:
+def open_regular(path: str | os.PathLike[str]) -> int:
     """A file descriptor for reading a regular file; pipes and devices are neither opened nor waited for.
 
     Raises:
@@ -81,6 +85,40 @@ def open_regular(path: str | Path) -> int:
         os.close(handle)
         raise OSError(_NOT_REGULAR, "not a regular file")
     return handle
+
+
+def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
+    """All bytes of a regular file.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+        ValueError: It has more bytes.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"expected at most {most} bytes in a file of this kind, found {size}")
+        data = file.read(size + 1)
+    if len(data) > size:
+        raise ValueError(f"expected {size:,} bytes, found more: it grew while it was read")
+    return data
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file of at most `MOST_JSON_BYTES`.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+        ValueError: It is no JSON in UTF-8, is too long, or is nested too deeply.
+    """
+    try:
+        return json.loads(read_bounded(path, MOST_JSON_BYTES).decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def out_of_resources(error: BaseException) -> bool:

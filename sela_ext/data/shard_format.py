@@ -151,7 +151,8 @@ class ShardWriter:
         self._digest = hashlib.sha256()
         head = HEAD.pack(MAGIC, VERSION, number, first, RECORD.itemsize, pack_id, 0)
         with full_disk(self.partial):
-            self._file = open(self.partial, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by close and abandon
+            self.partial.unlink(missing_ok=True)  # what a kill left; a link there is removed, not followed
+            self._file = open(self.partial, "xb", buffering=1 << 20)  # noqa: SIM115 - closed by close and abandon
         self._write(head[:-4] + struct.pack("<I", zlib.crc32(head[:-4])))
 
     def add(self, entry: Entry) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sela_ext.data.cifar import read_bounded
+from sela_ext.data.cifar import read_small
 from sela_ext.data.source import Int64Array, Source, UInt8Array
 from sela_ext.errors import DataError
 
@@ -149,7 +149,7 @@ def _map_images(path: Path) -> UInt8Array:
 def _read_labels(path: Path, images: Path, count: int) -> Int64Array | None:
     if path == images or not path.is_file():
         return None
-    values = np.frombuffer(read_bounded(path, 1 << 24), np.uint8).astype(np.int64)
+    values = np.frombuffer(read_small(path, 1 << 24), np.uint8).astype(np.int64)
     if len(values) != count:
         raise DataError(f"{path}: expected {count} labels, one per image of {images.name}, found {len(values)}")
     if values.min() < 1 or values.max() > CLASSES:
@@ -161,7 +161,7 @@ def _class_names(folder: Path) -> list[str] | None:
     path = folder / "class_names.txt"
     if not path.is_file():
         return None
-    names = read_bounded(path, 1 << 16).decode("utf-8", "replace").split()
+    names = read_small(path, 1 << 16).decode("utf-8", "replace").split()
     if len(names) != CLASSES:
         raise DataError(f"{path}: expected {CLASSES} names of classes, found {len(names)}")
     return names

@@ -27,6 +27,8 @@ import numpy as np
 
 from sela_ext.data.classes import ClassList, Value, number_classes, parse_value
 from sela_ext.data.folder import FileSource, printable_path
+from sela_ext.data.memory import free_memory
+from sela_ext.data.safe_files import read_bounded
 from sela_ext.data.source import Int64Array, Source
 from sela_ext.errors import DataError
 
@@ -218,13 +220,14 @@ def _delimiter(path: Path, text: str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read()
-        text = data.decode("utf-8-sig")
+        # Its rows become Python objects of several times their size.
+        text = read_bounded(path, free_memory() // 8).decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected a table in UTF-8, found other bytes at {error.start}; convert it") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}, an eighth of the free memory") from error
     if "\0" in text:
         raise DataError(f"{path}: expected a table in UTF-8, found null characters; convert it")
     return text

@@ -16,6 +16,8 @@ BLOCK = 512
 # Extended headers hold a name and a few times; a header that claims more is not read.
 MOST_HEADER_BYTES = 1 << 20
 MOST_SIZE = 1 << 46
+# As in Linux. Names are kept in tables whose rows are as long as the longest.
+MOST_NAME_BYTES = 1 << 12
 _ZEROS = bytes(BLOCK)
 _REFUSED = {
     b"1": "a hard link",
@@ -43,7 +45,12 @@ class TarMember(NamedTuple):
 
 
 def walk_tar(
-    file: IO[bytes], where: str, *, archive_bytes: int | None = None, largest: int = MOST_SIZE
+    file: IO[bytes],
+    where: str,
+    *,
+    archive_bytes: int | None = None,
+    largest: int = MOST_SIZE,
+    most_bytes: int = MOST_SIZE,
 ) -> Iterator[TarMember]:
     """The regular files of an archive, in order. The file may be read and moved between two of them.
 
@@ -52,6 +59,7 @@ def walk_tar(
         where: What to call it in messages.
         archive_bytes: Its size, if it is known: members that reach beyond it are noticed at once.
         largest: Largest size of a member.
+        most_bytes: Bytes of the archive that are read, decompressed.
 
     Raises:
         DataError: Not a tar archive, damaged, truncated, or a member that is refused; see above.
@@ -60,10 +68,12 @@ def walk_tar(
     long_name: str | None = None
     extended: dict[str, str] = {}
     while True:
+        if at > most_bytes:
+            raise _too_long(where, most_bytes)
         file.seek(at)
         block = file.read(BLOCK)
         if block == _ZEROS:
-            _check_end(file, where)
+            _check_end(file, where, most_bytes)
             return
         if len(block) < BLOCK:
             raise DataError(f"{where}: truncated: expected an end mark at byte {at}, found none; copy the file again")
@@ -137,11 +147,17 @@ def _check_sum(block: bytes, at: int, where: str) -> None:
         raise DataError(f"{where}: expected the header of a tar archive's member at byte {at}, found other bytes")
 
 
-def _check_end(file: IO[bytes], where: str) -> None:
+def _too_long(where: str, most: int) -> DataError:
+    return DataError(f"{where}: expected an archive of at most {most:,} bytes once it is decompressed, found more")
+
+
+def _check_end(file: IO[bytes], where: str, most: int) -> None:
     """Behind the first zero block there is another one, and nothing but zeros."""
     count = BLOCK
     while chunk := file.read(1 << 16):
         count += len(chunk)
+        if count > most:
+            raise _too_long(where, most)
         if chunk.count(0) != len(chunk):
             raise DataError(
                 f"{where}: expected the end of the archive, found more data; archives that were joined must be "
@@ -154,6 +170,8 @@ def _check_end(file: IO[bytes], where: str) -> None:
 def _check_name(name: str, where: str) -> None:
     if not name or "\0" in name:
         raise DataError(f"{where}: expected members with names, found {printable(name)!r}")
+    if len(name) > MOST_NAME_BYTES:
+        raise DataError(f"{where}: expected names of at most {MOST_NAME_BYTES} bytes, found one of {len(name)}")
     if name.startswith("/") or ".." in name.split("/"):
         raise DataError(f"{where}: expected names within the archive, found {printable(name)!r}; nothing was unpacked")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sela_ext.compat import load_released
+from sela_ext.data.safe_files import read_json
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.kernels.augment import IMAGENET_MEAN, IMAGENET_STD
 from sela_ext.models import VGG16, AlexNet, PreActResNet, SmallConvNet, SmallResNet, build_backbone
@@ -84,9 +84,9 @@ def _normalisation(path: Path) -> tuple[tuple[float, float, float], tuple[float,
     """Mean and deviation that a run trained with; ImageNet's for all other files."""
     folder = path if path.is_dir() else path.parent
     try:
-        augment = json.loads((folder / "options.json").read_text())["resolved"]["augment"]
+        augment = read_json(folder / "options.json")["resolved"]["augment"]
         return _three(augment["mean"]), _three(augment["std"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return _three(IMAGENET_MEAN), _three(IMAGENET_STD)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +15,13 @@ from torch import nn
 
 from sela_ext.compat import load_released
 from sela_ext.compat.archive import read_archive
+from sela_ext.compat.layouts import copy_into, differences
 from sela_ext.data import Augment, Source
-from sela_ext.errors import CheckpointError, DataError, OptionError, ResourceError
+from sela_ext.data.memory import free_memory
+from sela_ext.data.messages import first_line
+from sela_ext.data.npz import read_arrays
+from sela_ext.data.safe_files import read_json
+from sela_ext.errors import CheckpointError, DataError, OptionError, ResourceError, SelaError
 from sela_ext.models import Network, build_backbone, build_vector_backbone
 from sela_ext.report.metrics import read_metrics
 from sela_ext.training.checkpoint import load_checkpoint, read_checkpoint
@@ -26,6 +30,9 @@ from sela_ext.training.resolve import SMALL_IMAGES, probe_image_size
 PIXELS, RANDOM = "pixels", "random"
 # The side at which networks for photographs are evaluated, where nothing else is known.
 _SIDE = 224
+# What the options of a run may claim: the side of its images, and bytes per pixel of a network's widest layers.
+_MOST_SIDE = 4096
+_TRIAL_BYTES = 1024
 # What a run may say of its image files.
 _READING = ("exact", "exif")
 _EXPECTED = (
@@ -147,17 +154,33 @@ def plain_view(size: int, small: bool, **fields: Any) -> Augment:
 
 
 def _of_run(folder: Path, checkpoint: Path | None, model: Any, image_size: int | None) -> Subject:
-    """A run folder, finished or not, or one of its checkpoints."""
+    """A run folder, finished or not, or one of its checkpoints; what its files say need not be true."""
     try:
-        info = json.loads((folder / "options.json").read_text())
+        return _read_run(folder, checkpoint, model, image_size)
+    except SelaError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise CheckpointError(
+            f"{folder}: expected the files of a run, found values that no run writes: {first_line(error)}"
+        ) from error
+
+
+def _read_run(folder: Path, checkpoint: Path | None, model: Any, image_size: int | None) -> Subject:
+    try:
+        info = read_json(folder / "options.json")
         options, resolved = info["options"], info["resolved"]
         width = int(resolved.get("vector_size", 0))
         channels = int(resolved.get("channels", 1)) if width else int(resolved["channels"])
-        small = not width and max(resolved["image_size"]) < SMALL_IMAGES
+        small = not width and max(int(side) for side in resolved["image_size"]) < SMALL_IMAGES
         trained = Augment.none(_SIDE) if width else Augment(**resolved["augment"])
         clusters = [int(k) for k in options["clusters"]]
         name = str(resolved["network"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # As much as the trial run of a network on two images may take.
+        if not 1 <= trained.size <= _MOST_SIDE or _TRIAL_BYTES * trained.size**2 > free_memory() // 2:
+            raise ValueError(f"images of {trained.size} pixels")
+        if channels not in (1, 3) or not all(k >= 1 for k in clusters):
+            raise ValueError(f"images of {channels} channels, clusters {clusters}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{folder}: expected the options.json of a run, found none that can be read") from error
     found: dict[str, Any] = {}
     state: dict[str, Any] = {}
@@ -241,17 +264,26 @@ def _run_network(
         raise CheckpointError(
             f"{folder}: expected a network known by name, found {name!r}; pass the module that was trained as model"
         ) from error
-    network = Network(
-        backbone.module,
-        backbone.feature_dim,
-        clusters,
-        projection=options["projection"],
-        head_kind=options["head_kind"],
-        temperature=float(options["temperature"]),
-        channels_in=backbone.channels_in,
-        rotation=any(key.startswith("rotation.") for key in state),
-    )
+    with torch.device("meta"):  # the options may claim any number of clusters; the weights are what is there
+        network = Network(
+            backbone.module,
+            backbone.feature_dim,
+            clusters,
+            projection=options["projection"],
+            head_kind=options["head_kind"],
+            temperature=float(options["temperature"]),
+            channels_in=backbone.channels_in,
+            rotation=any(key.startswith("rotation.") for key in state),
+        )
     try:
+        problems = differences(network.state_dict(), state)
+        if problems:
+            raise CheckpointError(f"{folder}: the weights do not fit {name}: {'; '.join(problems)}")
+        for part in ("projection", "heads", "rotation"):
+            made = getattr(network, part)
+            if made is not None:
+                head = f"{part}."
+                copy_into(made, {key.removeprefix(head): one for key, one in state.items() if key.startswith(head)})
         network.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
         first = " ".join(str(error).split())[:200]
@@ -263,13 +295,17 @@ def _stored_labels(folder: Path, found: dict[str, Any]) -> tuple[NDArray[np.int3
     """Labels, names of their images, and whether they are those of the training images alone."""
     if isinstance(found.get("labels"), torch.Tensor):
         return found["labels"].to(torch.int32).numpy(), None, True
-    try:
-        with np.load(folder / "labels.npz", allow_pickle=False) as saved:
-            return saved["labels"].astype(np.int32), [str(name) for name in saved["names"]], False
-    except FileNotFoundError:
+    path = folder / "labels.npz"
+    if not path.exists():
         return None, None, False
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise CheckpointError(f"{folder / 'labels.npz'}: expected labels [heads, N] and names: {error}") from error
+    try:
+        saved = read_arrays(path, ["labels", "names"], "labels [heads, N] and names")
+        names = [str(name) for name in saved["names"]] if "names" in saved else None
+        return saved["labels"].astype(np.int32), names, False
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: expected labels [heads, N] and names: {error}") from error
 
 
 def _history(folder: Path, heads: int) -> list[list[float]]:

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sela_ext.data.safe_files import read_bounded
 from sela_ext.errors import DataError
 
+# Ten million events; they become Python objects of several times their size.
+MOST_LOG_BYTES = 1 << 31
 Event = Mapping[str, Any]
 Column = npt.NDArray[np.float64]
 
@@ -49,11 +52,13 @@ def read_metrics(path: Path) -> Metrics:
         DataError: the file is there but cannot be read.
     """
     try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
+        text = read_bounded(path, MOST_LOG_BYTES).decode("utf-8", errors="replace")
     except FileNotFoundError:
         return Metrics()
     except OSError as error:
         raise DataError(f"{path}: expected a readable log of the run, found {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: expected the log of a run: {error}") from error
     lines = text.split("\n")
     events: list[Event] = []
     unreadable = 0

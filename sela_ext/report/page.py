@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sela_ext.report.contact_sheet import ReadImage, contact_sheet
 from sela_ext.report.run_folder import read_run
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def write_report(run: Path, read_image: ReadImage | None = None) -> Path:
@@ -75,6 +77,7 @@ def environment(*folders: Path) -> jinja2.Environment:
         loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_without_controls,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -83,6 +86,11 @@ def environment(*folders: Path) -> jinja2.Environment:
     made.filters["small"] = _small
     made.filters["plain"] = _plain
     return made
+
+
+def _without_controls(value: Any) -> Any:
+    """A value as a page may hold it: text without control characters but ends of lines and tabs."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
 
 
 def _fixed(value: float, digits: int = 3) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sela_ext.data.npz import read_arrays
+from sela_ext.data.safe_files import read_json
 from sela_ext.errors import DataError
 from sela_ext.report.metrics import Event, Metrics, heads_of, number, read_metrics
+
+# Clusters that a run may have, however few its images are: labels that were given are not bound by them.
+_MOST_CLUSTERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def read_run(path: Path) -> RunFolder:
 
 def _read_options(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError:
         raise DataError(
             f"{path}: expected the options of a run, found no such file; is this a run folder that training wrote?"
@@ -103,19 +106,18 @@ _Labels = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.s
 
 
 def _read_labels(path: Path) -> _Labels:
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("labels", "confidence", "names") if name in stored.files}
-    except FileNotFoundError:
+    if not path.exists():
         raise DataError(
             f"{path}: expected the labels of a run, found no such file; they are written when training has ended"
-        ) from None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: expected the labels of a run, cannot read them: {error}") from error
+        )
+    arrays = read_arrays(path, ["labels", "confidence", "names"], "the labels of a run")
     labels = arrays.get("labels")
     if labels is None or labels.ndim != 2 or labels.dtype.kind not in "iu" or 0 in labels.shape:
         found = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
         raise DataError(f"{path}: expected integer labels of shape [heads, N], found {found}")
+    low, high, most = int(labels.min()), int(labels.max()), max(labels.shape[1], _MOST_CLUSTERS)
+    if low < -1 or high >= most:  # a table of all clusters is made, whatever the file's size
+        raise DataError(f"{path}: expected labels in -1 .. {most - 1}, found {low} .. {high}")
     confidence = arrays.get("confidence", np.full(labels.shape, np.nan, dtype=np.float32))
     if confidence.shape != labels.shape or confidence.dtype.kind != "f":
         raise DataError(
@@ -140,17 +142,20 @@ def _shown_head(metrics: Metrics, heads: int) -> int:
     return min(known, key=lambda head: (known[head], head)) if known else 0
 
 
-def cluster_counts(metrics: Metrics) -> dict[int, int]:
-    """Return head -> number of clusters, as the events tell it."""
+def cluster_counts(metrics: Metrics, images: int) -> dict[int, int]:
+    """Return head -> number of clusters, as the events tell it; what no run of so many images has is left out."""
     counts: dict[int, int] = {}
     for event in metrics.of("label_pass", "evaluation", "end"):
-        counts.update({e["head"]: e["clusters"] for e in heads_of(event) if isinstance(e.get("clusters"), int)})
+        for entry in heads_of(event):
+            clusters = entry.get("clusters")
+            if isinstance(clusters, int) and 0 < clusters <= max(images, _MOST_CLUSTERS):
+                counts[entry["head"]] = clusters
     return counts
 
 
 def _cluster_count(metrics: Metrics, head: int, labels: npt.NDArray[np.int32]) -> int:
     """Return K of a head; without events the largest label tells the least that K can be."""
-    return max(1, int(labels.max()) + 1, cluster_counts(metrics).get(head, 0))
+    return max(1, int(labels.max()) + 1, cluster_counts(metrics, labels.size).get(head, 0))
 
 
 def last_event(metrics: Metrics) -> Event:

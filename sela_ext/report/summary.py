@@ -16,6 +16,7 @@ from sela_ext.report.run_folder import RunFolder, cluster_counts, last_event
 
 # Longer values of options are cut: a list of 100,000 paths is no reading matter.
 _LONGEST_VALUE = 600
+_DEEPEST_VALUE = 8
 # More label passes than this are not listed one by one.
 _MOST_PASSES = 200
 
@@ -137,7 +138,8 @@ def sentences(run: RunFolder) -> list[str]:
         told = isinstance(end.get("head"), int) or run.metrics.of("label_pass")
         said.append(f"Of heads 0 to {run.labels.shape[0] - 1}, head {run.head} is shown{why if told else ''}.")
     agree = end.get("stability_by_clusters")
-    if isinstance(agree, dict) and agree:
+    agree = {k: v for k, v in agree.items() if k.isdecimal() and len(k) < 10} if isinstance(agree, dict) else {}
+    if agree:
         known = [f"{number(value):.3f} for {_count(int(k), 'cluster')}" for k, value in agree.items()]
         said.append(
             f"Heads that began differently agree to {', '.join(known)} (adjusted mutual information: 1 is the same "
@@ -220,7 +222,7 @@ def head_rows(run: RunFolder) -> list[HeadRow]:
     for event in run.metrics.of("label_pass", "evaluation", "end"):
         for entry in heads_of(event):
             newest.setdefault(entry["head"], {}).update(entry)
-    counts = cluster_counts(run.metrics)
+    counts = cluster_counts(run.metrics, run.labels.shape[1])
     rows = []
     for head in range(run.labels.shape[0]):
         clusters = max(1, counts.get(head, 0), int(run.labels[head].max()) + 1)
@@ -303,7 +305,7 @@ def fact_rows(resolved: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), value_text(value)) for name, value in resolved.items()]
 
 
-def value_text(value: Any) -> str:
+def value_text(value: Any, depth: int = 0) -> str:
     """Write a value as a reader expects it, cut where it is very long.
 
     Example:
@@ -318,10 +320,13 @@ def value_text(value: Any) -> str:
         text = value
     elif isinstance(value, float):
         text = f"{value:.6g}"
+    elif isinstance(value, (list, dict)) and depth > _DEEPEST_VALUE:
+        text = "..."
     elif isinstance(value, list):
-        text = ", ".join(value_text(item) for item in value[:_LONGEST_VALUE])
+        text = ", ".join(value_text(item, depth + 1) for item in value[:_LONGEST_VALUE])
     elif isinstance(value, dict):
-        text = "; ".join(f"{str(name).replace('_', ' ')}: {value_text(item)}" for name, item in value.items())
+        parts = ((str(name).replace("_", " "), value_text(item, depth + 1)) for name, item in value.items())
+        text = "; ".join(f"{name}: {item}" for name, item in parts)
     else:
         text = str(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ... (cut)"
@@ -391,7 +396,7 @@ def _head_series(run: RunFolder, events: list[Event], name: str, *, ln_k: bool =
     curves = head_columns(events, name)
     if not curves:
         return []
-    counts = cluster_counts(run.metrics)
+    counts = cluster_counts(run.metrics, run.labels.shape[1])
     kinds = sorted({counts.get(head, 0) for head in curves})
     colour = {clusters: i % 6 for i, clusters in enumerate(kinds)}
     series = []

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import io
 import os
-import pickle
 import re
 import shutil
 import struct
@@ -23,6 +22,9 @@ from typing import Any
 
 import torch
 
+from sela_ext.compat.archive import read_saved
+from sela_ext.data.memory import free_memory
+from sela_ext.data.safe_files import open_regular, sync_folder
 from sela_ext.errors import CheckpointError, ResourceError
 from sela_ext.training import faults
 
@@ -118,7 +120,8 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     partial = path.with_name(path.name + ".partial")
     outcome = "the earlier file is untouched"
     try:
-        with open(partial, "wb") as file:
+        partial.unlink(missing_ok=True)  # what a kill left; a link there is removed, not followed
+        with open(partial, "xb") as file:
             faults.at("before write")
             for part in parts:
                 file.write(part)
@@ -138,15 +141,6 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         if not isinstance(error, OSError):
             raise
         raise _cannot_write(path, sum(len(part) for part in parts), error, outcome) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _cannot_write(path: Path, size: int, error: OSError, outcome: str) -> ResourceError:
@@ -196,28 +190,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: it is not one, or damaged.
     """
     try:
-        data = path.read_bytes()
+        with os.fdopen(open_regular(path), "rb") as file:
+            size, free = os.fstat(file.fileno()).st_size, free_memory()
+            if size > free // 2:  # the tensors are made out of it, beside it
+                raise ResourceError(
+                    f"checkpoint {path}: expected {2 * size:,} bytes of memory to read it, found {free:,} free; free "
+                    "some, then resume"
+                )
+            header, payload = file.read(_HEADER.size), file.read(size)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path.name}: cannot be read: {error.strerror or error}") from error
-    if len(data) < _HEADER.size:
-        raise CheckpointError(f"checkpoint {path.name}: expected a header, found {len(data)} bytes")
-    magic, length, digest = _HEADER.unpack_from(data)
-    payload = memoryview(data)[_HEADER.size :]
+    if len(header) < _HEADER.size:
+        raise CheckpointError(f"checkpoint {path.name}: expected a header, found {len(header)} bytes")
+    magic, length, digest = _HEADER.unpack(header)
     if magic != _MAGIC:
         raise CheckpointError(f"checkpoint {path.name}: this is not a checkpoint of sela_ext")
     if len(payload) != length:
         raise CheckpointError(f"checkpoint {path.name}: expected {length:,} bytes, found {len(payload):,}")
     if hashlib.sha256(payload).digest() != digest:
         raise CheckpointError(f"checkpoint {path.name}: its checksum does not match; the file is damaged")
-    try:
-        # weights_only: tensors and plain values; nothing in the file is executed.
-        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise pickle.UnpicklingError(f"found {type(state).__name__}")
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever torch makes of bytes that it did not write
-        raise CheckpointError(
-            f"checkpoint {path.name}: expected tensors and plain values, found something else; it is not loaded"
-        ) from error
+    # Length and checksum say that nothing was damaged, not who wrote it.
+    state = read_saved(payload, f"checkpoint {path.name}")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {path.name}: expected a mapping of names to values, found another kind")
     return state

@@ -17,7 +17,6 @@ import hashlib
 import io
 import os
 import re
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,10 @@ from numpy.typing import NDArray
 
 from sela_ext.compat import load_released
 from sela_ext.data import Source
+from sela_ext.data.memory import free_memory
+from sela_ext.data.npy import map_npy
+from sela_ext.data.npz import read_arrays
+from sela_ext.data.safe_files import read_bounded
 from sela_ext.data.table import LABEL_COLUMNS, NAME_COLUMNS, index_by_name
 from sela_ext.errors import DataError, OptionError
 from sela_ext.report.run_folder import read_run
@@ -159,20 +162,12 @@ def _read_path(path: Path) -> _Given:
     where, suffix = f"labels in {path}", path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return _read_table(path)
-    if suffix in (".npy", ".npz"):
-        try:
-            with path.open("rb") as stream:
-                loaded = np.load(stream, allow_pickle=False)
-                if isinstance(loaded, np.ndarray):
-                    return _Given(_integers(loaded, str(path)), None, where)
-                if "labels" not in loaded.files:
-                    raise DataError(f'{path}: expected an array "labels", found {sorted(loaded.files)}')
-                labels = _integers(loaded["labels"], f"{path}: labels")
-                names = [str(name) for name in loaded["names"].ravel()] if "names" in loaded.files else None
-        except (OSError, ValueError, EOFError, AttributeError, TypeError, KeyError, zipfile.BadZipFile) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path}: expected labels, the file cannot be read: {error}") from error
+    if suffix == ".npy":
+        return _Given(_integers(map_npy(path, "a .npy file of labels"), str(path)), None, where)
+    if suffix == ".npz":
+        found = read_arrays(path, ["labels", "names"], "labels", needed="labels")
+        labels = _integers(found["labels"], f"{path}: labels")
+        names = [str(name) for name in found["names"].ravel()] if "names" in found else None
         if names is not None and len(names) != labels.shape[1]:
             raise DataError(f"{path}: expected a name per label, {labels.shape[1]}, found {len(names)}")
         return _Given(labels, names, where)
@@ -200,8 +195,8 @@ def _integers(value: Any, where: str) -> NDArray[np.int64]:
 
 def _read_table(path: Path) -> _Given:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bounded(path, free_memory() // 8).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected a table of labels, the file cannot be read: {error}") from error
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:

@@ -8,6 +8,8 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -41,7 +43,7 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], ranks: int) -> 
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    store = TCPStore("127.0.0.1", 0, None, True, timeout=timedelta(seconds=60), wait_for_workers=False)
+    store = _local_store(TCPStore)
     context = multiprocessing.get_context("spawn")
     environment = {
         "WORLD_SIZE": str(ranks),
@@ -50,6 +52,8 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], ranks: int) -> 
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is ours: rank 0 must not open another
     }
+    if sys.platform.startswith("linux"):  # gloo listens where the host's name leads to, unless it is told
+        environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     processes: list[BaseProcess] = []
     pipes: list[multiprocessing.connection.Connection] = []
     try:
@@ -67,6 +71,23 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], ranks: int) -> 
     finally:
         _end(processes, 0.0)
         del store
+
+
+def _local_store(make: Any) -> Any:
+    """The store at which the ranks meet, on a port of its own that only this machine can reach.
+
+    By itself it would listen on all addresses, whatever it is named by.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        port = listener.getsockname()[1]
+        patience = timedelta(seconds=60)
+        handle = listener.detach()  # the store closes it
+        return make("127.0.0.1", port, None, True, timeout=patience, wait_for_workers=False, master_listen_fd=handle)
+    finally:
+        listener.close()
 
 
 def _supervise(processes: list[BaseProcess], pipes: list[multiprocessing.connection.Connection]) -> Any:

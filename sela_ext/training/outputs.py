@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import html
 import io
 import json
 import math
+import re
 import secrets
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +28,8 @@ COLUMNS = (
     "images_per_second", "run_images_per_second", "data_wait_share", "run_data_wait_share", "interval_seconds",
     "solve_seconds", "wait_seconds", "elapsed_seconds",
 )  # fmt: skip
+# What Markdown would not show as it is: images and links, say.
+_MARKDOWN = re.compile(r"[\\`*_\[\]!|~]")
 # What has a column for every head: changed_0, changed_1, ...
 PER_HEAD = ("changed", "cross_entropy", "nmi")
 
@@ -255,7 +259,7 @@ def markdown_table(values: Mapping[str, Any], reasons: Mapping[str, str]) -> str
 
     def cell(value: Any) -> str:
         text = value if isinstance(value, str) else json.dumps(value)
-        return text.replace("|", "\\|").replace("\n", " ")[:300]
+        return _MARKDOWN.sub(r"\\\g<0>", html.escape(" ".join(text[:300].split()), quote=False))
 
     lines = ["| option | value | why |", "|---|---|---|"]
     return "\n".join(lines + [f"| {n} | {cell(v)} | {cell(reasons.get(n, ''))} |" for n, v in values.items()])

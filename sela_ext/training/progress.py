@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from sela_ext.errors import harmless
 from sela_ext.training.clock import words
 from sela_ext.training.machine import abandon_output
 
@@ -156,7 +157,7 @@ class RunProgress:
         if not self._enabled:
             return
         try:
-            self._console.print(line, markup=False)
+            self._console.print(harmless(line), markup=False)
             sys.stdout.flush()
         except (OSError, ValueError):
             self._enabled = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import fnmatch
 import io
@@ -11,6 +10,8 @@ import json
 import math
 import os
 import shutil
+import stat
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sela_ext.errors import OptionError, ResourceError
+from sela_ext.data.csv_file import csv_writer
+from sela_ext.data.memory import free_memory
+from sela_ext.data.safe_files import read_json
+from sela_ext.errors import CheckpointError, OptionError, ResourceError, one_line
 from sela_ext.report.metrics import read_metrics
 from sela_ext.training import faults
 from sela_ext.training.checkpoint import write_atomically, writing
@@ -84,6 +88,8 @@ class RunFolder:
                 )
         if is_file:
             raise OptionError(f"out: expected a folder, found the file {path}; name another")
+        if path.is_dir() and resume:
+            _refuse_links(path)
         if found and not resume:
             if not overwrite:
                 raise OptionError(
@@ -107,9 +113,8 @@ class RunFolder:
         """
         with self._in_words():
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink(missing_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
 
     def clear(self, *, overwrite: bool) -> None:
         """Remove what a kill left half written; with overwrite, the run that the folder holds. The lock stays.
@@ -144,11 +149,19 @@ class RunFolder:
         write_atomically(self.path / "options.json", text.encode())
 
     def read_options(self) -> dict[str, Any] | None:
-        """Read options.json; None where it is absent."""
+        """Read options.json; None where it is absent.
+
+        Raises:
+            CheckpointError: it is not what a run writes.
+        """
         try:
-            content: dict[str, Any] = json.loads((self.path / "options.json").read_text())
+            content = read_json(self.path / "options.json")
         except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / 'options.json'}: expected the options of a run: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.path / 'options.json'}: expected the options of a run, found another value")
         return content
 
     def open_logs(self, metrics_length: int = 0) -> None:
@@ -184,7 +197,7 @@ class RunFolder:
         """Append a line to train.log."""
         if self._log is not None:
             with writing(self.path / "train.log"):
-                self._log.write(time.strftime("%Y-%m-%d %H:%M:%S ") + line + "\n")
+                self._log.write(time.strftime("%Y-%m-%d %H:%M:%S ") + one_line(line) + "\n")
                 self._log.flush()
 
     def record(self, event: Mapping[str, Any]) -> None:
@@ -210,26 +223,32 @@ class RunFolder:
             names: of the N images.
         """
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, labels=labels, confidence=confidence, names=np.asarray(names, dtype=np.str_))
+        arrays: dict[str, Any] = {"labels": labels, "confidence": confidence}
+        needed, free = 4 * len(names) * max(map(len, names), default=0), free_memory()
+        if needed <= free // 4:  # every name takes as much as the longest
+            arrays["names"] = np.asarray(names, dtype=np.str_)
+        else:
+            self.log(f"labels.npz has no names, which would take {needed:,} bytes of {free:,}: see labels.csv")
+        np.savez_compressed(buffer, **arrays)
         write_atomically(self.path / "labels.npz", buffer.getbuffer())
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        text = io.StringIO(newline="")
+        writer = csv_writer(text)
         heads = range(len(labels))
         writer.writerow(["index", "name", *(f"label_{h}" for h in heads), *(f"confidence_{h}" for h in heads)])
         shown = np.char.mod("%.4f", confidence)
         for i, name in enumerate(names):
             writer.writerow([i, name, *labels[:, i].tolist(), *shown[:, i].tolist()])
-        write_atomically(self.path / "labels.csv", text.getvalue().encode())
+        write_atomically(self.path / "labels.csv", text.getvalue().encode("utf-8", "backslashreplace"))
 
     def write_bad_images(self, bad: Sequence[tuple[int, str, str]]) -> None:
         """Write bad_images.csv (index, name, reason), where there are any."""
         if not bad:
             return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        text = io.StringIO(newline="")
+        writer = csv_writer(text)
         writer.writerow(["index", "name", "reason"])
         writer.writerows(sorted(set(bad)))
-        write_atomically(self.path / "bad_images.csv", text.getvalue().encode())
+        write_atomically(self.path / "bad_images.csv", text.getvalue().encode("utf-8", "backslashreplace"))
 
     def close(self) -> None:
         """Close the logs."""
@@ -246,6 +265,26 @@ def _delete_folder(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse to continue a run whose files are links, or pipes: it would write to, or wait for, something else.
+
+    Raises:
+        OptionError: names the first.
+    """
+    for names, expected, what in ((_FILES, stat.S_ISREG, "file"), (_FOLDERS, stat.S_ISDIR, "folder")):
+        for name in names:
+            try:
+                mode = os.lstat(folder / name).st_mode
+            except FileNotFoundError:
+                continue
+            if not expected(mode):
+                found = "a link" if stat.S_ISLNK(mode) else "something else"
+                raise OptionError(
+                    f"resume: expected {name} in {folder} to be a {what}, found {found}; put the {what} itself there "
+                    "(out may be a link to a folder elsewhere)"
+                )
 
 
 # Lists and arrays longer than this are described by length and checksum.

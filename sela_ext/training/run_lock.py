@@ -42,7 +42,9 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         try:
-            self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # A link is not followed, since the file is emptied; a pipe is not waited for.
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            self._handle = os.open(self._path, flags, 0o644)
         except OSError as error:
             raise ResourceError(f"out: cannot write {self._path}: {error.strerror}; name another folder") from error
         try:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+# Characters of a value in a message.
+_SHOWN = 100
+
 
 class SelaError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors raised on purpose by this package.
+
+    Args:
+        message: what was expected, what was found, what to do. It is made one line: names of files and values of
+            options may hold line ends, and whatever else terminals take for commands.
+
+    Example:
+        >>> str(DataError("a" + chr(10) + "b.jpg: expected an image"))
+        'a b.jpg: expected an image'
+    """
 
     exit_code: int = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class OptionError(SelaError, ValueError):
@@ -43,3 +60,22 @@ class ResourceError(SelaError):
     """Disk, memory or a device does not suffice."""
 
     exit_code = 7
+
+
+def one_line(text: str) -> str:
+    """A text as one line that every terminal shows: white space is one blank, other characters are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as it is written in Python, in one line, and cut where it is long.
+
+    Example:
+        >>> shown(0.5), shown([0] * 1000)[-13:]
+        ('0.5', '0, 0, 0, 0...')
+    """
+    try:
+        text = one_line(repr(value))
+    except ValueError:  # a whole number with more digits than Python writes
+        text = f"a value of type {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

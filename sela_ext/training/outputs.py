@@ -8,11 +8,12 @@ import io
 import json
 import math
 import secrets
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, one_line
 from sela_ext.training.checkpoint import write_atomically, writing
 
 Event = Mapping[str, Any]
@@ -140,25 +141,38 @@ class TensorBoard:
         folder: for the event files.
         purge_step: what earlier sessions wrote from this step on is not shown.
         texts: title -> text in Markdown, at step 0.
+
+    Its library takes no path that is not UTF-8: then there are no curves, and a warning says so.
     """
 
     def __init__(self, folder: Path, purge_step: int | None, texts: Mapping[str, str]) -> None:
+        self._writer: Any = None
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            warnings.warn(
+                f"no curves for TensorBoard, which takes no path but UTF-8: {one_line(str(folder))}", stacklevel=2
+            )
+            return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         for title, text in texts.items():
-            self._writer.add_text(title, text)
+            self._writer.add_text(title, text.encode("utf-8", "backslashreplace").decode())
 
     def record(self, event: Event) -> None:
         """Add the numbers of an event."""
+        if self._writer is None:
+            return
         step = int(event["step"])
         for name, value in _curves(event).items():
             self._writer.add_scalar(name, value, step)
 
     def close(self, status: int = 0) -> None:
         """Write what is left."""
-        with contextlib.suppress(OSError):
-            self._writer.close()
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
 
 class WeightsAndBiases:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sela_ext.errors import OptionError, ResourceError
+from sela_ext.errors import OptionError, ResourceError, shown
 from sela_ext.report.metrics import read_metrics
 from sela_ext.training.checkpoint import write_atomically, writing
 
@@ -62,7 +62,15 @@ class RunFolder:
         Raises:
             OptionError: it is a file, holds the data, or holds something while neither resume nor overwrite is set.
         """
-        path = Path(out).expanduser()
+        if not os.fspath(out):  # a variable of the shell that is not set
+            raise OptionError('out: expected a folder, found an empty path; give "." for this folder')
+        try:
+            path = Path(out).expanduser()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.lstat()
+        except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, ~ of nobody, a null character
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise OptionError(f"out: expected a folder, found {shown(out)}: {reason}; name another") from error
         if isinstance(data, (str, os.PathLike)) and os.path.exists(data):
             folder, source = path.resolve(), Path(data).resolve()
             if folder == source or folder in source.parents:
@@ -128,7 +136,10 @@ class RunFolder:
         kept = path.read_bytes()[:metrics_length]
         os.truncate(path, kept.rfind(b"\n") + 1)  # a line that lost its end would swallow the next one
         self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
-        self._log = open(self.path / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+        # Names of files need not be UTF-8.
+        self._log = open(  # noqa: SIM115
+            self.path / "train.log", "a", encoding="utf-8", errors="backslashreplace"
+        )
 
     def metrics_length(self) -> int:
         """Bytes of metrics.jsonl so far; they are on the disk, as the checkpoint that counts on them will be."""

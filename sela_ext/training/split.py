@@ -62,7 +62,7 @@ def choose_images(data: Any, options: Options) -> Images:
     held = everything.subset(held_rows) if len(held_rows) else None
     judged = held if apart else None
     if options.eval_data is not None:
-        judged, reason = open_source(options.eval_data, classes=options.classes), "as asked"
+        judged, reason = _open_asked(options), "as asked"
         if not has_labels(judged):
             raise OptionError(f"eval_data: expected labelled images, found none with a label in {judged.describe()}")
     elif judged is None:
@@ -83,6 +83,14 @@ def choose_images(data: Any, options: Options) -> Images:
             f"{judged.channels}; name other images, or convert them"
         )
     return Images(everything, train, kept, held, held_rows, judged, reason, fixed)
+
+
+def _open_asked(options: Options) -> Source:
+    """Open `eval_data`; what is wrong with it is told as its fault, and not the training data's."""
+    try:
+        return open_source(options.eval_data, classes=options.classes)
+    except DataError as error:
+        raise DataError(f"eval_data: {str(error).removeprefix('data: ')}") from error
 
 
 def has_labels(source: Source) -> bool:

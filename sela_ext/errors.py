@@ -15,12 +15,17 @@ class SelaError(Exception):
         message: what was expected, what was found, what to do. It is made one line: names of files and values of
             options may hold line ends, and whatever else terminals take for commands.
 
+    Attributes:
+        exit_code: exit status of the command line.
+        of_all_ranks: raised by every rank of a run at the same place, so that none needs to be told.
+
     Example:
         >>> str(DataError("a" + chr(10) + "b.jpg: expected an image"))
         'a b.jpg: expected an image'
     """
 
     exit_code: int = 1
+    of_all_ranks: bool = False
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(str(message)))

@@ -116,7 +116,7 @@ def _number_of_ranks(devices: Any, started: int) -> int:
     Raises:
         OptionError: `devices` is no number, or another one than was started.
     """
-    if devices == AUTO:
+    if isinstance(devices, str) and devices == AUTO:
         return started
     if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= 10_000:
         raise OptionError(f"devices: expected auto or a number of processes from 1 to 10000, found {devices!r}")
@@ -157,6 +157,7 @@ def _train(
         interrupt = closing.enter_context(Interrupt())
         closing.enter_context(contextlib.closing(folder))
         run = ranks.together(lambda: make_run(plan, images, folder, interrupt, ranks))
+        closing.callback(run.close)
         return _run(data, run)
 
 
@@ -254,6 +255,7 @@ def _run(data: Any, run: Run) -> TrainResult:
                 "step": state["step"],
                 "epoch": run.epochs_done,
                 "head": result.head,
+                "masked": result.masked,
                 **result.metrics,
                 "stability_by_clusters": result.stability,
                 "heads": result.heads,

@@ -19,7 +19,7 @@ import torch
 from sela_ext import build_info
 from sela_ext.data.orientation import read_upright
 from sela_ext.data.source import UInt8Array
-from sela_ext.errors import NumericsError, OptionError
+from sela_ext.errors import NumericsError, OptionError, shown
 from sela_ext.report import write_report
 from sela_ext.training import faults, snapshot
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
@@ -119,7 +119,7 @@ def _number_of_ranks(devices: Any, started: int) -> int:
     if isinstance(devices, str) and devices == AUTO:
         return started
     if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= 10_000:
-        raise OptionError(f"devices: expected auto or a number of processes from 1 to 10000, found {devices!r}")
+        raise OptionError(f"devices: expected auto or a number of processes from 1 to 10000, found {shown(devices)}")
     if started > 1 and devices != started:
         raise OptionError(
             f"devices: expected auto or {started}, the number of processes that were started, found {devices}; leave "
@@ -135,9 +135,10 @@ def _train(
     with contextlib.ExitStack() as closing:
 
         def prepare() -> tuple[Plan, Images, RunFolder]:
-            folder = RunFolder(Path(out).expanduser())
             if ranks.first:
                 folder = RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
+            else:
+                folder = RunFolder(Path(out).expanduser())
             refuse_own_folder(chosen.fixed_labels, folder.path)
             images = choose_images(data, chosen)
             is_digits = isinstance(data, str) and data == "digits"

@@ -70,7 +70,7 @@ class RunFolder:
         try:
             path = Path(out).expanduser()
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                path.lstat()
+                path.stat()
         except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, ~ of nobody, a null character
             reason = error.strerror if isinstance(error, OSError) else error
             raise OptionError(f"out: expected a folder, found {shown(out)}: {reason}; name another") from error

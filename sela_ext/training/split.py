@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sela_ext.data import Source, digits_split, find_eval_source, open_source
 from sela_ext.data.imbalance import imbalanced_rows
-from sela_ext.errors import DataError, OptionError
+from sela_ext.errors import DataError, OptionError, shown
 from sela_ext.training.fixed_labels import FixedLabels, read_fixed_labels
 from sela_ext.training.options import AUTO, Options
 
@@ -137,7 +137,9 @@ def _hold_out(
         return np.arange(count), np.arange(0), "nothing is held out"
     fits = isinstance(holdout, (int, float)) and not isinstance(holdout, bool) and 0 <= holdout < count
     if not fits or (holdout > 1 and holdout != int(holdout)):
-        raise OptionError(f"holdout: expected a share below 1 or a number of images below {count}, found {holdout!r}")
+        raise OptionError(
+            f"holdout: expected a share below 1 or a number of images below {count}, found {shown(holdout)}"
+        )
     number = round(holdout * count) if isinstance(holdout, float) and holdout < 1 else int(holdout)
     order = np.random.Generator(np.random.Philox(key=np.array([seed, 2**32], np.uint64))).permutation(count)
     return np.sort(order[number:]), np.sort(order[:number]), f"{number} images are held out"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import unicodedata
 from collections.abc import Iterator
+from typing import Any
 
+# Characters of a value in a message.
+_SHOWN = 100
 # Categories of Unicode: controls, direction marks and the like, halves of characters, ends of lines and paragraphs.
 _UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -32,16 +35,24 @@ def one_line(text: str) -> str:
 class SelaError(Exception):
     """Base of all errors raised on purpose by this package; their text holds nothing that a terminal would obey.
 
+    Args:
+        message: what was expected, what was found, what to do. It is made one line: names of files and values of
+            options may hold line ends, and whatever else terminals take for commands.
+
     Attributes:
         exit_code: exit status of the command line.
         of_all_ranks: raised by every rank of a run at the same place, so that none needs to be told.
+
+    Example:
+        >>> str(DataError("a" + chr(10) + "b.jpg: expected an image"))
+        'a b.jpg: expected an image'
     """
 
     exit_code: int = 1
     of_all_ranks: bool = False
 
-    def __str__(self) -> str:
-        return harmless(super().__str__())
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class OptionError(SelaError, ValueError):
@@ -120,3 +131,17 @@ def out_of_memory(remedy: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         told = f" ({text[:200]})" if text else ""
         raise ResourceError(f"memory: expected more than this process can have{told}; {remedy}") from error
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as it is written in Python, in one line, and cut where it is long.
+
+    Example:
+        >>> shown(0.5), shown([0] * 1000)[-13:]
+        ('0.5', '0, 0, 0, 0...')
+    """
+    try:
+        text = one_line(repr(value))
+    except ValueError:  # a whole number with more digits than Python writes
+        text = f"a value of type {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

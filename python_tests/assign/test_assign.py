@@ -166,6 +166,7 @@ def test_labels_are_unchanged_by_a_row_shift(rows, cols, seed, shift, lam):
     assert clear.any() or rows < cols
 
 
+# D22
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_threads_do_not_change_a_bit(dtype):
     logits = torch.from_numpy(peaked_logits(2000, 101)).to(dtype)
@@ -289,6 +290,7 @@ def test_awkward_sizes_work(rows, cols):
 # ---- D18: bad rows.
 
 
+# D18
 @pytest.mark.parametrize("stop", ["l1", "official"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_d18_bad_rows_are_masked_and_the_others_keep_their_labels(dtype, stop):
@@ -311,6 +313,7 @@ def test_d18_bad_rows_are_masked_and_the_others_keep_their_labels(dtype, stop):
     assert np.array_equal(a.labels[good], clean.labels[good])
 
 
+# D18
 @pytest.mark.parametrize("stop", ["l1", "official"])
 def test_d18_single_minus_infinity_is_legal(stop):
     logits = gaussian_logits(600, 10)
@@ -322,6 +325,7 @@ def test_d18_single_minus_infinity_is_legal(stop):
     assert a.sizes.min() > 40
 
 
+# D18
 def test_d18_nothing_but_bad_rows_is_an_error():
     for stop in ("l1", "official"):
         with pytest.raises(DataError, match="3 of 3 rows hold NaN"):
@@ -331,6 +335,7 @@ def test_d18_nothing_but_bad_rows_is_an_error():
 # ---- D19: rows that cannot be told apart, clusters that nobody wants.
 
 
+# D19
 @pytest.mark.parametrize("stop", ["l1", "official"])
 @pytest.mark.parametrize("kind", ["zeros", "same", "shifted"])
 def test_d19_equal_rows_are_dealt_out_evenly(kind, stop):
@@ -347,6 +352,7 @@ def test_d19_equal_rows_are_dealt_out_evenly(kind, stop):
         assert np.array_equal(a.labels, sela_ext.assign(logits.astype(dtype), stop=stop).labels)
 
 
+# D19
 def test_d19_a_cluster_far_below_all_others_gets_its_share():
     logits = gaussian_logits(1000, 20)
     for depth in (3.0, 20.0, 60.0):
@@ -358,6 +364,7 @@ def test_d19_a_cluster_far_below_all_others_gets_its_share():
             assert a.sizes[7] > 25
 
 
+# D19
 def test_d19_an_impossible_cluster_is_an_explicit_warning():
     logits = gaussian_logits(500, 10)
     logits[:, 3] = -np.inf
@@ -372,6 +379,7 @@ def test_d19_an_impossible_cluster_is_an_explicit_warning():
         assert a.sizes[np.arange(10) != 3].min() > 30
 
 
+# D19
 def test_d19_labels_in_one_cluster_are_never_silent():
     logits = gaussian_logits(500, 10)
     logits[:, 3] += 100
@@ -383,6 +391,7 @@ def test_d19_labels_in_one_cluster_are_never_silent():
 # ---- D20: no convergence.
 
 
+# D20
 @pytest.mark.parametrize("method", ["sinkhorn", "anderson", "newton"])
 def test_d20_not_converged_is_said_and_the_limit_is_kept(method):
     logits = peaked_logits(1000, 50)
@@ -395,6 +404,7 @@ def test_d20_not_converged_is_said_and_the_limit_is_kept(method):
     assert int(zero.passes) == len(zero.history) == 9
 
 
+# D20
 def test_d20_the_official_rule_has_a_limit_too():
     a = sela_ext.assign(peaked_logits(1000, 50), stop="official", max_passes=12)
     assert not a.converged

@@ -234,6 +234,7 @@ def test_balance_takes_few_dense_passes(name):
     assert min(ratios) < 8.0  # the goal is 5, on a quiet machine; rank 16 took 23, equal rows 1,016
 
 
+# D22
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_labels_depend_on_neither_threads_nor_strides(dtype):
     logits = torch.from_numpy(clustered_logits(5003, 61)).to(dtype)
@@ -260,6 +261,7 @@ def test_memory_mapped_logits_give_the_same_labels(tmp_path):
     assert np.array_equal(a.labels, b.labels)
 
 
+# D18
 @pytest.mark.parametrize("stop", ["l1", "official"])
 def test_masked_rows_keep_minus_one_and_the_others_are_balanced(stop):
     logits = gaussian_logits(804, 10)
@@ -292,6 +294,7 @@ def test_awkward_sizes_are_balanced(rows, cols):
         assert np.array_equal(a.labels, sela_ext.assign(logits, balance="exact", max_passes=50).labels)
 
 
+# D19
 def test_many_equal_rows_are_dealt_out():
     row = np.random.default_rng(0).standard_normal(70).astype(np.float32)
     a = sela_ext.assign(np.tile(row, (20_000, 1)), balance="exact")
@@ -320,6 +323,7 @@ def test_an_image_gets_an_impossible_cluster_only_with_a_warning():
     assert a.gap == np.inf
 
 
+# D19
 def test_a_dead_cluster_gets_nothing_and_the_others_share_its_images():
     logits = gaussian_logits(500, 10)
     logits[:, 3] = -np.inf

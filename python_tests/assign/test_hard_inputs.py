@@ -168,6 +168,7 @@ def test_views_give_the_result_of_their_copy(dtype, method):
 # ---- Values.
 
 
+# D18
 @all_methods
 def test_a_row_of_nan_takes_part_in_nothing(method):
     logits = trained(3000, 40, 1.0)
@@ -181,6 +182,7 @@ def test_a_row_of_nan_takes_part_in_nothing(method):
     assert np.mean(np.delete(a.labels, [5, 77]) == alone.labels) > 0.999
 
 
+# D18
 @all_methods
 def test_single_impossible_entries_are_never_labels(method):
     logits = gaussian(3000, 40, 0.3)
@@ -192,6 +194,7 @@ def test_single_impossible_entries_are_never_labels(method):
     assert not holes[np.arange(3000), a.labels].any()
 
 
+# D19
 @all_methods
 def test_a_dead_cluster_is_said_and_the_others_share_the_images(method):
     logits = gaussian(3000, 40, 0.3)
@@ -205,6 +208,7 @@ def test_a_dead_cluster_is_said_and_the_others_share_the_images(method):
         sela_ext.assign(logits, method=method, max_passes=20)
 
 
+# D19
 @pytest.mark.parametrize("sd", [1.0, 100.0])
 @all_methods
 def test_identical_rows_are_dealt_out_evenly(sd, method):
@@ -279,6 +283,7 @@ def test_marginals_that_leave_nothing_and_zeros_where_none_can_be_are_refused():
 # ---- Few passes.
 
 
+# D20
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
 @all_methods
 def test_few_passes_give_a_valid_state_and_its_true_error(limit, method):

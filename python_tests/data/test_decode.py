@@ -43,6 +43,7 @@ def test_other_bytes_are_no_image(head):
     assert sniff(head[:16]) is None
 
 
+# D2
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
@@ -60,6 +61,7 @@ def test_every_kind_of_jpeg_is_decoded_as_pillow_does(mode, options):
     np.testing.assert_array_equal(pixels, pillow(data))
 
 
+# D5
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_thin_images_keep_their_shape(shape, kind):
@@ -74,12 +76,14 @@ def test_grey_is_repeated_over_the_channels():
         np.testing.assert_array_equal(pixels[..., channel], grey)
 
 
+# D4
 def test_one_bit_becomes_black_and_white():
     bits = picture(channels=1)[..., 0] > 127
     pixels = decode_image(encoded(Image.fromarray(bits), "PNG"), "x")
     np.testing.assert_array_equal(pixels, np.repeat(bits[..., None] * np.uint8(255), 3, axis=2))
 
 
+# D4
 def test_sixteen_bits_keep_their_high_byte():
     high = picture(channels=1)[..., 0]
     deep = (high.astype(np.uint16) << 8) | 0xA5
@@ -87,6 +91,7 @@ def test_sixteen_bits_keep_their_high_byte():
     np.testing.assert_array_equal(pixels[..., 1], high)
 
 
+# D4
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_is_composited_on_white(mode):
     alpha = np.zeros((19, 33), np.uint8)
@@ -103,6 +108,7 @@ def test_half_transparent_black_becomes_grey():
     assert decode_image(encoded(image, "PNG"), "x").tolist() == [[[127] * 3] * 3] * 3
 
 
+# D4
 @pytest.mark.parametrize(
     ("kind", "transparency"), [("PNG", None), ("PNG", 1), ("PNG", bytes([255, 0, 255])), ("GIF", None), ("GIF", 1)]
 )
@@ -148,6 +154,7 @@ def test_wide_integers_are_refused():
         decode_image(data, "a.tif")
 
 
+# D1
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_a_truncated_file_is_an_error_that_names_it(kind, share):
@@ -165,6 +172,7 @@ def test_a_wrong_checksum_is_an_error():
         decode_image(bytes(data), "x")
 
 
+# D1
 def test_an_empty_file_and_a_text_are_errors_that_say_so():
     with pytest.raises(DataError, match=r"a\.jpg: empty file"):
         decode_image(b"", "a.jpg")

@@ -77,8 +77,6 @@ BAD = {7: "empty file", 21: "not an image", 33: "truncated", 58: "truncated"}
 
 
 # D1
-
-
 @pytest.mark.parametrize("index", list(BAD))
 @pytest.mark.parametrize("threads", [1, 2])
 def test_d1_a_damaged_image_is_an_error_that_names_it(spoiled, index, threads):
@@ -90,6 +88,7 @@ def test_d1_a_damaged_image_is_an_error_that_names_it(spoiled, index, threads):
     assert "\n" not in str(caught.value)
 
 
+# D1
 @pytest.mark.parametrize("augment", [Augment.sela(32), Augment.none(32)])
 def test_d1_damaged_images_are_left_out_and_listed_at_their_first_touch(spoiled, augment):
     # The first crop of 58 need not touch the missing end: it is noticed all the same.
@@ -129,6 +128,7 @@ def formats():
     }
 
 
+# D2
 @pytest.mark.parametrize("exact", [False, True])
 def test_d2_content_decides_and_pixels_are_those_of_pillow(tmp_path, exact):
     files = formats()
@@ -143,8 +143,6 @@ def test_d2_content_decides_and_pixels_are_those_of_pillow(tmp_path, exact):
 
 
 # D3
-
-
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("PNG", {}), ("WEBP", {"lossless": True}), ("JPEG", {"quality": 97, "subsampling": 0}),
@@ -179,6 +177,7 @@ def test_d3_all_eight_orientations_are_the_same_picture(tmp_path, kind, options,
         assert np.abs(raw[orientation - 1].astype(int) - turned[orientation].astype(int)).max() <= tolerance
 
 
+# D3
 @pytest.mark.parametrize("side", [(30, 50), (130, 190)])
 def test_d3_an_oriented_picture_is_augmented_as_the_upright_one(tmp_path, side):
     exif = Image.Exif()
@@ -198,8 +197,6 @@ def test_d3_an_oriented_picture_is_augmented_as_the_upright_one(tmp_path, side):
 
 
 # D4
-
-
 def test_d4_pngs_of_every_mode_are_converted_alike_on_every_path(tmp_path):
     pixels = picture(24, 24)
     rgba = np.dstack([pixels, np.linspace(0, 255, 576).reshape(24, 24).astype(np.uint8)])
@@ -229,8 +226,6 @@ def test_d4_pngs_of_every_mode_are_converted_alike_on_every_path(tmp_path):
 
 
 # D5
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("exact", [False, True])
 def test_d5_thin_and_tiny_images_have_the_right_shape_and_no_nan(tmp_path, kind, exact):
@@ -250,6 +245,7 @@ def test_d5_thin_and_tiny_images_have_the_right_shape_and_no_nan(tmp_path, kind,
 # D6: the list itself is written by `train`, see python_tests/training.
 
 
+# D6
 def test_d6_bad_images_are_not_tried_again_and_keep_their_numbers(spoiled):
     loader = Loader(spoiled, batch_size=7, augment=Augment.sela(16), on_bad_image="skip", max_bad_fraction=0.1)
     list(loader.epoch(0))
@@ -260,6 +256,7 @@ def test_d6_bad_images_are_not_tried_again_and_keep_their_numbers(spoiled):
     assert len(loader.bad_images) == len(BAD)
 
 
+# D6
 def test_d6_more_bad_images_than_allowed_are_an_error_with_the_first_reasons(spoiled):
     loader = Loader(
         spoiled, batch_size=7, shuffle=False, augment=Augment.sela(16), on_bad_image="skip", max_bad_fraction=0.04
@@ -269,8 +266,6 @@ def test_d6_more_bad_images_than_allowed_are_an_error_with_the_first_reasons(spo
 
 
 # D7
-
-
 def test_d7_too_few_images_are_an_error_or_work_as_documented(tmp_path):
     with pytest.raises(DataError, match="found none"):
         Loader(tmp_path)
@@ -286,8 +281,6 @@ def test_d7_too_few_images_are_an_error_or_work_as_documented(tmp_path):
 
 
 # D17
-
-
 def test_d17_a_change_of_the_data_changes_the_fingerprint(photos, tmp_path):
     names = sorted(os.listdir(photos))
     for name in names:
@@ -305,8 +298,6 @@ def test_d17_a_change_of_the_data_changes_the_fingerprint(photos, tmp_path):
 
 
 # D22
-
-
 @pytest.mark.parametrize("exact", [False, True])
 def test_d22_order_and_pixels_are_the_same_for_any_threads_and_any_time(photos, exact):
     def run(epoch, threads):
@@ -323,6 +314,7 @@ def test_d22_order_and_pixels_are_the_same_for_any_threads_and_any_time(photos, 
                 assert one.effects.tobytes() == other.effects.tobytes()
 
 
+# D22
 def test_d22_the_first_epoch_and_later_ones_of_one_loader_give_the_bits_of_fresh_ones(photos, tmp_path):
     # The first epoch decodes whole files and finds the entry points; later ones use them.
     options = {"batch_size": 8, "augment": Augment.sela(48), "threads": 2}
@@ -336,6 +328,7 @@ def test_d22_the_first_epoch_and_later_ones_of_one_loader_give_the_bits_of_fresh
         assert all(torch.equal(fresh[i], reopened[i]) for i in fresh)
 
 
+# D22
 def test_d22_an_image_that_only_some_boxes_leave_to_pillow_has_the_same_bits_after_a_resume(tmp_path):
     # Divisors ten times as large as those it was written with: levels beside the corner of noise stay in range.
     pixels = np.full((200, 200, 3), 128, np.uint8)
@@ -356,6 +349,7 @@ def test_d22_an_image_that_only_some_boxes_leave_to_pillow_has_the_same_bits_aft
     assert statuses == {(kernels.READ_OK,), (kernels.READ_OTHER,)}
 
 
+# D22
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"exif": True}])
 def test_d22_a_pack_gives_the_bits_of_the_folder_that_it_was_made_from(photos, tmp_path, options):
     sela_ext.pack(photos, tmp_path / "pack")
@@ -369,6 +363,7 @@ def test_d22_a_pack_gives_the_bits_of_the_folder_that_it_was_made_from(photos, t
         assert all(torch.equal(found[i], expected[i]) for i in found)
 
 
+# D22
 def test_d22_an_epoch_resumes_bit_for_bit_from_every_position(photos, tmp_path):
     options = {"batch_size": 4, "augment": Augment.multi_crop((48, 24), (1, 2)), "threads": 2}
     whole = list(Loader(photos, **options).epoch(3))
@@ -382,8 +377,6 @@ def test_d22_an_epoch_resumes_bit_for_bit_from_every_position(photos, tmp_path):
 
 
 # D24
-
-
 def test_d24_three_ranks_together_give_what_one_gives(photos):
     options = {"batch_size": 3, "augment": Augment.sela(48), "seed": 2, "threads": 2}
     alone = by_index(Loader(photos, **options).epoch(4))
@@ -399,6 +392,7 @@ def test_d24_three_ranks_together_give_what_one_gives(photos):
     assert sorted(seen) == list(range(31))
 
 
+# D24
 def test_d24_a_last_batch_of_one_works(photos):
     assert [len(batch.index) for batch in Loader(photos, batch_size=10, augment=Augment.sela(16)).epoch(0)][-1] == 1
 
@@ -423,6 +417,7 @@ assert sys.stdout is None
 """
 
 
+# D25
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs /proc")
 def test_d25_no_shared_memory_no_other_process_and_no_output_are_needed(photos, tmp_path):
     # Closed output, no display, and no CUDA device that anybody could see.

@@ -153,6 +153,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert open_source(tmp_path / "data").names == ["linked/b.png", "one.png", "real/a.png"]
 
 
+# D7
 def test_no_image_is_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(DataError, match=rf"{tmp_path.name}: expected JPEG.*found none"):
         open_source(tmp_path)

@@ -52,6 +52,7 @@ def first(damaged, tmp_path_factory):
     return sela_ext.train(damaged, out=tmp_path_factory.mktemp("run") / "run", **options)
 
 
+# D6
 def test_bad_images_are_listed_in_a_table_and_not_labelled(first):
     with open(first.out / "bad_images.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -62,6 +63,7 @@ def test_bad_images_are_listed_in_a_table_and_not_labelled(first):
     assert (np.delete(first.labels, [5, 20], axis=1) >= 0).all()
 
 
+# D6
 def test_too_many_bad_images_end_the_run(damaged, tmp_path):
     with pytest.raises(DataError, match=r"max_bad_fraction=0\.01"):
         sela_ext.train(damaged, out=tmp_path / "run", on_bad_image="skip", **{**SMALL, "holdout": 0})
@@ -105,6 +107,7 @@ def test_waiting_for_images_is_in_the_metrics_and_in_the_log(first):
     assert log.count("waited for images") == 2
 
 
+# D11
 def test_how_images_are_read_is_an_option_that_a_resume_may_not_change(tmp_path):
     data = fill_folder(tmp_path / "images", 20)
     result = sela_ext.train(data, out=tmp_path / "run", exif=True, exact=True, **{**SMALL, "holdout": 0, "epochs": 1})
@@ -116,6 +119,7 @@ def test_how_images_are_read_is_an_option_that_a_resume_may_not_change(tmp_path)
         sela_ext.train(data, out=tmp_path / "other", exact="yes", **SMALL)
 
 
+# D17
 def test_d17_data_that_changed_before_a_resume_are_an_error_with_counts_and_names(tmp_path):
     data = fill_folder(tmp_path / "images", 20)
     options = {**SMALL, "holdout": 0, "epochs": 1}

@@ -68,6 +68,7 @@ def test_exact_balance_gives_every_cluster_its_share_of_the_valid_images():
     assert (result.heads[0]["size_min"], result.heads[0]["size_max"]) == (43, 43)
 
 
+# D6
 def test_images_that_are_not_valid_get_no_label_and_change_no_other():
     torch.manual_seed(0)
     embeddings, _ = points_in_clusters(100, 4)
@@ -85,6 +86,7 @@ def test_images_that_are_not_valid_get_no_label_and_change_no_other():
     assert np.array_equal(some.labels[0, valid.numpy()], alone.labels[0])
 
 
+# D18
 def test_rows_of_nan_are_masked_and_counted():
     torch.manual_seed(0)
     embeddings, _ = points_in_clusters(100, 4)
@@ -226,6 +228,7 @@ def test_labels_of_all_heads_at_once_are_those_of_each_alone_but_for_near_ties(k
         assert (margin[different] < 0.5).all()
 
 
+# D22
 def test_labels_do_not_depend_on_the_number_of_threads():
     torch.manual_seed(0)
     embeddings, _ = points_in_clusters(1101, 5, dim=64)
@@ -285,6 +288,7 @@ def test_heads_that_do_not_fit_together_are_solved_in_groups(monkeypatch):
     assert np.array_equal(together.labels, apart.labels)
 
 
+# D19
 @pytest.mark.parametrize("threads", [1, 3])
 def test_warnings_of_the_solver_are_noted_by_head_and_shown_to_nobody(threads):
     embeddings = torch.ones(200, 4)

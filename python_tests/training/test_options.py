@@ -7,11 +7,13 @@ from sela_ext.training.options import Options, make_options, parse_budget
 from sela_ext.training.presets import PRESETS
 
 
+# D8
 def test_unknown_options_name_the_nearest():
     with pytest.raises(OptionError, match="unknown option 'epoch'; did you mean 'epochs'"):
         make_options({"epoch": 3})
 
 
+# D8 D9
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
@@ -64,6 +66,7 @@ def test_budgets_are_read_in_the_usual_units(text, seconds):
     assert parse_budget(text) == seconds
 
 
+# D9
 @pytest.mark.parametrize("text", ["soon", "-3min", "0s", "10 parsecs", "nan"])
 def test_budgets_that_are_no_duration_are_refused(text):
     with pytest.raises(OptionError, match="budget"):

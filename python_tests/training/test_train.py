@@ -105,6 +105,7 @@ def test_easy_clusters_are_found_and_true_labels_do_not_matter(tmp_path):
     assert without.metrics["ln_k"] == pytest.approx(np.log(4))
 
 
+# D22
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
     images, _ = blobs()
     runs = [sela_ext.train(images, out=tmp_path / str(i), seed=seed, **TINY) for i, seed in enumerate((3, 3, 4))]
@@ -298,6 +299,7 @@ def test_grey_images_and_the_built_in_digits(tmp_path):
     assert options["resolved"]["channels"] == 1
 
 
+# D1 D6
 def test_an_unreadable_image_is_skipped_listed_and_not_labelled(tmp_path):
     """In training and among the held-out images; the schedule does not slip."""
     from PIL import Image
@@ -335,6 +337,7 @@ def _held_rows(count, number, seed):
     return choose_images(images, Options(holdout=number, seed=seed)).held_rows
 
 
+# D7 D8 D9
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -365,6 +368,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, error, message):
     assert not (tmp_path / "run").exists()
 
 
+# D10
 def test_the_run_folder_is_checked_before_anything_is_deleted(tmp_path):
     images, _ = blobs()
     (tmp_path / "file").write_text("mine")
@@ -391,6 +395,7 @@ def test_overwrite_replaces_a_run(tmp_path):
     assert len(events(first.out, "end")) == 1
 
 
+# D11 D17
 def test_resume_with_other_options_or_data_lists_what_differs(tmp_path):
     images, _ = blobs()
     sela_ext.train(images, out=tmp_path / "run", **TINY)
@@ -410,6 +415,7 @@ def test_resume_without_a_checkpoint_begins_and_after_the_end_repeats_the_result
     assert len(events(first.out, "end")) == 1
 
 
+# D21
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_images(tmp_path):
     class Poisoned(nn.Module):
         def __init__(self):
@@ -517,6 +523,7 @@ def test_a_signal_during_an_evaluation_ends_the_run_at_once(tmp_path, monkeypatc
     assert list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
 
 
+# D25
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
     command = f"{sys.executable} -P -m sela_ext {' '.join(COMMAND)} --epochs 1"
     for out, output in (("run", "| head -1"), ("b", ">&-")):

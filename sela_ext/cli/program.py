@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 from sela_ext.cli import images, inference, information, labels, training
 from sela_ext.cli.parser import Parser
-from sela_ext.errors import SelaError, out_of_memory
+from sela_ext.errors import SelaError, one_line, out_of_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     6 distributed, 7 resources, 130 / 143 signals.
     """
     terminate = _end_at_sigterm()
+    _mend_streams()
     try:
         with out_of_memory("use fewer images, clusters or heads, a smaller batch_size, or a machine with more memory"):
             status = run(sys.argv[1:] if arguments is None else list(arguments))
@@ -69,10 +71,35 @@ def run(arguments: list[str]) -> int:
     return status
 
 
+def _mend_streams() -> None:
+    """Make do with the standard streams that there are.
+
+    A stream that was closed is the null device: otherwise the next file that is opened, a checkpoint say, gets its
+    number, and whatever a library writes to standard output goes into it. What the encoding of the terminal lacks is
+    escaped: names of files may hold anything.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                null = os.open(os.devnull, os.O_RDWR)
+                os.dup2(null, number)  # which children inherit
+                if null != number:
+                    os.close(null)
+                setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - until the end
+        elif (
+            number
+            and isinstance(stream, io.TextIOWrapper)
+            and (stream.errors == "strict" or stream.encoding.lower() not in ("utf-8", "utf8"))
+        ):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _complain(message: str) -> None:
     # Names of files may hold anything, also what terminals take for commands.
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
-    print(f"sela: error: {line}", file=sys.stderr)
+    print(f"sela: error: {one_line(message)}", file=sys.stderr)
 
 
 def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:

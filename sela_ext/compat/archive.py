@@ -105,7 +105,12 @@ def _load(where: str, source: Path | IO[bytes], **how: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on how the file was written; what matters is checked here
-            return torch.load(source, weights_only=True, **{"map_location": "cpu", **how})
+            how = {"map_location": "cpu", **how}
+            if not isinstance(source, Path) or _is_utf8(source):
+                return torch.load(source, weights_only=True, **how)
+            how.pop("mmap", None)  # torch maps and opens no other names
+            with open(source, "rb") as file:
+                return torch.load(file, weights_only=True, **how)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|function|class|global)\W+([A-Za-z_][\w.]*\.[\w.]+)", str(error))
         what = f" ({found[1]})" if found else ""
@@ -117,6 +122,14 @@ def _load(where: str, source: Path | IO[bytes], **how: Any) -> Any:
         raise CheckpointError(f"{where}: the checkpoint is damaged or incomplete: {_first_line(error)}") from error
     except (EOFError, AssertionError, struct.error, OverflowError, RecursionError, MemoryError, OSError) as error:
         raise CheckpointError(f"{where}: the checkpoint is damaged or incomplete: {_first_line(error)}") from error
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_zip(where: str, file: IO[bytes], size: int) -> None:

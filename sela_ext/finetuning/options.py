@@ -81,8 +81,8 @@ class FinetuneOptions:
         kind="str",
         choices=("halve", "step", "poly", "constant"),
     )
-    lr_every: int = option(5000, "steps between halvings", kind="int", low=1)
-    warmup: int = option(AUTO, "steps with a growing learning rate", kind="int", low=0)
+    lr_every: int = option(5000, "steps between halvings", kind="int", low=1, high=100_000_000)
+    warmup: int = option(AUTO, "steps with a growing learning rate", kind="int", low=0, high=100_000_000)
     momentum: float = option(0.9, "momentum of SGD", kind="float", low=0, high=0.9999)
     weight_decay: float = option(AUTO, "weight decay", kind="float", low=0, high=10)
     image_size: int = option(
@@ -106,7 +106,11 @@ class FinetuneOptions:
         choices=("random", "ten", "centre"),
     )
     proposals: int = option(
-        1000, "detection: regions of an image that are judged (training: twice as many to draw from)", kind="int", low=1
+        1000,
+        "detection: regions of an image that are judged (training: twice as many to draw from)",
+        kind="int",
+        low=1,
+        high=100_000,
     )
     regions: int = option(512, "detection: regions of an image that a step trains on", kind="int", low=1, high=100_000)
     classes: int = option(21, "segmentation: classes in the masks, background among them", kind="int", low=2, high=255)
@@ -114,8 +118,8 @@ class FinetuneOptions:
     precision: str = option(AUTO, "arithmetic of the network", kind="str", choices=("float32", "bfloat16", "float16"))
     threads: int = option(AUTO, "processor threads", kind="int", low=1, high=4096)
     seed: int = option(0, "seed of everything random", kind="int", low=0, high=2**63 - 1)
-    checkpoint_seconds: float = option(300.0, "seconds between checkpoints", kind="float", low=0)
-    log_every: int = option(25, "steps between log entries", kind="int", low=1)
+    checkpoint_seconds: float = option(300.0, "seconds between checkpoints", kind="float", low=0, high=1e9)
+    log_every: int = option(25, "steps between log entries", kind="int", low=1, high=1_000_000_000)
     overwrite: bool = option(False, "replace the run in the folder", kind="bool")
     progress: bool = option(True, "progress bar", kind="bool")
 

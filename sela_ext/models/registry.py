@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sela_ext.errors import OptionError, lacks_memory
+from sela_ext.errors import OptionError, lacks_memory, shown
 from sela_ext.models.alexnet import AlexNet
 from sela_ext.models.preact import PreActResNet
 from sela_ext.models.small import SmallConvNet, SmallResNet, SmallViT
@@ -116,7 +116,7 @@ def from_user(model: Any) -> nn.Module:
         return model
     wanted = "model: expected a name, an nn.Module, or a callable without arguments that returns one"
     if not callable(model):
-        raise OptionError(f"{wanted}, found {model!r}")
+        raise OptionError(f"{wanted}, found {shown(model)}")
     try:
         inspect.signature(model).bind()
     except TypeError as error:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sela_ext.errors import DataError
+from sela_ext.errors import DataError, NumericsError
 from sela_ext.models import Heads
 from sela_ext.training import faults
 from sela_ext.training.clustering import Clustering, Whitening, kmeans, match_clusters, unit_rows
 from sela_ext.training.labelling import LabelPass, head_record
 from sela_ext.training.run import Run
+from sela_ext.training.vector_embeddings import is_on_demand
 
 # K-means has settled when an iteration lowers the mean squared distance by less than this part.
 _SETTLED = 1e-2
@@ -43,6 +44,25 @@ def whitened_dimensions(run: Run, width: int) -> int:
         f"{few} of {asked}: a quarter of the {width} dimensions; the last ones are noise, which whitening would amplify"
     )
     return few
+
+
+@torch.no_grad()
+def usable_rows(features: Tensor, valid: Tensor) -> tuple[Tensor, int]:
+    """Which rows of features [N, D] can be clustered, bool [N]: those of `valid` that are finite; and how many cannot.
+
+    Raises:
+        NumericsError: none is finite.
+    """
+    if is_on_demand(features):  # vectors as they were given, which were looked at when they were opened
+        return valid, 0
+    finite = [torch.isfinite(features[start : start + _ROWS]).all(1) for start in range(0, len(features), _ROWS)]
+    found = valid & torch.cat(finite) if finite else valid
+    masked = int(valid.sum()) - int(found.sum())
+    if masked and not bool(found.any()):
+        raise NumericsError(
+            f"label pass: all {masked:,} rows of features hold NaN or infinity; lower lr, or use precision float32"
+        )
+    return found, masked
 
 
 @torch.no_grad()
@@ -73,6 +93,7 @@ def cluster_pass(
     stream: int,
     threads: int,
     truth: NDArray[np.int64] | None = None,
+    masked: int = 0,
 ) -> LabelPass:
     """Label the images of every head by k-means of its own: its own K, and its own random start.
 
@@ -90,6 +111,7 @@ def cluster_pass(
         stream: number of the pass; with head and seed it determines where k-means starts.
         threads: of the processor.
         truth: true labels int64 [N], only for the records.
+        masked: images that are not valid since their features are not finite; for the record, see `usable_rows`.
 
     Returns:
         Labels; the potentials are 0, so that new images get the label that the network finds most likely.
@@ -127,7 +149,7 @@ def cluster_pass(
             )
         labels[head] = new
         potentials[head] = np.zeros(k)
-    return LabelPass(labels, confidence, potentials, records, 0, time.perf_counter() - begin, complaints)
+    return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
 
 
 def _solver(found: Clustering) -> dict[str, Any]:

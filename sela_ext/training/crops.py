@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sela_ext.data import Augment
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, shown
 from sela_ext.models import Backbone, Heads, Network, build_backbone
 
 # SwAV's small crops cover .05 to .14 of the image where its large ones cover .14 to 1: they end where those begin.
@@ -71,7 +71,7 @@ def parse_crops(crops: Any) -> list[CropGroup]:
     """
     parts = crops.split("+") if isinstance(crops, str) else crops
     if not isinstance(parts, (list, tuple)) or not parts:
-        raise OptionError(f"{_EXPECTED}; found {crops!r}")
+        raise OptionError(f"{_EXPECTED}; found {shown(crops)}")
     groups = []
     for part in parts:
         if isinstance(part, str) and (match := _GROUP.fullmatch(part)):
@@ -80,7 +80,7 @@ def parse_crops(crops: Any) -> list[CropGroup]:
         elif isinstance(part, (list, tuple)) and len(part) == 2 and all(type(number) is int for number in part):
             groups.append(CropGroup(*part))
         else:
-            raise OptionError(f"{_EXPECTED}; found {crops!r}")
+            raise OptionError(f"{_EXPECTED}; found {shown(crops)}")
     for group in groups:
         if group.count < 1 or not _SMALLEST <= group.size <= _LARGEST:
             raise OptionError(
@@ -89,9 +89,11 @@ def parse_crops(crops: Any) -> list[CropGroup]:
         if group.scale is not None and not 0 < group.scale[0] <= group.scale[1] <= 1:
             raise OptionError(f"crops: expected shares LOW-HIGH with 0 < LOW <= HIGH <= 1, found {group}")
         if group.size > groups[0].size:
-            raise OptionError(f"crops: expected the largest first, whose embeddings give the labels; found {crops!r}")
+            raise OptionError(
+                f"crops: expected the largest first, whose embeddings give the labels; found {shown(crops)}"
+            )
     if sum(group.count for group in groups) > _MOST_VIEWS:
-        raise OptionError(f"crops: expected at most {_MOST_VIEWS} views of an image, found {crops!r}")
+        raise OptionError(f"crops: expected at most {_MOST_VIEWS} views of an image, found {shown(crops)}")
     return groups
 
 

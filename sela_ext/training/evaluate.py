@@ -50,6 +50,8 @@ class Evaluation:
         held_bad: the same of held-out images.
         stability: for every number of clusters that several heads have, how far these agree: see
             `sela_ext.evaluation.stability`.
+        masked: images that were read and have no label, since the network's output for them is no number; the largest
+            number over heads.
     """
 
     labels: NDArray[np.int32]
@@ -63,6 +65,7 @@ class Evaluation:
     bad: list[tuple[int, str, str]]
     held_bad: list[tuple[int, str, str]]
     stability: dict[int, float] = field(default_factory=dict)
+    masked: int = 0
 
 
 def evaluate_network(
@@ -175,8 +178,10 @@ def _judge(
                 )
             )
     held_labels = held_confidence = None
+    masked = result.masked
     if held is not None:
         held_labels, held_confidence = label_new(network, held, result.potentials, options.lam)
+        masked += int((held_labels < 0)[:, held.valid.cpu().numpy()].sum(1).max())
     return Evaluation(
         result.labels,
         result.confidence,
@@ -189,6 +194,7 @@ def _judge(
         seen.bad,
         [] if held is None else held.bad,
         agree,
+        masked,
     )
 
 
@@ -238,14 +244,19 @@ def _probe(
 def known_features(
     seen: Embedded, truth: NDArray[np.int64], most: int | None = None
 ) -> tuple[Tensor, NDArray[np.int64]]:
-    """Features and labels of the images that were read and have a label; evenly spread ones where they are too many."""
+    """Features and labels of the images that were read and have a label; evenly spread ones where they are too many.
+
+    Images of which the network makes no numbers are left out.
+    """
     assert seen.features is not None
     known = torch.from_numpy(truth >= 0) & seen.valid.cpu()
     if most is not None and int(known.sum()) > most:
         places = known.nonzero()[:, 0]
         known[:] = False
         known[places[torch.linspace(0, len(places) - 1, most).long()]] = True
-    return seen.features[known.to(seen.features.device)].cpu(), truth[known.numpy()]
+    features, classes = seen.features[known.to(seen.features.device)].cpu(), truth[known.numpy()]
+    finite = torch.isfinite(features).all(1)
+    return (features, classes) if bool(finite.all()) else (features[finite], classes[finite.numpy()])
 
 
 @torch.no_grad()
@@ -261,8 +272,8 @@ def label_new(
         lam: lambda of the potentials.
 
     Returns:
-        Labels int32 [heads, M], -1 where an image could not be read, and the network's probability of each, float32
-        [heads, M].
+        Labels int32 [heads, M], -1 where an image could not be read or the network's output is no number, and the
+        network's probability of each, float32 [heads, M].
     """
     count = len(seen.embeddings)
     labels = np.full((len(network.heads.clusters), count), -1, np.int32)
@@ -276,7 +287,8 @@ def label_new(
                 score += torch.from_numpy(potentials[head]).to(logits.device)
             label = score.argmax(1)
             sure = F.softmax(logits, 1).gather(1, label[:, None])[:, 0]
-            valid = seen.valid[rows]
+            # As the solver sees them: single -inf are impossible labels.
+            valid = seen.valid[rows] & (logits < torch.inf).all(1) & (logits > -torch.inf).any(1)
             labels[head, rows] = torch.where(valid, label, -1).to(torch.int32).cpu().numpy()
             confidence[head, rows] = torch.where(valid, sure, 0.0).cpu().numpy()
     return labels, confidence

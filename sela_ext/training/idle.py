@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, shown
 from sela_ext.training.options import Options
 
 _OF_CLUSTERING = ("pca", "kmeans_iterations")
@@ -45,4 +45,4 @@ def refuse_idle(values: Mapping[str, Any], asked: Collection[str], vectors: bool
     defaults = {spec.name: spec.default for spec in dataclasses.fields(Options)}
     for name, why in idle.items():
         if name in asked and values[name] != defaults[name]:
-            raise OptionError(f"{name}: expected none {why}, found {values[name]!r}; leave it out")
+            raise OptionError(f"{name}: expected none {why}, found {shown(values[name])}; leave it out")

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from sela_ext.assign import Assignment, FeatureLogits, UnbalancedLabelsWarning, assign
 from sela_ext.assign.features import in_order
 from sela_ext.assign.plan import available_memory, threads_of
+from sela_ext.errors import DataError, NumericsError
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.kernels import sinkhorn_pass
 from sela_ext.models import Heads
@@ -161,6 +162,9 @@ def label_pass(
         stage: shows which head it is at.
         ranks: who shares the work; None: nobody.
 
+    Raises:
+        NumericsError: the network gives no image a finite output.
+
     Source: SeLa paper, section 3.1.
     """
     begin = time.perf_counter()
@@ -191,19 +195,20 @@ def label_pass(
                 position: int, group: list[int] = group, logits: list[Any] = logits, alone: bool = side_by_side == 1
             ) -> _Solved:
                 head = group[position]
-                return _solve(
-                    logits[position],
-                    None if start is None else start.get(head),
-                    threads=threads if alone else 1,
-                    lam=lam,
-                    tol=tol,
-                    method=method,
-                    max_passes=max_passes,
-                    **size_options(marginals, relax, size_bounds, logits[position], ranks),
-                    balance=balance,
-                    storage=_storage_of(logits[position]),
-                    group=ranks.group,
-                )
+                with _of_a_network():
+                    return _solve(
+                        logits[position],
+                        None if start is None else start.get(head),
+                        threads=threads if alone else 1,
+                        lam=lam,
+                        tol=tol,
+                        method=method,
+                        max_passes=max_passes,
+                        **size_options(marginals, relax, size_bounds, logits[position], ranks),
+                        balance=balance,
+                        storage=_storage_of(logits[position]),
+                        group=ranks.group,
+                    )
 
             with _complaints(group) as listen:
                 faults.at("inside label pass")
@@ -258,6 +263,21 @@ def label_pass(
     )
 
 
+@contextlib.contextmanager
+def _of_a_network() -> Iterator[None]:
+    """What the solver finds wrong inside with logits is the fault of the network that gave them, not of the data.
+
+    Raises:
+        NumericsError: no row of logits is finite.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise NumericsError(
+            f"label pass: {error}; the network has no output that is a number: lower lr, or use precision float32"
+        ) from error
+
+
 def head_record(
     head: int,
     clusters: int,
@@ -299,11 +319,14 @@ def head_record(
 def spread_of(embeddings: Tensor) -> float:
     """How far embeddings [N, E] point apart: 1 - |mean of them at length one|^2, 0 = all alike, near 1 = all over.
 
+    Rows that are not finite are left out.
+
     Example:
         >>> spread_of(torch.eye(4)), spread_of(torch.ones(4, 3))
         (0.75, 0.0)
     """
-    unit = F.normalize(embeddings.detach().double(), dim=1)
+    rows = embeddings.detach().double()
+    unit = F.normalize(rows[torch.isfinite(rows).all(1)], dim=1)
     return max(0.0, 1.0 - float((unit.mean(0) ** 2).sum())) if len(unit) else math.nan
 
 

@@ -19,7 +19,7 @@ import torch
 from sela_ext import build_info
 from sela_ext.data.orientation import read_upright
 from sela_ext.data.source import UInt8Array
-from sela_ext.errors import NumericsError, OptionError, out_of_memory
+from sela_ext.errors import NumericsError, OptionError, out_of_memory, shown
 from sela_ext.report import write_report
 from sela_ext.training import faults, snapshot
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
@@ -117,10 +117,10 @@ def _number_of_ranks(devices: Any, started: int) -> int:
     Raises:
         OptionError: `devices` is no number, or another one than was started.
     """
-    if devices == AUTO:
+    if isinstance(devices, str) and devices == AUTO:
         return started
     if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= 10_000:
-        raise OptionError(f"devices: expected auto or a number of processes from 1 to 10000, found {devices!r}")
+        raise OptionError(f"devices: expected auto or a number of processes from 1 to 10000, found {shown(devices)}")
     if started > 1 and devices != started:
         raise OptionError(
             f"devices: expected auto or {started}, the number of processes that were started, found {devices}; leave "
@@ -159,6 +159,7 @@ def _train(
         interrupt = closing.enter_context(Interrupt())
         closing.enter_context(contextlib.closing(folder))
         run = ranks.together(lambda: make_run(plan, images, folder, interrupt, ranks))
+        closing.callback(run.close)
         return _run(data, run)
 
 
@@ -257,6 +258,7 @@ def _run(data: Any, run: Run) -> TrainResult:
                 "step": state["step"],
                 "epoch": run.epochs_done,
                 "head": result.head,
+                "masked": result.masked,
                 **result.metrics,
                 "stability_by_clusters": result.stability,
                 "heads": result.heads,
@@ -326,8 +328,8 @@ def _run(data: Any, run: Run) -> TrainResult:
         return bool(state["finished"] or halted or over)
 
     # --- The loop
-    shown = RunProgress(opt.progress and ranks.first)
-    with shown as progress, contextlib.closing(loader), contextlib.ExitStack() as closing:
+    screen = RunProgress(opt.progress and ranks.first)
+    with screen as progress, contextlib.closing(loader), contextlib.ExitStack() as closing:
         run.stage = progress.stage
         if ranks.first:
             folder.write_options(described)

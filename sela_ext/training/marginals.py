@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sela_ext.assign import FeatureLogits
 from sela_ext.assign.marginals import cluster_shares
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, shown
 from sela_ext.training.ranks import Ranks
 
 # Of estimated shares this part is dealt out evenly: a cluster that the network forgets keeps a tenth of an equal share.
@@ -58,22 +58,22 @@ def check_marginals(values: Mapping[str, Any]) -> None:
     marginals, relax, bounds = values["marginals"], values["relax"], values["size_bounds"]
     if isinstance(marginals, str):
         if marginals != "estimated":
-            raise OptionError(f"marginals: expected estimated, or a list of shares, found {marginals!r}")
+            raise OptionError(f"marginals: expected estimated, or a list of shares, found {shown(marginals)}")
     elif marginals is not None:
         if not isinstance(marginals, (list, tuple)):
-            raise OptionError(f"marginals: expected estimated, or a list of shares, found {marginals!r}")
+            raise OptionError(f"marginals: expected estimated, or a list of shares, found {shown(marginals)}")
         wrong = {k for k in values["clusters"] if k != len(marginals)}
         if wrong:
             raise OptionError(f"marginals: expected one share per cluster ({min(wrong)}), found {len(marginals)}")
         cluster_shares(marginals, len(marginals))
     if relax is not None and (isinstance(relax, bool) or not _is_number(relax) or not relax > 0):
-        raise OptionError(f"relax: expected a number > 0, found {relax!r}")
+        raise OptionError(f"relax: expected a number > 0, found {shown(relax)}")
     if bounds is not None:
         pair = isinstance(bounds, (list, tuple)) and len(bounds) == 2 and all(_is_number(one) for one in bounds)
         if not pair or not 0 <= bounds[0] <= 1 <= bounds[1]:
             raise OptionError(
                 "size_bounds: expected two multiples of an equal share, 0 <= low <= 1 <= high, such as [0.5, 2], "
-                f"found {bounds!r}"
+                f"found {shown(bounds)}"
             )
     if relax is not None and bounds is not None:
         raise OptionError("relax and size_bounds: expected at most one of them, found both")
@@ -83,7 +83,7 @@ def check_marginals(values: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def size_options(

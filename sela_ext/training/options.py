@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sela_ext.errors import OptionError
+from sela_ext.data import Augment
+from sela_ext.errors import OptionError, shown
 
 AUTO: Any = "auto"
 
@@ -76,7 +77,7 @@ class Options:
         "network: a name of this package or of torchvision, or an nn.Module; for vectors identity, mlp or mlp-512-256",
         kind="any",
     )
-    clusters: Any = option(AUTO, "clusters K: one number, or one per head", kind="ints", low=2)
+    clusters: Any = option(AUTO, "clusters K: one number, or one per head", kind="ints", low=2, high=2**31 - 1)
     heads: int = option(AUTO, "number of heads", kind="int", low=1, high=1000)
     head_kind: str = option(AUTO, "linear (paper) or cosine heads", kind="str", choices=("linear", "cosine"))
     temperature: float = option(0.07, "temperature of cosine heads", kind="float", above=0, high=100)
@@ -86,6 +87,7 @@ class Options:
         "whose last is linear",
         kind="ints",
         low=0,
+        high=1_000_000,
     )
     # How long, and with which steps
     epochs: int = option(AUTO, "epochs", kind="int", low=1, high=1_000_000)
@@ -183,6 +185,7 @@ class Options:
         "methods deepcluster and kmeans: dimensions that features are whitened to before k-means; 0 = as they are",
         kind="int",
         low=0,
+        high=1_000_000,
     )
     kmeans_iterations: int = option(
         20, "methods deepcluster and kmeans: iterations of k-means in a label pass", kind="int", low=1, high=10_000
@@ -196,7 +199,9 @@ class Options:
     crops: Any = option(
         None, 'several crops of every image: numbers and sizes, largest first, such as "2x160+4x96"', kind="any"
     )
-    freeze_prototypes: float = option(0.0, "epochs in which the prototypes are not trained", kind="float", low=0)
+    freeze_prototypes: float = option(
+        0.0, "epochs in which the prototypes are not trained", kind="float", low=0, high=1e6
+    )
     fixed_labels: Any = option(
         None,
         "labels to train on as they are, without label passes: a run folder (runs/x:3 = its head 3), a file of labels, "
@@ -208,7 +213,11 @@ class Options:
     augment: Any = option(AUTO, "augmentation: preset name or sela_ext.Augment", kind="any")
     image_size: int = option(AUTO, "pixels of the training images", kind="int", low=4, high=4096)
     feature_noise: float = option(
-        0.3, "vectors as data: deviation of the noise of a view, of the rows' root mean square", kind="float", low=0
+        0.3,
+        "vectors as data: deviation of the noise of a view, of the rows' root mean square",
+        kind="float",
+        low=0,
+        high=1000,
     )
     feature_dropout: float = option(
         0.2, "vectors as data: share of the features left out of a view", kind="float", low=0, high=0.99
@@ -241,7 +250,7 @@ class Options:
     holdout: Any = option(
         AUTO, "images kept out of training and used for evaluation: number or share; still labelled", kind="any"
     )
-    evaluate_every: int = option(0, "epochs between evaluations; 0 = at the end", kind="int", low=0)
+    evaluate_every: int = option(0, "epochs between evaluations; 0 = at the end", kind="int", low=0, high=1_000_000)
     # Machine
     device: str = option(AUTO, "cpu, cuda or cuda:N", kind="str")
     devices: Any = option(
@@ -268,8 +277,8 @@ class Options:
     # Run folder
     resume: bool = option(False, "continue the run in this folder, or begin it", kind="bool")
     overwrite: bool = option(False, "replace the run in this folder", kind="bool")
-    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", kind="float", low=0)
-    log_every: int = option(AUTO, "steps between log entries", kind="int", low=1)
+    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", kind="float", low=0, high=1e9)
+    log_every: int = option(AUTO, "steps between log entries", kind="int", low=1, high=1_000_000_000)
     progress: bool = option(True, "progress bar", kind="bool")
     callbacks: Any = option(None, "functions called with every event that is recorded", kind="any")
     wandb: Any = option(None, "log to Weights & Biases too: true, or the name of a project", kind="any")
@@ -280,7 +289,11 @@ class Options:
         for spec in fields(self):
             check(spec, getattr(self, spec.name))
         if not isinstance(self.index, (str, os.PathLike)) or not os.fspath(self.index):
-            raise OptionError(f'index: expected "run", "off" or a folder, found {self.index!r}')
+            raise OptionError(f'index: expected "run", "off" or a folder, found {shown(self.index)}')
+        for name in ("augment", "label_augment"):
+            if not isinstance(getattr(self, name), (str, Augment)):
+                found = shown(getattr(self, name))
+                raise OptionError(f"{name}: expected the name of a preset or a sela_ext.Augment, found {found}")
         if self.resume and self.overwrite:
             raise OptionError(
                 "resume and overwrite: expected at most one of them, found both; overwrite deletes the run"
@@ -301,40 +314,45 @@ def check(spec: Field[Any], value: Any) -> None:
         return
     if kind == "bool":
         if not isinstance(value, bool):
-            raise OptionError(f"{name}: expected True or False, found {value!r}")
+            raise OptionError(f"{name}: expected True or False, found {shown(value)}")
     elif kind == "str":
         if not isinstance(value, str):
-            raise OptionError(f"{name}: expected a string, found {value!r}")
+            raise OptionError(f"{name}: expected a string, found {shown(value)}")
         if meta["choices"] and value not in meta["choices"]:
             near = difflib.get_close_matches(value, meta["choices"], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise OptionError(f"{name}: expected one of {', '.join(meta['choices'])}, found {value!r}{hint}")
+            raise OptionError(f"{name}: expected one of {', '.join(meta['choices'])}, found {shown(value)}{hint}")
     elif kind in ("ints", "floats"):
         values = value if isinstance(value, (list, tuple)) else [value]
         if not values:
-            raise OptionError(f"{name}: expected a number or a list of numbers, found {value!r}")
+            raise OptionError(f"{name}: expected a number or a list of numbers, found {shown(value)}")
         for one in values:
             _check_number(name, one, kind.removesuffix("s"), meta)
     else:
         _check_number(name, value, kind, meta)
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floating-point ones
+        return False
+
+
 def _check_number(name: str, value: Any, kind: str, meta: Mapping[str, Any]) -> None:
-    wanted = "a whole number" if kind == "int" else "a number"
-    accepted = (int,) if kind == "int" else (int, float)
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        raise OptionError(f"{name}: expected {wanted}, found {value!r}")
     low, high, above = meta["low"], meta["high"], meta["above"]
-    outside = (
-        not math.isfinite(value)
+    bounds = [f"> {above:g}"] if above is not None else [f">= {low:g}"] if low is not None else []
+    bounds += [f"<= {high:g}"] if high is not None else []
+    is_number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
+    if (
+        not is_number
+        or not _is_finite(value)
         or (low is not None and value < low)
         or (high is not None and value > high)
         or (above is not None and value <= above)
-    )
-    if outside:
-        bounds = [f"> {above:g}"] if above is not None else [f">= {low:g}"] if low is not None else []
-        bounds += [f"<= {high:g}"] if high is not None else []
-        raise OptionError(f"{name}: expected {wanted} {' and '.join(bounds)}, found {value!r}")
+    ):
+        wanted = "a whole number" if kind == "int" else "a number"
+        raise OptionError(f"{name}: expected {' '.join([wanted, ' and '.join(bounds)]).rstrip()}, found {shown(value)}")
 
 
 def make_options(given: Mapping[str, Any]) -> Options:
@@ -363,10 +381,10 @@ def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
     from sela_ext.training.presets import METHODS, PRESETS
 
-    if preset not in PRESETS:
-        near = difflib.get_close_matches(str(preset), PRESETS, n=1)
+    if not isinstance(preset, str) or preset not in PRESETS:
+        near = difflib.get_close_matches(shown(preset), PRESETS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}{hint}")
+        raise OptionError(f"preset: expected one of {', '.join(PRESETS)}, found {shown(preset)}{hint}")
     recipe = dict(PRESETS[preset].options)
     method = given.get("method", recipe.get("method"))
     if method != recipe.get("method"):
@@ -391,6 +409,8 @@ def plain_value(value: Any) -> Any:
     return value
 
 
+# Seconds of the longest budget: thirty years.
+_LONGEST = 1e9
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -410,12 +430,12 @@ def parse_budget(budget: Any) -> float | None:
     if budget is None:
         return None
     if isinstance(budget, (int, float)) and not isinstance(budget, bool):
-        seconds = float(budget)
+        seconds = float(budget) if _is_finite(budget) else math.inf
     else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(budget).lower())
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", budget.lower()) if isinstance(budget, str) else None
         if match is None or (match[2] or "s") not in _UNITS:
-            raise OptionError(f'budget: expected a duration such as "90s", "10min" or "2h", found {budget!r}')
+            raise OptionError(f'budget: expected a duration such as "90s", "10min" or "2h", found {shown(budget)}')
         seconds = float(match[1]) * _UNITS[match[2] or "s"]
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise OptionError(f"budget: expected a positive duration, found {budget!r}")
+    if not 0 < seconds <= _LONGEST:
+        raise OptionError(f"budget: expected a duration > 0 s and <= {_LONGEST:g} s, found {shown(budget)}")
     return seconds

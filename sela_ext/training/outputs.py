@@ -11,11 +11,12 @@ import math
 import re
 import secrets
 import threading
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, one_line
 from sela_ext.training.checkpoint import write_atomically, writing
 
 Event = Mapping[str, Any]
@@ -145,27 +146,39 @@ class TensorBoard:
         folder: for the event files.
         purge_step: what earlier sessions wrote from this step on is not shown.
         texts: title -> text in Markdown, at step 0.
+
+    Its library takes no path that is not UTF-8: then there are no curves, and a warning says so.
     """
 
     def __init__(self, folder: Path, purge_step: int | None, texts: Mapping[str, str]) -> None:
+        self._writer: Any = None
+        self._folder: Path | None = None
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            warnings.warn(
+                f"no curves for TensorBoard, which takes no path but UTF-8: {one_line(str(folder))}", stacklevel=2
+            )
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = folder
         # Events are written by a thread: what fails there is told to whoever calls next, and need not be printed too.
         self._hook = threading.excepthook
         threading.excepthook = self._pass_over
-        self._writer: Any = None
         try:
             with writing(folder):
                 self._writer = SummaryWriter(str(folder), purge_step=purge_step)
                 for title, text in texts.items():
-                    self._writer.add_text(title, text)
+                    self._writer.add_text(title, text.encode("utf-8", "backslashreplace").decode())
         except BaseException:
             self.close(status=1)
             raise
 
     def record(self, event: Event) -> None:
         """Add the numbers of an event."""
+        if self._writer is None or self._folder is None:
+            return
         step = int(event["step"])
         with writing(self._folder):
             for name, value in _curves(event).items():
@@ -173,6 +186,8 @@ class TensorBoard:
 
     def close(self, status: int = 0) -> None:
         """Write what is left; of a run that failed already, as far as possible."""
+        if self._folder is None:
+            return
         try:
             with contextlib.suppress(OSError) if status else writing(self._folder):
                 if self._writer is not None:

@@ -153,9 +153,11 @@ class RunProgress:
         return True
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
+        """Print a line above the bar; what the encoding of the output lacks is escaped."""
         if not self._enabled:
             return
+        encoding = self._console.encoding
+        line = line.encode(encoding, "backslashreplace").decode(encoding)
         try:
             self._console.print(harmless(line), markup=False)
             sys.stdout.flush()

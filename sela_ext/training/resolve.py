@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sela_ext.data import Augment, Source
-from sela_ext.errors import DataError, OptionError
+from sela_ext.errors import DataError, OptionError, shown
 from sela_ext.kernels import VectorView
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
@@ -299,7 +299,7 @@ def _check_projection(widths: Any) -> Any:
     if not isinstance(widths, (list, tuple)):
         return widths
     if len(widths) > 1 and 0 in widths:
-        raise OptionError(f"projection: expected widths of at least 1 in an MLP, found {list(widths)}")
+        raise OptionError(f"projection: expected widths of at least 1 in an MLP, found {shown(list(widths))}")
     return int(widths[0]) if len(widths) == 1 else [int(width) for width in widths]
 
 
@@ -403,7 +403,7 @@ def _milestones(given: Any) -> list[float]:
     """Milestones of the step schedule: ascending shares of the run."""
     shares = [float(share) for share in (given if isinstance(given, (list, tuple)) else [given])]
     if sorted(set(shares)) != shares:
-        raise OptionError(f"lr_milestones: expected ascending shares of the run, found {given!r}")
+        raise OptionError(f"lr_milestones: expected ascending shares of the run, found {shown(given)}")
     return shares
 
 
@@ -433,9 +433,9 @@ def check_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise OptionError(f"device: expected cpu, cuda or cuda:N, found {name!r}") from error
+        raise OptionError(f"device: expected cpu, cuda or cuda:N, found {shown(name)}") from error
     if device.type not in ("cpu", "cuda"):
-        raise OptionError(f"device: expected cpu, cuda or cuda:N, found {name!r}")
+        raise OptionError(f"device: expected cpu, cuda or cuda:N, found {shown(name)}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"device: {name!r} was asked for, but torch finds no usable CUDA device; use cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -569,7 +569,7 @@ def named_augment(name: Any, size: int, option: str = "augment") -> Augment:
     if isinstance(name, Augment):
         return name
     if name not in known:
-        raise OptionError(f"{option}: expected one of {', '.join(known)} or a sela_ext.Augment, found {name!r}")
+        raise OptionError(f"{option}: expected one of {', '.join(known)} or a sela_ext.Augment, found {shown(name)}")
     if name == "swav":
         return Augment.multi_crop((size,), (1,), scales=((0.14, 1.0),))[0]
     preset: Augment = getattr(Augment, name)(size)

@@ -237,6 +237,12 @@ class Run:
 
         return self.ranks.lead(alone) if self.ranks.several else work()
 
+    def close(self) -> None:
+        """Close the indexes: whoever keeps the run, as the traceback of an error does, does not keep them open."""
+        for store in self.indexes.values():
+            if store is not None:
+                store.close()
+
     def replicate(self) -> None:
         """Have gradients averaged over ranks from now on; all ranks get rank 0's weights."""
         if self.ranks.several:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from sela_ext.data.csv_file import csv_writer
 from sela_ext.data.memory import free_memory
 from sela_ext.data.safe_files import read_json
-from sela_ext.errors import CheckpointError, OptionError, ResourceError, one_line
+from sela_ext.errors import CheckpointError, OptionError, ResourceError, one_line, shown
 from sela_ext.report.metrics import read_metrics
 from sela_ext.training import faults
 from sela_ext.training.checkpoint import write_atomically, writing
@@ -71,15 +71,19 @@ class RunFolder:
         Raises:
             OptionError: it is a file, holds the data, or holds something while neither resume nor overwrite is set.
         """
+        if isinstance(out, (str, os.PathLike)) and not os.fspath(out):  # a variable of the shell that is not set
+            raise OptionError('out: expected a folder, found an empty path; give "." for this folder')
         try:
             path = Path(out).expanduser()
             if "\0" in str(path):
                 raise ValueError("a name cannot hold a null byte")
             found = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK) if path.is_dir() else []
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.stat()
             is_file = path.exists() and not path.is_dir()
         except (OSError, ValueError, TypeError, RuntimeError) as error:  # too long, a NUL in it, no path, ~nobody
-            told = error.strerror if isinstance(error, OSError) else error
-            raise OptionError(f"out: expected the path of a folder, found {str(out)[:200]!r}: {told}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise OptionError(f"out: expected a folder, found {shown(out)}: {reason}; name another") from error
         if isinstance(data, (str, os.PathLike)) and os.path.exists(data):
             folder, source = path.resolve(), Path(data).resolve()
             if folder == source or folder in source.parents:
@@ -180,7 +184,8 @@ class RunFolder:
             faults.at("after log is cut")
             self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
         with writing(log):
-            self._log = open(log, "a", encoding="utf-8")  # noqa: SIM115
+            # Names of files need not be UTF-8.
+            self._log = open(log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
             if self._log.tell() and not log.read_bytes().endswith(b"\n"):
                 self._log.write("\n")
                 self._log.flush()

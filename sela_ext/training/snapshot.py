@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sela_ext.errors import CheckpointError
+from sela_ext.errors import CheckpointError, NumericsError
 from sela_ext.training.options import Options
 from sela_ext.training.ranks import Ranks
 from sela_ext.training.recipes import Recipe
@@ -67,7 +67,12 @@ def shared_options(options: Options) -> dict[str, Any]:
 
 
 def take(run: Run, recipe: Recipe) -> dict[str, Any]:
-    """Everything that a resume needs, on the CPU. All ranks call it, and rank 0 gets what counts."""
+    """Everything that a resume needs, on the CPU. All ranks call it, and rank 0 gets what counts.
+
+    Raises:
+        NumericsError: weights hold NaN or infinity: a checkpoint of them would take the place of a good one.
+    """
+    _check_finite(run)
     on_cuda = run.arithmetic.device.type == "cuda"
     random = torch.get_rng_state(), torch.cuda.get_rng_state(run.arithmetic.device) if on_cuda else None
     everyones = run.ranks.gather(random)
@@ -80,6 +85,23 @@ def take(run: Run, recipe: Recipe) -> dict[str, Any]:
         "rng": [one for one, _ in everyones],
         "rng_cuda": [one for _, one in everyones],
     }
+
+
+def _check_finite(run: Run) -> None:
+    """Refuse to keep a network that no step can mend: the loss of a step may be a number, and its gradient none."""
+    fine = {name: torch.isfinite(value).all() for name, value in run.network.named_parameters()}
+    # An infinite variance makes zeros of what it divides, and no step needs it.
+    for name, value in run.network.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            fine[name] = ~torch.isnan(value).any()
+    told = torch.stack(list(fine.values())).tolist() if fine else []
+    broken = [name for name, is_fine in zip(fine, told, strict=True) if not is_fine]
+    if broken:
+        raise NumericsError(
+            f"weights are no numbers after step {run.state['step']} ({broken[0]}, {len(broken)} tensors in all); no "
+            f"checkpoint was written, and the last one in {run.folder.checkpoints} is intact; lower lr (now "
+            f"{run.options.lr:g}) or use precision float32"
+        )
 
 
 def shared(ranks: Ranks, read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -105,9 +127,10 @@ def put_back(run: Run, recipe: Recipe, saved: dict[str, Any]) -> None:
     """Continue where `take` was called.
 
     Raises:
-        CheckpointError: another run's: other options or other data, which are listed.
+        CheckpointError: another run's: other options, other data or another network, which are listed.
     """
     _compare(saved["identity"], _identity(run))
+    _compare_shapes(saved["network"], run.network.state_dict())
     run.state.update(saved["state"])
     run.labels = run.state.pop("labels").numpy()
     recipe.load(saved["recipe"])
@@ -147,6 +170,23 @@ def _compare(old: dict[str, Any], new: dict[str, Any]) -> None:
         raise CheckpointError(
             f"resume: the run in this folder was started differently: {'; '.join(differences)}; give what it was "
             "started with, or name another out"
+        )
+
+
+def _compare_shapes(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> None:
+    """Refuse a network that has the name of the run's, and other weights."""
+
+    def shape(value: torch.Tensor | None) -> Any:
+        return "none" if value is None else list(value.shape)
+
+    names = [*old, *(name for name in new if name not in old)]
+    differ = [name for name in names if shape(old.get(name)) != shape(new.get(name))]
+    if differ:
+        told = "; ".join(f"{name} was {shape(old.get(name))}, now {shape(new.get(name))}" for name in differ[:3])
+        raise CheckpointError(
+            f"resume: the network is not the one that the run was started with: {told}"
+            + (f"; and {len(differ) - 3} more" if len(differ) > 3 else "")
+            + "; give that one as model, or name another out"
         )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sela_ext.data import Source, digits_split, find_eval_source, open_source
 from sela_ext.data.imbalance import imbalanced_rows
-from sela_ext.errors import DataError, OptionError
+from sela_ext.errors import DataError, OptionError, shown
 from sela_ext.training.fixed_labels import FixedLabels, read_fixed_labels
 from sela_ext.training.options import AUTO, Options
 
@@ -62,7 +62,7 @@ def choose_images(data: Any, options: Options) -> Images:
     held = everything.subset(held_rows) if len(held_rows) else None
     judged = held if apart else None
     if options.eval_data is not None:
-        judged, reason = open_source(options.eval_data, classes=options.classes), "as asked"
+        judged, reason = _open_asked(options), "as asked"
         if not has_labels(judged):
             raise OptionError(f"eval_data: expected labelled images, found none with a label in {judged.describe()}")
     elif judged is None:
@@ -83,6 +83,14 @@ def choose_images(data: Any, options: Options) -> Images:
             f"{judged.channels}; name other images, or convert them"
         )
     return Images(everything, train, kept, held, held_rows, judged, reason, fixed)
+
+
+def _open_asked(options: Options) -> Source:
+    """Open `eval_data`; what is wrong with it is told as its fault, and not the training data's."""
+    try:
+        return open_source(options.eval_data, classes=options.classes)
+    except DataError as error:
+        raise DataError(f"eval_data: {str(error).removeprefix('data: ')}") from error
 
 
 def has_labels(source: Source) -> bool:
@@ -129,7 +137,9 @@ def _hold_out(
         return np.arange(count), np.arange(0), "nothing is held out"
     fits = isinstance(holdout, (int, float)) and not isinstance(holdout, bool) and 0 <= holdout < count
     if not fits or (holdout > 1 and holdout != int(holdout)):
-        raise OptionError(f"holdout: expected a share below 1 or a number of images below {count}, found {holdout!r}")
+        raise OptionError(
+            f"holdout: expected a share below 1 or a number of images below {count}, found {shown(holdout)}"
+        )
     number = round(holdout * count) if isinstance(holdout, float) and holdout < 1 else int(holdout)
     order = np.random.Generator(np.random.Philox(key=np.array([seed, 2**32], np.uint64))).permutation(count)
     return np.sort(order[number:]), np.sort(order[:number]), f"{number} images are held out"

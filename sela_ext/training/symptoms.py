@@ -64,18 +64,21 @@ class History:
         facts: of the run.
         steps: the last "step" events, as many as any symptom looks at.
         passes: "label_pass" events.
+        masked: images without a usable output, where labels were made last.
         share: of the run that was done at the newest event, in [0, 1].
     """
 
     facts: Facts
     steps: list[Event] = field(default_factory=list)
     passes: list[Event] = field(default_factory=list)
+    masked: int = 0
     share: float = 0.0
 
     def add(self, event: Event, share: float) -> None:
         """Append an event, and how much of the run was done."""
         kind = event.get("event")
         self.share = share
+        self.masked = int(_finite(event["masked"])) if "masked" in event else self.masked
         if kind == "step":
             self.steps.append(event)
             del self.steps[:-_STEPS_KEPT]
@@ -282,12 +285,12 @@ def memorised(history: History) -> str | None:
 
 def masked_rows(history: History) -> str | None:
     """Images without a usable network output."""
-    count = int(_finite(history.passes[-1].get("masked"))) if history.passes else 0
+    count = history.masked
     if not count:
         return None
     remedy = "lower lr" if history.facts.precision == "float32" else "lower lr, or use precision=float32"
     return (
-        f"masked rows: {count:,} images had NaN or infinite logits in a label pass and got no label (-1) there; "
+        f"masked rows: {count:,} images had NaN or infinite logits when labels were made and got none (-1) there; "
         f"{remedy} (now lr {history.facts.lr:g}, {history.facts.precision})"
     )
 
@@ -395,7 +398,7 @@ class Symptom:
 
 
 SYMPTOMS = (
-    Symptom("masked_rows", masked_rows),
+    Symptom("masked_rows", masked_rows, after=("label_pass", "evaluation", "end")),
     Symptom("collapsed_clusters", collapsed_clusters),
     Symptom("collapsed_features", collapsed_features),
     Symptom("too_many_clusters", too_many_clusters, after=("step", "label_pass")),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sela_ext.errors import OptionError, SelaError
+from sela_ext.errors import OptionError, SelaError, shown
 from sela_ext.processors import available_processors
 from sela_ext.training.clock import Clock, Remaining, describe_shares, words
 from sela_ext.training.options import Options
@@ -71,7 +71,7 @@ def callbacks_of(value: Any) -> list[Callback]:
     for one in found:
         if not callable(one):
             raise OptionError(
-                f"callbacks: expected a function, or a list of functions, of (event, info), found {one!r}"
+                f"callbacks: expected a function, or a list of functions, of (event, info), found {shown(one)}"
             )
     return found
 
@@ -88,7 +88,7 @@ def wandb_project(value: Any) -> str | None:
         return "sela"
     if isinstance(value, str) and value.strip():
         return value
-    raise OptionError(f"wandb: expected True or the name of a project, found {value!r}")
+    raise OptionError(f"wandb: expected True or the name of a project, found {shown(value)}")
 
 
 def check_outputs(options: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sela_ext.models import Heads
-from sela_ext.training.cluster_pass import cluster_pass, points_of, whitened_dimensions
+from sela_ext.training.cluster_pass import cluster_pass, points_of, usable_rows, whitened_dimensions
 from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass
@@ -64,12 +64,13 @@ class DeepClusterRecipe(SelaRecipe):
         run, opt = self.run, self.run.options
         # Without a projection the embeddings are the features.
         features = seen.features if opt.projection and seen.features is not None else seen.embeddings
-        points = points_of(features, seen.valid, self.whitened, opt.threads)
+        valid, masked = usable_rows(features, seen.valid)
+        points = points_of(features, valid, self.whitened, opt.threads)
         return cluster_pass(
             run.network.heads,
             points,
             self._embeddings(features) if without_relu else seen.embeddings,
-            seen.valid,
+            valid,
             run.labels,
             which=which,
             iterations=opt.kmeans_iterations,
@@ -77,6 +78,7 @@ class DeepClusterRecipe(SelaRecipe):
             stream=run.state["passes_made"],
             threads=opt.threads,
             truth=run.truth,
+            masked=masked,
         )
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import dataclasses
 from torch import Tensor
 
 from sela_ext.models import Heads
-from sela_ext.training.cluster_pass import cluster_pass, points_of, whitened_dimensions
+from sela_ext.training.cluster_pass import cluster_pass, points_of, usable_rows, whitened_dimensions
 from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass
@@ -42,10 +42,11 @@ class KmeansRecipe(SelaRecipe):
         whole = run.whole(Embedded(None, embeddings, valid, []))
 
         def cluster() -> LabelPass:
-            result = self._cluster(heads, whole.embeddings, whole.valid, which)
+            valid, masked = usable_rows(whole.embeddings, whole.valid)
+            result = self._cluster(heads, whole.embeddings, valid, which, masked)
             if heads.kind == "cosine":
                 labelled = [record["head"] for record in result.heads]
-                turn_to_means(heads, whole.embeddings, whole.valid, result.labels, labelled)
+                turn_to_means(heads, whole.embeddings, valid, result.labels, labelled)
             return result
 
         result = run.on_first(cluster)
@@ -56,11 +57,16 @@ class KmeansRecipe(SelaRecipe):
 
     def evaluate(self) -> Evaluation:
         """As usual, but for labels by k-means."""
-        return self.evaluate_with(
-            lambda seen: self._cluster(self.run.evaluated.heads, seen.embeddings, seen.valid, None)
-        )
 
-    def _cluster(self, heads: Heads, embeddings: Tensor, valid: Tensor, which: list[int] | None) -> LabelPass:
+        def label(seen: Embedded) -> LabelPass:
+            valid, masked = usable_rows(seen.embeddings, seen.valid)
+            return self._cluster(self.run.evaluated.heads, seen.embeddings, valid, None, masked)
+
+        return self.evaluate_with(label)
+
+    def _cluster(
+        self, heads: Heads, embeddings: Tensor, valid: Tensor, which: list[int] | None, masked: int
+    ) -> LabelPass:
         run, opt = self.run, self.run.options
         return cluster_pass(
             heads,
@@ -74,4 +80,5 @@ class KmeansRecipe(SelaRecipe):
             stream=run.state["passes_made"],
             threads=opt.threads,
             truth=run.truth,
+            masked=masked,
         )

@@ -162,8 +162,9 @@ class SelaRecipe(Recipe):
         return StepOutput(loss + rotation_loss, embedding, parts)
 
     def head_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of one head: logits [B, K], labels int64 [B]."""
-        return F.cross_entropy(logits, target, ignore_index=-1)
+        """Cross-entropy of one head: logits [B, K], labels int64 [B]; 0 where no image has a label."""
+        total = F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+        return total / (target >= 0).sum().clamp(min=1)
 
     def after_step(self, batch: Batch, output: StepOutput) -> None:
         """Write the bank."""

@@ -1,0 +1,405 @@
+"""Training runs on one rank and two here, beside what the model of docs/scaling.md makes of one rank's times.
+
+Called by `python bench/scaling.py --run`. One rank alone, two of half the size side by side that know nothing of each
+other, and two ranks of one run take turns, each rank with one thread. The pair says what a rank takes for its half
+while another one is at work on this machine; bare messages say what their link takes; the model adds both, and what
+every rank does for all rows. The bytes that a rank sends are counted by the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import multiprocessing.process
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import scaling_model
+import scaling_run_model as model
+
+ROUNDS = 3
+LIMIT = 300  # seconds for a run
+PIECES = 8  # messages of a solve beside those of its passes: shapes, room, sizes of clusters, the end
+NUMBERS = 10  # float64 of the message of losses and flags
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run to compare.
+
+    Attributes:
+        name: in words.
+        images: N.
+        batch: of all ranks together.
+        options: of `sela_ext.train`.
+    """
+
+    name: str
+    images: int
+    batch: int
+    options: Mapping[str, Any]
+
+    def half(self) -> Case:
+        """What each of two ranks has to do."""
+        return replace(self, images=self.images // 2, batch=self.batch // 2)
+
+
+_OPTIONS: dict[str, Any] = {"clusters": 64, "half_resolution": 0.0, "log_every": 1, "threads": 1, "progress": False}
+CASES = (
+    Case("small-resnet, bank", 2048, 256, {**_OPTIONS, "model": "small-resnet", "heads": 4, "epochs": 3}),
+    Case(
+        "resnet18, label passes that look",
+        512,
+        64,
+        {**_OPTIONS, "model": "resnet18", "heads": 2, "epochs": 1, "label_source": "eval", "label_passes": 2},
+    ),
+)
+
+
+def pictures(count: int) -> np.ndarray[Any, Any]:
+    """Colour images uint8 [N, 32, 32, 3]: coarse noise, each in a tone of its own."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 200, (count, 8, 8, 3))
+    tone = rng.integers(0, 56, (count, 1, 1, 3))
+    return (np.kron(coarse, np.ones((1, 4, 4, 1), np.int64)) + tone).astype(np.uint8)
+
+
+# ---- One run.
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says of it.
+
+    Attributes:
+        step: seconds of a step, the median of all but the first two.
+        label_pass: seconds of a label pass, the mean.
+        evaluation: seconds of the evaluation at the end.
+        steps: how many.
+        passes: how many label passes.
+        reads: passes of the solver, of all heads and label passes.
+        parameters: of the network.
+        sent: bytes that one rank sent; None where that was not counted.
+    """
+
+    step: float
+    label_pass: float
+    evaluation: float
+    steps: int
+    passes: int
+    reads: float
+    parameters: int
+    sent: float | None = None
+
+
+def read_run(folder: Path) -> Run:
+    """From metrics.jsonl and options.json."""
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [event["interval_seconds"] for event in events if event["event"] == "step"]
+    passes = [event for event in events if event["event"] == "label_pass"]
+    end = next(event for event in events if event["event"] == "end")
+    resolved = json.loads((folder / "options.json").read_text(encoding="utf-8"))["resolved"]
+    return Run(
+        step=statistics.median(steps[2:]),
+        label_pass=end["label_pass_seconds"] / len(passes),
+        evaluation=end["evaluation_seconds"],
+        steps=len(steps),
+        passes=len(passes),
+        reads=sum(head["passes"] for event in passes for head in event["heads"]),
+        parameters=resolved["parameters"],
+    )
+
+
+def train_here(case: Case, out: str, devices: int, ready: Any) -> None:
+    """In a process of its own: wait for the others, then train."""
+    import sela_ext
+
+    data = pictures(case.images)
+    ready.wait(LIMIT)
+    with SentBytes() as sent:
+        sela_ext.train(data, out=out, batch_size=case.batch, devices=devices, **case.options)
+    if devices > 1:
+        Path(out, "sent").write_text(json.dumps(sent.most), encoding="utf-8")
+
+
+class SentBytes:
+    """While entered: what the second of the ranks that this process starts has written, by the kernel's count.
+
+    Rank 0 writes the run folder too; the second one writes messages alone.
+    """
+
+    def __init__(self, pause: float = 0.02) -> None:
+        self.most: int | None = None
+        self._pause = pause
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> SentBytes:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(self._pause):
+            for process in tuple(multiprocessing.process._children):  # type: ignore[attr-defined]
+                if process.name.endswith("rank 1"):
+                    self.most = written_bytes(process.pid) or self.most
+
+
+def written_bytes(process: int | None) -> int | None:
+    """Bytes that a process has given to write calls, to files and sockets; None where the kernel does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{process}/io").read_text(encoding="ascii").splitlines():
+            if line.startswith("wchar:"):
+                return int(line.split(":")[1])
+    return None
+
+
+def trained(case: Case, processes: int, devices: int, work: Callable[..., None] = train_here) -> list[Run]:
+    """Run so many processes of a case at once, each of so many devices; what each of them took."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(processes)
+    with tempfile.TemporaryDirectory() as folder:
+        outs = [f"{folder}/{number}" for number in range(processes)]
+        started = [context.Process(target=work, args=(case, out, devices, ready)) for out in outs]
+        for process in started:
+            process.start()
+        try:
+            for process in started:
+                process.join(LIMIT)
+        finally:
+            for process in started:
+                if process.is_alive():
+                    process.terminate()  # it ends the ranks that it started
+                    process.join()
+        if any(process.exitcode for process in started):
+            raise SystemExit(f"{case.name}, {devices} devices: a run ended with {[p.exitcode for p in started]}")
+        runs = [read_run(Path(out)) for out in outs]
+        sent = Path(outs[0], "sent")
+        return [replace(runs[0], sent=json.loads(sent.read_text()))] if sent.exists() else runs
+
+
+def in_the_middle(runs: Sequence[Run]) -> Run:
+    """Medians of the times; the rest is the same in all."""
+    times = {name: statistics.median(getattr(run, name) for run in runs) for name in ("step", "label_pass")}
+    return replace(runs[-1], evaluation=statistics.median(run.evaluation for run in runs), **times)
+
+
+# ---- The link.
+
+
+def link_rank(rank: int, meeting: str, size: int, answers: Any) -> None:
+    """Time bare all-reduces of a small message and of `size` bytes; rank 0 answers."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=timedelta(LIMIT))
+    small, large = torch.zeros(NUMBERS, dtype=torch.float64), torch.zeros(size // 4)
+    found = []
+    for message, times in ((small, 60), (large, 15)):
+        seconds = []
+        for _ in range(times):
+            dist.barrier()
+            seconds.append(common.timed(lambda message=message: dist.all_reduce(message)))
+        found.append(statistics.median(seconds))
+    dist.destroy_process_group()
+    if rank == 0:
+        answers.put(found)
+
+
+def measured_link(size: int) -> tuple[float, float]:
+    """Seconds of a small all-reduce between two ranks, and bytes per second of one of `size` bytes."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [context.Process(target=link_rank, args=(r, f"{folder}/meeting", size, answers)) for r in range(2)]
+        for process in ranks:
+            process.start()
+        try:
+            small, large = answers.get(timeout=LIMIT)
+            for process in ranks:
+                process.join(LIMIT)
+        finally:
+            for process in ranks:
+                if process.is_alive():
+                    process.kill()
+    return small, size / max(large - small, 1e-6)
+
+
+def record_seconds(labels: int = 200_000) -> float:
+    """Seconds of the records of one label of one head."""
+    from sela_ext.training.labelling import head_record
+
+    rng = np.random.default_rng(0)
+    before = rng.integers(0, 64, labels).astype(np.int32)
+    now = np.where(rng.random(labels) < 0.1, rng.integers(0, 64, labels), before).astype(np.int32)
+    return min(common.timed(lambda: head_record(0, 64, {}, before, now, 1.0, None)) for _ in range(3)) / labels
+
+
+# ---- One rank and two, and the model between them.
+
+
+def expected(case: Case, pair: Run, message: float, rate: float, record: float) -> Run:
+    """Two ranks, from what one of a pair took for its half, the link, and what every rank does for all rows."""
+    link = scaling_model.Link(message / 2, rate, message / 2, rate)
+    rates = model.Rates(
+        image=pair.step / (case.batch // 2), look=0.0, load=0.0, overlap=0.0, link=link, host_hop=message / 2
+    )
+    step = model.step_cost(case.batch // 2, pair.parameters, 2, rates)
+    heads, clusters = int(case.options["heads"]), int(case.options["clusters"])
+    reads = pair.reads / (pair.passes * heads)  # of a head in a pass
+    solving = (
+        heads * (reads + PIECES) * scaling_model.all_reduce_seconds(scaling_model.message_bytes(clusters), 2, link)
+    )
+    labels = scaling_model.gather_seconds(4.0 * case.images * heads, 2, link)
+    others = record * heads * (case.images - case.images // 2)
+    each = solving + labels + others
+    return replace(
+        pair,
+        # The small message follows the step: no one else is there to wait for it.
+        step=step.seconds + model.small_seconds(2, rates),
+        label_pass=pair.label_pass + each,
+        evaluation=pair.evaluation + each,
+        sent=sent_bytes(case, pair),
+    )
+
+
+def sent_bytes(case: Case, run: Run) -> float:
+    """What one of two ranks sends: gradients and the small message of each step; sums of each pass; half the labels.
+
+    A rank halves a sum with the other one: it sends as many bytes as the message has.
+    """
+    heads, clusters = int(case.options["heads"]), int(case.options["clusters"])
+    of_step = model.gradient_bytes(run.parameters) + 8 * NUMBERS
+    of_solves = (run.reads + run.passes * heads * PIECES) * scaling_model.message_bytes(clusters)
+    of_labels = (run.passes + 1) * 4 * heads * (case.images // 2)
+    return run.steps * of_step + of_solves + of_labels
+
+
+def compared(case: Case, one: Run, pair: Run, two: Run, message: float, rate: float, record: float) -> dict[str, Any]:
+    """A row: one rank, a pair, two ranks, and the model's."""
+    guess = expected(case, pair, message, rate, record)
+    row: dict[str, Any] = {
+        "question": "run",
+        "case": case.name,
+        "images": case.images,
+        "batch": case.batch,
+        "threads": 1,
+        "parameters": two.parameters,
+        "steps": two.steps,
+        "passes": two.passes,
+        "reads": two.reads,
+        "message_seconds": message,
+        "bytes_per_second": rate,
+        "record_seconds": record,
+        "sent_2": two.sent,
+        "sent_2_model": guess.sent,
+    }
+    for name in ("step", "label_pass", "evaluation"):
+        row |= {f"{name}_{key}": getattr(run, name) for key, run in (("1", one), ("pair", pair), ("2", two))}
+        row[f"{name}_2_model"] = getattr(guess, name)
+    return row
+
+
+def rows(cases: Sequence[Case] = CASES, rounds: int = ROUNDS) -> Iterator[dict[str, Any]]:
+    """Measure the cases, and compare."""
+    record = record_seconds()
+    for case in cases:
+        one: list[Run] = []
+        pair: list[Run] = []
+        two: list[Run] = []
+        for _ in range(rounds):
+            one += trained(case, 1, 1)
+            pair += trained(case.half(), 2, 1)
+            two += trained(case, 1, 2)
+        gradients = int(min(model.gradient_bytes(two[0].parameters), model.R["k"]))
+        message, rate = measured_link(gradients)
+        yield compared(case, *(in_the_middle(runs) for runs in (one, pair, two)), message, rate, record)
+
+
+def measure(quick: bool, keep: bool) -> int:
+    """What --run does: measure, print, append rows."""
+    facts = common.machine() | {"load": round(os.getloadavg()[0], 2)}
+    common.print_machine(facts, 1)
+    start = time.perf_counter()
+    found = list(rows(CASES[:1] if quick else CASES, 1 if quick else ROUNDS))
+    common.table(
+        "seconds; model: two ranks from what one of a pair took, and bare messages",
+        ["case", "", "1 rank", "pair", "2 ranks", "model", "2 / model", "1 / 2"],
+        [
+            [row["case"], name.replace("_", " "), *(row[f"{name}_{key}"] for key in ("1", "pair", "2", "2_model")),
+             row[f"{name}_2"] / row[f"{name}_2_model"], row[f"{name}_1"] / row[f"{name}_2"]]
+            for row in found
+            for name in ("step", "label_pass", "evaluation")
+        ],
+    )  # fmt: skip
+    common.table(
+        "messages",
+        ["case", "small all-reduce", "GB/s", "sent", "model"],
+        [
+            [row["case"], scaling_model.seconds_words(row["message_seconds"]), row["bytes_per_second"] / 1e9,
+             None if row["sent_2"] is None else scaling_model.bytes_words(row["sent_2"]),
+             scaling_model.bytes_words(row["sent_2_model"])]
+            for row in found
+        ],
+    )  # fmt: skip
+    print(f"\n{time.perf_counter() - start:.0f} s in all, load now {os.getloadavg()[0]:.1f}")
+    if keep:
+        print(f"rows appended to {common.record('scaling', found, facts)}")
+    return 0
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The newest recorded rows, for the document."""
+    recorded = [line for line in lines if line.get("question") == "run"]
+    if not recorded:
+        return "Runs measured: nothing is recorded yet; `python bench/scaling.py --run` does it."
+    newest = [line for line in recorded if line["time"] == recorded[-1]["time"]]
+    facts = newest[0]["machine"]
+    cells = []
+    for row in newest:
+        rates = [row["batch"] / row[f"step_{key}"] for key in ("1", "pair", "2", "2_model")]
+        rates[1] /= 2  # a batch of its own, half as large
+        cells.append(
+            [row["case"], "images/s", *(f"{rate:,.0f}" for rate in rates), f"{rates[2] / rates[3]:.2f}",
+             f"{rates[2] / rates[0]:.2f}"]
+        )  # fmt: skip
+        for name, words in (("step", "a step"), ("label_pass", "a label pass"), ("evaluation", "the evaluation")):
+            one, pair, two, guess = (row[f"{name}_{key}"] for key in ("1", "pair", "2", "2_model"))
+            cells.append(
+                ["", words, *(scaling_model.seconds_words(x) for x in (one, pair, two, guess)), f"{two / guess:.2f}",
+                 f"{one / two:.2f}"]
+            )  # fmt: skip
+        if row["sent_2"] is not None:
+            cells.append(
+                ["", "sent by a rank", "-", "-", scaling_model.bytes_words(row["sent_2"]),
+                 scaling_model.bytes_words(row["sent_2_model"]), f"{row['sent_2'] / row['sent_2_model']:.2f}", "-"]
+            )  # fmt: skip
+    links = "; ".join(
+        f"{row['case']}: {row['images']:,} images in batches of {row['batch']}, messages of "
+        f"{scaling_model.bytes_words(model.gradient_bytes(row['parameters']))} at "
+        f"{row['bytes_per_second'] / 1e9:.1f} GB/s, small ones in {scaling_model.seconds_words(row['message_seconds'])}"
+        for row in newest
+    )
+    head = (
+        f"**Runs measured** on {facts['cpu']}, {facts['cores']} cores, one thread per rank, gloo on the same machine "
+        f"({newest[0]['time'][:10]}, load {facts['load']:.1f} before; {links}). *Pair*: each of two runs of half the "
+        "size, side by side, that know nothing of each other."
+    )
+    header = ["", "", "1 rank", "pair", "2 ranks", "2 ranks by the model", "measured / model", "gain"]
+    return f"{head}\n\n{scaling_model.markdown(header, cells)}"

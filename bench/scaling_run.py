@@ -28,7 +28,7 @@ import numpy as np
 import scaling_model
 import scaling_run_model as model
 
-ROUNDS = 3
+ROUNDS, SECONDS = 5, 75.0  # of each case: rounds, and seconds after which no further one begins
 LIMIT = 300  # seconds for a run
 PIECES = 8  # messages of a solve beside those of its passes: shapes, room, sizes of clusters, the end
 NUMBERS = 10  # float64 of the message of losses and flags
@@ -317,19 +317,21 @@ def compared(case: Case, one: Run, pair: Run, two: Run, message: float, rate: fl
 
 
 def rows(cases: Sequence[Case] = CASES, rounds: int = ROUNDS) -> Iterator[dict[str, Any]]:
-    """Measure the cases, and compare."""
+    """Measure the cases in turn, and compare."""
     record = record_seconds()
     for case in cases:
         one: list[Run] = []
         pair: list[Run] = []
         two: list[Run] = []
-        for _ in range(rounds):
+        start = time.perf_counter()
+        while len(one) < rounds and (not one or time.perf_counter() - start < SECONDS):
             one += trained(case, 1, 1)
             pair += trained(case.half(), 2, 1)
             two += trained(case, 1, 2)
         gradients = int(min(model.gradient_bytes(two[0].parameters), model.R["k"]))
         message, rate = measured_link(gradients)
-        yield compared(case, *(in_the_middle(runs) for runs in (one, pair, two)), message, rate, record)
+        row = compared(case, *(in_the_middle(runs) for runs in (one, pair, two)), message, rate, record)
+        yield {**row, "rounds": len(one)}
 
 
 def measure(quick: bool, keep: bool) -> int:
@@ -398,8 +400,8 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     )
     head = (
         f"**Runs measured** on {facts['cpu']}, {facts['cores']} cores, one thread per rank, gloo on the same machine "
-        f"({newest[0]['time'][:10]}, load {facts['load']:.1f} before; {links}). *Pair*: each of two runs of half the "
-        "size, side by side, that know nothing of each other."
+        f"({newest[0]['time'][:10]}, load {facts['load']:.1f} before, medians; {links}). *Pair*: each of two runs of "
+        "half the size, side by side, that know nothing of each other."
     )
     header = ["", "", "1 rank", "pair", "2 ranks", "2 ranks by the model", "measured / model", "gain"]
     return f"{head}\n\n{scaling_model.markdown(header, cells)}"

@@ -497,7 +497,7 @@ def tables() -> str:
             "",
             markdown(header, [line for images in step_model.ROWS for line in epoch_rows(recipe, images)]),
         ]
-    parts += ["", fixed_batch_table(), "", whole_run_table()]
+    parts += ["", fixed_batch_table(), "", whole_run_table(), "", limits_table()]
     return "\n".join(parts)
 
 
@@ -535,4 +535,51 @@ def whole_run_table(epochs: int = 400) -> str:
     return (
         f"**A whole run of {epochs} epochs at ImageNet's size**, {IMAGENET:,} images and {JUDGED:,} that are judged, "
         "ResNet-50.\n\n" + markdown(["labels from", "", *(f"{ranks} GPUs" for ranks in counts)], cells)
+    )
+
+
+def limits(recipe: Recipe) -> list[tuple[str, float, str]]:
+    """What is held or done for all images on one rank or on every rank: up to how many images, and the remedy."""
+    heads, ranks = recipe.heads, step_model.NODE
+    on_device = P["M"] - STATE_BYTES * recipe.parameters - recipe.activation * recipe.batch
+    return [
+        ("labels of all images on every device", on_device / (4 * heads), "a table that is shared out, see above"),
+        (
+            "labels, probabilities and order of all images on every rank",
+            R["H"] / (ranks * (12 * heads + 8)),
+            "one copy for a node, or shared out; an order that is computed image by image",
+        ),
+        (
+            "the bank in a checkpoint, twice on rank 0",
+            R["H"] / (2 * (2 * recipe.embedding + 4 * heads)),
+            "every rank writes its own rows",
+        ),
+        (
+            "features of all images on rank 0, where true labels are known",
+            R["H"] / (4 * recipe.features),
+            "kNN and probe on some of the images",
+        ),
+        (
+            "candidates of Newton's method on every rank",
+            R["H"] / ranks / step_model.candidate_bytes(1),
+            'method="anderson", as on cards',
+        ),
+        ("labels.csv takes an hour", 3600 / (R["y"] * heads), "labels.npz alone"),
+    ]
+
+
+def records_ranks(recipe: Recipe) -> float:
+    """Ranks from which on the records of the label passes take longer than computing the steps, however many images."""
+    return gpu_rates(recipe, 1).image / (recipe.passes * R["z"] * recipe.heads)
+
+
+def limits_table() -> str:
+    """Where it stops."""
+    cells = [[what, count_words(images) if images < math.inf else "-", remedy] for what, images, remedy in limits(BANK)]
+    return (
+        "**Where it stops**, ResNet-50 with the projection, labels from the bank: what is held or done for all images "
+        "on one rank or on every rank, however many there are.\n\n"
+        + markdown(["what", "up to N", "what would carry on"], cells)
+        + "\n\nRecords of the labels, made by every rank for all images, take longer than computing the steps from "
+        + f"{records_ranks(BANK):,.0f} GPUs on; with the paper's schedule from {records_ranks(PAPER):,.0f}."
     )

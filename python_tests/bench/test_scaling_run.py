@@ -203,6 +203,30 @@ def test_a_whole_run_is_the_sum_of_its_parts():
     assert model.run_parts(model.PAPER, 1_024_000, 8, 400)["first look"] == 0.0
 
 
+def test_limits_are_where_memory_is_full():
+    found = {what: images for what, images, _ in model.limits(model.BANK)}
+    labels = found["labels of all images on every device"]
+    activations = 43.9e6 * 256
+    assert labels * 40 + 16 * model.BANK.parameters + activations == pytest.approx(label_model.P["M"])
+    on_hosts = found["labels, probabilities and order of all images on every rank"]
+    assert model.node_bytes(model.BANK, on_hosts, 8) - 2 * model.checkpoint_bytes(model.BANK, on_hosts) == R["H"]
+    assert found["features of all images on rank 0, where true labels are known"] * 8192 == R["H"]
+    assert found["labels.csv takes an hour"] == pytest.approx(360e6)
+
+
+def test_records_take_as_long_as_the_steps_from_so_many_ranks_on():
+    ranks = model.records_ranks(model.PAPER)
+    rates = model.gpu_rates(model.PAPER, 1)
+    assert 99 / 400 * 10 * R["z"] * 10**9 == pytest.approx(10**9 / ranks * rates.image)
+
+
+def test_the_document_says_how_many_images_fill_the_launches():
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert f"{R['o'] / model.gpu_rates(model.BANK, 8).image:.0f} images on a card fill that time" in text
+    assert R["o"] / model.gpu_rates(model.SMALL, 8).image == pytest.approx(9000, rel=0.03)
+    assert "9,000 with ResNet-18 at 32" in text
+
+
 # ---- What the parameters are taken from.
 
 
@@ -322,7 +346,7 @@ def test_recorded_runs_become_a_table():
     facts = {"cpu": "Some CPU", "cores": 2, "load": 0.5}
     table = run.table([{"time": "2026-01-02T03", "machine": facts, **row}])
     assert "**Runs measured** on Some CPU, 2 cores" in table
-    assert "2026-01-02, load 0.5 before" in table
+    assert "2026-01-02, load 0.5 before, medians; some: 1,000 images" in table
     # 100 images in 0.5 s; 50 in 0.3 s; 100 in 0.32 s and 0.306 s.
     assert "| some | images/s | 200 | 167 | 312 | 327 | 0.96 | 1.56 |" in table
     assert "|  | a step | 500 ms | 300 ms | 320 ms | 306 ms | 1.05 | 1.56 |" in table

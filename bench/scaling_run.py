@@ -31,7 +31,8 @@ import scaling_run_model as model
 ROUNDS, SECONDS = 5, 75.0  # of each case: rounds, and seconds after which no further one begins
 LIMIT = 300  # seconds for a run
 PIECES = 8  # messages of a solve beside those of its passes: shapes, room, sizes of clusters, the end
-NUMBERS = 10  # float64 of the message of losses and flags
+SMALL = 2  # small messages of a step: signals and clock; losses, which these runs log at every step
+NUMBERS = 5  # float64 of a small message
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,30 @@ class Case:
         images: N.
         batch: of all ranks together.
         options: of `sela_ext.train`.
+        bank: whether labels come from the bank; else every label pass looks at all images.
     """
 
     name: str
     images: int
     batch: int
     options: Mapping[str, Any]
+    bank: bool = True
 
     def half(self) -> Case:
         """What each of two ranks has to do."""
         return replace(self, images=self.images // 2, batch=self.batch // 2)
 
 
-_OPTIONS: dict[str, Any] = {"clusters": 64, "half_resolution": 0.0, "log_every": 1, "threads": 1, "progress": False}
+_OPTIONS: dict[str, Any] = {
+    "clusters": 64,
+    "projection": 0,
+    "init": "random",
+    "half_resolution": 0.0,
+    "precision": "bfloat16",
+    "log_every": 1,
+    "threads": 1,
+    "progress": False,
+}
 CASES = (
     Case("small-resnet, bank", 2048, 256, {**_OPTIONS, "model": "small-resnet", "heads": 4, "epochs": 3}),
     Case(
@@ -63,6 +75,7 @@ CASES = (
         512,
         64,
         {**_OPTIONS, "model": "resnet18", "heads": 2, "epochs": 1, "label_source": "eval", "label_passes": 2},
+        bank=False,
     ),
 )
 
@@ -85,21 +98,25 @@ class Run:
     Attributes:
         step: seconds of a step, the median of all but the first two.
         label_pass: seconds of a label pass, the mean.
+        solve: seconds of it without the look at the images.
         evaluation: seconds of the evaluation at the end.
         steps: how many.
         passes: how many label passes.
         reads: passes of the solver, of all heads and label passes.
         parameters: of the network.
+        features: of an image; the embedding is the same in 16 bits.
         sent: bytes that one rank sent; None where that was not counted.
     """
 
     step: float
     label_pass: float
+    solve: float
     evaluation: float
     steps: int
     passes: int
     reads: float
     parameters: int
+    features: int
     sent: float | None = None
 
 
@@ -113,11 +130,13 @@ def read_run(folder: Path) -> Run:
     return Run(
         step=statistics.median(steps[2:]),
         label_pass=end["label_pass_seconds"] / len(passes),
+        solve=statistics.mean(event["solve_seconds"] for event in passes),
         evaluation=end["evaluation_seconds"],
         steps=len(steps),
         passes=len(passes),
         reads=sum(head["passes"] for event in passes for head in event["heads"]),
         parameters=resolved["parameters"],
+        features=resolved["feature_dim"],
     )
 
 
@@ -193,10 +212,13 @@ def trained(case: Case, processes: int, devices: int, work: Callable[..., None] 
         return [replace(runs[0], sent=json.loads(sent.read_text()))] if sent.exists() else runs
 
 
+TIMES = ("step", "label_pass", "solve", "evaluation")
+
+
 def in_the_middle(runs: Sequence[Run]) -> Run:
     """Medians of the times; the rest is the same in all."""
-    times = {name: statistics.median(getattr(run, name) for run in runs) for name in ("step", "label_pass")}
-    return replace(runs[-1], evaluation=statistics.median(run.evaluation for run in runs), **times)
+    times = {name: statistics.median(getattr(run, name) for run in runs) for name in TIMES}
+    return replace(runs[-1], **times)
 
 
 # ---- The link.
@@ -254,46 +276,69 @@ def record_seconds(labels: int = 200_000) -> float:
 # ---- One rank and two, and the model between them.
 
 
-def expected(case: Case, pair: Run, message: float, rate: float, record: float) -> Run:
-    """Two ranks, from what one of a pair took for its half, the link, and what every rank does for all rows."""
+def expected(case: Case, one: Run, pair: Run, message: float, rate: float, record: float) -> Run:
+    """Two ranks, from what one of a pair took for its half, the link, and what one rank does for all rows.
+
+    Args:
+        case: the run.
+        one: what one rank took for all.
+        pair: what one of a pair took for its half.
+        message: seconds of a small message.
+        rate: bytes per second of large ones.
+        record: seconds of the records of one label.
+    """
     link = scaling_model.Link(message / 2, rate, message / 2, rate)
     rates = model.Rates(
         image=pair.step / (case.batch // 2), look=0.0, load=0.0, overlap=0.0, link=link, host_hop=message / 2
     )
     step = model.step_cost(case.batch // 2, pair.parameters, 2, rates)
-    heads, clusters = int(case.options["heads"]), int(case.options["clusters"])
+    heads, clusters, half = int(case.options["heads"]), int(case.options["clusters"]), case.images // 2
     reads = pair.reads / (pair.passes * heads)  # of a head in a pass
-    solving = (
-        heads * (reads + PIECES) * scaling_model.all_reduce_seconds(scaling_model.message_bytes(clusters), 2, link)
-    )
-    labels = scaling_model.gather_seconds(4.0 * case.images * heads, 2, link)
-    others = record * heads * (case.images - case.images // 2)
-    each = solving + labels + others
+    sums = scaling_model.all_reduce_seconds(scaling_model.message_bytes(clusters), 2, link)
+    told = scaling_model.gather_seconds(8.0 * case.images * heads, 2, link)
+    others = record * heads * (case.images - half)
+    exchanged = heads * (reads + PIECES) * sums + told + dealt_bytes(case, pair) / rate + others
+    # At the end rank 0 gets all features and embeddings, and solves for all rows alone.
+    alone = max(one.solve - pair.solve, 0.0) + final_bytes(case, pair) / rate
     return replace(
         pair,
-        # The small message follows the step: no one else is there to wait for it.
-        step=step.seconds + model.small_seconds(2, rates),
-        label_pass=pair.label_pass + each,
-        evaluation=pair.evaluation + each,
+        # The small messages follow the step: there is nothing else to do meanwhile.
+        step=step.seconds + SMALL * model.small_seconds(2, rates),
+        label_pass=pair.label_pass + exchanged,
+        solve=pair.solve + exchanged - dealt_bytes(case, pair) / rate,
+        evaluation=pair.evaluation + alone,
         sent=sent_bytes(case, pair),
     )
 
 
-def sent_bytes(case: Case, run: Run) -> float:
-    """What one of two ranks sends: gradients and the small message of each step; sums of each pass; half the labels.
+def dealt_bytes(case: Case, run: Run) -> float:
+    """Of one of two ranks in a label pass: half of its rows are the other's."""
+    return (case.images // 4) * (2.0 * run.features + (16 if case.bank else 8))
 
-    A rank halves a sum with the other one: it sends as many bytes as the message has.
+
+def final_bytes(case: Case, run: Run) -> float:
+    """Of the second rank at the end: features in float32, embeddings, whether they are valid, numbers of the rows."""
+    return (case.images // 2) * (4.0 * run.features + 2.0 * run.features + 1 + 8)
+
+
+def sent_bytes(case: Case, run: Run) -> float:
+    """What the second of two ranks sends.
+
+    Gradients and small messages of each step; in a label pass embeddings to the other rank, sums, and labels with
+    probabilities; in the first look for a bank embeddings; at the end everything of its rows. A rank halves a sum with
+    the other one: it sends as many bytes as the message has.
     """
     heads, clusters = int(case.options["heads"]), int(case.options["clusters"])
-    of_step = model.gradient_bytes(run.parameters) + 8 * NUMBERS
+    of_steps = run.steps * (model.gradient_bytes(run.parameters) + SMALL * 8 * NUMBERS)
     of_solves = (run.reads + run.passes * heads * PIECES) * scaling_model.message_bytes(clusters)
-    of_labels = (run.passes + 1) * 4 * heads * (case.images // 2)
-    return run.steps * of_step + of_solves + of_labels
+    of_labels = run.passes * (8.0 * heads * (case.images // 2) + dealt_bytes(case, run))
+    of_first = dealt_bytes(replace(case, bank=False), run) if case.bank else 0.0
+    return of_steps + of_solves + of_labels + of_first + final_bytes(case, run)
 
 
 def compared(case: Case, one: Run, pair: Run, two: Run, message: float, rate: float, record: float) -> dict[str, Any]:
     """A row: one rank, a pair, two ranks, and the model's."""
-    guess = expected(case, pair, message, rate, record)
+    guess = expected(case, one, pair, message, rate, record)
     row: dict[str, Any] = {
         "question": "run",
         "case": case.name,
@@ -310,7 +355,7 @@ def compared(case: Case, one: Run, pair: Run, two: Run, message: float, rate: fl
         "sent_2": two.sent,
         "sent_2_model": guess.sent,
     }
-    for name in ("step", "label_pass", "evaluation"):
+    for name in TIMES:
         row |= {f"{name}_{key}": getattr(run, name) for key, run in (("1", one), ("pair", pair), ("2", two))}
         row[f"{name}_2_model"] = getattr(guess, name)
     return row

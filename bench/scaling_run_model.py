@@ -59,6 +59,7 @@ FIXED_BATCH = 4096
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 60.0, 20  # a minute between checkpoints, and a twentieth of the time at most
 STATE_BYTES = 16  # of a parameter on a device: weight, gradient, momentum, message
 SAVED_BYTES = 8  # of a parameter in a checkpoint: weight, momentum
+LOOK_BATCH = 512  # images of a batch where all are looked at
 STORED_SHARE = 0.5  # of the free memory that the logits of a head may take; else they are computed in every pass
 
 
@@ -282,16 +283,20 @@ class LabelPass:
         return self.look + self.solver + self.messages + self.records
 
 
-def stored(recipe: Recipe, images: int, ranks: int) -> bool:
-    """Whether the logits of a head, in float32, lie in memory."""
-    free = max(P["M"] - resident_bytes(recipe, images, ranks), 0.0)
-    return 4.0 * rows_per_rank(images, ranks) * recipe.clusters <= STORED_SHARE * free
+def look_images(images: int, ranks: int) -> int:
+    """Images of the rank that looks at most of them: whole batches are dealt out, as one rank would have them."""
+    return min(images, -(-math.ceil(images / LOOK_BATCH) // ranks) * LOOK_BATCH)
 
 
-def solve_seconds(recipe: Recipe, images: int, ranks: int) -> float:
+def stored(recipe: Recipe, images: int, ranks: int, free: float) -> bool:
+    """Whether the logits of a head, in float32, lie in memory, of which so many bytes are free."""
+    return 4.0 * rows_per_rank(images, ranks) * recipe.clusters <= STORED_SHARE * max(free, 0.0)
+
+
+def solve_seconds(recipe: Recipe, images: int, ranks: int, free: float) -> float:
     """One head: its logits, the passes of the solver, and one more for the probabilities of the labels."""
     n, width, clusters = rows_per_rank(images, ranks), recipe.embedding, recipe.clusters
-    if not stored(recipe, images, ranks):
+    if not stored(recipe, images, ranks, free):
         one = step_model.computed_pass(images, clusters, ranks, width).seconds
         return (R["A"] + 1) * one
     product = max(2.0 * n * width * clusters / P["F"], n * (2.0 * width + 4 * clusters) / P["B"])
@@ -308,14 +313,25 @@ def label_bytes(recipe: Recipe, images: int) -> float:
     return 4.0 * images * recipe.heads
 
 
+def dealt_bytes(recipe: Recipe, images: int, ranks: int) -> float:
+    """What a rank sends to the owners of the rows that it looked at or trained on: embeddings, and whose they are."""
+    return rows_per_rank(images, ranks) * (2.0 * recipe.embedding + (8 if recipe.looks else 16)) * (ranks - 1) / ranks
+
+
+def told_bytes(recipe: Recipe, images: int) -> float:
+    """What every rank is told after a pass: labels int32 and their probabilities float32, of all heads."""
+    return 8.0 * images * recipe.heads
+
+
 def label_pass_cost(recipe: Recipe, images: int, ranks: int, rates: Rates) -> LabelPass:
     """All heads."""
-    link, n = rates.link, rows_per_rank(images, ranks)
-    exchange = bank_bytes(recipe, images, ranks) / (link.rate if ranks <= step_model.NODE else link.far_rate)
+    link = rates.link
+    deal = dealt_bytes(recipe, images, ranks) / (link.rate if ranks <= step_model.NODE else link.far_rate)
+    free = P["M"] - resident_bytes(recipe, images, ranks)
     return LabelPass(
-        look=n * max(rates.look, rates.load) if recipe.looks else 0.0,
-        solver=recipe.heads * solve_seconds(recipe, images, ranks),
-        messages=step_model.gather_seconds(label_bytes(recipe, images), ranks, link) + (exchange if ranks > 1 else 0.0),
+        look=look_images(images, ranks) * max(rates.look, rates.load) if recipe.looks else 0.0,
+        solver=recipe.heads * solve_seconds(recipe, images, ranks, free),
+        messages=step_model.gather_seconds(told_bytes(recipe, images), ranks, link) + deal,
         records=R["z"] * images * recipe.heads,
     )
 
@@ -331,10 +347,15 @@ def resident_bytes(recipe: Recipe, images: int, ranks: int) -> float:
 
 def device_bytes(recipe: Recipe, images: int, ranks: int, batch: int) -> float:
     """Of a device at most: in a step, or in a label pass."""
-    n = rows_per_rank(images, ranks)
-    logits = 4.0 * n * recipe.clusters if stored(recipe, images, ranks) else 0.0
+    n, resident = rows_per_rank(images, ranks), resident_bytes(recipe, images, ranks)
+    logits = 4.0 * n * recipe.clusters if stored(recipe, images, ranks, P["M"] - resident) else 0.0
     label_pass = logits + 12.0 * n + (bank_bytes(recipe, images, ranks) if recipe.looks else 0.0)
-    return resident_bytes(recipe, images, ranks) + max(recipe.activation * batch, label_pass)
+    return resident + max(recipe.activation * batch, label_pass)
+
+
+def final_bytes(recipe: Recipe) -> float:
+    """Of an image at the end, on the device of rank 0: its features in float32, and its embedding."""
+    return 4.0 * recipe.features + 2.0 * recipe.embedding
 
 
 def checkpoint_bytes(recipe: Recipe, images: int) -> float:
@@ -421,18 +442,26 @@ def checkpoint_seconds(recipe: Recipe, images: int, seconds: float) -> float:
     return seconds * one / max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * one)
 
 
+def evaluation_seconds(recipe: Recipe, images: int, ranks: int) -> float:
+    """All ranks look; rank 0 gets features and embeddings of all images, and solves for the final labels alone."""
+    rates = gpu_rates(recipe, ranks)
+    look = (look_images(images, ranks) + look_images(JUDGED, ranks)) * max(rates.look, rates.load)
+    rate = rates.link.rate if ranks <= step_model.NODE else rates.link.far_rate
+    sent = images * final_bytes(recipe) * (ranks - 1) / ranks / rate
+    free = P["M"] - resident_bytes(recipe, images, ranks) - images * final_bytes(recipe)
+    solver = recipe.heads * solve_seconds(recipe, images, 1, free)
+    return look + sent + solver + R["z"] * images * recipe.heads
+
+
 def run_parts(recipe: Recipe, images: int, ranks: int, epochs: int) -> dict[str, float]:
     """Seconds of a whole run: first look, epochs, evaluation with true labels, and what is written at the end."""
     rates, epoch = gpu_rates(recipe, ranks), epoch_cost(recipe, images, ranks)
-    n, judged = rows_per_rank(images, ranks), rows_per_rank(JUDGED, ranks)
-    look = max(rates.look, rates.load)
-    labels = label_pass_cost(recipe, images, ranks, rates)
     return {
-        "first look": 0.0 if recipe.looks else n * look,
+        "first look": 0.0 if recipe.looks else look_images(images, ranks) * max(rates.look, rates.load),
         "steps": epochs * sum(epoch.parts[name] for name in ("compute", "launches", "input", "gradients", "order")),
         "label passes": epochs * sum(epoch.parts[name] for name in LABELS),
         "checkpoints": epochs * epoch.parts["checkpoints"],
-        "evaluation": (n + judged) * look + labels.solver + labels.messages + labels.records,
+        "evaluation": evaluation_seconds(recipe, images, ranks),
         "neighbours": 2.0 * images * JUDGED * recipe.features / R["X"],
         "labels written": R["y"] * images * recipe.heads,
     }
@@ -543,6 +572,11 @@ def limits(recipe: Recipe) -> list[tuple[str, float, str]]:
     heads, ranks = recipe.heads, step_model.NODE
     on_device = P["M"] - STATE_BYTES * recipe.parameters - recipe.activation * recipe.batch
     return [
+        (
+            "features and embeddings of all images on the device of rank 0, at the end",
+            (P["M"] - STATE_BYTES * recipe.parameters) / (final_bytes(recipe) + 4 * heads),
+            "final labels by all ranks, features of some images",
+        ),
         ("labels of all images on every device", on_device / (4 * heads), "a table that is shared out, see above"),
         (
             "labels, probabilities and order of all images on every rank",
@@ -553,11 +587,6 @@ def limits(recipe: Recipe) -> list[tuple[str, float, str]]:
             "the bank in a checkpoint, twice on rank 0",
             R["H"] / (2 * (2 * recipe.embedding + 4 * heads)),
             "every rank writes its own rows",
-        ),
-        (
-            "features of all images on rank 0, where true labels are known",
-            R["H"] / (4 * recipe.features),
-            "kNN and probe on some of the images",
         ),
         (
             "candidates of Newton's method on every rank",

@@ -120,7 +120,7 @@ def test_a_label_pass_costs_what_its_parts_say():
     assert cost.solver == pytest.approx(10 * (product + 101 * one))
     assert cost.records == pytest.approx(R["z"] * 10 * images)
     hops, inside = 3 * label_model.P["a1"], label_model.P["b1"]
-    assert cost.messages == pytest.approx(hops + 4 * 10 * images * 7 / 8 / inside + 2 * n * 16 / inside)
+    assert cost.messages == pytest.approx(hops + (8 * 10 * images + n * (2 * 16 + 16)) * 7 / 8 / inside)
     assert cost.look == 0.0
     assert cost.seconds == pytest.approx(cost.solver + cost.records + cost.messages)
 
@@ -129,6 +129,14 @@ def test_a_pass_that_looks_runs_the_network_on_its_share():
     rates = dataclasses.replace(model.gpu_rates(model.PAPER, 8), look=1e-3, load=2e-3)
     cost = model.label_pass_cost(model.PAPER, 1_024_000, 8, rates)
     assert cost.look == pytest.approx(128_000 * 2e-3)
+    assert model.dealt_bytes(model.PAPER, 1_024_000, 8) == 128_000 * (2 * 2048 + 8) * 7 / 8
+
+
+@pytest.mark.parametrize(
+    ("images", "ranks", "found"), [(1000, 1, 1000), (1000, 2, 512), (1025, 2, 1024), (300, 8, 300)]
+)
+def test_whole_batches_of_a_look_are_dealt_out(images, ranks, found):
+    assert model.look_images(images, ranks) == found
 
 
 def test_float32_logits_are_read_at_four_bytes():
@@ -138,12 +146,11 @@ def test_float32_logits_are_read_at_four_bytes():
 
 def test_logits_that_take_half_of_the_free_memory_are_computed():
     recipe = small_recipe(looks=True)
-    free = label_model.P["M"] - 16_000
-    most = int(free / 2 / (400 + 0.5 * 40)) // 128 * 128  # 4 K a row, against half of what the labels leave
-    assert model.stored(recipe, most - 128, 1)
-    assert not model.stored(recipe, most + 256, 1)
-    each = model.solve_seconds(recipe, most + 256, 1)
-    assert each == pytest.approx(101 * label_model.computed_pass(most + 256, 100, 1, 16).seconds)
+    assert model.stored(recipe, 1280, 2, 2 * 640 * 400)
+    assert not model.stored(recipe, 1280, 2, 2 * 640 * 400 - 1)
+    assert not model.stored(recipe, 1280, 2, -1)
+    each = model.solve_seconds(recipe, 1280, 2, 0)
+    assert each == pytest.approx(101 * label_model.computed_pass(1280, 100, 2, 16).seconds)
 
 
 def test_memory_is_the_sum_of_what_is_held():
@@ -192,6 +199,16 @@ def test_checkpoints_take_a_twentieth_of_the_time_at_most():
     assert model.checkpoint_seconds(model.BANK, 10**9, 3600) == pytest.approx(3600 / 20)
 
 
+def test_the_end_is_done_by_rank_0():
+    recipe, images = small_recipe(), 1_024_000
+    rates = model.gpu_rates(recipe, 64)
+    look = (16_384 + 1024) * max(rates.look, rates.load)  # 2,000 batches are 32 a rank, 98 are 2
+    sent = images * (4 * 32 + 2 * 16) * 63 / 64 / label_model.P["b2"]
+    solver = 10 * model.solve_seconds(recipe, images, 1, 60e9)
+    found = model.evaluation_seconds(recipe, images, 64)
+    assert found == pytest.approx(look + sent + solver + R["z"] * 10 * images)
+
+
 def test_a_whole_run_is_the_sum_of_its_parts():
     parts = model.run_parts(model.BANK, 1_024_000, 8, 400)
     epoch = model.epoch_cost(model.BANK, 1_024_000, 8)
@@ -210,7 +227,8 @@ def test_limits_are_where_memory_is_full():
     assert labels * 40 + 16 * model.BANK.parameters + activations == pytest.approx(label_model.P["M"])
     on_hosts = found["labels, probabilities and order of all images on every rank"]
     assert model.node_bytes(model.BANK, on_hosts, 8) - 2 * model.checkpoint_bytes(model.BANK, on_hosts) == R["H"]
-    assert found["features of all images on rank 0, where true labels are known"] * 8192 == R["H"]
+    at_the_end = found["features and embeddings of all images on the device of rank 0, at the end"]
+    assert at_the_end * (8192 + 256 + 40) + 16 * model.BANK.parameters == pytest.approx(label_model.P["M"])
     assert found["labels.csv takes an hour"] == pytest.approx(360e6)
 
 
@@ -306,51 +324,61 @@ def folder_of_a_run(folder, *, steps=(9.0, 9.0, 0.2, 0.3, 0.4), parameters=1000)
     folder.mkdir(parents=True, exist_ok=True)
     events = [{"event": "step", "step": i + 1, "interval_seconds": seconds} for i, seconds in enumerate(steps)]
     heads = [{"head": 0, "passes": 3.5}, {"head": 1, "passes": 4.5}]
-    events += [{"event": "label_pass", "pass": i, "heads": heads} for i in range(2)]
+    events += [{"event": "label_pass", "pass": i, "heads": heads, "solve_seconds": 0.1 * i} for i in range(2)]
     events.append({"event": "end", "label_pass_seconds": 0.5, "evaluation_seconds": 1.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    (folder / "options.json").write_text(json.dumps({"resolved": {"parameters": parameters}}))
+    (folder / "options.json").write_text(json.dumps({"resolved": {"parameters": parameters, "feature_dim": 64}}))
 
 
 def test_a_run_is_read_from_its_folder(tmp_path):
     folder_of_a_run(tmp_path)
-    assert run.read_run(tmp_path) == run.Run(
-        step=0.3, label_pass=0.25, evaluation=1.5, steps=5, passes=2, reads=16.0, parameters=1000
-    )
+    assert run.read_run(tmp_path) == dataclasses.replace(PAIR, solve=0.05)
 
 
 CASE = run.Case("some", 1000, 100, {"clusters": 50, "heads": 2})
-PAIR = run.Run(step=0.3, label_pass=0.25, evaluation=1.5, steps=5, passes=2, reads=16.0, parameters=1000)
+PAIR = run.Run(
+    step=0.3, label_pass=0.25, solve=0.2, evaluation=1.5, steps=5, passes=2, reads=16.0, parameters=1000, features=64
+)
+ONE = dataclasses.replace(PAIR, step=0.5, label_pass=0.4, solve=0.35, evaluation=2.0)
 
 
 def test_two_ranks_are_expected_to_take_what_one_takes_for_its_half_and_the_messages():
     # 1 ms a message; 4,000 bytes at 1e6 a second; records of 1 us.
-    guess = run.expected(CASE, PAIR, 1e-3, 1e6, 1e-6)
-    assert guess.step == pytest.approx(0.3 + (1e-3 + 4e-3) + 1e-3)
+    guess = run.expected(CASE, ONE, PAIR, 1e-3, 1e6, 1e-6)
+    assert guess.step == pytest.approx(0.3 + (1e-3 + 4e-3) + 2 * 1e-3)
     sums = 8 * (50 + 14) / 1e6 + 1e-3  # of one pass
-    each = 2 * (4 + run.PIECES) * sums + (5e-4 + 4 * 1000 * 2 / 2 / 1e6) + 500 * 2 * 1e-6
-    assert guess.label_pass == pytest.approx(0.25 + each)
-    assert guess.evaluation == pytest.approx(1.5 + each)
+    told = 5e-4 + 8 * 1000 * 2 / 2 / 1e6
+    dealt = 250 * (2 * 64 + 16) / 1e6
+    each = 2 * (4 + run.PIECES) * sums + told + 500 * 2 * 1e-6
+    assert guess.solve == pytest.approx(0.2 + each)
+    assert guess.label_pass == pytest.approx(0.25 + each + dealt)
+    assert guess.evaluation == pytest.approx(1.5 + (0.35 - 0.2) + 500 * (6 * 64 + 9) / 1e6)
 
 
 def test_bytes_that_a_rank_sends_are_those_of_its_messages():
+    steps = 5 * (4000 + 2 * 5 * 8)
     solves = (16 + 2 * 2 * run.PIECES) * 8 * (50 + 14)
-    assert run.sent_bytes(CASE, PAIR) == 5 * (4000 + 80) + solves + 3 * 4 * 2 * 500
+    labels = 2 * (8 * 2 * 500)
+    at_the_end = 500 * (6 * 64 + 9)
+    of_bank = 2 * 250 * (128 + 16) + 250 * (128 + 8)  # two passes, and the first look
+    assert run.sent_bytes(CASE, PAIR) == steps + solves + labels + at_the_end + of_bank
+    looking = dataclasses.replace(CASE, bank=False)
+    assert run.sent_bytes(looking, PAIR) == steps + solves + labels + at_the_end + 2 * 250 * (128 + 8)
 
 
 def test_recorded_runs_become_a_table():
     assert "nothing is recorded yet" in run.table([{"case": "dense", "time": "2026"}])
-    one = dataclasses.replace(PAIR, step=0.5, label_pass=0.4, evaluation=2.0)
-    two = dataclasses.replace(PAIR, step=0.32, label_pass=0.3, sent=60_000.0)
-    row = run.compared(CASE, one, PAIR, two, 1e-3, 1e6, 1e-6)
+    two = dataclasses.replace(PAIR, step=0.32, label_pass=0.3, sent=360_000.0)
+    row = run.compared(CASE, ONE, PAIR, two, 1e-3, 1e6, 1e-6)
     facts = {"cpu": "Some CPU", "cores": 2, "load": 0.5}
     table = run.table([{"time": "2026-01-02T03", "machine": facts, **row}])
     assert "**Runs measured** on Some CPU, 2 cores" in table
     assert "2026-01-02, load 0.5 before, medians; some: 1,000 images" in table
-    # 100 images in 0.5 s; 50 in 0.3 s; 100 in 0.32 s and 0.306 s.
-    assert "| some | images/s | 200 | 167 | 312 | 327 | 0.96 | 1.56 |" in table
-    assert "|  | a step | 500 ms | 300 ms | 320 ms | 306 ms | 1.05 | 1.56 |" in table
-    assert "|  | sent by a rank | - | - | 60 kB | 57 kB | 1.05 | - |" in table
+    # 100 images in 0.5 s; 50 in 0.3 s; 100 in 0.32 s and 0.307 s.
+    assert "| some | images/s | 200 | 167 | 312 | 326 | 0.96 | 1.56 |" in table
+    assert "|  | a step | 500 ms | 300 ms | 320 ms | 307 ms | 1.04 | 1.56 |" in table
+    sent = run.sent_bytes(CASE, PAIR)
+    assert f"|  | sent by a rank | - | - | 360 kB | {sent / 1e3:.0f} kB | {360e3 / sent:.2f} | - |" in table
 
 
 PRETENDED = """

@@ -39,7 +39,7 @@ RUN_PARAMETERS = {
     "S": Parameter(1e12, "B/s", "images from storage into all ranks", "assumed; a large parallel file system"),
     "w": Parameter(0.7, "", "share of the backward pass that hides messages", "assumed"),
     "k": Parameter(2.5e7, "B", "a message of gradients; the last one has nothing to hide behind", "PyTorch's default"),
-    "a3": Parameter(5e-5, "s", "one hop of a message between hosts, for losses and flags of a step", "assumed"),
+    "a3": Parameter(5e-5, "s", "one hop of a message between hosts, for signals and losses", "assumed"),
     "A": Parameter(100, "", "passes of a solve on cards, with Anderson's method", "40 to 250 measured on the CPU"),
     "z": Parameter(
         1.0e-7, "s", "records of one label: what changed, sizes, information", "measured, one thread of an EPYC"
@@ -216,7 +216,7 @@ def gradient_seconds(size: float, ranks: int, rates: Rates) -> float:
 
 
 def small_seconds(ranks: int, rates: Rates) -> float:
-    """The message of losses and flags: some ten numbers, from host to host."""
+    """A message of some numbers, from host to host: signals, the clock, losses."""
     return 2 * math.ceil(math.log2(ranks)) * rates.host_hop
 
 

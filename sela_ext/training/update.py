@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Update:
 
     Attributes:
         waiting: batches of the group that is not complete, of which the network holds gradients.
+        frozen: parameters that steps leave as they are for now.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Update:
         self.accumulate = accumulate
         self.average = average
         self.waiting = 0
+        self.frozen: Sequence[nn.Parameter] = ()
 
     def take(self, loss: Tensor) -> None:
         """Add the gradient of a batch's mean loss, and step when the group is complete."""
@@ -90,6 +93,8 @@ class Update:
             self.average.load(state["average"])
 
     def _step(self) -> None:
+        for parameter in self.frozen:
+            parameter.grad = None
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.waiting = 0

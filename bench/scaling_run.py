@@ -11,11 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-import multiprocessing.process
 import os
+import socket
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ LIMIT = 300  # seconds for a run
 PIECES = 8  # messages of a solve beside those of its passes: shapes, room, sizes of clusters, the end
 SMALL = 2  # small messages of a step: signals and clock; losses, which these runs log at every step
 NUMBERS = 5  # float64 of a small message
+COMPARED = 20_000  # embeddings at most whose spread is told
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Case:
 _OPTIONS: dict[str, Any] = {
     "clusters": 64,
     "projection": 0,
+    "label_method": "anderson",
     "init": "random",
     "half_resolution": 0.0,
     "precision": "bfloat16",
@@ -140,61 +141,48 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def train_here(case: Case, out: str, devices: int, ready: Any) -> None:
-    """In a process of its own: wait for the others, then train."""
+def train_here(case: Case, out: str, environment: Mapping[str, str], ready: Any) -> None:
+    """In a process of its own: wait for the others, then train; the second rank notes how many bytes it sent."""
+    os.environ.update(environment)
     import sela_ext
 
     data = pictures(case.images)
     ready.wait(LIMIT)
-    with SentBytes() as sent:
-        sela_ext.train(data, out=out, batch_size=case.batch, devices=devices, **case.options)
-    if devices > 1:
-        Path(out, "sent").write_text(json.dumps(sent.most), encoding="utf-8")
+    before = written_bytes()
+    sela_ext.train(data, out=out, batch_size=case.batch, **case.options)
+    if environment.get("RANK") == "1" and before is not None:  # rank 0 writes the run folder, this one messages alone
+        Path(f"{out}-sent").write_text(str(written_bytes() - before), encoding="ascii")
 
 
-class SentBytes:
-    """While entered: what the second of the ranks that this process starts has written, by the kernel's count.
-
-    Rank 0 writes the run folder too; the second one writes messages alone.
-    """
-
-    def __init__(self, pause: float = 0.02) -> None:
-        self.most: int | None = None
-        self._pause = pause
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> SentBytes:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._over.wait(self._pause):
-            for process in tuple(multiprocessing.process._children):  # type: ignore[attr-defined]
-                if process.name.endswith("rank 1"):
-                    self.most = written_bytes(process.pid) or self.most
-
-
-def written_bytes(process: int | None) -> int | None:
-    """Bytes that a process has given to write calls, to files and sockets; None where the kernel does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{process}/io").read_text(encoding="ascii").splitlines():
+def written_bytes() -> int | None:
+    """Bytes that this process has given to write calls, to files and sockets; None where the kernel does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/io").read_text(encoding="ascii").splitlines():
             if line.startswith("wchar:"):
                 return int(line.split(":")[1])
     return None
 
 
-def trained(case: Case, processes: int, devices: int, work: Callable[..., None] = train_here) -> list[Run]:
-    """Run so many processes of a case at once, each of so many devices; what each of them took."""
+def environments(ranks: int) -> list[dict[str, str]]:
+    """What the processes of a run find in their environment, as torchrun sets it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def trained(case: Case, processes: int, *, together: bool = False, work: Callable[..., None] = train_here) -> list[Run]:
+    """Train in so many processes at once, as ranks of one run or each by itself; what each run took."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(processes)
     with tempfile.TemporaryDirectory() as folder:
-        outs = [f"{folder}/{number}" for number in range(processes)]
-        started = [context.Process(target=work, args=(case, out, devices, ready)) for out in outs]
+        outs = [f"{folder}/{0 if together else number}" for number in range(processes)]
+        settings = environments(processes) if together else [{}] * processes
+        started = [
+            context.Process(target=work, args=(case, out, environment, ready))
+            for out, environment in zip(outs, settings, strict=True)
+        ]
         for process in started:
             process.start()
         try:
@@ -203,13 +191,14 @@ def trained(case: Case, processes: int, devices: int, work: Callable[..., None] 
         finally:
             for process in started:
                 if process.is_alive():
-                    process.terminate()  # it ends the ranks that it started
+                    process.kill()
                     process.join()
         if any(process.exitcode for process in started):
-            raise SystemExit(f"{case.name}, {devices} devices: a run ended with {[p.exitcode for p in started]}")
-        runs = [read_run(Path(out)) for out in outs]
-        sent = Path(outs[0], "sent")
-        return [replace(runs[0], sent=json.loads(sent.read_text()))] if sent.exists() else runs
+            raise SystemExit(f"{case.name}, {processes} processes: they ended with {[p.exitcode for p in started]}")
+        if not together:
+            return [read_run(Path(out)) for out in outs]
+        sent = Path(f"{outs[0]}-sent")
+        return [replace(read_run(Path(outs[0])), sent=float(sent.read_text()) if sent.exists() else None)]
 
 
 TIMES = ("step", "label_pass", "solve", "evaluation")
@@ -297,15 +286,15 @@ def expected(case: Case, one: Run, pair: Run, message: float, rate: float, recor
     sums = scaling_model.all_reduce_seconds(scaling_model.message_bytes(clusters), 2, link)
     told = scaling_model.gather_seconds(8.0 * case.images * heads, 2, link)
     others = record * heads * (case.images - half)
-    exchanged = heads * (reads + PIECES) * sums + told + dealt_bytes(case, pair) / rate + others
+    solving = heads * (reads + PIECES) * sums + told + spread_bytes(case, pair) / rate + others
     # At the end rank 0 gets all features and embeddings, and solves for all rows alone.
     alone = max(one.solve - pair.solve, 0.0) + final_bytes(case, pair) / rate
     return replace(
         pair,
         # The small messages follow the step: there is nothing else to do meanwhile.
         step=step.seconds + SMALL * model.small_seconds(2, rates),
-        label_pass=pair.label_pass + exchanged,
-        solve=pair.solve + exchanged - dealt_bytes(case, pair) / rate,
+        label_pass=pair.label_pass + solving + dealt_bytes(case, pair) / rate,
+        solve=pair.solve + solving,
         evaluation=pair.evaluation + alone,
         sent=sent_bytes(case, pair),
     )
@@ -314,6 +303,16 @@ def expected(case: Case, one: Run, pair: Run, message: float, rate: float, recor
 def dealt_bytes(case: Case, run: Run) -> float:
     """Of one of two ranks in a label pass: half of its rows are the other's."""
     return (case.images // 4) * (2.0 * run.features + (16 if case.bank else 8))
+
+
+def kept_bytes(case: Case, run: Run) -> float:
+    """Of the second rank's rows of the bank in a checkpoint: embeddings, and whether they are valid."""
+    return (case.images // 2) * (2.0 * run.features + 1) if case.bank else 0.0
+
+
+def spread_bytes(case: Case, run: Run) -> float:
+    """Of one of two ranks in a label pass: some embeddings, whose spread is told."""
+    return min(case.images // 2, COMPARED // 2) * 2.0 * run.features
 
 
 def final_bytes(case: Case, run: Run) -> float:
@@ -325,15 +324,16 @@ def sent_bytes(case: Case, run: Run) -> float:
     """What the second of two ranks sends.
 
     Gradients and small messages of each step; in a label pass embeddings to the other rank, sums, and labels with
-    probabilities; in the first look for a bank embeddings; at the end everything of its rows. A rank halves a sum with
-    the other one: it sends as many bytes as the message has.
+    probabilities; for a bank embeddings of the first look and of the last epoch, and a checkpoint; at the end
+    everything of its rows. A rank halves a sum with the other one: it sends as many bytes as the message has.
     """
     heads, clusters = int(case.options["heads"]), int(case.options["clusters"])
     of_steps = run.steps * (model.gradient_bytes(run.parameters) + SMALL * 8 * NUMBERS)
     of_solves = (run.reads + run.passes * heads * PIECES) * scaling_model.message_bytes(clusters)
-    of_labels = run.passes * (8.0 * heads * (case.images // 2) + dealt_bytes(case, run))
-    of_first = dealt_bytes(replace(case, bank=False), run) if case.bank else 0.0
-    return of_steps + of_solves + of_labels + of_first + final_bytes(case, run)
+    of_labels = 8.0 * heads * (case.images // 2) + spread_bytes(case, run) + dealt_bytes(case, run)
+    of_bank = dealt_bytes(replace(case, bank=False), run) + dealt_bytes(case, run) if case.bank else 0.0
+    of_end = kept_bytes(case, run) + final_bytes(case, run)
+    return of_steps + of_solves + run.passes * of_labels + of_bank + of_end
 
 
 def compared(case: Case, one: Run, pair: Run, two: Run, message: float, rate: float, record: float) -> dict[str, Any]:
@@ -370,9 +370,9 @@ def rows(cases: Sequence[Case] = CASES, rounds: int = ROUNDS) -> Iterator[dict[s
         two: list[Run] = []
         start = time.perf_counter()
         while len(one) < rounds and (not one or time.perf_counter() - start < SECONDS):
-            one += trained(case, 1, 1)
-            pair += trained(case.half(), 2, 1)
-            two += trained(case, 1, 2)
+            one += trained(case, 1)
+            pair += trained(case.half(), 2)
+            two += trained(case, 2, together=True)
         gradients = int(min(model.gradient_bytes(two[0].parameters), model.R["k"]))
         message, rate = measured_link(gradients)
         row = compared(case, *(in_the_middle(runs) for runs in (one, pair, two)), message, rate, record)

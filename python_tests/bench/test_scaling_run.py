@@ -5,7 +5,6 @@ import importlib.util
 import json
 import math
 import multiprocessing
-import os
 import re
 import sys
 from pathlib import Path
@@ -349,7 +348,7 @@ def test_two_ranks_are_expected_to_take_what_one_takes_for_its_half_and_the_mess
     sums = 8 * (50 + 14) / 1e6 + 1e-3  # of one pass
     told = 5e-4 + 8 * 1000 * 2 / 2 / 1e6
     dealt = 250 * (2 * 64 + 16) / 1e6
-    each = 2 * (4 + run.PIECES) * sums + told + 500 * 2 * 1e-6
+    each = 2 * (4 + run.PIECES) * sums + told + 500 * 2 * 64 / 1e6 + 500 * 2 * 1e-6
     assert guess.solve == pytest.approx(0.2 + each)
     assert guess.label_pass == pytest.approx(0.25 + each + dealt)
     assert guess.evaluation == pytest.approx(1.5 + (0.35 - 0.2) + 500 * (6 * 64 + 9) / 1e6)
@@ -358,10 +357,11 @@ def test_two_ranks_are_expected_to_take_what_one_takes_for_its_half_and_the_mess
 def test_bytes_that_a_rank_sends_are_those_of_its_messages():
     steps = 5 * (4000 + 2 * 5 * 8)
     solves = (16 + 2 * 2 * run.PIECES) * 8 * (50 + 14)
-    labels = 2 * (8 * 2 * 500)
+    labels = 2 * (8 * 2 * 500 + 500 * 2 * 64)  # of two passes, with what their spread is told from
     at_the_end = 500 * (6 * 64 + 9)
-    of_bank = 2 * 250 * (128 + 16) + 250 * (128 + 8)  # two passes, and the first look
-    assert run.sent_bytes(CASE, PAIR) == steps + solves + labels + at_the_end + of_bank
+    of_bank = 3 * 250 * (128 + 16) + 250 * (128 + 8)  # two passes, last epoch, first look
+    checkpoint = 500 * 129
+    assert run.sent_bytes(CASE, PAIR) == steps + solves + labels + at_the_end + of_bank + checkpoint
     looking = dataclasses.replace(CASE, bank=False)
     assert run.sent_bytes(looking, PAIR) == steps + solves + labels + at_the_end + 2 * 250 * (128 + 8)
 
@@ -386,14 +386,16 @@ import shutil
 from pathlib import Path
 
 
-def write(case, out, devices, ready):
+def write(case, out, environment, ready):
     ready.wait(60)
-    shutil.copytree(case.options["folder"], out)
-    if devices > 1:
-        (Path(out) / "sent").write_text("1234")
+    if environment.get("RANK") == "1":
+        assert environment["WORLD_SIZE"] == "2"
+        Path(f"{out}-sent").write_text("1234")
+    else:
+        shutil.copytree(case.options["folder"], out)
 
 
-def fail(case, out, devices, ready):
+def fail(case, out, environment, ready):
     raise SystemExit(3)
 """
 
@@ -410,15 +412,24 @@ def pretended(tmp_path, monkeypatch):
 def test_processes_of_a_case_run_at_once_and_are_read(tmp_path, pretended):
     folder_of_a_run(tmp_path / "template", parameters=77)
     case = dataclasses.replace(CASE, options={"folder": str(tmp_path / "template")})
-    pair = run.trained(case.half(), 2, 1, pretended.write)
+    pair = run.trained(case.half(), 2, work=pretended.write)
     assert [(one.parameters, one.sent) for one in pair] == [(77, None)] * 2
-    assert [one.sent for one in run.trained(case, 1, 2, pretended.write)] == [1234]
+    together = run.trained(case, 2, together=True, work=pretended.write)
+    assert [(one.parameters, one.sent) for one in together] == [(77, 1234)]
     assert not multiprocessing.active_children()
 
 
 def test_a_run_that_fails_is_told(pretended):
-    with pytest.raises(SystemExit, match=r"some, 1 devices: a run ended with \[3\]"):
-        run.trained(CASE, 1, 1, pretended.fail)
+    with pytest.raises(SystemExit, match=r"some, 2 processes: they ended with \[3, 3\]"):
+        run.trained(CASE, 2, work=pretended.fail)
+
+
+def test_ranks_find_each_other_as_torchrun_has_it():
+    first, second = run.environments(2)
+    assert first.pop("RANK") == first.pop("LOCAL_RANK") == "0"
+    assert second.pop("RANK") == second.pop("LOCAL_RANK") == "1"
+    assert first == second
+    assert set(first) == {"WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def test_medians_are_taken_over_runs():
@@ -428,11 +439,10 @@ def test_medians_are_taken_over_runs():
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the kernel does not count the bytes of processes")
 def test_written_bytes_grow_by_what_is_written(tmp_path):
-    before = run.written_bytes(os.getpid())
+    before = run.written_bytes()
     with (tmp_path / "file").open("wb", buffering=0) as file:
         file.write(b"x" * 1_000_003)
-    assert 1_000_003 <= run.written_bytes(os.getpid()) - before < 1_100_003
-    assert run.written_bytes(-1) is None
+    assert 1_000_003 <= run.written_bytes() - before < 1_100_003
 
 
 def test_half_a_case_has_half_the_images_and_half_the_batch():

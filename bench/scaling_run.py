@@ -27,7 +27,7 @@ import numpy as np
 import scaling_model
 import scaling_run_model as model
 
-ROUNDS, SECONDS = 5, 75.0  # of each case: rounds, and seconds after which no further one begins
+ROUNDS, SECONDS = 5, 50.0  # of each case: rounds, and seconds after which no further one begins
 LIMIT = 300  # seconds for a run
 PIECES = 8  # messages of a solve beside those of its passes: shapes, room, sizes of clusters, the end
 SMALL = 2  # small messages of a step: signals and clock; losses, which these runs log at every step
@@ -97,7 +97,7 @@ class Run:
     """What a run's folder says of it.
 
     Attributes:
-        step: seconds of a step, the median of all but the first two.
+        step: seconds of a step, the lower quartile of all but the first two: others may be at work on the machine.
         label_pass: seconds of a label pass, the mean.
         solve: seconds of it without the look at the images.
         evaluation: seconds of the evaluation at the end.
@@ -129,7 +129,7 @@ def read_run(folder: Path) -> Run:
     end = next(event for event in events if event["event"] == "end")
     resolved = json.loads((folder / "options.json").read_text(encoding="utf-8"))["resolved"]
     return Run(
-        step=statistics.median(steps[2:]),
+        step=float(np.quantile(steps[2:], 0.25)),
         label_pass=end["label_pass_seconds"] / len(passes),
         solve=statistics.mean(event["solve_seconds"] for event in passes),
         evaluation=end["evaluation_seconds"],
@@ -385,6 +385,7 @@ def measure(quick: bool, keep: bool) -> int:
     common.print_machine(facts, 1)
     start = time.perf_counter()
     found = list(rows(CASES[:1] if quick else CASES, 1 if quick else ROUNDS))
+    facts["load_after"] = round(os.getloadavg()[0], 2)
     common.table(
         "seconds; model: two ranks from what one of a pair took, and bare messages",
         ["case", "", "1 rank", "pair", "2 ranks", "model", "2 / model", "1 / 2"],
@@ -443,10 +444,11 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         f"{row['bytes_per_second'] / 1e9:.1f} GB/s, small ones in {scaling_model.seconds_words(row['message_seconds'])}"
         for row in newest
     )
+    load = f"load {facts['load']:.1f} before and {facts['load_after']:.1f} after"
     head = (
         f"**Runs measured** on {facts['cpu']}, {facts['cores']} cores, one thread per rank, gloo on the same machine "
-        f"({newest[0]['time'][:10]}, load {facts['load']:.1f} before, medians; {links}). *Pair*: each of two runs of "
-        "half the size, side by side, that know nothing of each other."
+        f"({newest[0]['time'][:10]}, {load}, medians; {links}). *Pair*: each of two runs of half the size, side by "
+        "side, that know nothing of each other."
     )
     header = ["", "", "1 rank", "pair", "2 ranks", "2 ranks by the model", "measured / model", "gain"]
     return f"{head}\n\n{scaling_model.markdown(header, cells)}"

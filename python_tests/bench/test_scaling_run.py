@@ -318,7 +318,7 @@ def test_the_document_says_what_the_tables_say():
 # ---- One rank and two.
 
 
-def folder_of_a_run(folder, *, steps=(9.0, 9.0, 0.2, 0.3, 0.4), parameters=1000):
+def folder_of_a_run(folder, *, steps=(9.0, 0.1, 0.5, 0.2, 0.3, 0.4, 0.6), parameters=1000):
     """What a run writes, as far as it is read."""
     folder.mkdir(parents=True, exist_ok=True)
     events = [{"event": "step", "step": i + 1, "interval_seconds": seconds} for i, seconds in enumerate(steps)]
@@ -336,7 +336,7 @@ def test_a_run_is_read_from_its_folder(tmp_path):
 
 CASE = run.Case("some", 1000, 100, {"clusters": 50, "heads": 2})
 PAIR = run.Run(
-    step=0.3, label_pass=0.25, solve=0.2, evaluation=1.5, steps=5, passes=2, reads=16.0, parameters=1000, features=64
+    step=0.3, label_pass=0.25, solve=0.2, evaluation=1.5, steps=7, passes=2, reads=16.0, parameters=1000, features=64
 )
 ONE = dataclasses.replace(PAIR, step=0.5, label_pass=0.4, solve=0.35, evaluation=2.0)
 
@@ -355,7 +355,7 @@ def test_two_ranks_are_expected_to_take_what_one_takes_for_its_half_and_the_mess
 
 
 def test_bytes_that_a_rank_sends_are_those_of_its_messages():
-    steps = 5 * (4000 + 2 * 5 * 8)
+    steps = 7 * (4000 + 2 * 5 * 8)
     solves = (16 + 2 * 2 * run.PIECES) * 8 * (50 + 14)
     labels = 2 * (8 * 2 * 500 + 500 * 2 * 64)  # of two passes, with what their spread is told from
     at_the_end = 500 * (6 * 64 + 9)
@@ -370,10 +370,10 @@ def test_recorded_runs_become_a_table():
     assert "nothing is recorded yet" in run.table([{"case": "dense", "time": "2026"}])
     two = dataclasses.replace(PAIR, step=0.32, label_pass=0.3, sent=360_000.0)
     row = run.compared(CASE, ONE, PAIR, two, 1e-3, 1e6, 1e-6)
-    facts = {"cpu": "Some CPU", "cores": 2, "load": 0.5}
+    facts = {"cpu": "Some CPU", "cores": 2, "load": 0.5, "load_after": 1.5}
     table = run.table([{"time": "2026-01-02T03", "machine": facts, **row}])
     assert "**Runs measured** on Some CPU, 2 cores" in table
-    assert "2026-01-02, load 0.5 before, medians; some: 1,000 images" in table
+    assert "2026-01-02, load 0.5 before and 1.5 after, medians; some: 1,000 images" in table
     # 100 images in 0.5 s; 50 in 0.3 s; 100 in 0.32 s and 0.307 s.
     assert "| some | images/s | 200 | 167 | 312 | 326 | 0.96 | 1.56 |" in table
     assert "|  | a step | 500 ms | 300 ms | 320 ms | 307 ms | 1.04 | 1.56 |" in table

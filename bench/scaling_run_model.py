@@ -510,7 +510,7 @@ def marked(size: float, there: float) -> str:
 @functools.cache
 def tables() -> str:
     """All tables of the model, for the document."""
-    header = ["N", "GPUs", "batch", "epoch", "images/s", "label passes", "most for", "GPU memory", "node memory"]
+    header = ["N", "GPUs", "batch", "epoch", "images/s", "label passes", "bound by", "GPU memory", "node memory"]
     parts = [
         "**Parameters**, beside those of a label step",
         "",
@@ -522,7 +522,8 @@ def tables() -> str:
     for recipe in RECIPES:
         parts += [
             "",
-            f"**{recipe.name}.** Up to {recipe.batch:,} images per GPU and step. *Slanted*: more memory than there is.",
+            f"**{recipe.name}.** Up to {recipe.batch:,} images per GPU and step. "
+            "Bound by: what takes most of the epoch, and how much of it. *Slanted*: more memory than there is.",
             "",
             markdown(header, [line for images in step_model.ROWS for line in epoch_rows(recipe, images)]),
         ]

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -455,3 +456,18 @@ def test_bare_messages_take_time():
     assert 0 < message < 1
     assert math.isfinite(rate)
     assert rate > 1e6
+
+
+@pytest.mark.slow
+def test_runs_of_one_rank_and_two_are_compared_here():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "scaling.py"), "--run", "--quick", "--no-record"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if re.search(r"bank +[\d.]+ us", line))
+    sent, guess = (float(number) for number in re.findall(r"(\d+) MB", row))
+    assert sent == pytest.approx(guess, rel=0.1)

@@ -232,6 +232,11 @@ def test_limits_are_where_memory_is_full():
     assert found["labels.csv takes an hour"] == pytest.approx(360e6)
 
 
+def test_records_of_few_clusters_take_less():
+    parts = model.epoch_cost(model.SMALL, 10**8, 64).parts
+    assert parts["records"] == pytest.approx(R["z'"] * 10 * 10**8)
+
+
 def test_records_take_as_long_as_the_steps_from_so_many_ranks_on():
     ranks = model.records_ranks(model.PAPER)
     rates = model.gpu_rates(model.PAPER, 1)

@@ -141,17 +141,17 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def train_here(case: Case, out: str, environment: Mapping[str, str], ready: Any) -> None:
-    """In a process of its own: wait for the others, then train; the second rank notes how many bytes it sent."""
-    os.environ.update(environment)
+def train_here(case: Case, out: str, environment: Mapping[str, str]) -> float | None:
+    """Train in this process; what it sent as the second rank of a run, in bytes."""
     import sela_ext
 
-    data = pictures(case.images)
-    ready.wait(LIMIT)
+    for name in RANK_NAMES:
+        os.environ.pop(name, None)
+    os.environ.update(environment)
     before = written_bytes()
-    sela_ext.train(data, out=out, batch_size=case.batch, **case.options)
-    if environment.get("RANK") == "1" and before is not None:  # rank 0 writes the run folder, this one messages alone
-        Path(f"{out}-sent").write_text(str(written_bytes() - before), encoding="ascii")
+    sela_ext.train(pictures(case.images), out=out, batch_size=case.batch, **case.options)
+    # Rank 0 writes the run folder, this one messages alone.
+    return None if before is None or environment.get("RANK") != "1" else written_bytes() - before
 
 
 def written_bytes() -> int | None:
@@ -163,42 +163,65 @@ def written_bytes() -> int | None:
     return None
 
 
+RANK_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 def environments(ranks: int) -> list[dict[str, str]]:
     """What the processes of a run find in their environment, as torchrun sets it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(ranks)]
 
 
-def trained(case: Case, processes: int, *, together: bool = False, work: Callable[..., None] = train_here) -> list[Run]:
-    """Train in so many processes at once, as ranks of one run or each by itself; what each run took."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(processes)
-    with tempfile.TemporaryDirectory() as folder:
-        outs = [f"{folder}/{0 if together else number}" for number in range(processes)]
-        settings = environments(processes) if together else [{}] * processes
-        started = [
-            context.Process(target=work, args=(case, out, environment, ready))
-            for out, environment in zip(outs, settings, strict=True)
-        ]
-        for process in started:
-            process.start()
+def worker(work: Callable[[Case, str, Mapping[str, str]], float | None], tasks: Any, answers: Any) -> None:
+    """A process that trains what it is told to, until it is told None."""
+    while (task := tasks.get()) is not None:
         try:
-            for process in started:
-                process.join(LIMIT)
-        finally:
-            for process in started:
-                if process.is_alive():
-                    process.kill()
-                    process.join()
-        if any(process.exitcode for process in started):
-            raise SystemExit(f"{case.name}, {processes} processes: they ended with {[p.exitcode for p in started]}")
-        if not together:
-            return [read_run(Path(out)) for out in outs]
-        sent = Path(f"{outs[0]}-sent")
-        return [replace(read_run(Path(outs[0])), sent=float(sent.read_text()) if sent.exists() else None)]
+            answers.put((None, work(*task)))
+        except BaseException as error:
+            answers.put((f"{type(error).__name__}: {error}", None))
+
+
+class Workers:
+    """Two processes that train one run after the other: libraries are loaded once."""
+
+    def __init__(self, work: Callable[[Case, str, Mapping[str, str]], float | None] = train_here) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._answers = context.Queue()
+        self._tasks = [context.Queue() for _ in range(2)]
+        self._processes = [context.Process(target=worker, args=(work, queue, self._answers)) for queue in self._tasks]
+
+    def __enter__(self) -> Workers:
+        for process in self._processes:
+            process.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for queue in self._tasks:
+            queue.put(None)
+        for process in self._processes:
+            process.join(0 if any(error) else LIMIT)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def train(self, case: Case, processes: int, *, together: bool = False) -> list[Run]:
+        """Train in one process or both at once, as ranks of one run or each by itself; what each run took."""
+        with tempfile.TemporaryDirectory() as folder:
+            outs = [f"{folder}/{0 if together else number}" for number in range(processes)]
+            settings = environments(processes) if together else [{}] * processes
+            for queue, out, environment in zip(self._tasks, outs, settings, strict=False):
+                queue.put((case, out, environment))
+            told = [self._answers.get(timeout=LIMIT) for _ in range(processes)]
+            problems = [problem for problem, _ in told if problem is not None]
+            if problems:
+                raise SystemExit(f"{case.name}, {processes} processes: {problems[0]}")
+            if not together:
+                return [read_run(Path(out)) for out in outs]
+            sent = next((sent for _, sent in told if sent is not None), None)
+            return [replace(read_run(Path(outs[0])), sent=sent)]
 
 
 TIMES = ("step", "label_pass", "solve", "evaluation")
@@ -364,19 +387,19 @@ def compared(case: Case, one: Run, pair: Run, two: Run, message: float, rate: fl
 def rows(cases: Sequence[Case] = CASES, rounds: int = ROUNDS) -> Iterator[dict[str, Any]]:
     """Measure the cases in turn, and compare."""
     record = record_seconds()
-    for case in cases:
-        one: list[Run] = []
-        pair: list[Run] = []
-        two: list[Run] = []
-        start = time.perf_counter()
-        while len(one) < rounds and (not one or time.perf_counter() - start < SECONDS):
-            one += trained(case, 1)
-            pair += trained(case.half(), 2)
-            two += trained(case, 2, together=True)
-        gradients = int(min(model.gradient_bytes(two[0].parameters), model.R["k"]))
-        message, rate = measured_link(gradients)
-        row = compared(case, *(in_the_middle(runs) for runs in (one, pair, two)), message, rate, record)
-        yield {**row, "rounds": len(one)}
+    with Workers() as workers:
+        for case in cases:
+            one: list[Run] = []
+            pair: list[Run] = []
+            two: list[Run] = []
+            start = time.perf_counter()
+            while len(one) < rounds and (not one or time.perf_counter() - start < SECONDS):
+                one += workers.train(case, 1)
+                pair += workers.train(case.half(), 2)
+                two += workers.train(case, 2, together=True)
+            message, rate = measured_link(int(min(model.gradient_bytes(two[0].parameters), model.R["k"])))
+            row = compared(case, *(in_the_middle(runs) for runs in (one, pair, two)), message, rate, record)
+            yield {**row, "rounds": len(one)}
 
 
 def measure(quick: bool, keep: bool) -> int:

@@ -389,20 +389,17 @@ def test_recorded_runs_become_a_table():
 
 PRETENDED = """
 import shutil
-from pathlib import Path
 
 
-def write(case, out, environment, ready):
-    ready.wait(60)
+def write(case, out, environment):
     if environment.get("RANK") == "1":
         assert environment["WORLD_SIZE"] == "2"
-        Path(f"{out}-sent").write_text("1234")
-    else:
-        shutil.copytree(case.options["folder"], out)
+        return 1234.0
+    shutil.copytree(case.options["folder"], out)
 
 
-def fail(case, out, environment, ready):
-    raise SystemExit(3)
+def fail(case, out, environment):
+    raise ValueError("no way")
 """
 
 
@@ -418,16 +415,22 @@ def pretended(tmp_path, monkeypatch):
 def test_processes_of_a_case_run_at_once_and_are_read(tmp_path, pretended):
     folder_of_a_run(tmp_path / "template", parameters=77)
     case = dataclasses.replace(CASE, options={"folder": str(tmp_path / "template")})
-    pair = run.trained(case.half(), 2, work=pretended.write)
-    assert [(one.parameters, one.sent) for one in pair] == [(77, None)] * 2
-    together = run.trained(case, 2, together=True, work=pretended.write)
-    assert [(one.parameters, one.sent) for one in together] == [(77, 1234)]
+    with run.Workers(pretended.write) as workers:
+        pair = workers.train(case.half(), 2)
+        assert [(one.parameters, one.sent) for one in pair] == [(77, None)] * 2
+        together = workers.train(case, 2, together=True)
+        assert [(one.parameters, one.sent) for one in together] == [(77, 1234)]
+        assert len(workers.train(case, 1)) == 1
     assert not multiprocessing.active_children()
 
 
 def test_a_run_that_fails_is_told(pretended):
-    with pytest.raises(SystemExit, match=r"some, 2 processes: they ended with \[3, 3\]"):
-        run.trained(CASE, 2, work=pretended.fail)
+    with (
+        pytest.raises(SystemExit, match="some, 2 processes: ValueError: no way"),
+        run.Workers(pretended.fail) as workers,
+    ):
+        workers.train(CASE, 2)
+    assert not multiprocessing.active_children()
 
 
 def test_ranks_find_each_other_as_torchrun_has_it():
@@ -435,7 +438,7 @@ def test_ranks_find_each_other_as_torchrun_has_it():
     assert first.pop("RANK") == first.pop("LOCAL_RANK") == "0"
     assert second.pop("RANK") == second.pop("LOCAL_RANK") == "1"
     assert first == second
-    assert set(first) == {"WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    assert {"RANK", "LOCAL_RANK", *first} == set(run.RANK_NAMES)
 
 
 def test_medians_are_taken_over_runs():

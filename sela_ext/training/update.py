@@ -51,6 +51,8 @@ class Update:
             self.optimizer.zero_grad(set_to_none=True)
         share = loss / self.accumulate if self.accumulate > 1 else loss
         self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+        for parameter in self.frozen:
+            parameter.grad = None
         self.waiting += 1
         if self.waiting == self.accumulate:
             self._step()
@@ -93,8 +95,6 @@ class Update:
             self.average.load(state["average"])
 
     def _step(self) -> None:
-        for parameter in self.frozen:
-            parameter.grad = None
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.waiting = 0

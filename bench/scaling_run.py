@@ -29,7 +29,8 @@ import scaling_run_model as model
 
 ROUNDS, SECONDS = 5, 50.0  # of each case: rounds, and seconds after which no further one begins
 LIMIT = 300  # seconds for a run
-PIECES = 8  # messages of a solve beside those of its passes: shapes, room, sizes of clusters, the end
+PIECES = 10  # sums of a head beside those of its passes: room, sizes of clusters, the end
+GATHERS = 9  # of a head, small: shapes, options, numbers of rows; an object is two messages
 SMALL = 2  # small messages of a step: signals and clock; losses, which these runs log at every step
 NUMBERS = 5  # float64 of a small message
 COMPARED = 20_000  # embeddings at most whose spread is told
@@ -309,7 +310,7 @@ def expected(case: Case, one: Run, pair: Run, message: float, rate: float, recor
     sums = scaling_model.all_reduce_seconds(scaling_model.message_bytes(clusters), 2, link)
     told = scaling_model.gather_seconds(8.0 * case.images * heads, 2, link)
     others = record * heads * (case.images - half)
-    solving = heads * (reads + PIECES) * sums + told + spread_bytes(case, pair) / rate + others
+    solving = heads * ((reads + PIECES) * sums + GATHERS * message) + told + spread_bytes(case, pair) / rate + others
     # At the end rank 0 gets all features and embeddings, and solves for all rows alone.
     alone = max(one.solve - pair.solve, 0.0) + final_bytes(case, pair) / rate
     return replace(

@@ -354,7 +354,7 @@ def test_two_ranks_are_expected_to_take_what_one_takes_for_its_half_and_the_mess
     sums = 8 * (50 + 14) / 1e6 + 1e-3  # of one pass
     told = 5e-4 + 8 * 1000 * 2 / 2 / 1e6
     dealt = 250 * (2 * 64 + 16) / 1e6
-    each = 2 * (4 + run.PIECES) * sums + told + 500 * 2 * 64 / 1e6 + 500 * 2 * 1e-6
+    each = 2 * ((4 + run.PIECES) * sums + run.GATHERS * 1e-3) + told + 500 * 2 * 64 / 1e6 + 500 * 2 * 1e-6
     assert guess.solve == pytest.approx(0.2 + each)
     assert guess.label_pass == pytest.approx(0.25 + each + dealt)
     assert guess.evaluation == pytest.approx(1.5 + (0.35 - 0.2) + 500 * (6 * 64 + 9) / 1e6)

@@ -1,6 +1,7 @@
 """Label steps on one and two ranks here, beside the cost model of docs/scaling.md, and the tables of that document.
 
     python bench/scaling.py [--quick] [--no-record]    measure, compare, append rows, write the tables
+    python bench/scaling.py --run [--quick] [...]      the same with whole training runs
     python bench/scaling.py --tables                   write the tables, measure nothing
     python bench/scaling.py --check                    exit status 1 if the tables are out of date
 
@@ -26,11 +27,14 @@ from typing import Any
 import common
 import numpy as np
 import scaling_model as model
+import scaling_run
+import scaling_run_model
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "scaling.md"
 RESULTS = common.RESULTS / "scaling.jsonl"
 BEGIN, END = "<!-- scaling:begin -->", "<!-- scaling:end -->"
+RUN_BEGIN, RUN_END = "<!-- runs:begin -->", "<!-- runs:end -->"
 SIZES = {"dense": (60_000, 1000), "peaked": (60_000, 1000)}
 QUICK = {"dense": (20_000, 500), "peaked": (20_000, 500)}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -235,11 +239,18 @@ def compared(one: dict[str, Any], two: dict[str, Any], case: str, rows: int, col
     }
 
 
-def measured_table() -> str:
-    """The newest recorded rows, for the document."""
+def recorded() -> list[dict[str, Any]]:
+    """All rows of this benchmark."""
     if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def measured_table() -> str:
+    """The newest recorded label steps, for the document."""
+    lines = [line for line in recorded() if line.get("question") != "run"]
+    if not lines:
         return "Measured: nothing is recorded yet; `python bench/scaling.py` does it."
-    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines() if line.strip()]
     newest = [line for line in lines if line["time"] == lines[-1]["time"]]
     facts = newest[0]["machine"]
     cells = []
@@ -265,74 +276,83 @@ def measured_table() -> str:
     return f"{head} ({newest[0]['time'][:10]}; {exchanges}).\n\n{table}"
 
 
-def generated() -> str:
-    return f"{model.tables()}\n\n{measured_table()}"
+def written(text: str) -> str:
+    """The document with its generated parts replaced."""
+    for begin, end, part in (
+        (BEGIN, END, f"{model.tables()}\n\n{measured_table()}"),
+        (RUN_BEGIN, RUN_END, f"{scaling_run_model.tables()}\n\n{scaling_run.table(recorded())}"),
+    ):
+        before, rest = text.split(begin, 1)
+        text = f"{before}{begin}\n{part}\n{end}{rest.split(end, 1)[1]}"
+    return text
 
 
-def written(text: str, part: str) -> str:
-    """The document with its generated part replaced."""
-    before, rest = text.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{part}\n{END}{rest.split(END, 1)[1]}"
+def measure(quick: bool, keep: bool) -> int:
+    """Label steps: measure, print, append rows."""
+    facts = common.machine()
+    common.print_machine(facts, 1)
+    sizes = QUICK if quick else SIZES
+    rows = []
+    for case, (same, one, two) in measured(sizes).items():
+        if not same:
+            print(f"{case}: two ranks end at another potential than one; nothing is compared")
+            return 1
+        rows.append(compared(one, two, case, *sizes[case]))
+    print("one rank and two end with the same bits")
+    common.table(
+        "seconds; model: two ranks from what one measured, and bare messages",
+        ["case", "passes", "step 1", "step 2", "model", "ratio", "solve 1", "solve 2", "model", "ratio", "waiting"],
+        [
+            [
+                f"{r['case']} {r['rows']} x {r['cols']}",
+                *(r[key] for key in ("passes", "step_1", "step_2", "step_2_model")),
+                r["step_2"] / r["step_2_model"],
+                *(r[key] for key in ("solve_1", "solve_2", "solve_2_model")),
+                r["solve_2"] / r["solve_2_model"],
+                r["waiting_seconds"],
+            ]
+            for r in rows
+        ],
+    )
+    common.table(
+        "exchanges",
+        ["case", "calls", "message", "seconds each", "gathered", "gather GB/s"],
+        [
+            [
+                r["case"],
+                r["exchanges"],
+                model.bytes_words(r["message_bytes"]),
+                r["message_seconds"],
+                model.bytes_words(r["gathered_bytes"]),
+                r["gather_bytes_per_second"] / 1e9,
+            ]
+            for r in rows
+        ],
+    )
+    if keep:
+        print(f"\nrows appended to {common.record('scaling', rows, facts)}")
+    return 0
 
 
 def main(words: list[str] | None = None) -> int:
     parser = common.arguments(__doc__.splitlines()[0])
+    parser.add_argument("--run", action="store_true", help="measure training runs instead of label steps")
     parser.add_argument("--tables", action="store_true", help="write the tables of docs/scaling.md, measure nothing")
     parser.add_argument("--check", action="store_true", help="only say whether those tables are up to date")
     options = parser.parse_args(words)
     if options.check:
         text = DOCUMENT.read_text(encoding="utf-8")
-        if written(text, generated()) == text:
+        if written(text) == text:
             return 0
         print(f"{DOCUMENT}: the tables are out of date; run python bench/scaling.py --tables")
         return 1
     if not options.tables:
         os.environ["OMP_NUM_THREADS"] = "1"
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
-        facts = common.machine()
-        common.print_machine(facts, 1)
-        sizes = QUICK if options.quick else SIZES
-        rows = []
-        for case, (same, one, two) in measured(sizes).items():
-            if not same:
-                print(f"{case}: two ranks end at another potential than one; nothing is compared")
-                return 1
-            rows.append(compared(one, two, case, *sizes[case]))
-        print("one rank and two end with the same bits")
-        common.table(
-            "seconds; model: two ranks from what one measured, and bare messages",
-            ["case", "passes", "step 1", "step 2", "model", "ratio", "solve 1", "solve 2", "model", "ratio", "waiting"],
-            [
-                [
-                    f"{r['case']} {r['rows']} x {r['cols']}",
-                    *(r[key] for key in ("passes", "step_1", "step_2", "step_2_model")),
-                    r["step_2"] / r["step_2_model"],
-                    *(r[key] for key in ("solve_1", "solve_2", "solve_2_model")),
-                    r["solve_2"] / r["solve_2_model"],
-                    r["waiting_seconds"],
-                ]
-                for r in rows
-            ],
-        )
-        common.table(
-            "exchanges",
-            ["case", "calls", "message", "seconds each", "gathered", "gather GB/s"],
-            [
-                [
-                    r["case"],
-                    r["exchanges"],
-                    model.bytes_words(r["message_bytes"]),
-                    r["message_seconds"],
-                    model.bytes_words(r["gathered_bytes"]),
-                    r["gather_bytes_per_second"] / 1e9,
-                ]
-                for r in rows
-            ],
-        )
-        if options.no_record:
-            return 0
-        print(f"\nrows appended to {common.record('scaling', rows, facts)}")
-    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8"), generated()), encoding="utf-8")
+        status = (scaling_run.measure if options.run else measure)(options.quick, not options.no_record)
+        if status or options.no_record:
+            return status
+    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"tables written to {DOCUMENT}")
     return 0
 

@@ -44,6 +44,19 @@ PARAMETERS = {
 }
 P = {name: parameter.value for name, parameter in PARAMETERS.items()}
 
+
+@dataclass(frozen=True)
+class Link:
+    """What messages of a rank travel on: seconds per hop and bytes per second, inside of a node and between nodes."""
+
+    hop: float
+    rate: float
+    far_hop: float
+    far_rate: float
+
+
+GPUS = Link(P["a1"], P["b1"], P["a2"], P["b2"])
+
 ROWS = (10**6, 10**8, 10**9, 10**10)
 RANKS = (1, 8, 64, 512, 4096)
 CLUSTERS = (3000, 10_000)
@@ -60,18 +73,18 @@ def message_bytes(clusters: int) -> int:
     return 8 * (clusters + EXTRA)
 
 
-def all_reduce_seconds(size: float, ranks: int) -> float:
+def all_reduce_seconds(size: float, ranks: int, link: Link = GPUS) -> float:
     """Up and down a tree inside of each node, then between nodes; every byte goes twice."""
     inside, nodes = min(ranks, NODE), -(-ranks // NODE)
-    seconds = 2 * math.ceil(math.log2(inside)) * P["a1"] + 2 * size * (inside - 1) / inside / P["b1"]
-    return seconds + 2 * math.ceil(math.log2(nodes)) * P["a2"] + 2 * size * (nodes - 1) / nodes / P["b2"]
+    seconds = 2 * math.ceil(math.log2(inside)) * link.hop + 2 * size * (inside - 1) / inside / link.rate
+    return seconds + 2 * math.ceil(math.log2(nodes)) * link.far_hop + 2 * size * (nodes - 1) / nodes / link.far_rate
 
 
-def gather_seconds(size: float, ranks: int) -> float:
+def gather_seconds(size: float, ranks: int, link: Link = GPUS) -> float:
     """An all-gather of so many bytes in all."""
     if ranks == 1:
         return 0.0
-    bandwidth, hop = (P["b1"], P["a1"]) if ranks <= NODE else (P["b2"], P["a2"])
+    bandwidth, hop = (link.rate, link.hop) if ranks <= NODE else (link.far_rate, link.far_hop)
     return math.ceil(math.log2(ranks)) * hop + size * (ranks - 1) / ranks / bandwidth
 
 
@@ -88,16 +101,17 @@ class Pass:
         return self.read + self.host + self.message
 
 
-def stored_pass(rows: int, clusters: int, ranks: int) -> Pass:
-    """Logits that lie in memory: 2 K bytes a row, reference, log-sum-exp and label of 4."""
+def stored_pass(rows: int, clusters: int, ranks: int, itemsize: int = 2) -> Pass:
+    """Logits that lie in memory: 2 K bytes a row (of float32 4 K), reference, log-sum-exp and label of 4."""
     n = rows_per_rank(rows, ranks)
-    return Pass(n * (2 * clusters + 12) / P["B"], host_seconds(n), all_reduce_seconds(message_bytes(clusters), ranks))
+    read = n * (itemsize * clusters + 12) / P["B"]
+    return Pass(read, host_seconds(n), all_reduce_seconds(message_bytes(clusters), ranks))
 
 
-def computed_pass(rows: int, clusters: int, ranks: int) -> Pass:
-    """Logits that are computed from D features in float16 by a matrix product, tile by tile."""
+def computed_pass(rows: int, clusters: int, ranks: int, features: float = P["D"]) -> Pass:
+    """Logits that are computed from features in float16 by a matrix product, tile by tile."""
     n = rows_per_rank(rows, ranks)
-    work = max(2.0 * n * P["D"] * clusters / P["F"], n * (2 * P["D"] + 12) / P["B"])
+    work = max(2.0 * n * features * clusters / P["F"], n * (2 * features + 12) / P["B"])
     return Pass(work, host_seconds(n), all_reduce_seconds(message_bytes(clusters), ranks))
 
 

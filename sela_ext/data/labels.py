@@ -29,7 +29,7 @@ def read_labels(labels: Any, count: int) -> Int64Array:
     where = "labels"
     if isinstance(labels, (str, Path)):
         where = f"labels file {labels}"
-        labels = map_npy(labels, f"a readable .npy file of {count} integers")
+        labels = map_npy(labels, f"labels, a readable .npy file of {count} integers")
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()
     try:

@@ -91,8 +91,12 @@ class ResourceError(SelaError):
     exit_code = 7
 
 
-# What libraries say when the machine has no memory left, in errors of other kinds; oneDNN's words are the last ones.
-_NO_MEMORY = ("out of memory", "t allocate memory", "cannot allocate memory", "bad_alloc", "could not create a prim")
+# What libraries say when a process gets no more memory, in errors of other kinds. Of a thread it is its stack that is
+# missing; the last words are oneDNN's.
+_NO_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc"),
+    *("can't start new thread", "could not create a primitive"),
+)
 
 
 def lacks_memory(error: BaseException) -> bool:

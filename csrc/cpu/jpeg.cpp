@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "cpu/jpeg_loops.h"
+#include "cpu/thread_local.h"
 
 namespace sela {
 namespace {
@@ -73,7 +74,7 @@ T* room(std::vector<T>& memory, int64_t count) {
 }
 
 Scratch& scratch_of_thread() {
-  thread_local Scratch scratch;
+  Scratch& scratch = of_thread<Scratch>();
   if (scratch.work == nullptr) scratch.work.reset(new JpegCoefficients());
   return scratch;
 }

@@ -17,6 +17,7 @@
 #include <memory>
 
 #include "cpu/jpeg_loops.h"
+#include "cpu/thread_local.h"
 
 namespace sela {
 namespace {
@@ -162,13 +163,11 @@ class Cache {
 }  // namespace
 
 const JpegDcTable* jpeg_dc_table(const JpegCode& code) {
-  thread_local Cache<JpegDcTable> cache;
-  return cache.get(code);
+  return of_thread<Cache<JpegDcTable>>().get(code);
 }
 
 const JpegAcTable* jpeg_ac_table(const JpegCode& code) {
-  thread_local Cache<JpegAcTable> cache;
-  return cache.get(code);
+  return of_thread<Cache<JpegAcTable>>().get(code);
 }
 
 }  // namespace sela

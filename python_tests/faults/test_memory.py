@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sela_ext
 from sela_ext.assign import plan
 from sela_ext.cli import main
 from sela_ext.errors import ResourceError, out_of_memory
+from sela_ext.kernels.jpeg import starved
 
 MIB = 1 << 20
 SMALL = [
@@ -104,17 +106,54 @@ def test_an_image_that_claims_to_be_huge_is_a_bad_image_and_costs_no_memory(serv
     assert "the header claims too many pixels" in printed
 
 
-@pytest.mark.parametrize("room", [24, 60, 120, 200])
-@pytest.mark.parametrize("threads", ["1", "2"])
-def test_decoding_within_a_limit_of_memory_ends_in_order_or_with_a_result(server, photos, tmp_path, room, threads):
-    words = [*("--image-size", "32", "--batch-size", "8", "--clusters", "4", "--exact"), "--threads", threads]
-    skip = ["--on-bad-image", "skip", "--max-bad-fraction", "0.1"]
-    out = tmp_path / "run"
-    status, printed = server.run("train", "--data", photos, "--out", out, *SMALL, *words, *skip, memory=room * MIB)
-    if status == 0 and room >= 60:
-        assert "large" not in (out / "bad_images.csv").read_text(), "images are not to blame for a lack of memory"
-        return
-    assert_told(status, printed)
+READERS = {
+    "train": ["--out", "OUT", *SMALL, "--model", "small-resnet", "--clusters", "4", "--index", "off"],
+    "train, exact": ["--out", "OUT", *SMALL, "--model", "small-resnet", "--clusters", "4", "--exact"],
+    "pack": ["--out", "OUT"],
+    "doctor": [],
+}
+
+
+@pytest.mark.parametrize("room", [8, 40, 200, 400])
+@pytest.mark.parametrize("reader", READERS)
+def test_decoding_within_a_limit_of_memory_ends_in_order_or_with_a_result(server, photos, tmp_path, room, reader):
+    """No thread of a reader ends the process, and no image is to blame for a lack of memory."""
+    command, good = reader.split(",")[0], tmp_path / "photos"
+    good.mkdir()
+    for path in photos.iterdir():
+        if path.name != "claims.jpg":
+            (good / path.name).symlink_to(path)
+    data = ["--data", good] if command == "train" else [good]
+    words = [word.replace("OUT", str(tmp_path / "out")) for word in READERS[reader]]
+    status, printed = server.run(command, *data, *words, "--threads", "2", memory=room * MIB)
+    if status != 0 or room < 200:
+        assert status == 7, f"{status}: {printed}"
+        assert printed.count("sela: error: ") == 1, printed
+        assert "memory" in printed
+        assert "Traceback" not in printed
+
+
+def test_want_of_memory_is_told_from_damage_where_the_decoder_has_one_word_for_both(photos, monkeypatch):
+    error, data = OSError("broken data stream when reading image file"), (photos / "large3.jpg").read_bytes()
+    assert not starved(data, error)
+    assert not starved(b"no picture", error)
+
+    def refuse(size, kind):
+        assert size == 16 * 5000 * 5000
+        raise MemoryError
+
+    monkeypatch.setattr("sela_ext.kernels.jpeg.np.empty", refuse)
+    assert starved(data, error)
+    assert not starved(data, OSError("image file is truncated"))
+
+
+def test_training_from_python_says_it_with_the_same_error(tmp_path, monkeypatch):
+    def fail(*given):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr("sela_ext.training.loop.make_run", fail)
+    with pytest.raises(ResourceError, match=r"memory: expected more .*std::bad_alloc.*use a smaller batch_size"):
+        sela_ext.train(np.zeros((60, 8, 8), np.uint8), out=tmp_path / "run", clusters=5, progress=False)
 
 
 @pytest.mark.parametrize(

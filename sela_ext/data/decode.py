@@ -31,7 +31,7 @@ from sela_ext.data.safe_files import read_image_file
 from sela_ext.data.source import UInt8Array
 from sela_ext.errors import DataError
 from sela_ext.kernels import try_decode_jpeg
-from sela_ext.kernels.jpeg import MAX_PIXELS, warning_lock
+from sela_ext.kernels.jpeg import MAX_PIXELS, starved, warning_lock
 
 HEAD_BYTES = 16
 # Pixels of a tile that any TIFF may have, however small it is.
@@ -100,6 +100,8 @@ def decode_image(data: bytes, name: str) -> UInt8Array:
     except MemoryError as error:
         raise MemoryError(f"to decode {name}") from error
     except Exception as error:  # Pillow's plugins raise many types on damaged files
+        if starved(data, error):
+            raise MemoryError(f"to decode {name}") from error
         raise DataError(f"{name}: cannot be decoded as {format_name}: {_reason(error)}") from error
     # Pillow warns of harmless faults (damaged EXIF data, for one). The filters are global, so they are touched only
     # here, where a warning would otherwise refuse a good image.
@@ -112,6 +114,8 @@ def decode_image(data: bytes, name: str) -> UInt8Array:
         except MemoryError as error:
             raise MemoryError(f"to decode {name}") from error
         except Exception as error:
+            if starved(data, error):
+                raise MemoryError(f"to decode {name}") from error
             raise DataError(f"{name}: cannot be decoded as {format_name}: {_reason(error)}") from error
 
 

@@ -325,6 +325,8 @@ def _by_pillow(data: Any, scale: int, max_pixels: int) -> UInt8Array:
     except (DataError, OptionError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise many types on damaged files
+        if starved(data, error):
+            raise MemoryError from error
         raise DataError(f"cannot be decoded as JPEG: {_reason(error, max_pixels)}") from error
     # Pillow warns of harmless faults. The filters are global: touched only where they would refuse an image.
     with warning_lock, warnings.catch_warnings():
@@ -334,7 +336,30 @@ def _by_pillow(data: Any, scale: int, max_pixels: int) -> UInt8Array:
         except (DataError, OptionError, MemoryError):
             raise
         except Exception as error:
+            if starved(data, error):
+                raise MemoryError from error
             raise DataError(f"cannot be decoded as JPEG: {_reason(error, max_pixels)}") from error
+
+
+def starved(data: Any, error: Exception) -> bool:
+    """Whether Pillow gave up on a JPEG for want of memory: it has the same words for that and for damaged data.
+
+    Args:
+        data: the file's bytes.
+        error: what Pillow raised.
+    """
+    if "broken data stream" not in str(error):
+        return False
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            np.empty(16 * image.width * image.height, np.uint8)  # coefficients and pixels, amply; never touched
+    except MemoryError:
+        return True
+    except Exception:  # not even a header
+        return False
+    return False
 
 
 def _opened(data: Any, scale: int, max_pixels: int) -> UInt8Array:

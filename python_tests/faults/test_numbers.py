@@ -67,8 +67,7 @@ def blind_to_white(value=float("nan")):
 
 
 # D18
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("value", "precision"), [(float("nan"), "float32"), (float("inf"), "bfloat16")])
 def test_d18_images_without_a_number_are_masked_and_reported_and_the_others_labelled(
     tmp_path, capsys, value, precision
 ):
@@ -188,16 +187,15 @@ def test_d18_rows_of_a_file_of_logits_are_masked_and_single_impossible_labels_ar
 
 
 # D19
-@pytest.mark.parametrize("level", [0, 77, 255])
 @pytest.mark.parametrize(
-    "more",
+    ("level", "more"),
     [
-        {"label_source": "eval", "init": "predictions"},
-        {"label_source": "bank"},
-        {"label_source": "eval", "balance": "exact"},
-        {"label_source": "bank", "precision": "bfloat16", "model": "small-convnet"},
+        (0, {"label_source": "bank", "precision": "bfloat16", "model": "small-convnet"}),
+        (0, {"label_source": "eval", "init": "predictions"}),
+        (77, {"label_source": "bank"}),
+        (255, {"label_source": "eval", "balance": "exact"}),
     ],
-    ids=lambda more: "-".join(map(str, more.values())),
+    ids=lambda more: "-".join(map(str, more.values())) if isinstance(more, dict) else str(more),
 )
 def test_d19_images_that_are_all_the_same_are_dealt_out_evenly_or_the_run_warns(tmp_path, level, more):
     same = np.full((83, 8, 8, 3), level, np.uint8)
@@ -310,7 +308,7 @@ LONG = {**TINY, "epochs": 3, "checkpoint_seconds": 0.0, "log_every": 1}
 
 # D21
 @pytest.mark.parametrize("loss_too", [True, False], ids=["loss", "gradient-alone"])
-@pytest.mark.parametrize("at", [1, 4, 7, 12])
+@pytest.mark.parametrize("at", [1, 7])
 def test_d21_a_run_stops_within_a_step_and_its_last_checkpoint_continues_to_the_same_bits(tmp_path, at, loss_too):
     pictures, out = images(white=[]), tmp_path / "run"
     whole = sela_ext.train(pictures, out=tmp_path / "whole", **fragile(), **LONG)

@@ -332,8 +332,15 @@ def sinkhorn_pass_cpu(
     maxima_scale: float = 0.0,
     bounds: int = 0,
     bounds_known: bool = False,
+    exact: bool = False,
 ) -> tuple[float, float, int, int]:
-    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live)."""
+    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live). With exact column_sums has room for cols + 9 integers: behind the columns come the words of the totals, and masked."""
+
+def sinkhorn_exact_totals(totals: int, blocks: int, largest_weight: float, words: int) -> None:
+    """The eight words of the totals of objective and weight, by addresses, from those of blocks [2, blocks]."""
+
+def sinkhorn_total(words: int, largest_weight: float) -> float:
+    """The total that four words stand for, by their address."""
 
 def store_logits_cpu(
     logits: int,

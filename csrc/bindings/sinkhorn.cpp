@@ -6,6 +6,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/names.h"
@@ -60,7 +61,7 @@ py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows,
                    std::uintptr_t reference, std::uintptr_t column_sums, std::uintptr_t lse, std::uintptr_t labels,
                    int threads, const std::string& isa, int64_t every, std::optional<Candidates*> candidates,
                    int64_t first_row, int64_t rows_in_all, std::uintptr_t totals, std::uintptr_t maxima,
-                   double maxima_scale, std::uintptr_t bounds, bool bounds_known) {
+                   double maxima_scale, std::uintptr_t bounds, bool bounds_known, bool exact) {
   if (first_row < 0 || first_row % kSinkhornRows != 0)
     throw std::invalid_argument("sinkhorn_pass: expected first_row at a multiple of 128, found " +
                                 std::to_string(first_row));
@@ -81,7 +82,17 @@ py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows,
   sums.labels = pointer<int32_t>(labels);
   {
     const py::gil_scoped_release release;
-    sinkhorn_pass_cpu(pass, sums, threads, chosen, sample, candidates.value_or(nullptr), pointer<double>(totals));
+    const int64_t blocks = (rows + kSinkhornRows - 1) / kSinkhornRows;
+    std::vector<double> own(exact && totals == 0 ? static_cast<size_t>(2 * blocks) : 0);
+    double* by_block = own.empty() ? pointer<double>(totals) : own.data();
+    sinkhorn_pass_cpu(pass, sums, threads, chosen, sample, candidates.value_or(nullptr), by_block);
+    if (exact) {
+      int64_t* words = sums.column_sums + cols;
+      sinkhorn_exact_totals(by_block, blocks, largest_weight, words);
+      words[2 * kSinkhornWords] = sums.masked;
+      sums.objective = sinkhorn_total(words, largest_weight);
+      sums.weight = sinkhorn_total(words + kSinkhornWords, largest_weight);
+    }
   }
   return py::make_tuple(sums.objective, sums.weight, sums.masked, sums.live);
 }
@@ -130,8 +141,22 @@ void bind_sinkhorn(py::module_& m) {
         py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("threads"),
         py::arg("isa"), py::arg("every") = 1, py::arg("candidates") = py::none(), py::arg("first_row") = 0,
         py::arg("rows_in_all") = 0, py::arg("totals") = 0, py::arg("maxima") = 0, py::arg("maxima_scale") = 0.0,
-        py::arg("bounds") = 0, py::arg("bounds_known") = false,
-        "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live).");
+        py::arg("bounds") = 0, py::arg("bounds_known") = false, py::arg("exact") = false,
+        "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live). With exact "
+        "column_sums has room for cols + 9 integers: behind the columns come the words of the totals, and masked.");
+  m.def(
+      "sinkhorn_exact_totals",
+      [](std::uintptr_t totals, int64_t blocks, double largest_weight, std::uintptr_t words) {
+        sinkhorn_exact_totals(pointer<const double>(totals), blocks, largest_weight, pointer<int64_t>(words));
+      },
+      py::arg("totals"), py::arg("blocks"), py::arg("largest_weight"), py::arg("words"),
+      "The eight words of the totals of objective and weight, by addresses, from those of blocks [2, blocks].");
+  m.def(
+      "sinkhorn_total",
+      [](std::uintptr_t words, double largest_weight) {
+        return sinkhorn_total(pointer<const int64_t>(words), largest_weight);
+      },
+      py::arg("words"), py::arg("largest_weight"), "The total that four words stand for, by their address.");
   m.def("store_logits_cpu", &store_cpu, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("kind"), py::arg("lam"), py::arg("values"), py::arg("maxima"), py::arg("threads"),
         py::arg("isa"), "Logits to 16 bits, by addresses; returns how many finite entries were stored as -inf.");

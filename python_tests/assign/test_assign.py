@@ -138,8 +138,8 @@ def test_accelerated_step_solves_a_linear_problem_exactly():
         return matrix @ (x - solution)
 
     points = [np.zeros(4)] + [rng.standard_normal(4) for _ in range(4)]
-    steps = [b - a for a, b in itertools.pairwise(points)]
-    changes = [residual(b) - residual(a) for a, b in itertools.pairwise(points)]
+    steps = np.stack([b - a for a, b in itertools.pairwise(points)], axis=1)
+    changes = np.stack([residual(b) - residual(a) for a, b in itertools.pairwise(points)], axis=1)
     last = points[-1]
     np.testing.assert_allclose(last + accelerated_step(residual(last), steps, changes), solution, atol=1e-8)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class Evaluation:
         error: sum over columns of |shares - b|.
         objective: sum_k b_k g_k - sum_i a_i lse_i, a = row weights of sum 1; the semi-dual, largest at the solution.
         sums: what the kernel returned.
+        plain: every column is to receive something, and receives a part of it that is not faint.
     """
 
     potential: Vector
@@ -57,6 +59,7 @@ class Evaluation:
     error: float
     objective: float
     sums: SinkhornSums
+    plain: bool
 
     @property
     def candidates(self) -> Any:
@@ -65,10 +68,14 @@ class Evaluation:
 
     def excess(self, target: Vector) -> float:
         """The part of the error that a potential can remove: impossible columns cost twice their share for ever."""
+        if self.plain:
+            return self.error
         return self.error - 2 * float(target[self.log_shares == -np.inf].sum())
 
     def sinkhorn_step(self, target: Vector) -> Vector:
         """Return log b - log col: what one Sinkhorn iteration adds to the potential; 0 for impossible columns."""
+        if self.plain:
+            return np.log(target) - self.log_shares
         moving = (self.log_shares > -np.inf) & (target > 0)
         log_target = np.log(target, out=np.zeros(len(target)), where=moving)
         return np.subtract(log_target, self.log_shares, out=np.zeros(len(target)), where=moving)
@@ -106,6 +113,16 @@ class Problem:
     _bounds: ChunkBounds | None = None
     _bounded: Any | None = None
     _start: float = field(default_factory=time.perf_counter)
+
+    @cached_property
+    def all_wanted(self) -> bool:
+        """Whether every column is to receive something."""
+        return bool((self.target > 0).all())
+
+    @cached_property
+    def faint_level(self) -> Vector:
+        """Shares below which columns are summed again."""
+        return FAINT * self.target
 
     @property
     def seconds(self) -> float:
@@ -167,7 +184,8 @@ class Problem:
 
         That of clusters which are to get nothing is pinned far below all others.
         """
-        potential = np.where(self.target > 0, potential, EMPTY)
+        if not self.all_wanted:
+            potential = np.where(self.target > 0, potential, EMPTY)
         if self.dtype == "float64":
             return potential.astype(np.float64)
         return potential.astype(np.float32).astype(np.float64)
@@ -252,18 +270,24 @@ class Problem:
             )
         columns = sums.column_sums
         shares = np.asarray(columns.cpu().numpy() if hasattr(columns, "cpu") else columns) / sums.weight
-        error = float(np.abs(shares - self.target).sum())
+        error = float(np.add.reduce(np.abs(shares - self.target)))
         objective = float(self.target @ potential) - sums.objective / sums.weight
         entry = {"passes": self.passes, "error": error, "objective": objective, "seconds": self.seconds}
         if not whole:
             entry |= {"lam": self.lam * factor, "rows": read}
         if self.stored is not None:
             entry["bits"] = 64 if self.dtype == "float64" else 16
-        with np.errstate(divide="ignore"):
-            log_shares: Vector = np.log(shares)
-        if not look:
-            log_shares = self._exact_log_shares(log_shares, shares, potential, sums, factor, every)
-        at = self.judged(Evaluation(potential, shares, log_shares, error, objective, sums), factor, every)
+        faint = np.flatnonzero(shares < self.faint_level)
+        plain = self.all_wanted and not len(faint)
+        log_shares: Vector
+        if plain:
+            log_shares = np.log(shares)
+        else:
+            with np.errstate(divide="ignore"):
+                log_shares = np.log(shares)
+        if len(faint) and not look:
+            log_shares = self._exact_log_shares(log_shares, faint, potential, sums, factor, every)
+        at = self.judged(Evaluation(potential, shares, log_shares, error, objective, sums, plain), factor, every)
         entry |= {"error": at.error, "objective": at.objective}
         self.history.append(entry)
         if self.progress is not None:
@@ -287,12 +311,15 @@ class Problem:
         return self._bounds if self._bounded is self.working else None
 
     def _exact_log_shares(
-        self, log_shares: Vector, shares: Vector, potential: Vector, sums: SinkhornSums, factor: float, every: int
+        self,
+        log_shares: Vector,
+        faint: npt.NDArray[np.int64],
+        potential: Vector,
+        sums: SinkhornSums,
+        factor: float,
+        every: int,
     ) -> Vector:
         """Log of the shares, with faint columns taken from the logits themselves (counted as their part of a pass)."""
-        faint = np.flatnonzero(shares < FAINT * self.target)
-        if not len(faint):
-            return log_shares
 
         def terms() -> Iterator[Vector]:
             return self._terms(faint, potential, sums, factor, every)

@@ -17,7 +17,7 @@ from sela_ext.assign.relaxed import RelaxedProblem, relaxed_problem, solve_bound
 from sela_ext.assign.result import Assignment
 from sela_ext.assign.shards import RankShard, Shard
 from sela_ext.assign.sinkhorn import solve_sinkhorn
-from sela_ext.assign.sources import backend_of, model_of
+from sela_ext.assign.sources import backend_of, in_numpy, model_of
 from sela_ext.assign.storage import STORAGES, choose_storage, copy_tolerance, source_of, stored_copy
 from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
 from sela_ext.errors import DataError, OptionError
@@ -213,7 +213,8 @@ def _assign(
     room, same = shard.agreed_storage(room, STORAGES.index(kind or "float32"), rows)
     if not same:
         kind, why = "", "read as it is: not all ranks would take a copy"
-    problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol, shard)
+    read = logits if stop == "official" else in_numpy(logits)
+    problem = Problem(read, lam, target, weights, threads, int(max_passes), tol, shard)
     warm = start is not None
     if relaxed:
         problem = relaxed_problem(problem, relax, size_bounds)

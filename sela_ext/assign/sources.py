@@ -15,6 +15,7 @@ from sela_ext.assign.features import BLOCK, FeatureLogits
 from sela_ext.assign.mapped import MappedRows
 from sela_ext.assign.plan import available_memory
 from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
+from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.logits import StoredLogits
 from sela_ext.kernels.rounding import Candidates, check_search, column_margins, find_candidates
 from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, SAMPLE_ROWS, check_largest, check_logits, sinkhorn_pass
@@ -45,6 +46,13 @@ def model_of(logits: Any) -> Any:
     if isinstance(logits, FeatureLogits):
         return logits.weight if logits.on_cuda else logits.features
     return logits.values if isinstance(logits, StoredLogits) else logits
+
+
+def in_numpy(logits: Any) -> Any:
+    """A tensor on the CPU as an array on the same memory, which is quicker to handle; anything else as it is."""
+    if is_tensor(logits) and logits.device.type == "cpu" and check_logits(logits) != "bfloat16":
+        return logits.detach().numpy()
+    return logits
 
 
 def logits_pass(

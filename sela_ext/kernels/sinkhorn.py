@@ -14,8 +14,10 @@ from sela_ext.kernels.device import cuda_place, is_tensor, usable
 from sela_ext.kernels.logits import STEPS, StoredLogits, rows_of
 from sela_ext.kernels.logits import check_logits as check_logits
 from sela_ext.kernels.sinkhorn_sums import (
+    EXTRA,
     SinkhornSums,
     add_sums,
+    columns_of,
     exact_sums,
     from_exact,
     like,
@@ -247,15 +249,14 @@ def pass_on_cpu(
     unit, stored = scale, (0, 0.0)
     if isinstance(logits, StoredLogits):
         unit, stored = unit_of(logits, scale), (logits.maxima.ctypes.data, scale)
-    columns = np.empty(cols, np.int64)
+    exact = np.empty(cols + EXTRA, np.int64)
     if every == 1:
         lse = np.empty(rows, lse_type)
     else:  # rows that are not read keep what was known
         lse = np.full(rows, np.nan, lse_type) if before is None else before.copy()
     labels = np.full(rows, -1, np.int32) if want_labels else None
     kept = None if keep is None else _core.Candidates(level=float(keep), limit=keep_at_most)
-    totals = np.empty((2, -(-rows // ROWS_TOGETHER)))
-    _, _, masked, live = _core.sinkhorn_pass_cpu(
+    objective, weight, masked, live = _core.sinkhorn_pass_cpu(
         address,
         name,
         rows,
@@ -266,7 +267,7 @@ def pass_on_cpu(
         0 if weights is None else weights.ctypes.data,
         largest,
         0 if before is None else before.ctypes.data,
-        columns.ctypes.data,
+        exact.ctypes.data,
         lse.ctypes.data,
         0 if labels is None else labels.ctypes.data,
         threads,
@@ -275,18 +276,17 @@ def pass_on_cpu(
         kept,
         first_row,
         rows_in_all,
-        totals.ctypes.data,
+        0,
         *stored,
         0 if bounds is None else bounds.values.ctypes.data,
         bounds is not None and bounds.complete,
+        True,
     )
     del memory
     if bounds is not None:
         bounds.complete = True
-    exact = exact_sums(columns, totals, masked, largest)
-    sums, objective, weight, _ = from_exact(exact, rows_in_all, largest)
     return SinkhornSums(
-        like(logits, sums),
+        like(logits, columns_of(exact, rows_in_all, largest)),
         objective,
         weight,
         like(logits, lse),

@@ -332,9 +332,42 @@ def sinkhorn_pass_cpu(
     maxima_scale: float = 0.0,
     bounds: int = 0,
     bounds_known: bool = False,
-    exact: bool = False,
 ) -> tuple[float, float, int, int]:
-    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live). With exact column_sums has room for cols + 9 integers: behind the columns come the words of the totals, and masked."""
+    """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live)."""
+
+def sinkhorn_sums_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    potential: npt.NDArray[np.float64],
+    row_weights: int,
+    largest_weight: float,
+    reference: npt.NDArray[Any] | None,
+    want_labels: bool,
+    threads: int,
+    isa: str,
+    every: int,
+    candidates: Candidates | None,
+    first_row: int,
+    rows_in_all: int,
+    maxima: int,
+    maxima_scale: float,
+    bounds: int,
+    bounds_known: bool,
+) -> tuple[
+    npt.NDArray[np.float64],
+    npt.NDArray[np.int64],
+    npt.NDArray[Any],
+    npt.NDArray[np.int32] | None,
+    float,
+    float,
+    int,
+    int,
+]:
+    """The same into new arrays: (column sums, exact integers, lse, labels or None, objective, weight, masked, live)."""
 
 def sinkhorn_exact_totals(totals: int, blocks: int, largest_weight: float, words: int) -> None:
     """The eight words of the totals of objective and weight, by addresses, from those of blocks [2, blocks]."""

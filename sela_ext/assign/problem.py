@@ -12,7 +12,7 @@ import numpy as np
 
 from sela_ext.assign.marginals import EMPTY
 from sela_ext.assign.shards import Shard
-from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of
+from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of, whole_pass
 from sela_ext.errors import DataError
 from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.sinkhorn import check_logits, rows_read
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sela_ext.kernels.bounds import ChunkBounds
     from sela_ext.kernels.newton import ColumnLaw
+    from sela_ext.kernels.sinkhorn import CpuPass
 
     Vector = npt.NDArray[np.float64]
 
@@ -112,6 +113,8 @@ class Problem:
     _live_share: float = 1.0
     _bounds: ChunkBounds | None = None
     _bounded: Any | None = None
+    _whole: CpuPass | None = None
+    _passed: Any | None = None
     _start: float = field(default_factory=time.perf_counter)
 
     @cached_property
@@ -232,20 +235,14 @@ class Problem:
         if reference is not None and factor != self._reference_factor:
             with np.errstate(over="ignore"):  # exact where one entry has all of a row
                 reference = reference * (factor / self._reference_factor)
-        sums = logits_pass(
-            self.working,
+        sums = self._pass(
             potential,
             scale=self.lam * factor,
-            row_weights=self.row_weights,
             reference=reference,
             want_labels=labels,
-            threads=self.threads,
             every=every,
             keep=keep,
             keep_at_most=int(keep_per_row * read),
-            first_row=self.shard.first_row,
-            rows_in_all=rows,
-            largest_weight=self.shard.largest_weight,
             bounds=self._bounds_for(every),
         )
         self._live_share = sums.live_share  # of the rows here: bounds change no bit
@@ -294,6 +291,28 @@ class Problem:
             self.progress(entry)
         return at
 
+    def _pass(self, potential: Vector, **options: Any) -> SinkhornSums:
+        """One pass over what is read now: arrays in memory were looked at before the first one."""
+        if self._passed is not self.working:
+            self._passed = self.working
+            self._whole = whole_pass(self.working, **self._common())
+        if self._whole is None or not np.isfinite(potential).all():
+            return logits_pass(self.working, potential, **self._common(), **options)
+        reference = options.pop("reference")
+        if reference is not None:
+            reference = np.ascontiguousarray(reference, self._whole.lse_type)
+        return self._whole(potential, reference=reference, **options)
+
+    def _common(self) -> dict[str, Any]:
+        """Arguments that all passes have in common."""
+        return {
+            "row_weights": self.row_weights,
+            "threads": self.threads,
+            "first_row": self.shard.first_row,
+            "rows_in_all": self.rows,
+            "largest_weight": self.shard.largest_weight,
+        }
+
     def judged(self, at: Evaluation, factor: float, every: int) -> Evaluation:
         """An evaluation at factor * lambda by what is asked of the columns: as it is where that is their target."""
         return at
@@ -302,6 +321,7 @@ class Problem:
         """Go back to the logits themselves; nothing holds the memory of the copy and its bounds any longer."""
         if self._bounded is self.stored:
             self._bounds = self._bounded = None
+        self._whole = self._passed = None
         self.stored = None
 
     def _bounds_for(self, every: int) -> ChunkBounds | None:

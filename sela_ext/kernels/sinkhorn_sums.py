@@ -91,16 +91,11 @@ def from_exact(
     columns = len(exact) - EXTRA
     words = exact[columns:].ctypes.data
     return (
-        columns_of(exact, rows_in_all, largest_weight),
+        exact[:columns] * sinkhorn_resolution(rows_in_all, largest_weight),
         _core.sinkhorn_total(words, largest_weight),
         _core.sinkhorn_total(words + WORDS * exact.itemsize, largest_weight),
         int(exact[-1]),
     )
-
-
-def columns_of(exact: npt.NDArray[np.int64], rows_in_all: int, largest_weight: float) -> npt.NDArray[np.float64]:
-    """Column sums from the integers of `exact_sums`."""
-    return exact[:-EXTRA] * sinkhorn_resolution(rows_in_all, largest_weight)
 
 
 def sinkhorn_resolution(rows: int, largest_weight: float) -> float:

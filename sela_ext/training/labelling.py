@@ -324,6 +324,11 @@ def _solve(
 
 def _log_probabilities(logits: Tensor | FeatureLogits, found: Assignment, threads: int) -> NDArray[np.float32]:
     """Log softmax(logits) at the labels, float32 [rows]; whatever it is where there is no label."""
+    if isinstance(logits, Tensor) and logits.device.type == "cpu":
+        values, own = logits.numpy(), np.maximum(_numpy(found.labels), 0)
+        sums = sinkhorn_pass(values, np.zeros(values.shape[1]), scale=1.0, threads=threads)
+        log_p: NDArray[np.float32] = values[np.arange(len(values)), own] - sums.lse
+        return log_p
     labels = torch.as_tensor(found.labels).to(logits.device, torch.int64).clamp(min=0)[:, None]
     if isinstance(logits, Tensor):
         sums = sinkhorn_pass(logits, np.zeros(logits.shape[1]), scale=1.0, threads=threads)
@@ -415,7 +420,7 @@ def _logits_of(
     """Logits of some heads for these rows (None = all): stored, or where one takes most of the memory, computed."""
     count = len(embeddings) if rows is None else len(rows)
     share = _MEMORY_SHARE_ON_DEMAND if is_on_demand(embeddings) else _MEMORY_SHARE
-    if any(4.0 * count * heads.clusters[head] > share * _free_memory(embeddings.device) for head in group):
+    if 4.0 * count * max(heads.clusters[head] for head in group) > share * _free_memory(embeddings.device):
         chosen = embeddings if rows is None else rows_of(embeddings, rows)
         chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
         maps = (heads.as_linear(head) for head in group)

@@ -16,7 +16,7 @@ def work(what, victim, when, timeout, silence):
     with Ranks.join(torch.device("cpu"), timeout=timeout, silence=silence) as ranks:
         print(f"rank {ranks.rank} is process {os.getpid()}", flush=True)
         rows = ranks.gather_rows(torch.full((ranks.rank + 1, 2), float(ranks.rank)))
-        total = float(ranks.sum(torch.ones(3))[0])
+        total = ranks.totals([1.0])[0]
         ranks.must_agree("options", {"lr": 0.1, "seed": 1 if what == "differ" and ranks.rank == victim else 0})
         for step in range(40 if what != "nothing" else 3):
             if step == when and ranks.rank == victim:

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import time
 import traceback
@@ -81,20 +82,20 @@ def _supervise(processes: list[BaseProcess], pipes: list[multiprocessing.connect
                 rank = open_pipes.get(id(handle))
                 if rank is not None:
                     try:
-                        told[rank] = pipes[rank].recv()
+                        told[rank] = pickle.loads(pipes[rank].recv_bytes())
                     except (EOFError, OSError):
                         told[rank] = {}
             for rank in [rank for rank, process in running.items() if process.exitcode is not None]:
                 process = running.pop(rank)
                 if rank not in told:
-                    told[rank] = pipes[rank].recv() if pipes[rank].poll() else {}
+                    told[rank] = pickle.loads(pipes[rank].recv_bytes()) if pipes[rank].poll() else {}
                 if process.exitcode != 0:
                     deadline = time.monotonic() + _PATIENCE
                     _end(list(running.values()), deadline - time.monotonic())
                     for other in running:
                         if other not in told and pipes[other].poll():
                             try:
-                                told[other] = pipes[other].recv()
+                                told[other] = pickle.loads(pipes[other].recv_bytes())
                             except (EOFError, OSError):
                                 told[other] = {}
                     raise _error(rank, process.exitcode, told, len(processes))
@@ -117,6 +118,9 @@ def _error(
         name = words.get("error")
         if name is not None and isinstance(getattr(errors, name, None), type):
             message = str(words["message"])
+            if words.get("of_all_ranks"):
+                found: SelaError = getattr(errors, name)(message)
+                return found
             if name == "DistributedError":
                 return DistributedError(message)
             return DistributedError(message if message.startswith("rank ") else f"rank {who} of {ranks}: {message}")
@@ -151,9 +155,9 @@ def _rank_main(
     os.environ.update(environment)
     status = 0
     try:
-        pipe.send({"result": work(*arguments)})
+        pipe.send_bytes(pickle.dumps({"result": work(*arguments)}))  # torch's own way would need us to live on
     except SelaError as error:
-        _tell(pipe, {"error": type(error).__name__, "message": str(error)})
+        _tell(pipe, {"error": type(error).__name__, "message": str(error), "of_all_ranks": error.of_all_ranks})
         status = error.exit_code
     except KeyboardInterrupt:
         status = 130
@@ -168,4 +172,4 @@ def _rank_main(
 
 def _tell(pipe: multiprocessing.connection.Connection, words: Mapping[str, Any]) -> None:
     with contextlib.suppress(OSError):  # whoever started us is gone
-        pipe.send(words)
+        pipe.send_bytes(pickle.dumps(words))

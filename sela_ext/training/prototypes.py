@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sela_ext.assign import UnbalancedLabelsWarning, assign
 from sela_ext.assign.features import in_order
 from sela_ext.assign.plan import threads_of
+from sela_ext.assign.solve import assign_silently
 from sela_ext.errors import OptionError
 from sela_ext.models import Heads
 from sela_ext.training.clustering import cluster_sums
@@ -172,10 +171,9 @@ def _balanced(
     """Directions [K, D] after rounds of labels with the prescribed sizes and of their means."""
     before: Tensor | None = None
     for _ in range(rounds):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnbalancedLabelsWarning)  # a beginning need not be exact
-            logits = points @ centres.t() / temperature
-            solved = assign(logits, lam=lam, tol=_TOL, marginals=marginals, threads=threads)
+        logits = points @ centres.t() / temperature
+        # A beginning need not be exact: what would be warned of is no matter.
+        solved = assign_silently(logits, lam=lam, tol=_TOL, marginals=marginals, threads=threads)
         labels = torch.as_tensor(solved.labels).long()
         if before is not None and float((labels != before).float().mean()) < _SETTLED:
             break

@@ -91,7 +91,7 @@ def from_exact(
     columns = len(exact) - EXTRA
     words = exact[columns:].ctypes.data
     return (
-        exact[:columns] * sinkhorn_resolution(rows_in_all, largest_weight),
+        exact[:columns].astype(np.float64) * sinkhorn_resolution(rows_in_all, largest_weight),
         _core.sinkhorn_total(words, largest_weight),
         _core.sinkhorn_total(words + WORDS * exact.itemsize, largest_weight),
         int(exact[-1]),

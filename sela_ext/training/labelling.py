@@ -220,7 +220,7 @@ def label_pass(
         sure = np.zeros(len(valid), np.float32)
         sure[rows] = np.where(labelled, np.exp(result.log_p), 0.0)
         new, probable = own, sure
-        told = [float(labelled.sum()), result.log_p[labelled].sum(dtype=np.float64)]
+        told = [float(labelled.sum()), float(result.log_p[labelled].sum(dtype=np.float64))]
         if ranks.several:
             new = np.concatenate([part.numpy() for part in _gathered(torch.from_numpy(own), ranks)])
             probable = np.concatenate([part.numpy() for part in _gathered(torch.from_numpy(sure), ranks)])

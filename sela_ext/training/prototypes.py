@@ -16,7 +16,7 @@ from sela_ext.assign.plan import threads_of
 from sela_ext.assign.solve import assign_silently
 from sela_ext.errors import OptionError
 from sela_ext.models import Heads
-from sela_ext.training.clustering import cluster_sums
+from sela_ext.training.clustering import cluster_sums, kmeans
 from sela_ext.training.progress import Stage, no_stage
 
 # Rows per cluster that k-means looks at, and its iterations: a beginning, not a solution. Its own beginning, by
@@ -91,15 +91,10 @@ def place_prototypes(
 
 
 def _centroids(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Lloyd's algorithm, float32 [k, D], from rows [M, D] in random order, M >= k; an empty cluster stays in place."""
+    """K-means, float32 [k, D], from rows [M, D] in random order, M >= k; on one thread, with what torch brings."""
     first = points[: max(_SEEDING_ROWS, _SEEDING_ROWS_PER_CLUSTER * k)]
-    centres = _seeds(first, k, generator)
-    for _ in range(_ITERATIONS):
-        nearest = torch.addmm(centres.square().sum(1), points, centres.T, alpha=-2.0).argmin(1)
-        members = F.one_hot(nearest, k).float()
-        sizes = members.sum(0)[:, None]
-        centres = torch.where(sizes > 0, members.T @ points / sizes.clamp(min=1.0), centres)
-    return centres
+    start = _seeds(first, k, generator)
+    return kmeans(points, k, iterations=_ITERATIONS, start=start, backend="torch").centroids
 
 
 def _seeds(points: Tensor, k: int, generator: torch.Generator) -> Tensor:

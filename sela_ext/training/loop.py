@@ -93,13 +93,13 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
     """
     chosen = make_options({**options, "dry_run": dry_run})
     check_outputs(chosen)
+    device = check_device(chosen.device if chosen.device != AUTO else choose_device()[0])
     started = world_size_of_environment()
     wanted = _number_of_ranks(chosen.devices, started)
     if started == 1 and wanted > 1 and not dry_run:
         RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
         result: TrainResult = launch(_train_rank, (data, out, options), wanted)
         return result
-    device = check_device(chosen.device if chosen.device != AUTO else choose_device()[0])
     with Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence) as ranks:
         return _train(data, out, chosen, _given(options), ranks)
 

@@ -72,6 +72,8 @@ class Memory:
         """The accelerated step from a residual, shortened where it goes too far."""
         steps, changes = np.ascontiguousarray(self._columns[:, :, : self._known])
         step = accelerated_step(residual, steps, changes)
+        if 2 * float(np.abs(step).max()) <= STEP_CAP:  # nor does it without its mean
+            return step
         cap = max(STEP_CAP, 2 * float(np.abs(residual).max()))
         size = float(np.abs(step - np.add.reduce(step) / len(step)).max())
         if not math.isfinite(size):

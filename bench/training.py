@@ -298,7 +298,7 @@ def solver_seconds(bench: Bench, passed: Callable[[], Any]) -> float:
     from sela_ext.training import labelling
 
     spent = []
-    solve = labelling.assign
+    solve = labelling.assign_silently
 
     def timed(*given: Any, **options: Any) -> Any:
         start = bench.clock()
@@ -306,11 +306,11 @@ def solver_seconds(bench: Bench, passed: Callable[[], Any]) -> float:
         spent.append(bench.clock() - start)
         return found
 
-    labelling.assign = timed
+    labelling.assign_silently = timed
     try:
         passed()
     finally:
-        labelling.assign = solve
+        labelling.assign_silently = solve
     return sum(spent)
 
 

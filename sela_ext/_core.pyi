@@ -335,6 +335,46 @@ def sinkhorn_pass_cpu(
 ) -> tuple[float, float, int, int]:
     """One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live)."""
 
+def sinkhorn_sums_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    potential: npt.NDArray[np.float64],
+    row_weights: int,
+    largest_weight: float,
+    reference: npt.NDArray[Any] | None,
+    want_labels: bool,
+    threads: int,
+    isa: str,
+    every: int,
+    candidates: Candidates | None,
+    first_row: int,
+    rows_in_all: int,
+    maxima: int,
+    maxima_scale: float,
+    bounds: int,
+    bounds_known: bool,
+) -> tuple[
+    npt.NDArray[np.float64],
+    npt.NDArray[np.int64],
+    npt.NDArray[Any],
+    npt.NDArray[np.int32] | None,
+    float,
+    float,
+    int,
+    int,
+]:
+    """The same into new arrays: (column sums, exact integers, lse, labels or None, objective, weight, masked, live)."""
+
+def sinkhorn_exact_totals(totals: int, blocks: int, largest_weight: float, words: int) -> None:
+    """The eight words of the totals of objective and weight, by addresses, from those of blocks [2, blocks]."""
+
+def sinkhorn_total(words: int, largest_weight: float) -> float:
+    """The total that four words stand for, by their address."""
+
 def store_logits_cpu(
     logits: int,
     type: str,

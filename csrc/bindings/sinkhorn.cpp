@@ -1,11 +1,16 @@
 // The fused Sinkhorn pass, by addresses: sela_ext.kernels has checked shapes, types and devices before.
 #include "sela/sinkhorn.h"
 
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstring>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/names.h"
@@ -32,6 +37,9 @@ LogitsType logits_type(const std::string& name) {
 }
 
 namespace {
+
+/// Integers behind the column sums: the words of objective and weight, and masked rows.
+constexpr int64_t kSinkhornExact = 2 * kSinkhornWords + 1;
 
 template <class T>
 T* pointer(std::uintptr_t address) {
@@ -86,6 +94,55 @@ py::tuple pass_cpu(std::uintptr_t logits, const std::string& type, int64_t rows,
   return py::make_tuple(sums.objective, sums.weight, sums.masked, sums.live);
 }
 
+py::tuple sums_cpu(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                   double scale, const py::array_t<double, py::array::c_style>& potential, std::uintptr_t row_weights,
+                   double largest_weight, const std::optional<py::array>& reference, bool want_labels, int threads,
+                   const std::string& isa, int64_t every, std::optional<Candidates*> candidates, int64_t first_row,
+                   int64_t rows_in_all, std::uintptr_t maxima, double maxima_scale, std::uintptr_t bounds,
+                   bool bounds_known) {
+  if (potential.size() != cols || (reference && reference->size() != rows))
+    throw std::invalid_argument("sinkhorn_pass: expected a potential [cols] and a reference [rows]");
+  const bool is_double = type == "float64";
+  const auto numbers = [&](int64_t count) -> py::array {
+    if (is_double) return py::array_t<double>(count);
+    return py::array_t<float>(count);
+  };
+  py::array lse = numbers(rows);
+  py::array_t<int32_t> labels(want_labels ? rows : 0);
+  py::array_t<int64_t> exact(cols + kSinkhornExact);
+  py::array_t<double> columns(cols);
+  if (reference && reference->itemsize() != lse.itemsize())
+    throw std::invalid_argument("sinkhorn_pass: expected a reference of the type of lse");
+  std::fill_n(labels.mutable_data(), labels.size(), -1);
+  if (every > 1) {  // rows that are not read keep what is known
+    if (reference) {
+      std::memcpy(lse.mutable_data(), reference->data(), static_cast<size_t>(lse.nbytes()));
+    } else if (is_double) {
+      std::fill_n(static_cast<double*>(lse.mutable_data()), rows, std::numeric_limits<double>::quiet_NaN());
+    } else {
+      std::fill_n(static_cast<float*>(lse.mutable_data()), rows, std::numeric_limits<float>::quiet_NaN());
+    }
+  }
+  const auto address = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data); };
+  const int64_t blocks = (rows + kSinkhornRows - 1) / kSinkhornRows;
+  std::vector<double> totals(static_cast<size_t>(2 * blocks));
+  const py::tuple found =
+      pass_cpu(logits, type, rows, cols, stride, scale, address(potential.data()), row_weights, largest_weight,
+               reference ? address(reference->data()) : 0, address(exact.mutable_data()), address(lse.mutable_data()),
+               want_labels ? address(labels.mutable_data()) : 0, threads, isa, every, candidates, first_row,
+               rows_in_all, address(totals.data()), maxima, maxima_scale, bounds, bounds_known);
+  const int64_t* integers = exact.data();
+  int64_t* words = exact.mutable_data() + cols;
+  sinkhorn_exact_totals(totals.data(), blocks, largest_weight, words);
+  words[2 * kSinkhornWords] = found[2].cast<int64_t>();
+  const double resolution = sinkhorn_resolution(std::max(rows, rows_in_all), largest_weight);
+  double* sums = columns.mutable_data();
+  for (int64_t j = 0; j < cols; ++j) sums[j] = static_cast<double>(integers[j]) * resolution;
+  return py::make_tuple(columns, exact, lse, want_labels ? py::object(labels) : py::none(),
+                        sinkhorn_total(words, largest_weight), sinkhorn_total(words + kSinkhornWords, largest_weight),
+                        found[2], found[3]);
+}
+
 int64_t store_cpu(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
                   const std::string& kind, double lambda, std::uintptr_t values, std::uintptr_t maxima, int threads,
                   const std::string& isa) {
@@ -132,6 +189,26 @@ void bind_sinkhorn(py::module_& m) {
         py::arg("rows_in_all") = 0, py::arg("totals") = 0, py::arg("maxima") = 0, py::arg("maxima_scale") = 0.0,
         py::arg("bounds") = 0, py::arg("bounds_known") = false,
         "One fused pass on the CPU, by addresses (0 = absent); returns (objective, weight, masked, live).");
+  m.def(
+      "sinkhorn_sums_cpu", &sums_cpu, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
+      py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("row_weights"), py::arg("largest_weight"),
+      py::arg("reference"), py::arg("want_labels"), py::arg("threads"), py::arg("isa"), py::arg("every"),
+      py::arg("candidates"), py::arg("first_row"), py::arg("rows_in_all"), py::arg("maxima"), py::arg("maxima_scale"),
+      py::arg("bounds"), py::arg("bounds_known"),
+      "The same into new arrays: (column sums, exact integers, lse, labels or None, objective, weight, masked, live).");
+  m.def(
+      "sinkhorn_exact_totals",
+      [](std::uintptr_t totals, int64_t blocks, double largest_weight, std::uintptr_t words) {
+        sinkhorn_exact_totals(pointer<const double>(totals), blocks, largest_weight, pointer<int64_t>(words));
+      },
+      py::arg("totals"), py::arg("blocks"), py::arg("largest_weight"), py::arg("words"),
+      "The eight words of the totals of objective and weight, by addresses, from those of blocks [2, blocks].");
+  m.def(
+      "sinkhorn_total",
+      [](std::uintptr_t words, double largest_weight) {
+        return sinkhorn_total(pointer<const int64_t>(words), largest_weight);
+      },
+      py::arg("words"), py::arg("largest_weight"), "The total that four words stand for, by their address.");
   m.def("store_logits_cpu", &store_cpu, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("kind"), py::arg("lam"), py::arg("values"), py::arg("maxima"), py::arg("threads"),
         py::arg("isa"), "Logits to 16 bits, by addresses; returns how many finite entries were stored as -inf.");

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import sela_ext
 from sela_ext.assign import UnbalancedLabelsWarning, anderson
 from sela_ext.assign.anderson import accelerated_step
+from sela_ext.assign.solve import assign_silently
 from sela_ext.errors import DataError, OptionError
 
 LAM = 25.0
@@ -138,8 +139,8 @@ def test_accelerated_step_solves_a_linear_problem_exactly():
         return matrix @ (x - solution)
 
     points = [np.zeros(4)] + [rng.standard_normal(4) for _ in range(4)]
-    steps = [b - a for a, b in itertools.pairwise(points)]
-    changes = [residual(b) - residual(a) for a, b in itertools.pairwise(points)]
+    steps = np.stack([b - a for a, b in itertools.pairwise(points)], axis=1)
+    changes = np.stack([residual(b) - residual(a) for a, b in itertools.pairwise(points)], axis=1)
     last = points[-1]
     np.testing.assert_allclose(last + accelerated_step(residual(last), steps, changes), solution, atol=1e-8)
 
@@ -477,3 +478,31 @@ def test_anderson_leaves_a_circle_by_plain_iterations(monkeypatch):
     assert sela_ext.assign(logits, tol=1e-5, method="anderson").converged
     monkeypatch.setattr(anderson, "STALLED", 10**9)
     assert sela_ext.assign(logits, tol=1e-5, method="anderson").error > 0.1, "the case still goes in circles without"
+
+
+def test_what_assign_warns_of_is_in_its_result_and_silently_only_there():
+    logits = np.random.default_rng(0).standard_normal((100, 5)).astype(np.float32)
+    logits[:, 3] = -np.inf
+    with pytest.warns(UnbalancedLabelsWarning, match="the first is 3") as caught:
+        found = sela_ext.assign(logits)
+    assert [str(one.message) for one in caught] == list(found.warnings)
+    assert caught[0].filename == __file__  # it points to who called
+    assert assign_silently(logits).warnings == found.warnings  # a warning would be an error here
+    assert sela_ext.assign(logits[:, :3]).warnings == ()
+
+
+def test_images_that_exact_sizes_force_into_impossible_clusters_are_counted_without_those_of_weight_0():
+    logits = np.zeros((7, 2), np.float32)
+    logits[:5, 1] = -np.inf
+    weights = np.array([1, 1, 1, 1, 1, 1, 0])
+    with pytest.warns(UnbalancedLabelsWarning, match="2 of 6 images had to be given clusters that are impossible"):
+        found = sela_ext.assign(logits, balance="exact", row_weights=weights)
+    assert found.sizes.tolist() in ([3, 4], [4, 3])
+
+
+def test_labels_and_potential_are_the_same_for_an_array_and_a_tensor_on_the_same_memory():
+    logits = np.random.default_rng(1).standard_normal((1001, 33)).astype(np.float32)
+    array, tensor = sela_ext.assign(logits), sela_ext.assign(torch.from_numpy(logits).requires_grad_())
+    assert np.array_equal(array.labels, tensor.labels.numpy())
+    assert array.potential.tobytes() == tensor.potential.numpy().tobytes()
+    assert tensor.potential.dtype == torch.float64

@@ -262,14 +262,14 @@ def test_cuda_logits_take_anderson_and_refuse_newton(monkeypatch):
 
 def test_passes_are_the_rows_that_were_read_and_the_history_names_every_pass(monkeypatch):
     read = []
-    kernel = problem.logits_pass
+    kernel = problem.Problem._pass
 
-    def counted(logits, potential, **options):
-        sums = kernel(logits, potential, **options)
+    def counted(self, potential, **options):
+        sums = kernel(self, potential, **options)
         read.append(np.isfinite(sums.lse).sum() if options["every"] == 1 else sums.weight)
         return sums
 
-    monkeypatch.setattr(problem, "logits_pass", counted)
+    monkeypatch.setattr(problem.Problem, "_pass", counted)
     logits = trained_logits(20_000, 64, sharpness=2.0)
     a = sela_ext.assign(logits, tol=1e-6)
     assert a.converged

@@ -1,4 +1,6 @@
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,11 @@ from sela_ext.training import cluster_pass
 from sela_ext.training.options import make_options
 from sela_ext.training.recipes.deepcluster import DeepClusterRecipe, _before_last_relu
 from sela_ext.training.recipes.sela import SelaRecipe
+
+spec = importlib.util.spec_from_file_location("small_runs", Path(__file__).with_name("small_runs.py"))
+small_runs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(small_runs)
+events, quadrants, StopError = small_runs.events, small_runs.quadrants, small_runs.StopError
 
 TINY = {
     "method": "deepcluster",
@@ -36,32 +43,10 @@ class Classifier(nn.Module):
         return self.classifier(self.features(images).flatten(1))
 
 
-def blobs(count=130, size=16):
-    """Images with a bright quadrant, by class, in noise; the first classes are larger."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(4), [count - 60, 30, 20, 10])
-    images = rng.integers(0, 80, (count, size, size, 3), dtype=np.uint8)
-    half = size // 2
-    for i, label in enumerate(labels):
-        y, x = divmod(int(label), 2)
-        images[i, y * half : (y + 1) * half, x * half : (x + 1) * half] += 150
-    return images, labels
-
-
-def events(out, kind=None):
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [event for event in found if kind in (None, event["event"])]
-
-
-def without_clock(value):
-    if isinstance(value, dict):
-        clock = ("seconds", "per_second", "wait")
-        return {k: without_clock(v) for k, v in value.items() if not any(word in k for word in clock)}
-    return [without_clock(v) for v in value] if isinstance(value, list) else value
-
-
-class StopError(Exception):
-    """The end of a run that is to be continued."""
+def blobs():
+    """130 images; the first classes are larger."""
+    labels = np.repeat(np.arange(4), [70, 30, 20, 10])
+    return quadrants(labels), labels
 
 
 @pytest.fixture
@@ -113,22 +98,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, 
     images, truth = blobs()
     options = {**TINY, "labels": truth, "model": Classifier, "evaluate_every": 1}
     whole = sela_ext.train(images, out=tmp_path / "whole", **options)
-    usual = SelaRecipe.step
-
-    def limited(self, batch):
-        if self.run.state["step"] == step:
-            raise StopError
-        return usual(self, batch)
-
     with monkeypatch.context() as patch:
-        patch.setattr(SelaRecipe, "step", limited)
+        small_runs.stop_at(SelaRecipe, step, patch)
         with pytest.raises(StopError):
             sela_ext.train(images, out=tmp_path / "stopped", **options)
-    resumed = sela_ext.train(images, out=tmp_path / "stopped", resume=True, **options)
-    np.testing.assert_array_equal(resumed.labels, whole.labels)
-    ours, theirs = resumed.network.state_dict(), whole.network.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert without_clock(events(resumed.out)) == without_clock(events(whole.out))
+    small_runs.assert_same_run(sela_ext.train(images, out=tmp_path / "stopped", resume=True, **options), whole)
 
 
 @pytest.mark.parametrize("projection", [0, 12])

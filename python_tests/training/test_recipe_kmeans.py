@@ -1,4 +1,6 @@
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +9,11 @@ import torch
 import sela_ext
 from sela_ext.errors import OptionError
 from sela_ext.training.recipes.kmeans import KmeansRecipe
+
+spec = importlib.util.spec_from_file_location("small_runs", Path(__file__).with_name("small_runs.py"))
+small_runs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(small_runs)
+events = small_runs.events
 
 TINY = {
     "method": "kmeans",
@@ -20,52 +27,9 @@ TINY = {
 }
 
 
-def blobs(count=130, size=16):
-    """Images with a bright quadrant, by class, in noise."""
-    rng = np.random.default_rng(0)
+def blobs(count=130):
     labels = np.arange(count) % 4
-    images = rng.integers(0, 80, (count, size, size, 3), dtype=np.uint8)
-    half = size // 2
-    for i, label in enumerate(labels):
-        y, x = divmod(int(label), 2)
-        images[i, y * half : (y + 1) * half, x * half : (x + 1) * half] += 150
-    return images, labels
-
-
-def events(out, kind=None):
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [event for event in found if kind in (None, event["event"])]
-
-
-def without_clock(value):
-    if isinstance(value, dict):
-        clock = ("seconds", "per_second", "wait")
-        return {k: without_clock(v) for k, v in value.items() if not any(word in k for word in clock)}
-    return [without_clock(v) for v in value] if isinstance(value, list) else value
-
-
-class StopError(Exception):
-    """The end of a run that is to be continued."""
-
-
-def stop_at(recipe, step, monkeypatch):
-    """Have runs of a recipe end after so many steps."""
-    usual = recipe.step
-
-    def limited(self, batch):
-        if self.run.state["step"] == step:
-            raise StopError
-        return usual(self, batch)
-
-    monkeypatch.setattr(recipe, "step", limited)
-
-
-def assert_same_run(one, other):
-    np.testing.assert_array_equal(one.labels, other.labels)
-    np.testing.assert_array_equal(one.confidence, other.confidence)
-    ours, theirs = one.network.state_dict(), other.network.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert without_clock(events(one.out)) == without_clock(events(other.out))
+    return small_runs.quadrants(labels), labels
 
 
 @pytest.mark.parametrize("source", ["bank", "eval", "official"])
@@ -105,10 +69,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, 
     options = {**TINY, "labels": truth, "sampler": "clusters", "label_passes": 5}
     whole = sela_ext.train(images, out=tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
-        stop_at(KmeansRecipe, step, patch)
-        with pytest.raises(StopError):
+        small_runs.stop_at(KmeansRecipe, step, patch)
+        with pytest.raises(small_runs.StopError):
             sela_ext.train(images, out=tmp_path / "stopped", **options)
-    assert_same_run(sela_ext.train(images, out=tmp_path / "stopped", resume=True, **options), whole)
+    small_runs.assert_same_run(sela_ext.train(images, out=tmp_path / "stopped", resume=True, **options), whole)
 
 
 def test_new_images_get_the_label_that_the_network_finds_most_likely(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,51 +27,56 @@ PART_ROWS, PART_ROWS_PER_COLUMN, MORE_ROWS = 4096, 4, 8
 PART_ERROR, PART_PASSES = 0.05, 15
 
 
-def accelerated_step(residual: Vector, steps: list[Vector], changes: list[Vector]) -> Vector:
+def accelerated_step(residual: Vector, steps: Vector, changes: Vector) -> Vector:
     """The Anderson step (type II) from the residual f = log b - log col at g.
 
     Args:
         residual: f at the current point [K].
-        steps: differences of successive potentials, oldest first.
-        changes: differences of the residuals at them.
+        steps: differences of successive potentials [K, m], oldest first.
+        changes: differences of the residuals at them [K, m].
 
     Returns:
         f - (steps + changes) gamma, where gamma minimises |f - changes gamma|.
     """
-    if not steps:
+    if not steps.shape[1]:
         return residual
-    change = np.stack(changes, axis=1)
-    scale = np.linalg.norm(change, axis=0)
+    scale = np.sqrt(np.add.reduce(changes * changes, axis=0))
     scale[scale == 0] = 1.0
-    gamma = np.linalg.lstsq(change / scale, residual, rcond=1e-10)[0] / scale
-    step: Vector = residual - (np.stack(steps, axis=1) + change) @ gamma
+    gamma = np.linalg.lstsq(changes / scale, residual, rcond=1e-10)[0] / scale
+    step: Vector = residual - (steps + changes) @ gamma
     return step
 
 
 class Memory:
     """Differences of the latest potentials and of their residuals: a model of how the one changes the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, clusters: int) -> None:
         """Nothing is known."""
-        self.steps: deque[Vector] = deque(maxlen=MEMORY)
-        self.changes: deque[Vector] = deque(maxlen=MEMORY)
+        self._columns = np.empty((2, clusters, MEMORY))  # steps and changes, oldest first
+        self._known = 0
 
     def add(self, step: Vector, change: Vector) -> None:
         """A step of the potential, and what it changed of the residual."""
-        self.steps.append(step)
-        self.changes.append(change)
+        if self._known == MEMORY:
+            self._columns[:, :, :-1] = self._columns[:, :, 1:]
+        else:
+            self._known += 1
+        self._columns[0, :, self._known - 1] = step
+        self._columns[1, :, self._known - 1] = change
 
     def clear(self) -> None:
         """Forget everything."""
-        self.steps.clear()
-        self.changes.clear()
+        self._known = 0
 
     def step(self, residual: Vector) -> Vector:
         """The accelerated step from a residual, shortened where it goes too far."""
-        step = accelerated_step(residual, list(self.steps), list(self.changes))
+        steps, changes = np.ascontiguousarray(self._columns[:, :, : self._known])
+        step = accelerated_step(residual, steps, changes)
+        if 2 * float(np.abs(step).max()) <= STEP_CAP:  # nor does it without its mean
+            return step
         cap = max(STEP_CAP, 2 * float(np.abs(residual).max()))
-        size = float(np.abs(step - step.mean()).max())
-        if not np.isfinite(size):
+        size = float(np.abs(step - np.add.reduce(step) / len(step)).max())
+        if not math.isfinite(size):
             return residual
         return step * (cap / size) if size > cap else step
 
@@ -124,7 +128,7 @@ def solve_anderson(
         parts: see `parts_of`: the potential of a part of the rows is a better start, and what is learnt there of how
             shares change with the potential holds for all rows.
     """
-    memory = Memory()
+    memory = Memory(len(start))
     for every in parts:
         start = solve_part(problem, start, every, memory)
     at = best = problem.evaluate(start) if first is None else first

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sela_ext.assign.sources import best_columns, column_losses, logits_pass
-from sela_ext.assign.ties import UnbalancedLabelsWarning
 from sela_ext.kernels.rounding import Candidates, Rounding, smooth_prices
 
 if TYPE_CHECKING:
@@ -75,12 +73,14 @@ class Balanced:
         gap: at most so many nats per image (of logits) are lost to the best labels of admissible sizes; inf when
             images had to be given impossible clusters.
         impossible: images that had to be given a cluster at -inf.
+        images: that were counted.
     """
 
     labels: Labels
     prices: Vector
     gap: float
     impossible: int
+    images: int = 0
 
 
 def admissible_sizes(shares: Vector, total: int) -> tuple[Longs, Longs]:
@@ -237,14 +237,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
         lists, _ = _merged(lists, worse, _part(looked, worse), found)
         rounding, left = rounded(lists, start, found, unit)
     assert best is not None
-    if best.impossible:
-        warnings.warn(
-            f"assign: {best.impossible} of {total} images had to be given clusters that are impossible for them "
-            "(logits of -inf): no other labels have the wanted cluster sizes",
-            UnbalancedLabelsWarning,
-            stacklevel=4,
-        )
-    return replace(best, labels=best.labels[own])
+    return replace(best, labels=best.labels[own], images=total)
 
 
 def _part(lists: Candidates, places: Longs) -> Candidates:

@@ -49,13 +49,14 @@ class MappedRows:
             if array.device.type != "cpu":
                 return None
             item = array.element_size()
-            address, strides = array.data_ptr(), [int(step) * item for step in array.stride()]
+            strides = tuple(int(step) * item for step in array.stride())
         else:
             item = array.itemsize
-            address, strides = array.ctypes.data, list(array.strides)
+            strides = array.strides
         stride = strides[0]
         if stride * rows < SMALLEST or min(strides) < 0:
             return None
+        address = array.data_ptr() if is_tensor(array) else array.ctypes.data
         size = item + sum((int(n) - 1) * step for n, step in zip(array.shape, strides, strict=True))
         found = _map_at(address)
         if found is None:

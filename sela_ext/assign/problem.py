@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sela_ext.assign.marginals import EMPTY
 from sela_ext.assign.shards import Shard
-from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of
+from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of, whole_pass
 from sela_ext.errors import DataError
 from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.sinkhorn import check_logits, rows_read
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from sela_ext.kernels.bounds import ChunkBounds
     from sela_ext.kernels.newton import ColumnLaw
+    from sela_ext.kernels.sinkhorn import CpuPass
 
     Vector = npt.NDArray[np.float64]
 
@@ -49,6 +51,7 @@ class Evaluation:
         error: sum over columns of |shares - b|.
         objective: sum_k b_k g_k - sum_i a_i lse_i, a = row weights of sum 1; the semi-dual, largest at the solution.
         sums: what the kernel returned.
+        plain: every column is to receive something, and receives a part of it that is not faint.
     """
 
     potential: Vector
@@ -57,6 +60,7 @@ class Evaluation:
     error: float
     objective: float
     sums: SinkhornSums
+    plain: bool
 
     @property
     def candidates(self) -> Any:
@@ -65,10 +69,14 @@ class Evaluation:
 
     def excess(self, target: Vector) -> float:
         """The part of the error that a potential can remove: impossible columns cost twice their share for ever."""
+        if self.plain:
+            return self.error
         return self.error - 2 * float(target[self.log_shares == -np.inf].sum())
 
     def sinkhorn_step(self, target: Vector) -> Vector:
         """Return log b - log col: what one Sinkhorn iteration adds to the potential; 0 for impossible columns."""
+        if self.plain:
+            return np.log(target) - self.log_shares
         moving = (self.log_shares > -np.inf) & (target > 0)
         log_target = np.log(target, out=np.zeros(len(target)), where=moving)
         return np.subtract(log_target, self.log_shares, out=np.zeros(len(target)), where=moving)
@@ -105,7 +113,19 @@ class Problem:
     _live_share: float = 1.0
     _bounds: ChunkBounds | None = None
     _bounded: Any | None = None
+    _whole: CpuPass | None = None
+    _passed: Any | None = None
     _start: float = field(default_factory=time.perf_counter)
+
+    @cached_property
+    def all_wanted(self) -> bool:
+        """Whether every column is to receive something."""
+        return bool((self.target > 0).all())
+
+    @cached_property
+    def faint_level(self) -> Vector:
+        """Shares below which columns are summed again."""
+        return FAINT * self.target
 
     @property
     def seconds(self) -> float:
@@ -167,7 +187,8 @@ class Problem:
 
         That of clusters which are to get nothing is pinned far below all others.
         """
-        potential = np.where(self.target > 0, potential, EMPTY)
+        if not self.all_wanted:
+            potential = np.where(self.target > 0, potential, EMPTY)
         if self.dtype == "float64":
             return potential.astype(np.float64)
         return potential.astype(np.float32).astype(np.float64)
@@ -214,20 +235,14 @@ class Problem:
         if reference is not None and factor != self._reference_factor:
             with np.errstate(over="ignore"):  # exact where one entry has all of a row
                 reference = reference * (factor / self._reference_factor)
-        sums = logits_pass(
-            self.working,
+        sums = self._pass(
             potential,
             scale=self.lam * factor,
-            row_weights=self.row_weights,
             reference=reference,
             want_labels=labels,
-            threads=self.threads,
             every=every,
             keep=keep,
             keep_at_most=int(keep_per_row * read),
-            first_row=self.shard.first_row,
-            rows_in_all=rows,
-            largest_weight=self.shard.largest_weight,
             bounds=self._bounds_for(every),
         )
         self._live_share = sums.live_share  # of the rows here: bounds change no bit
@@ -252,23 +267,51 @@ class Problem:
             )
         columns = sums.column_sums
         shares = np.asarray(columns.cpu().numpy() if hasattr(columns, "cpu") else columns) / sums.weight
-        error = float(np.abs(shares - self.target).sum())
+        error = float(np.add.reduce(np.abs(shares - self.target)))
         objective = float(self.target @ potential) - sums.objective / sums.weight
         entry = {"passes": self.passes, "error": error, "objective": objective, "seconds": self.seconds}
         if not whole:
             entry |= {"lam": self.lam * factor, "rows": read}
         if self.stored is not None:
             entry["bits"] = 64 if self.dtype == "float64" else 16
-        with np.errstate(divide="ignore"):
-            log_shares: Vector = np.log(shares)
-        if not look:
-            log_shares = self._exact_log_shares(log_shares, shares, potential, sums, factor, every)
-        at = self.judged(Evaluation(potential, shares, log_shares, error, objective, sums), factor, every)
+        faint = np.flatnonzero(shares < self.faint_level)
+        plain = self.all_wanted and not len(faint)
+        log_shares: Vector
+        if plain:
+            log_shares = np.log(shares)
+        else:
+            with np.errstate(divide="ignore"):
+                log_shares = np.log(shares)
+        if len(faint) and not look:
+            log_shares = self._exact_log_shares(log_shares, faint, potential, sums, factor, every)
+        at = self.judged(Evaluation(potential, shares, log_shares, error, objective, sums, plain), factor, every)
         entry |= {"error": at.error, "objective": at.objective}
         self.history.append(entry)
         if self.progress is not None:
             self.progress(entry)
         return at
+
+    def _pass(self, potential: Vector, **options: Any) -> SinkhornSums:
+        """One pass over what is read now: arrays in memory were looked at before the first one."""
+        if self._passed is not self.working:
+            self._passed = self.working
+            self._whole = whole_pass(self.working, **self._common())
+        if self._whole is None or not np.isfinite(potential).all():
+            return logits_pass(self.working, potential, **self._common(), **options)
+        reference = options.pop("reference")
+        if reference is not None:
+            reference = np.ascontiguousarray(reference, self._whole.lse_type)
+        return self._whole(potential, reference=reference, **options)
+
+    def _common(self) -> dict[str, Any]:
+        """Arguments that all passes have in common."""
+        return {
+            "row_weights": self.row_weights,
+            "threads": self.threads,
+            "first_row": self.shard.first_row,
+            "rows_in_all": self.rows,
+            "largest_weight": self.shard.largest_weight,
+        }
 
     def judged(self, at: Evaluation, factor: float, every: int) -> Evaluation:
         """An evaluation at factor * lambda by what is asked of the columns: as it is where that is their target."""
@@ -278,6 +321,7 @@ class Problem:
         """Go back to the logits themselves; nothing holds the memory of the copy and its bounds any longer."""
         if self._bounded is self.stored:
             self._bounds = self._bounded = None
+        self._whole = self._passed = None
         self.stored = None
 
     def _bounds_for(self, every: int) -> ChunkBounds | None:
@@ -287,12 +331,15 @@ class Problem:
         return self._bounds if self._bounded is self.working else None
 
     def _exact_log_shares(
-        self, log_shares: Vector, shares: Vector, potential: Vector, sums: SinkhornSums, factor: float, every: int
+        self,
+        log_shares: Vector,
+        faint: npt.NDArray[np.int64],
+        potential: Vector,
+        sums: SinkhornSums,
+        factor: float,
+        every: int,
     ) -> Vector:
         """Log of the shares, with faint columns taken from the logits themselves (counted as their part of a pass)."""
-        faint = np.flatnonzero(shares < FAINT * self.target)
-        if not len(faint):
-            return log_shares
 
         def terms() -> Iterator[Vector]:
             return self._terms(faint, potential, sums, factor, every)

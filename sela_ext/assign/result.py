@@ -43,6 +43,7 @@ class Assignment:
             (of logits, not lambda * logits), by the dual bound [sum_i max_j (lambda L_ij + p_j) - min over admissible
             sizes n of sum_j n_j p_j] / lambda at p = `prices`. inf when images had to be given impossible clusters.
         prices: balance="exact" only: float64 [K], nats, the dual solution behind `gap`.
+        warnings: what `assign` has warned of, a line each: labels far from balanced.
     """
 
     labels: Any
@@ -63,6 +64,7 @@ class Assignment:
     lam: float
     gap: float | None = None
     prices: Any | None = None
+    warnings: tuple[str, ...] = ()
 
     def predict(self, new_logits: Any, *, soft: bool = False) -> Any:
         """Labels for images that were not in the solve: argmax_k (lambda * logit_k + potential_k).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from sela_ext.assign.relaxed import RelaxedProblem, relaxed_problem, solve_bound
 from sela_ext.assign.result import Assignment
 from sela_ext.assign.shards import RankShard, Shard
 from sela_ext.assign.sinkhorn import solve_sinkhorn
-from sela_ext.assign.sources import backend_of, model_of
+from sela_ext.assign.sources import backend_of, in_numpy, model_of
 from sela_ext.assign.storage import STORAGES, choose_storage, copy_tolerance, source_of, stored_copy
-from sela_ext.assign.ties import UNBALANCED, break_ties, misplaced, warn_if_unbalanced
+from sela_ext.assign.ties import UNBALANCED, UnbalancedLabelsWarning, break_ties, misplaced, words_on_balance
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels.logits import StoredLogits
 from sela_ext.kernels.sinkhorn import check_logits, check_vector, check_weights
@@ -123,44 +124,56 @@ def assign(
 
     Source: SeLa, section 3.2, equations 3-7.
     """
+    found = assign_silently(
+        logits,
+        lam=lam,
+        tol=tol,
+        max_passes=max_passes,
+        method=method,
+        storage=storage,
+        marginals=marginals,
+        relax=relax,
+        size_bounds=size_bounds,
+        row_weights=row_weights,
+        start=start,
+        balance=balance,
+        stop=stop,
+        group=group,
+        threads=threads,
+        progress=progress,
+    )
+    for line in found.warnings:
+        warnings.warn(line, UnbalancedLabelsWarning, stacklevel=2)
+    return found
+
+
+def assign_silently(logits: Any, *, group: Any = None, **options: Any) -> Assignment:
+    """`assign`, which has the same arguments, without warnings: they are in the result alone.
+
+    For callers in several threads: what Python's warnings go through is the whole process's.
+    """
     with Shard() if group is None else RankShard(group) as shard:
-        return _assign(
-            logits,
-            lam,
-            tol,
-            max_passes,
-            method,
-            storage,
-            marginals,
-            relax,
-            size_bounds,
-            row_weights,
-            start,
-            balance,
-            stop,
-            threads,
-            progress,
-            shard,
-        )
+        return _assign(logits, shard, **options)
 
 
 def _assign(
     logits: Any,
-    lam: float,
-    tol: float,
-    max_passes: int | None,
-    method: str,
-    storage: str,
-    marginals: Any,
-    relax: Any,
-    size_bounds: Any,
-    row_weights: Any,
-    start: Any,
-    balance: str,
-    stop: str,
-    threads: int,
-    progress: Callable[[dict[str, float]], None] | None,
     shard: Shard,
+    *,
+    lam: float = 25.0,
+    tol: float = 1e-4,
+    max_passes: int | None = None,
+    method: str = "auto",
+    storage: str = "auto",
+    marginals: Any = None,
+    relax: Any = None,
+    size_bounds: Any = None,
+    row_weights: Any = None,
+    start: Any = None,
+    balance: str = "argmax",
+    stop: str = "l1",
+    threads: int = 0,
+    progress: Callable[[dict[str, float]], None] | None = None,
 ) -> Assignment:
     name = check_logits(logits)
     rows, cols = (int(n) for n in logits.shape)
@@ -213,7 +226,8 @@ def _assign(
     room, same = shard.agreed_storage(room, STORAGES.index(kind or "float32"), rows)
     if not same:
         kind, why = "", "read as it is: not all ranks would take a copy"
-    problem = Problem(logits, lam, target, weights, threads, int(max_passes), tol, shard)
+    read = logits if stop == "official" else in_numpy(logits)
+    problem = Problem(read, lam, target, weights, threads, int(max_passes), tol, shard)
     warm = start is not None
     if relaxed:
         problem = relaxed_problem(problem, relax, size_bounds)
@@ -247,20 +261,30 @@ def _assign(
 
     model = model_of(logits)
     labels = _numpy(final.sums.labels)
-    labels = np.where((labels >= 0) & (target[labels] == 0), -1, labels)  # nothing else is possible for these
-    sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
+    if not problem.all_wanted:
+        labels = np.where((labels >= 0) & (target[labels] == 0), -1, labels)  # nothing else is possible for these
+    sizes = shard.total("sizes", _sizes(labels, cols))
+    share = misplaced(sizes, target)
     ties = 0
     balanced = None
     if balance == "exact":
         part = labels if weights is None else np.where(weights > 0, labels, -1).astype(np.int32)
         balanced = balance_exactly(problem, part, final.potential, final.log_shares == -np.inf)
         labels = np.where(part >= 0, balanced.labels, labels).astype(np.int32)
-        sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
-    elif misplaced(sizes, target) > UNBALANCED:
+        sizes = shard.total("sizes", _sizes(labels, cols))
+        share = misplaced(sizes, target)
+    elif share > UNBALANCED:
         labels = labels.copy()
         ties = break_ties(problem.logits, labels, final.potential, lam, target, shard)
-        sizes = shard.total("sizes", np.bincount(labels[labels >= 0], minlength=cols))
-    warn_if_unbalanced(sizes, np.flatnonzero((final.log_shares == -np.inf) & (target > 0)), target, converged)
+        sizes = shard.total("sizes", _sizes(labels, cols))
+        share = misplaced(sizes, target)
+    found = words_on_balance(sizes, np.flatnonzero((final.log_shares == -np.inf) & (target > 0)), target, converged)
+    if balanced is not None and balanced.impossible:
+        found.insert(
+            0,
+            f"assign: {balanced.impossible} of {balanced.images} images had to be given clusters that are impossible "
+            "for them (logits of -inf): no other labels have the wanted cluster sizes",
+        )
 
     return Assignment(
         labels=_like(model, labels),
@@ -281,6 +305,7 @@ def _assign(
         lam=float(np.float32(lam)) if name != "float64" and stop != "official" else lam,
         gap=None if balanced is None else balanced.gap,
         prices=None if balanced is None else _like(model, balanced.prices),
+        warnings=tuple(found),
     )
 
 
@@ -351,6 +376,11 @@ def _start_potential(start: Any, clusters: int) -> Any:
     if start is None:
         return np.zeros(clusters)
     return check_vector("start", start.potential if isinstance(start, Assignment) else start, clusters)
+
+
+def _sizes(labels: Any, clusters: int) -> Any:
+    """Images per cluster, int64 [K]; -1 is none."""
+    return np.bincount(labels if not len(labels) or labels.min() >= 0 else labels[labels >= 0], minlength=clusters)
 
 
 def _numpy(value: Any) -> Any:

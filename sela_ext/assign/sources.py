@@ -15,9 +15,18 @@ from sela_ext.assign.features import BLOCK, FeatureLogits
 from sela_ext.assign.mapped import MappedRows
 from sela_ext.assign.plan import available_memory
 from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
+from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.logits import StoredLogits
 from sela_ext.kernels.rounding import Candidates, check_search, column_margins, find_candidates
-from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, SAMPLE_ROWS, check_largest, check_logits, sinkhorn_pass
+from sela_ext.kernels.sinkhorn import (
+    ROWS_TOGETHER,
+    SAMPLE_ROWS,
+    CpuPass,
+    check_largest,
+    check_logits,
+    check_threads,
+    sinkhorn_pass,
+)
 from sela_ext.kernels.sinkhorn import backend_of as backend_of_array
 from sela_ext.kernels.sinkhorn import on_cuda as array_on_cuda
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums, add_sums, from_exact, like
@@ -45,6 +54,13 @@ def model_of(logits: Any) -> Any:
     if isinstance(logits, FeatureLogits):
         return logits.weight if logits.on_cuda else logits.features
     return logits.values if isinstance(logits, StoredLogits) else logits
+
+
+def in_numpy(logits: Any) -> Any:
+    """A tensor on the CPU as an array on the same memory, which is quicker to handle; anything else as it is."""
+    if not is_tensor(logits) or logits.device.type != "cpu" or on_cuda(logits) or check_logits(logits) == "bfloat16":
+        return logits
+    return logits.detach().numpy()
 
 
 def logits_pass(
@@ -128,6 +144,33 @@ def logits_pass(
         nothing = slice(0, 0)
         joined.add(0, 0, part_of(0, np.empty((0, cols), np.float32) if computed is not None else logits[nothing], 1))
     return joined.result(options["rows_in_all"], options["largest_weight"])
+
+
+def whole_pass(
+    logits: Any,
+    *,
+    row_weights: Any = None,
+    threads: int = 0,
+    first_row: int = 0,
+    rows_in_all: int | None = None,
+    largest_weight: float | None = None,
+) -> CpuPass | None:
+    """`logits_pass` over an array in memory, for many calls; None where it goes through parts, or is no array of numpy.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+    """
+    if not isinstance(logits, (np.ndarray, StoredLogits)) or _mapped(logits) is not None:
+        return None
+    check_threads(threads)
+    return CpuPass(
+        logits,
+        row_weights=row_weights,
+        threads=threads,
+        first_row=first_row,
+        rows_in_all=rows_in_all,
+        largest_weight=largest_weight,
+    )
 
 
 class _Joined:

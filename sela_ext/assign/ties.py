@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,27 +91,23 @@ def _tied(
         yield part.start + tied, near[tied]
 
 
-def warn_if_unbalanced(
+def words_on_balance(
     sizes: npt.NDArray[np.int64],
     impossible: npt.NDArray[np.int64],
     target: npt.NDArray[np.float64],
     converged: bool,
-) -> None:
-    """Warn when a cluster is possible for no image, or when over-full clusters hold more than half of the images."""
+) -> list[str]:
+    """What to warn of: a cluster that is possible for no image, or over-full ones with more than half of the images."""
     if len(impossible):
-        warnings.warn(
+        return [
             f"assign: {len(impossible)} of {len(target)} clusters receive nothing, the first is {impossible[0]}: "
-            "its logits are -inf in every row; the other clusters share the images",
-            UnbalancedLabelsWarning,
-            stacklevel=4,
-        )
-        return
+            "its logits are -inf in every row; the other clusters share the images"
+        ]
     share = misplaced(sizes, target)
     if share > WARN:
         reason = "the logits hardly tell the images apart" if converged else "not converged: raise max_passes"
-        warnings.warn(
+        return [
             f"assign: {share:.0%} of the images are in over-full clusters (largest {sizes.max()}, "
-            f"{int((sizes == 0).sum())} of {len(sizes)} empty): {reason}",
-            UnbalancedLabelsWarning,
-            stacklevel=4,
-        )
+            f"{int((sizes == 0).sum())} of {len(sizes)} empty): {reason}"
+        ]
+    return []

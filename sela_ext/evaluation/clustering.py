@@ -180,9 +180,12 @@ def mutual_information(one: Any, other: Any) -> float:
     if first.shape != second.shape:
         raise DataError(f"other: expected {first.size} labels, as many as one, found {second.size}")
     both = (first >= 0) & (second >= 0)
-    if not both.any():
+    count = int(np.count_nonzero(both))
+    if not count:
         return 0.0
-    return _normalised_information(first[both], second[both])
+    if count < both.size:
+        first, second = first[both], second[both]
+    return _normalised_information(first, second)
 
 
 def label_change(old: Any, new: Any) -> float:
@@ -204,8 +207,8 @@ def label_change(old: Any, new: Any) -> float:
     if before.shape != after.shape:
         raise DataError(f"new: expected {before.size} labels, as many as before, found {after.size}")
     both = (before >= 0) & (after >= 0)
-    count = int(both.sum())
-    return int((before[both] != after[both]).sum()) / count if count else 0.0
+    count = int(np.count_nonzero(both))
+    return int(np.count_nonzero((before != after) & both)) / count if count else 0.0
 
 
 def _check_range(labels: LabelArray, clusters: int) -> None:
@@ -223,10 +226,10 @@ def _normalised_information(one: LabelArray, other: LabelArray) -> float:
     else:
         counts = _contingency(one, other)
     joint = counts / one.size
-    rows, columns = joint.sum(1), joint.sum(0)
-    if (rows > 0).sum() == (columns > 0).sum() == 1:
+    rows, columns, both_known = (share[share > 0] for share in (joint.sum(1), joint.sum(0), joint))
+    if len(rows) == len(columns) == 1:
         return 1.0
-    first, second, both = (-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (rows, columns, joint))
+    first, second, both = (-float((p * np.log(p)).sum()) for p in (rows, columns, both_known))
     shared = first + second - both
     # What rounding leaves of independent labellings is nothing.
     return 0.0 if shared <= 1e-12 else min(1.0, 2 * shared / (first + second))

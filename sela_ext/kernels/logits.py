@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def check_logits(logits: Any) -> str:
         raise DataError(f"logits: expected a numpy or torch array [N, K], found {found}")
     if isinstance(logits, StoredLogits):
         return logits.kind
-    name = str(getattr(logits.dtype, "name", logits.dtype)).removeprefix("torch.")
+    name = _type_name(logits.dtype)
     if name not in ("float32", "float16", "bfloat16", "float64"):
         raise DataError(
             f"logits: expected float32, float16, bfloat16 or float64, found {name}; convert them, e.g. to float32"
@@ -91,6 +92,12 @@ def check_logits(logits: Any) -> str:
     if shape[1] < 1:
         raise DataError("logits: expected at least one column, found K = 0")
     return name
+
+
+@cache
+def _type_name(dtype: Any) -> str:
+    """A number type of numpy or torch by its name."""
+    return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
 
 
 def store_logits(

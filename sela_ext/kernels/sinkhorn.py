@@ -77,6 +77,12 @@ def check_scale(scale: float, name: str) -> float:
     return value
 
 
+def check_threads(threads: int) -> None:
+    """An integer in 0 .. 4096."""
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 4096:
+        raise OptionError(f"threads: expected an integer in 0 .. 4096 (0 = all), found {threads!r}")
+
+
 def sinkhorn_pass(
     logits: Any,
     potential: Any,
@@ -144,8 +150,7 @@ def sinkhorn_pass(
     """
     name = check_logits(logits)
     scale = check_scale(scale, name)
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 4096:
-        raise OptionError(f"threads: expected an integer in 0 .. 4096 (0 = all), found {threads!r}")
+    check_threads(threads)
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise OptionError(f"every: expected an integer >= 1, found {every!r}")
     if first_row < 0 or first_row % ROWS_TOGETHER:
@@ -228,77 +233,135 @@ def pass_on_cpu(
     Raises:
         OptionError: an argument of a wrong shape or value.
     """
-    name = check_logits(logits)
-    rows, cols = (int(n) for n in logits.shape)
-    scale = check_scale(scale, name)
-    g = check_vector("potential", potential, cols)
-    weights = None if row_weights is None else check_weights(row_weights, rows)
-    largest = check_largest(largest_weight, weights)
-    rows_in_all = first_row + rows if rows_in_all is None else rows_in_all
-    lse_type = np.float64 if name == "float64" else np.float32
-    before = None if reference is None else _reference(reference, rows, lse_type)
+    prepared = CpuPass(
+        logits,
+        row_weights=row_weights,
+        threads=threads,
+        isa=isa,
+        first_row=first_row,
+        rows_in_all=rows_in_all,
+        largest_weight=largest_weight,
+    )
+    return prepared(
+        check_vector("potential", potential, prepared.cols),
+        scale=check_scale(scale, prepared.name),
+        reference=None if reference is None else _reference(reference, prepared.rows, prepared.lse_type),
+        want_labels=want_labels,
+        every=every,
+        keep=keep,
+        keep_at_most=keep_at_most,
+        bounds=bounds,
+    )
 
-    # `memory` holds whatever the addresses point into until the call is over.
-    memory, address, stride = rows_of(logits)
-    if bounds is not None:
-        check_bounds(bounds, logits)
-        if every > 1 and not bounds.complete:
-            bounds = None
-    unit, stored = scale, (0, 0.0)
-    if isinstance(logits, StoredLogits):
-        unit, stored = unit_of(logits, scale), (logits.maxima.ctypes.data, scale)
-    columns = np.empty(cols, np.int64)
-    if every == 1:
-        lse = np.empty(rows, lse_type)
-    else:  # rows that are not read keep what was known
-        lse = np.full(rows, np.nan, lse_type) if before is None else before.copy()
-    labels = np.full(rows, -1, np.int32) if want_labels else None
-    kept = None if keep is None else _core.Candidates(level=float(keep), limit=keep_at_most)
-    totals = np.empty((2, -(-rows // ROWS_TOGETHER)))
-    _, _, masked, live = _core.sinkhorn_pass_cpu(
-        address,
-        name,
-        rows,
-        cols,
-        stride,
-        unit,
-        g.ctypes.data,
-        0 if weights is None else weights.ctypes.data,
-        largest,
-        0 if before is None else before.ctypes.data,
-        columns.ctypes.data,
-        lse.ctypes.data,
-        0 if labels is None else labels.ctypes.data,
-        threads,
-        isa,
-        every,
-        kept,
-        first_row,
-        rows_in_all,
-        totals.ctypes.data,
-        *stored,
-        0 if bounds is None else bounds.values.ctypes.data,
-        bounds is not None and bounds.complete,
-    )
-    del memory
-    if bounds is not None:
-        bounds.complete = True
-    exact = exact_sums(columns, totals, masked, largest)
-    sums, objective, weight, _ = from_exact(exact, rows_in_all, largest)
-    return SinkhornSums(
-        like(logits, sums),
-        objective,
-        weight,
-        like(logits, lse),
-        None if labels is None else like(logits, labels),
-        masked,
-        kept,
-        exact,
-        rows_in_all,
-        largest,
-        (rows_read(first_row + rows, every) - rows_read(first_row, every)) * cols,
-        live,
-    )
+
+class CpuPass:
+    """`sinkhorn_pass` by the CPU kernels over the same logits again and again: they are looked at once.
+
+    Args:
+        logits: on the host; see `sinkhorn_pass`, also for the other arguments.
+        row_weights: [N] or None.
+        threads: of the processor.
+        isa: CPU instruction set.
+        first_row: a multiple of 128.
+        rows_in_all: rows of the whole matrix.
+        largest_weight: of that.
+
+    Attributes:
+        name: type of the logits.
+        rows: N.
+        cols: K.
+        lse_type: what log-sum-exp comes in.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+    """
+
+    def __init__(
+        self,
+        logits: Any,
+        *,
+        row_weights: Any = None,
+        threads: int = 0,
+        isa: str = "",
+        first_row: int = 0,
+        rows_in_all: int | None = None,
+        largest_weight: float | None = None,
+    ) -> None:
+        self.name = check_logits(logits)
+        self.rows, self.cols = (int(n) for n in logits.shape)
+        self.lse_type = np.float64 if self.name == "float64" else np.float32
+        self._logits = logits
+        self._weights = None if row_weights is None else check_weights(row_weights, self.rows)
+        self._largest = check_largest(largest_weight, self._weights)
+        self._threads, self._isa = threads, isa
+        self._first_row = first_row
+        self._rows_in_all = first_row + self.rows if rows_in_all is None else rows_in_all
+        # `_memory` holds what the addresses point into.
+        self._memory, self._address, self._stride = rows_of(logits)
+        self._weights_at = 0 if self._weights is None else self._weights.ctypes.data
+        self._stored = logits if isinstance(logits, StoredLogits) else None
+
+    def __call__(
+        self,
+        potential: npt.NDArray[np.float64],
+        *,
+        scale: float,
+        reference: npt.NDArray[Any] | None = None,
+        want_labels: bool = False,
+        every: int = 1,
+        keep: float | None = None,
+        keep_at_most: int = 2**62,
+        bounds: ChunkBounds | None = None,
+    ) -> SinkhornSums:
+        """One pass; potential [K] is finite, reference [N] of `lse_type`. See `sinkhorn_pass`."""
+        if bounds is not None:
+            check_bounds(bounds, self._logits)
+            if every > 1 and not bounds.complete:
+                bounds = None
+        unit, maxima, maxima_scale = scale, 0, 0.0
+        if self._stored is not None:
+            unit, maxima, maxima_scale = unit_of(self._stored, scale), self._stored.maxima.ctypes.data, scale
+        kept = None if keep is None else _core.Candidates(level=float(keep), limit=keep_at_most)
+        columns, exact, lse, labels, objective, weight, masked, live = _core.sinkhorn_sums_cpu(
+            self._address,
+            self.name,
+            self.rows,
+            self.cols,
+            self._stride,
+            unit,
+            potential,
+            self._weights_at,
+            self._largest,
+            reference,
+            want_labels,
+            self._threads,
+            self._isa,
+            every,
+            kept,
+            self._first_row,
+            self._rows_in_all,
+            maxima,
+            maxima_scale,
+            0 if bounds is None else bounds.values.ctypes.data,
+            bounds is not None and bounds.complete,
+        )
+        if bounds is not None:
+            bounds.complete = True
+        end = self._first_row + self.rows
+        return SinkhornSums(
+            like(self._logits, columns),
+            objective,
+            weight,
+            like(self._logits, lse),
+            None if labels is None else like(self._logits, labels),
+            masked,
+            kept,
+            exact,
+            self._rows_in_all,
+            self._largest,
+            (rows_read(end, every) - rows_read(self._first_row, every)) * self.cols,
+            live,
+        )
 
 
 def rows_read(rows: int, every: int) -> int:

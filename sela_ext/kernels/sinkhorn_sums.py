@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +56,8 @@ class SinkhornSums:
         return min(1.0, self.live / self.entries) if self.entries else 1.0
 
 
-# Note [Exact totals]
-# Objective and weight come as one double for each block of rows. Each is written as the sum of w[k] 2^(32 - 32 k) with
-# four integers w, in units of the largest row weight rounded up to a power of two; the words are added as int64. Beyond
-# 2^76 units a block counts as 2^76, and so does one that is not a number.
-WORDS = 4
-TOGETHER = 8192  # blocks whose words are in the cache at once: 3.5 times as fast as all together
+WORDS = 4  # of a total, see Note [Exact totals] in csrc/sela/sinkhorn.h
+EXTRA = 2 * WORDS + 1  # integers behind the columns: objective, weight, masked rows
 
 
 def exact_sums(
@@ -79,47 +74,33 @@ def exact_sums(
     Returns:
         int64 [K + 9].
     """
-    scale = math.ldexp(1.0, -_exponent(largest_weight))
-    words = np.zeros((2, WORDS), np.int64)
-    for first in range(0, totals.shape[1], TOGETHER):
-        with np.errstate(over="ignore"):
-            x = totals[:, first : first + TOGETHER] * scale
-        np.copyto(x, np.inf, where=np.isnan(x))
-        np.clip(x, -(2.0**76), 2.0**76, out=x)
-        for k in range(WORDS):
-            unit = math.ldexp(1.0, 32 - 32 * k)
-            word = np.rint(x / unit)
-            x -= word * unit
-            words[:, k] += word.astype(np.int64).sum(axis=1)
-    return np.concatenate([columns, words.ravel(), [masked]]).astype(np.int64)
+    totals = np.ascontiguousarray(totals, np.float64)
+    exact = np.empty(len(columns) + EXTRA, np.int64)
+    exact[: len(columns)] = columns
+    words = exact[len(columns) :]
+    _core.sinkhorn_exact_totals(totals.ctypes.data, totals.shape[1], largest_weight, words.ctypes.data)
+    exact[-1] = masked
+    return exact
 
 
 def from_exact(
     exact: npt.NDArray[np.int64], rows_in_all: int, largest_weight: float
 ) -> tuple[npt.NDArray[np.float64], float, float, int]:
     """Column sums, objective, weight and masked rows from the integers of `exact_sums`, or sums of such."""
-    unit = _exponent(largest_weight) + 32 - 32 * (WORDS - 1)
-
-    def total(words: npt.NDArray[np.int64]) -> float:
-        value = sum(int(word) << 32 * (WORDS - 1 - k) for k, word in enumerate(words))
-        return math.ldexp(float(value), unit)
-
-    columns, words = np.split(exact, [len(exact) - 2 * WORDS - 1])
+    exact = np.ascontiguousarray(exact, np.int64)
+    columns = len(exact) - EXTRA
+    words = exact[columns:].ctypes.data
     return (
-        columns.astype(np.float64) * sinkhorn_resolution(rows_in_all, largest_weight),
-        total(words[:WORDS]),
-        total(words[WORDS:-1]),
-        int(words[-1]),
+        exact[:columns].astype(np.float64) * sinkhorn_resolution(rows_in_all, largest_weight),
+        _core.sinkhorn_total(words, largest_weight),
+        _core.sinkhorn_total(words + WORDS * exact.itemsize, largest_weight),
+        int(exact[-1]),
     )
 
 
 def sinkhorn_resolution(rows: int, largest_weight: float) -> float:
     """Value of one unit of the integer column sums over so many rows with such weights."""
     return _core.sinkhorn_resolution(rows, largest_weight)
-
-
-def _exponent(largest_weight: float) -> int:
-    return math.frexp(largest_weight)[1]
 
 
 def add_sums(parts: Sequence[SinkhornSums]) -> SinkhornSums:

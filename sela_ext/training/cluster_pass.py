@@ -152,6 +152,37 @@ def cluster_pass(
     return LabelPass(labels, confidence, potentials, records, masked, time.perf_counter() - begin, complaints)
 
 
+def label_by_clusters(
+    run: Run, heads: Heads, points: Tensor, embeddings: Tensor, valid: Tensor, which: list[int] | None, masked: int
+) -> LabelPass:
+    """The label pass of a run: `cluster_pass` with the run's labels, options and random numbers.
+
+    Args:
+        run: the run.
+        heads: of its network, or of the average of it.
+        points: what is clustered, float32 [M, P]; see `points_of`.
+        embeddings: what the heads see, [N, E].
+        valid: bool [N].
+        which: heads to label; None = all.
+        masked: images that are not valid because their features are not finite.
+    """
+    options = run.options
+    return cluster_pass(
+        heads,
+        points,
+        embeddings,
+        valid,
+        run.labels,
+        which=which,
+        iterations=options.kmeans_iterations,
+        seed=options.seed,
+        stream=run.state["passes_made"],
+        threads=options.threads,
+        truth=run.truth,
+        masked=masked,
+    )
+
+
 def _solver(found: Clustering) -> dict[str, Any]:
     """How k-means went, in the words of `head_record`."""
     return {

@@ -109,6 +109,9 @@ def kmeans(
     Source: Caron et al., "Deep clustering for unsupervised learning of visual features", ECCV 2018, section 3.3, whose
     faiss k-means starts at random points and splits clusters in place of empty ones too.
     """
+    if backend == "torch":  # nothing for workers to do: what they limit is the whole process's
+        with _one_torch_thread():
+            return _kmeans(points, clusters, iterations, seed, stream, start, None, backend)
     with Workers(max(1, threads)) as workers:
         return _kmeans(points, clusters, iterations, seed, stream, start, workers, backend)
 
@@ -120,7 +123,7 @@ def _kmeans(
     seed: int,
     stream: int,
     start: Tensor | None,
-    workers: Workers,
+    workers: Workers | None,
     backend: str,
 ) -> Clustering:
     _check_points(points)
@@ -159,11 +162,13 @@ def _check_points(points: Tensor) -> None:
             raise DataError(f"points: expected finite numbers, found others in rows from {start} on")
 
 
-def _searcher(backend: str, points: Tensor, workers: Workers) -> tuple[str, Callable[[Tensor], NDArray[np.int64]]]:
+def _searcher(
+    backend: str, points: Tensor, workers: Workers | None
+) -> tuple[str, Callable[[Tensor], NDArray[np.int64]]]:
     """Name and function: from centroids [K, D] to the nearest one of each point, int64 [N]."""
     if backend not in BACKENDS:
         raise OptionError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
-    if backend == "torch" or (backend == "auto" and points.device.type != "cpu"):
+    if workers is None or backend == "torch" or (backend == "auto" and points.device.type != "cpu"):
         return "torch", lambda centroids: _nearest_torch(points, centroids)
     rows = np.ascontiguousarray(points.cpu().numpy())
     faiss = _faiss() if backend in ("auto", "faiss") else None

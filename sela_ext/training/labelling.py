@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,9 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sela_ext.assign import Assignment, FeatureLogits, UnbalancedLabelsWarning, assign
+from sela_ext.assign import Assignment, FeatureLogits
 from sela_ext.assign.features import in_order
 from sela_ext.assign.plan import available_memory, threads_of
+from sela_ext.assign.solve import assign_silently
 from sela_ext.errors import DataError, NumericsError
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.kernels import sinkhorn_pass
@@ -210,12 +209,11 @@ def label_pass(
                         group=ranks.group,
                     )
 
-            with _complaints(group) as listen:
-                faults.at("inside label pass")
-                for head, result in zip(group, _at_once(listen(solve), len(group), side_by_side), strict=True):
-                    solved[head] = result
-                    advance(len(solved))
-            complaints += listen.found()
+            faults.at("inside label pass")
+            for head, result in zip(group, _at_once(solve, len(group), side_by_side), strict=True):
+                solved[head] = result
+                advance(len(solved))
+            complaints += [f"head {head}: {line}" for head in group for line in solved[head].warnings]
             del logits, solve
     records: list[dict[str, Any]] = []
     masked = 0
@@ -227,7 +225,7 @@ def label_pass(
         sure = np.zeros(len(valid), np.float32)
         sure[rows] = np.where(labelled, np.exp(result.log_p), 0.0)
         new, probable = own, sure
-        told = [float(labelled.sum()), result.log_p[labelled].sum(dtype=np.float64)]
+        told = [float(labelled.sum()), float(result.log_p[labelled].sum(dtype=np.float64))]
         if ranks.several:
             new = np.concatenate([part.numpy() for part in _gathered(torch.from_numpy(own), ranks)])
             probable = np.concatenate([part.numpy() for part in _gathered(torch.from_numpy(sure), ranks)])
@@ -360,6 +358,7 @@ class _Solved:
     error: float
     converged: bool
     passes: float
+    warnings: list[str]
 
 
 def _solve(
@@ -367,16 +366,17 @@ def _solve(
 ) -> _Solved:
     """Labels of one head, and the log-probability that the network gives to each."""
     found = None
-    passes = 0.0
+    passes, warnings = 0.0, []
     exact = options["relax"] is None and options["size_bounds"] is None
     nearby = start is not None and exact and options["method"] == "auto" and options["tol"] >= _LOOSE
     if nearby and isinstance(logits, Tensor) and logits.device.type == "cpu" and logits.shape[1] <= _FEW_CLUSTERS:
         few = {**options, "method": "anderson", "max_passes": min(_NEARBY_PASSES, options["max_passes"])}
-        found = assign(logits, start=start, threads=threads, **few)
-        passes = float(found.passes)
+        found = assign_silently(logits, start=start, threads=threads, **few)
+        passes, warnings = float(found.passes), list(found.warnings)
     if found is None or (not found.converged and options["max_passes"] > _NEARBY_PASSES):
-        found = assign(logits, threads=threads, **options)
+        found = assign_silently(logits, threads=threads, **options)
         passes += float(found.passes)
+        warnings += found.warnings
     labels = _numpy(found.labels)
     return _Solved(
         labels,
@@ -387,14 +387,20 @@ def _solve(
         float(found.error),
         bool(found.converged),
         passes,
+        warnings,
     )
 
 
 def _log_probabilities(logits: Tensor | FeatureLogits, found: Assignment, threads: int) -> NDArray[np.float32]:
     """Log softmax(logits) at the labels, float32 [rows]; whatever it is where there is no label."""
-    labels = torch.as_tensor(found.labels).to(logits.device, torch.int64).clamp(min=0)[:, None]
-    if not len(labels):  # a rank without rows
+    if not logits.shape[0]:  # a rank without rows
         return np.zeros(0, np.float32)
+    if isinstance(logits, Tensor) and logits.device.type == "cpu":
+        values, own = logits.numpy(), np.maximum(_numpy(found.labels), 0)
+        sums = sinkhorn_pass(values, np.zeros(values.shape[1]), scale=1.0, threads=threads)
+        log_p: NDArray[np.float32] = values[np.arange(len(values)), own] - sums.lse
+        return log_p
+    labels = torch.as_tensor(found.labels).to(logits.device, torch.int64).clamp(min=0)[:, None]
     if isinstance(logits, Tensor):
         sums = sinkhorn_pass(logits, np.zeros(logits.shape[1]), scale=1.0, threads=threads)
         return _numpy(logits.gather(1, labels)[:, 0] - torch.as_tensor(sums.lse).to(logits.device))
@@ -415,47 +421,6 @@ def _at_once(work: Callable[[int], _Solved], count: int, workers: int) -> Iterat
         return
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield from pool.map(work, range(count))
-
-
-class _complaints:  # noqa: N801 - a context manager
-    """Notes the solver's warnings of labels far from balanced, by head; filters are the whole process's business."""
-
-    def __init__(self, group: Sequence[int]) -> None:
-        self._group = group
-        self._now = threading.local()
-        self._noted: list[tuple[int, str]] = []
-
-    def __enter__(self) -> _complaints:
-        self._caught = warnings.catch_warnings()
-        self._caught.__enter__()
-        warnings.simplefilter("always", UnbalancedLabelsWarning)
-        show = warnings.showwarning
-
-        def note(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
-            position = getattr(self._now, "position", None)
-            if position is None or not issubclass(category, UnbalancedLabelsWarning):
-                show(message, category, *rest, **more)
-            else:
-                self._noted.append((position, str(message)))
-
-        warnings.showwarning = note
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._caught.__exit__(None, None, None)
-
-    def __call__(self, work: Callable[[int], _Solved]) -> Callable[[int], _Solved]:
-        def listened(position: int) -> _Solved:
-            self._now.position = position
-            try:
-                return work(position)
-            finally:
-                self._now.position = None
-
-        return listened
-
-    def found(self) -> list[str]:
-        return [f"head {self._group[position]}: {text}" for position, text in sorted(self._noted)]
 
 
 def _storage_of(logits: Tensor | FeatureLogits) -> str:
@@ -487,7 +452,7 @@ def _logits_of(
     count = len(embeddings) if rows is None else len(rows)
     share = _MEMORY_SHARE_ON_DEMAND if is_on_demand(embeddings) else _MEMORY_SHARE
     most, free = -ranks.least(-count), ranks.least(_free_memory(embeddings.device))
-    if any(4.0 * most * heads.clusters[head] > share * free for head in group):
+    if 4.0 * most * max(heads.clusters[head] for head in group) > share * free:
         chosen = embeddings if rows is None else rows_of(embeddings, rows)
         chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
         maps = (heads.as_linear(head) for head in group)

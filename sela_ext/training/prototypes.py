@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sela_ext.assign import UnbalancedLabelsWarning, assign
 from sela_ext.assign.features import in_order
 from sela_ext.assign.plan import threads_of
+from sela_ext.assign.solve import assign_silently
 from sela_ext.errors import OptionError
 from sela_ext.models import Heads
-from sela_ext.training.clustering import cluster_sums
+from sela_ext.training.clustering import cluster_sums, kmeans
 from sela_ext.training.progress import Stage, no_stage
 
 # Rows per cluster that k-means looks at, and its iterations: a beginning, not a solution. Its own beginning, by
@@ -92,15 +91,10 @@ def place_prototypes(
 
 
 def _centroids(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Lloyd's algorithm, float32 [k, D], from rows [M, D] in random order, M >= k; an empty cluster stays in place."""
+    """K-means, float32 [k, D], from rows [M, D] in random order, M >= k; on one thread, with what torch brings."""
     first = points[: max(_SEEDING_ROWS, _SEEDING_ROWS_PER_CLUSTER * k)]
-    centres = _seeds(first, k, generator)
-    for _ in range(_ITERATIONS):
-        nearest = torch.addmm(centres.square().sum(1), points, centres.T, alpha=-2.0).argmin(1)
-        members = F.one_hot(nearest, k).float()
-        sizes = members.sum(0)[:, None]
-        centres = torch.where(sizes > 0, members.T @ points / sizes.clamp(min=1.0), centres)
-    return centres
+    start = _seeds(first, k, generator)
+    return kmeans(points, k, iterations=_ITERATIONS, start=start, backend="torch").centroids
 
 
 def _seeds(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -172,10 +166,9 @@ def _balanced(
     """Directions [K, D] after rounds of labels with the prescribed sizes and of their means."""
     before: Tensor | None = None
     for _ in range(rounds):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnbalancedLabelsWarning)  # a beginning need not be exact
-            logits = points @ centres.t() / temperature
-            solved = assign(logits, lam=lam, tol=_TOL, marginals=marginals, threads=threads)
+        logits = points @ centres.t() / temperature
+        # A beginning need not be exact: what would be warned of is no matter.
+        solved = assign_silently(logits, lam=lam, tol=_TOL, marginals=marginals, threads=threads)
         labels = torch.as_tensor(solved.labels).long()
         if before is not None and float((labels != before).float().mean()) < _SETTLED:
             break

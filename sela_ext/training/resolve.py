@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -107,26 +107,102 @@ def resolve(
         OptionError: options that do not fit the data, or that this version does not have.
     """
     _refuse_together(options, given)
-    images, channels = len(source), source.channels
-    vectors = source.vectors
-    size = (1, 1) if vectors is not None else probe_image_size(source)
-    small = vectors is None and max(size) < SMALL_IMAGES
-    fast = small and options.preset in (None, "fast", "sela-v2-small")
-    budget = parse_budget(options.budget)
-    recipe = {} if options.preset is None else PRESETS[options.preset].options
-    if budget is not None and options.epochs not in (AUTO, recipe.get("epochs")):
-        raise OptionError("budget and epochs: expected one of them, found both")
-    values = {spec.name: getattr(options, spec.name) for spec in dataclasses.fields(Options)}
-    asked = frozenset(name for name in given if name not in recipe or values.get(name) != recipe[name])
-    reasons: dict[str, str] = {}
+    draft = _Draft.begin(options, given, source, fixed, ranks or Ranks())
+    _settle_recipe(draft)
+    device = _settle_device(draft)
+    _settle_network(draft, device)
+    _settle_steps(draft)
+    pass_each_epoch = _settle_labels(draft)
+    augment, plain = _settle_augment(draft, digits)
+    values, noisy = draft.values, None
+    if source.vectors is not None:
+        noise, dropout = values["feature_noise"], values["feature_dropout"]
+        noisy = view_of(source.vectors, values["feature_scale"], noise, dropout, values["threads"])
+    refuse_idle(values, draft.asked, source.vectors is not None)
+    return Plan(
+        Options(**values),
+        draft.reasons,
+        draft.size,
+        augment,
+        plain,
+        draft.budget,
+        pass_each_epoch,
+        frozenset(given),
+        draft.asked,
+        noisy,
+    )
 
-    def settle(name: str, value: Any, reason: str) -> None:
+
+@dataclass
+class _Draft:
+    """Options that are being decided, and what that depends on.
+
+    Attributes:
+        options: what the user and the preset say.
+        given: names that the user or the preset set.
+        asked: those that the preset does not say, or says otherwise.
+        recipe: what the preset says.
+        source: the training images.
+        images: how many there are.
+        size: their height and width.
+        small: they are small images.
+        fast: the fast recipe's network is to be chosen for them.
+        budget: seconds, or None.
+        fixed: labels that `fixed_labels` gave.
+        ranks: who shares the run.
+        values: of all options; those that are "auto" are open.
+        reasons: why they became what they are.
+    """
+
+    options: Options
+    given: Collection[str]
+    asked: frozenset[str]
+    recipe: Mapping[str, Any]
+    source: Source
+    images: int
+    size: tuple[int, int]
+    small: bool
+    fast: bool
+    budget: float | None
+    fixed: FixedLabels | None
+    ranks: Ranks
+    values: dict[str, Any]
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def begin(
+        options: Options, given: Collection[str], source: Source, fixed: FixedLabels | None, ranks: Ranks
+    ) -> _Draft:
+        """Nothing is decided.
+
+        Raises:
+            OptionError: both a budget and epochs.
+        """
+        size = (1, 1) if source.vectors is not None else probe_image_size(source)
+        small = source.vectors is None and max(size) < SMALL_IMAGES
+        fast = small and options.preset in (None, "fast", "sela-v2-small")
+        budget = parse_budget(options.budget)
+        recipe = {} if options.preset is None else PRESETS[options.preset].options
+        if budget is not None and options.epochs not in (AUTO, recipe.get("epochs")):
+            raise OptionError("budget and epochs: expected one of them, found both")
+        values = {spec.name: getattr(options, spec.name) for spec in dataclasses.fields(Options)}
+        asked = frozenset(name for name in given if name not in recipe or values.get(name) != recipe[name])
+        return _Draft(
+            options, given, asked, recipe, source, len(source), size, small, fast, budget, fixed, ranks, values
+        )
+
+    def settle(self, name: str, value: Any, reason: str) -> None:
         """Set an option that is still open."""
-        if isinstance(values[name], str) and values[name] == AUTO:
-            values[name], reasons[name] = value, reason
+        if isinstance(self.values[name], str) and self.values[name] == AUTO:
+            self.values[name], self.reasons[name] = value, reason
 
-    if vectors is not None:
-        settle_vectors(values, reasons, given, vectors, _count_classes(source))
+
+def _settle_recipe(draft: _Draft) -> None:
+    """What small images, feature vectors, the method and fixed labels bring with them."""
+    options, given, values, reasons = draft.options, draft.given, draft.values, draft.reasons
+    images, size, small, fixed, settle = draft.images, draft.size, draft.small, draft.fixed, draft.settle
+    if draft.source.vectors is not None:
+        settle_vectors(values, reasons, given, draft.source.vectors, _count_classes(draft.source))
     if small and options.preset is None:
         for name, value in FAST.items():
             if name not in given and values[name] != value and not (fixed and name in OF_LABEL_PASSES):
@@ -142,7 +218,7 @@ def resolve(
         reasons.update(clusters=which, heads=which, label_passes="labels are fixed")
         if "head_kind" not in given:
             values["head_kind"], reasons["head_kind"] = "linear", "plain cross-entropy on fixed labels"
-    if values["init"] == "kmeans" and "init" not in asked and values["head_kind"] == "linear":
+    if values["init"] == "kmeans" and "init" not in draft.asked and values["head_kind"] == "linear":
         values["init"], reasons["init"] = "predictions", "linear heads have no prototypes to place"
     if small and options.preset in (None, "fast", "digits", "sela-v2-small"):
         wide = images >= 10_000
@@ -154,10 +230,16 @@ def resolve(
         settle("projection", [2048, 128], "SeLa-v2's")
     values["projection"] = _check_projection(values["projection"])
 
-    # Device and arithmetic
+
+def _settle_device(draft: _Draft) -> torch.device:
+    """Device, threads and arithmetic.
+
+    Raises:
+        OptionError: what the device does not have.
+    """
+    values, ranks, settle = draft.values, draft.ranks, draft.settle
     settle("device", *choose_device())
     device = check_device(values["device"])
-    ranks = ranks or Ranks()
     settle(
         "threads",
         max(1, available_processors() // ranks.local_world_size),
@@ -167,14 +249,18 @@ def resolve(
     if values["precision"] == "float16" and device.type == "cpu":
         raise OptionError("precision: expected float32 or bfloat16 on the CPU, found float16")
     values["devices"] = ranks.world_size
-    if options.sync_batch_norm and (device.type != "cuda" or not ranks.several):
+    if draft.options.sync_batch_norm and (device.type != "cuda" or not ranks.several):
         raise OptionError(
             f"sync_batch_norm: expected several CUDA devices, found {ranks.world_size} x {device.type}; leave it out"
         )
+    return device
 
-    # Network and images
-    if fast:
-        grey = channels == 1
+
+def _settle_network(draft: _Draft, device: torch.device) -> None:
+    """The network, and the size of the images that it sees."""
+    values, reasons, budget, size, settle = draft.values, draft.reasons, draft.budget, draft.size, draft.settle
+    if draft.fast:
+        grey = draft.source.channels == 1
         colour_minutes = budget is None or budget >= 600
         settle(
             "model",
@@ -185,14 +271,23 @@ def resolve(
     _choose_image_size_of_crops(values, reasons)
     if str(values["model"]).startswith(BUILT_FOR_224):
         settle("image_size", 224, f"{values['model']} is built for 224 pixels")
-    elif small:
+    elif draft.small:
         settle("image_size", max(32, -(-max(size) // 8) * 8), f"images of {size[0]} x {size[1]}")
     elif device.type == "cpu":
         settle("image_size", 128, "on a CPU; 224 costs three times as much")
     else:
         settle("image_size", 224, "the paper's")
 
-    # Steps
+
+def _settle_steps(draft: _Draft) -> None:
+    """Batch, optimiser, schedule and epochs.
+
+    Raises:
+        DataError: one image alone.
+        OptionError: what does not go together.
+    """
+    options, given, asked, values, reasons = draft.options, draft.given, draft.asked, draft.values, draft.reasons
+    images, small, budget, ranks, settle = draft.images, draft.small, draft.budget, draft.ranks, draft.settle
     batch = min(values["batch_size"], images)
     if "batch_size" not in given:
         batch = min(batch, max(16, images // 4))  # a set this small would otherwise see a handful of steps
@@ -209,7 +304,7 @@ def resolve(
     if "lr" not in given and small and options.preset is None and batch != 256:
         values["lr"] = FAST["lr"] * batch / 256
         reasons["lr"] = f"the fast recipe's {FAST['lr']} at 256 images per step"
-    if options.optimizer != recipe.get("optimizer", "sgd") and "lr" not in asked:
+    if options.optimizer != draft.recipe.get("optimizer", "sgd") and "lr" not in asked:
         rate = _RATES[options.optimizer]
         values["lr"], reasons["lr"] = rate * batch / 256, f"{rate} at 256 images per step, for {options.optimizer}"
     settle(
@@ -238,14 +333,22 @@ def resolve(
     steps = -(-images // batch)
     settle("log_every", max(1, min(50, steps)), f"{steps} steps per epoch")
 
-    # Heads and labels
+
+def _settle_labels(draft: _Draft) -> bool:
+    """Heads, and where their labels come from; returns whether every epoch begins with a label pass.
+
+    Raises:
+        OptionError: what does not go together, or more clusters than images.
+    """
+    options, values, reasons, budget, fixed = draft.options, draft.values, draft.reasons, draft.budget, draft.fixed
+    images, settle = draft.images, draft.settle
     if fixed is not None:  # whatever a recipe says of first labels, and of where label passes look
         values.update(init="random", label_source="eval")
         reasons.update(init="not used: labels are fixed", label_source="not used: labels are fixed")
     settle("sampler", "images", "every image once in an epoch")
     check_labelling(values)
-    classes = _count_classes(source)
-    values["clusters"], values["heads"] = _choose_heads(values, reasons, small, images, classes)
+    classes = _count_classes(draft.source)
+    values["clusters"], values["heads"] = _choose_heads(values, reasons, draft.small, images, classes)
     if values["init"] == "kmeans" and values["head_kind"] != "cosine":
         raise OptionError("init: expected random or predictions with linear heads, found kmeans; or use cosine heads")
     for k in values["clusters"]:
@@ -270,24 +373,27 @@ def resolve(
         *((max(2, values["epochs"] // 2), "half as many as epochs") if budget is None else (50, "a budget is set")),
     )
     check_marginals(values)
+    return pass_each_epoch
 
-    augment, plain = _choose_augment(values, reasons, small, channels, digits)
+
+def _settle_augment(draft: _Draft, digits: bool) -> tuple[Augment, Augment]:
+    """How images are seen in a step, and as they are.
+
+    Raises:
+        OptionError: what does not go together.
+    """
+    options, values, reasons, channels = draft.options, draft.values, draft.reasons, draft.source.channels
+    augment, plain = _choose_augment(values, reasons, draft.small, channels, digits)
     if isinstance(values["augment"], Augment):
-        if "image_size" in given and options.image_size not in (AUTO, augment.size):
+        if "image_size" in draft.given and options.image_size not in (AUTO, augment.size):
             raise OptionError(f"image_size: expected {augment.size}, the size of augment, found {options.image_size}")
         values["image_size"], reasons["image_size"] = augment.size, "the size of augment"
-    _choose_crops(values, reasons, asked, augment, channels)
+    _choose_crops(values, reasons, draft.asked, augment, channels)
     label_view = named_augment(values["label_augment"], 32, "label_augment")
     for option, view in (("augment", augment), ("label_augment", label_view)):
         if view.sobel:
             raise OptionError(f"{option}: expected sobel=False, since networks take the images' channels; found True")
-    noisy = None
-    if vectors is not None:
-        noise, dropout = values["feature_noise"], values["feature_dropout"]
-        noisy = view_of(vectors, values["feature_scale"], noise, dropout, values["threads"])
-    refuse_idle(values, asked, vectors is not None)
-    told = frozenset(given)
-    return Plan(Options(**values), reasons, size, augment, plain, budget, pass_each_epoch, told, asked, noisy)
+    return augment, plain
 
 
 def _check_projection(widths: Any) -> Any:

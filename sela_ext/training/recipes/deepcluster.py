@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sela_ext.models import Heads
-from sela_ext.training.cluster_pass import cluster_pass, points_of, usable_rows, whitened_dimensions
+from sela_ext.training.cluster_pass import label_by_clusters, points_of, usable_rows, whitened_dimensions
 from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass
@@ -66,20 +66,8 @@ class DeepClusterRecipe(SelaRecipe):
         features = seen.features if opt.projection and seen.features is not None else seen.embeddings
         valid, masked = usable_rows(features, seen.valid)
         points = points_of(features, valid, self.whitened, opt.threads)
-        return cluster_pass(
-            run.network.heads,
-            points,
-            self._embeddings(features) if without_relu else seen.embeddings,
-            valid,
-            run.labels,
-            which=which,
-            iterations=opt.kmeans_iterations,
-            seed=opt.seed,
-            stream=run.state["passes_made"],
-            threads=opt.threads,
-            truth=run.truth,
-            masked=masked,
-        )
+        embeddings = self._embeddings(features) if without_relu else seen.embeddings
+        return label_by_clusters(run, run.network.heads, points, embeddings, valid, which, masked)
 
     @torch.no_grad()
     def _embeddings(self, features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import dataclasses
 from torch import Tensor
 
 from sela_ext.models import Heads
-from sela_ext.training.cluster_pass import cluster_pass, points_of, usable_rows, whitened_dimensions
+from sela_ext.training.cluster_pass import label_by_clusters, points_of, usable_rows, whitened_dimensions
 from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass
@@ -67,18 +67,5 @@ class KmeansRecipe(SelaRecipe):
     def _cluster(
         self, heads: Heads, embeddings: Tensor, valid: Tensor, which: list[int] | None, masked: int
     ) -> LabelPass:
-        run, opt = self.run, self.run.options
-        return cluster_pass(
-            heads,
-            points_of(embeddings, valid, self.whitened, opt.threads),
-            embeddings,
-            valid,
-            run.labels,
-            which=which,
-            iterations=opt.kmeans_iterations,
-            seed=opt.seed,
-            stream=run.state["passes_made"],
-            threads=opt.threads,
-            truth=run.truth,
-            masked=masked,
-        )
+        points = points_of(embeddings, valid, self.whitened, self.run.options.threads)
+        return label_by_clusters(self.run, heads, points, embeddings, valid, which, masked)

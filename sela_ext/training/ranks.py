@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sela_ext.errors import DistributedError, SelaError
-from sela_ext.training.heartbeat import Heartbeat, connect
+from sela_ext.errors import DistributedError
+from sela_ext.training.heartbeat import Heartbeat, connect, open_store
 
 # What torchrun sets, and this package reads.
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -67,11 +67,14 @@ class Ranks:
         try:
             dist.init_process_group(
                 backend,
+                store=open_store(address, port, rank, world_size, timeout),
+                rank=rank,
+                world_size=world_size,
                 timeout=timedelta(seconds=timeout),
                 device_id=device if backend == "nccl" else None,
             )
             ranks = cls(rank, world_size, local, dist.group.WORLD)
-            ranks._heartbeat = Heartbeat(connect(address, port), rank, world_size, silence=silence)
+            ranks._heartbeat = Heartbeat(connect(address, port, silence), rank, world_size, silence=silence)
             dist.barrier()
         except (RuntimeError, ValueError) as error:
             raise DistributedError(
@@ -93,20 +96,12 @@ class Ranks:
         """
         if self._heartbeat is None:
             return
-        cause = None
-        if error is not None:
-            if isinstance(error, (SelaError, KeyboardInterrupt, SystemExit)) or not _of_collective(error):
-                cause = self._heartbeat.fail(_describe(error))
-            else:  # a peer left us: who, and why, is known within a moment
-                cause = self._heartbeat.cause() or self._heartbeat.fail(_describe(error))
-        self._heartbeat.close()
+        instead = self._heartbeat.verdict(error) if error is not None else None
+        self._heartbeat.close(failed=error is not None)
         if error is None:
             dist.destroy_process_group()
-            return
-        if cause is not None and not cause.startswith(f"rank {self.rank} "):
-            raise DistributedError(f"rank {self.rank} of {self.world_size} ends because {cause}") from error
-        if isinstance(error, SelaError):
-            error.args = (f"rank {self.rank} of {self.world_size}: {error}",)
+        elif instead is not None:
+            raise instead from error
 
     @property
     def first(self) -> bool:
@@ -192,16 +187,3 @@ def put_together(parts: Sequence[Tensor], rows: Sequence[Tensor], like: np.ndarr
     """Write what ranks hold of some rows, [n_r] each with its numbers [n_r], into the last axis of an array."""
     for part, where in zip(parts, rows, strict=True):
         like[..., where.cpu().numpy()] = part.cpu().numpy().astype(like.dtype)
-
-
-def _of_collective(error: BaseException) -> bool:
-    """Whether an error is a collective's that a peer did not come to."""
-    if isinstance(error, dist.DistError):
-        return True
-    words = ("connection", "gloo", "nccl", "peer", "timed out", "timeout", "socket")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-
-
-def _describe(error: BaseException) -> str:
-    first = str(error).splitlines()[0] if str(error) else ""
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

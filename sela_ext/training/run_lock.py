@@ -2,8 +2,8 @@
 
 The file `.lock` in the run folder is locked by the operating system for as long as its process lives, so a lock of a
 process that was killed, or whose machine went down, is free by itself: nobody needs to delete anything. What stands in
-the file says who holds it. Where files cannot be locked (some network mounts) the text decides: a holder on this machine
-whose process is gone is passed over, one on another machine is believed.
+the file says who holds it. Where files cannot be locked (some network mounts) the text decides: a holder on this
+machine whose process is gone is passed over, one on another machine is believed.
 """
 
 from __future__ import annotations

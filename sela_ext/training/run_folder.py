@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.report.metrics import read_metrics
+from sela_ext.training import run_lock
 from sela_ext.training.checkpoint import write_atomically, writing
 
 # Everything that a run writes: what overwrite may delete.
@@ -71,13 +72,14 @@ class RunFolder:
                 )
         if path.exists() and not path.is_dir():
             raise OptionError(f"out: expected a folder, found the file {path}; name another")
-        if path.is_dir() and any(path.iterdir()) and not resume:
+        found = {entry.name for entry in path.iterdir()} - {run_lock.NAME, run_lock.HELD} if path.is_dir() else set()
+        if found and not resume:
             if not overwrite:
                 raise OptionError(
-                    f"out: expected an empty or absent folder, found {path} with {len(list(path.iterdir()))} entries; "
+                    f"out: expected an empty or absent folder, found {path} with {len(found)} entries; "
                     "set resume to continue the run in it, overwrite to replace it, or name another"
                 )
-            foreign = sorted({entry.name for entry in path.iterdir()} - {*_FILES, *_PARTIAL, *_FOLDERS})
+            foreign = sorted(found - {*_FILES, *_PARTIAL, *_FOLDERS})
             if foreign:
                 raise OptionError(
                     f"overwrite: expected nothing but a run in {path}, found {', '.join(foreign[:3])}; "

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 
 class SelaError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors raised on purpose by this package.
+
+    Attributes:
+        exit_code: exit status of the command line.
+        of_all_ranks: raised by every rank of a run at the same place, so that none needs to be told.
+    """
 
     exit_code: int = 1
+    of_all_ranks: bool = False
 
 
 class OptionError(SelaError, ValueError):

@@ -340,7 +340,7 @@ def _held_rows(count, number, seed):
     [
         ({"clusters": 300}, OptionError, "at most the number of images, 192, found 300"),
         ({"balance": "even"}, OptionError, "balance"),
-        ({"devices": 2}, OptionError, "devices: expected 1"),
+        ({"devices": 0}, OptionError, "devices: expected auto or a number"),
         ({"device": "tpu"}, OptionError, "device: expected cpu, cuda"),
         ({"precision": "float16", "device": "cpu"}, OptionError, "float32 or bfloat16 on the CPU"),
         ({"budget": "1min", "epochs": 3}, OptionError, "budget and epochs"),

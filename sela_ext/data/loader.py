@@ -110,6 +110,8 @@ class Loader:
         rank: This process among `world_size`. Rank r takes positions r, r + world_size, ... of the epoch's order: every
             image comes once over all ranks, and the first N % world_size ranks have one image more than the others.
         world_size: Number of processes, at most N.
+        whole_batches: Deal out the batches that one process alone would have, rank, rank + world_size, ..., instead of
+            images: every batch is then the same for any number of ranks. A rank may have none.
         drop_last: Leave a smaller last batch out.
         device: "cpu", or "cuda" ("cuda:1", ...): batches are copied from pinned memory while others are made.
         on_bad_image: "raise", or "skip": leave the image out of its batch and list it in `bad_images`. A batch of which
@@ -161,6 +163,7 @@ class Loader:
         threads: int | Literal["auto"] = "auto",
         rank: int = 0,
         world_size: int = 1,
+        whole_batches: bool = False,
         drop_last: bool = False,
         device: str | torch.device = "cpu",
         on_bad_image: Literal["raise", "skip"] = "raise",
@@ -207,7 +210,7 @@ class Loader:
             )
         self.augment: Augment | Sequence[Augment] = _default_augment(self.source) if augment is None else augment
         self.views: tuple[Augment, ...] = check_views(self.augment, first_view, dtype)
-        self._share = Share(len(self.source), number, ranks, size, last)
+        self._share = Share(len(self.source), number, ranks, size, last, check_flag("whole_batches", whole_batches))
         self._bad = BadImages(
             self.source,
             skip=on_bad_image == "skip",
@@ -218,7 +221,7 @@ class Loader:
         self.seconds: float = 0.0
         self.wait_seconds: float = 0.0
         self._drawing = Drawing(self.views, self._seed, first_view, dtype, channels_last)
-        self._ring = self._make_ring(min(size, len(self._share)))
+        self._ring = self._make_ring(max(1, min(size, len(self._share))))
 
     def __len__(self) -> int:
         """Batches of this rank in an epoch from its start."""
@@ -261,6 +264,8 @@ class Loader:
             if largest > min(self._share.batch_size, len(self._share)):
                 self._ring = self._make_ring(largest)
         begin = check_integer("start", start, 0, len(share))
+        if not len(share):
+            return _no_batches()
         return self._deliver(number, share, keys, begin)
 
     def close(self) -> None:
@@ -427,6 +432,11 @@ class Loader:
 
 # Readers from before a fork: closing them would wait for threads that only the parent has.
 _readers_of_parents: list[Any] = []
+
+
+def _no_batches() -> Generator[Batch, None, None]:
+    """The epoch of a rank that has no batch."""
+    yield from ()
 
 
 def _default_augment(source: Source) -> Augment:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sela_ext import kernels
 from sela_ext.data.source import Int64Array
@@ -19,6 +20,8 @@ class Share:
     """The images of one process among several: positions rank, rank + world_size, ... of an epoch's order.
 
     Every image comes once over all ranks; the first count % world_size of them have one image more than the others.
+    Or whole batches: batches rank, rank + world_size, ... of those that one process alone would have; a rank may then
+    have none.
 
     Attributes:
         count: Images, N.
@@ -26,6 +29,7 @@ class Share:
         world_size: Processes, at most N.
         batch_size: Images per batch.
         drop_last: Leave a smaller last batch out.
+        whole_batches: Deal out batches instead of images.
 
     Raises:
         OptionError: No batch for this rank.
@@ -36,6 +40,9 @@ class Share:
         (3, 2)
         >>> share.order(seed=0, epoch=0, shuffle=False).tolist()
         [1, 4, 7]
+        >>> share = Share(10, rank=1, world_size=3, batch_size=2, whole_batches=True)
+        >>> share.order(seed=0, epoch=0, shuffle=False).tolist()
+        [2, 3, 8, 9]
     """
 
     count: int
@@ -43,8 +50,11 @@ class Share:
     world_size: int = 1
     batch_size: int = 1
     drop_last: bool = False
+    whole_batches: bool = False
 
     def __post_init__(self) -> None:
+        if self.whole_batches:
+            return
         sizes = f"{self.count} images, batch_size {self.batch_size}, {self.world_size} ranks"
         if self.world_size > self.count:
             raise OptionError(f"world_size: expected at least one image for every rank, found {sizes}")
@@ -53,6 +63,11 @@ class Share:
 
     def __len__(self) -> int:
         """Images of this rank."""
+        if self.whole_batches:
+            batches = -(-self.count // self.batch_size)
+            mine = len(range(self.rank, batches, self.world_size))
+            short = batches * self.batch_size - self.count  # what the last batch lacks
+            return mine * self.batch_size - (short if mine and (batches - 1) % self.world_size == self.rank else 0)
         return (self.count - self.rank + self.world_size - 1) // self.world_size
 
     @property
@@ -63,8 +78,7 @@ class Share:
     def order(self, *, seed: int, epoch: int, shuffle: bool) -> Int64Array:
         """Numbers of this rank's images, int64 [len(self)]: a pure function of the arguments."""
         whole = kernels.permutation(self.count, seed=seed, epoch=epoch) if shuffle else np.arange(self.count)
-        mine: Int64Array = np.ascontiguousarray(whole[self.rank :: self.world_size], dtype=np.int64)
-        return mine
+        return self._own(whole)
 
     def given(self, keys: Int64Array) -> tuple[Share, Int64Array]:
         """This rank's share of an order of somebody else's making: of `occurrence_keys`, int64 [L], of all ranks.
@@ -73,7 +87,14 @@ class Share:
             OptionError: No batch for this rank.
         """
         share = dataclasses.replace(self, count=len(keys))
-        return share, np.ascontiguousarray(keys[self.rank :: self.world_size])
+        return share, share._own(keys)
+
+    def _own(self, whole: npt.NDArray[Any]) -> Int64Array:
+        """What of the order of all ranks, [L], is this rank's."""
+        mine = whole[self.rank :: self.world_size]
+        if self.whole_batches:
+            mine = whole[np.arange(len(whole)) // self.batch_size % self.world_size == self.rank]
+        return np.ascontiguousarray(mine, dtype=np.int64)
 
     def pieces(self, order: Int64Array, start: int) -> Iterator[Int64Array]:
         """The batches of `order` from position `start` on, int64 [B] each."""

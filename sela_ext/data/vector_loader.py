@@ -31,6 +31,9 @@ class VectorLoader:
         views: Views of every row.
         seed: With epoch and row it determines order and noise.
         shuffle: A new order for every epoch, or 0..N-1.
+        rank: This process among `world_size`; see `Loader`.
+        world_size: Number of processes.
+        whole_batches: Deal out batches instead of rows; see `Loader`.
         drop_last: Leave a smaller last batch out.
         threads: Of the gathering; the bits do not depend on it.
         device: Where batches are delivered.
@@ -63,6 +66,9 @@ class VectorLoader:
         views: int = 1,
         seed: int = 0,
         shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        whole_batches: bool = False,
         drop_last: bool = False,
         threads: int = 0,
         device: torch.device | str = "cpu",
@@ -80,7 +86,7 @@ class VectorLoader:
         self._shuffle = shuffle
         self._threads = threads
         self._device = torch.device(device)
-        self._share = Share(len(source), 0, 1, batch_size, drop_last)
+        self._share = Share(len(source), rank, world_size, batch_size, drop_last, whole_batches)
         self._bad = BadImages(
             source, skip=on_bad_image == "skip", max_fraction=max_bad_fraction, share=len(source), remedy="the row"
         )

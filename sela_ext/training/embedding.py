@@ -13,12 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sela_ext.assign import shard_rows
 from sela_ext.data import Augment, Loader, Source, VectorLoader
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
 from sela_ext.training.compilation import uncompiled
-from sela_ext.training.vector_embeddings import on_demand
+from sela_ext.training.ranks import Ranks
+from sela_ext.training.vector_embeddings import on_demand, rows_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Embedded:
         valid: bool [N]; False for images that could not be read.
         bad: (index, name, reason) of those.
         wait_seconds: time that the network waited for images.
+        rows: numbers of the images that these are, int64 [n] in place of N; None: all, in order.
     """
 
     features: Tensor | None
@@ -60,9 +63,10 @@ class Embedded:
     valid: Tensor
     bad: list[tuple[int, str, str]]
     wait_seconds: float = 0.0
+    rows: Tensor | None = None
 
 
-def open_index(source: Source, where: str | os.PathLike[str], run: Path, name: str) -> IndexStore | None:
+def open_index(source: Source, where: str | os.PathLike[str], run: Path, name: str, rank: int = 0) -> IndexStore | None:
     """Where all loaders of `source` keep the entry points of its JPEG files.
 
     Args:
@@ -70,6 +74,7 @@ def open_index(source: Source, where: str | os.PathLike[str], run: Path, name: s
         where: "run" = below `run`; "off" = nowhere; or a folder that runs share, each set of images in one of its own.
         run: the run's own folder for this.
         name: of the images: train, held, judged.
+        rank: of this process; each writes a file of its own, and reads all.
 
     Returns:
         None where there is nothing to keep.
@@ -77,9 +82,9 @@ def open_index(source: Source, where: str | os.PathLike[str], run: Path, name: s
     if where == "off" or not source.encoded:
         return None
     if where == "run":
-        return IndexStore(run / name)
+        return IndexStore(run / name, rank=rank)
     known = json.dumps(source.fingerprint(), sort_keys=True).encode()
-    return IndexStore(Path(where).expanduser() / f"{name}-{hashlib.sha256(known).hexdigest()[:16]}")
+    return IndexStore(Path(where).expanduser() / f"{name}-{hashlib.sha256(known).hexdigest()[:16]}", rank=rank)
 
 
 @torch.no_grad()
@@ -101,8 +106,11 @@ def embed(
     exif: bool = False,
     index: IndexStore | None = None,
     advance: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Embedded:
-    """Run the network over all images.
+    """Run the network over all images; with several ranks each over batches of its own.
+
+    The batches are those that one process would have: embeddings have the same bits for any number of ranks.
 
     Args:
         network: its mode is restored afterwards.
@@ -122,7 +130,9 @@ def embed(
         exif: of the loader.
         index: of the loader; what `open_index` gave for the same source, where there are more passes to come.
         advance: called with the number of images done, after each batch.
+        ranks: who shares the work; None: nobody.
     """
+    ranks = ranks or Ranks()
     if source.vectors is not None:
         return embed_vectors(
             network,
@@ -131,6 +141,9 @@ def embed(
                 batch_size=min(batch_size, len(source)),
                 seed=seed,
                 shuffle=train_mode,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                whole_batches=True,
                 threads=threads,
                 device=arithmetic.device,
                 on_bad_image=on_bad_image,
@@ -141,6 +154,7 @@ def embed(
             train_mode=train_mode,
             keep_features=keep_features,
             advance=advance,
+            ranks=ranks,
         )
     loader = Loader(
         source,
@@ -150,6 +164,9 @@ def embed(
         shuffle=train_mode,
         dtype=arithmetic.dtype,
         channels_last=True,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        whole_batches=True,
         threads=threads or "auto",
         device=arithmetic.device,
         on_bad_image=on_bad_image,
@@ -159,7 +176,14 @@ def embed(
         index=index,
     )
     return _embed_batches(
-        network, loader, arithmetic, epoch=epoch, train_mode=train_mode, keep_features=keep_features, advance=advance
+        network,
+        loader,
+        arithmetic,
+        epoch=epoch,
+        train_mode=train_mode,
+        keep_features=keep_features,
+        advance=advance,
+        ranks=ranks,
     )
 
 
@@ -173,11 +197,13 @@ def embed_vectors(
     train_mode: bool = False,
     keep_features: bool = False,
     advance: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Embedded:
     """Run the network over all vectors of a loader; see `embed`.
 
     What only needs to be standardised is left where it lies, and read when it is asked for.
     """
+    ranks = ranks or Ranks()
     source = loader.source
     features = on_demand(network, source)
     if features is None or not isinstance(network.projection, nn.Identity):
@@ -189,8 +215,11 @@ def embed_vectors(
             train_mode=train_mode,
             keep_features=keep_features and features is None,
             advance=advance,
+            ranks=ranks,
         )
-        return seen if features is None or not keep_features else replace(seen, features=features)
+        if features is None or not keep_features:
+            return seen
+        return replace(seen, features=features if seen.rows is None else rows_of(features, seen.rows))
     valid = torch.ones(len(source), dtype=torch.bool, device=arithmetic.device)
     valid[[row for row, _, _ in loader.bad_images]] = False
     return Embedded(features if keep_features else None, features, valid, list(loader.bad_images))
@@ -205,8 +234,20 @@ def _embed_batches(
     train_mode: bool,
     keep_features: bool,
     advance: Callable[[int], None] | None,
+    ranks: Ranks,
 ) -> Embedded:
     """Run the network over all batches of a loader, which is closed."""
+    if ranks.several:
+        return _embed_own_batches(
+            network,
+            loader,
+            arithmetic,
+            epoch=epoch,
+            train_mode=train_mode,
+            keep_features=keep_features,
+            advance=advance,
+            ranks=ranks,
+        )
     source = loader.source
     was_training = network.training
     network.train(train_mode)
@@ -238,3 +279,118 @@ def _embed_batches(
     if embeddings is None:
         raise DataError(f"none of the {len(source)} images can be used; expected at least 2 that can be read")
     return Embedded(features, embeddings, valid, list(loader.bad_images), loader.wait_seconds)
+
+
+def _embed_own_batches(
+    network: Network,
+    loader: Loader | VectorLoader,
+    arithmetic: Arithmetic,
+    *,
+    epoch: int,
+    train_mode: bool,
+    keep_features: bool,
+    advance: Callable[[int], None] | None,
+    ranks: Ranks,
+) -> Embedded:
+    """Run the network over the batches of this rank; what it gives has the rows of these, in their order."""
+    device, count = arithmetic.device, len(loader.source)
+    was_training = network.training
+    network.train(train_mode)
+    rows: list[Tensor] = []
+    features: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    try:
+        for batch in loader.epoch(epoch):
+            if train_mode and len(batch.index) < 2:
+                continue  # batch norm cannot normalise a batch of one
+            with arithmetic.autocast(), uncompiled(network):
+                feature = network.features(batch.images)
+                embeddings.append(network.projection(feature))
+            if keep_features:
+                features.append(feature.float())
+            rows.append(batch.index.to(device))
+            if advance is not None:
+                advance(min(count, batch.position * ranks.world_size))
+    finally:
+        network.train(was_training)
+        loader.close()
+    # A rank without a batch learns from the others what a row is like.
+    likes = ranks.gather((features[0][:0].cpu() if features else None, embeddings[0][:0].cpu() if embeddings else None))
+    kind, like = next(((first, second) for first, second in likes if second is not None), (None, None))
+    if like is None:
+        raise DataError(f"none of the {count} images can be used; expected at least 2 that can be read")
+    own = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=device)
+    seen = torch.cat(embeddings) if embeddings else like.to(device)
+    kept = torch.cat(features) if features else None if kind is None else kind.to(device)
+    bad = [one for part in ranks.gather(list(loader.bad_images)) for one in part]
+    return Embedded(kept, seen, torch.ones(len(own), dtype=torch.bool, device=device), bad, loader.wait_seconds, own)
+
+
+def to_owners(seen: Embedded, count: int, ranks: Ranks) -> Embedded:
+    """Bring every row to the rank that owns it: consecutive rows each, see `sela_ext.shard_rows`.
+
+    Args:
+        seen: what `embed` gave on this rank.
+        count: images, N.
+        ranks: who owns what.
+
+    Returns:
+        The rows that this rank owns, in order. With one process: all, as they were.
+    """
+    if not ranks.several:
+        return seen
+    own = shard_rows(count, ranks.world_size, ranks.rank)
+    if seen.rows is None:
+        here = torch.arange(own.start, own.stop, device=seen.valid.device)
+        return replace(
+            seen,
+            features=None if seen.features is None else rows_of(seen.features, here),
+            embeddings=rows_of(seen.embeddings, here),
+            valid=seen.valid[here],
+        )
+    target = owners(seen.rows, count, ranks.world_size)
+    places = ranks.deal(seen.rows, target) - own.start
+    parts: list[Tensor | None] = []
+    for rows in (seen.features, seen.embeddings):
+        if rows is None:
+            parts.append(None)
+            continue
+        dealt = ranks.deal(rows, target)
+        held = torch.zeros((own.stop - own.start, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+        held[places] = dealt
+        parts.append(held)
+    valid = torch.zeros(own.stop - own.start, dtype=torch.bool, device=seen.valid.device)
+    valid[places] = True
+    assert parts[1] is not None
+    return Embedded(parts[0], parts[1], valid, seen.bad, seen.wait_seconds)
+
+
+def to_first(seen: Embedded, count: int, ranks: Ranks) -> Embedded:
+    """Bring every row to rank 0, which then has all N of them in order; the other ranks keep none."""
+    if not ranks.several or seen.rows is None:
+        return seen
+    rows = list(ranks.rows_to_first(seen.rows))
+    parts: list[Tensor | None] = []
+    for part in (seen.features, seen.embeddings, seen.valid):
+        if part is None:
+            parts.append(None)
+            continue
+        size = count if ranks.first else 0
+        whole = torch.zeros((size, *part.shape[1:]), dtype=part.dtype, device=part.device)
+        for places, theirs in zip(rows, ranks.rows_to_first(part), strict=True):
+            whole[places] = theirs
+        parts.append(whole)
+    assert parts[1] is not None
+    assert parts[2] is not None
+    return Embedded(parts[0], parts[1], parts[2], seen.bad, seen.wait_seconds)
+
+
+def owners(rows: Tensor, count: int, world_size: int) -> Tensor:
+    """The rank that owns each row, int64 [n], of N rows in shards as `sela_ext.shard_rows` cuts them.
+
+    Example:
+        >>> owners(torch.tensor([0, 383, 384, 999]), 1000, 3)
+        tensor([0, 0, 1, 2])
+    """
+    stops = torch.tensor([shard_rows(count, world_size, rank).stop for rank in range(world_size)], device=rows.device)
+    return torch.searchsorted(stops, rows, right=True)

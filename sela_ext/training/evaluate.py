@@ -16,10 +16,11 @@ from sela_ext.data import Augment, Source
 from sela_ext.evaluation import cluster_metrics, linear_probe, stability, weighted_knn
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
-from sela_ext.training.embedding import Arithmetic, Embedded, embed
+from sela_ext.training.embedding import Arithmetic, Embedded, embed, to_first
 from sela_ext.training.labelling import LabelPass, choose_head, label_pass
 from sela_ext.training.options import Options
 from sela_ext.training.progress import Stage, no_stage
+from sela_ext.training.ranks import Ranks
 from sela_ext.training.split import Images, has_labels
 
 # Images labelled at once: 260 MB of scores at 1,000 clusters.
@@ -75,6 +76,8 @@ def evaluate_network(
     indexes: Mapping[str, IndexStore | None] | None = None,
     stage: Stage = no_stage,
     label: Callable[[Embedded], LabelPass] | None = None,
+    ranks: Ranks | None = None,
+    alone: Callable[[Callable[[], Evaluation]], Evaluation] | None = None,
 ) -> Evaluation:
     """Label all images in eval mode without augmentation, and measure labels and features.
 
@@ -91,14 +94,17 @@ def evaluate_network(
         indexes: of the loaders of "train", "held" and "judged" images: see `sela_ext.training.embedding.open_index`.
         stage: shows what is going on.
         label: makes the labels of the training images from the pass over them; None: balanced ones.
+        ranks: share the passes over images; rank 0 does the rest, with the features of all images. None: one process.
+        alone: has rank 0 do something, and tells all what came of it; see `sela_ext.training.run.Run.on_first`.
 
     Source: protocols of the SeLa paper, section 4 and appendix.
     """
+    ranks = ranks or Ranks()
 
     def look(part: str, source: Source, max_bad_fraction: float) -> Embedded:
         named = {"train": "training", "held": "held-out", "judged": "evaluation"}.get(part, part)
         with stage(f"evaluating {named} images", len(source)) as advance:
-            return embed(
+            seen = embed(
                 network,
                 source,
                 plain,
@@ -112,11 +118,37 @@ def evaluate_network(
                 exif=options.exif,
                 index=(indexes or {}).get(part),
                 advance=advance,
+                ranks=ranks,
             )
+            return to_first(seen, len(source), ranks)
 
-    seen = look("train", images.train, options.max_bad_fraction)
-    result = _balanced(network, seen, previous, options, stage) if label is None else label(seen)
     truth = images.train.labels if has_labels(images.train) else None
+    seen = look("train", images.train, options.max_bad_fraction)
+    # A few bad images among the held-out ones are no reason to lose the run; they are listed like the others.
+    held = None if images.held is None else look("held", images.held, 1.0)
+    judged = held if images.judged is images.held else None
+    if truth is not None and images.judged is not None and judged is None:
+        judged = look("judged", images.judged, 1.0)
+
+    def judge() -> Evaluation:
+        result = _balanced(network, seen, previous, options, stage) if label is None else label(seen)
+        return _judge(network, images, result, seen, held, judged, truth, options, stage)
+
+    return judge() if alone is None else alone(judge)
+
+
+def _judge(
+    network: Network,
+    images: Images,
+    result: LabelPass,
+    seen: Embedded,
+    held: Embedded | None,
+    judged: Embedded | None,
+    truth: NDArray[np.int64] | None,
+    options: Options,
+    stage: Stage,
+) -> Evaluation:
+    """Measure labels and features, of images that were looked at."""
     if truth is not None:
         for record in result.heads:
             record.update(cluster_metrics(truth, result.labels[record["head"]], record["clusters"]))
@@ -129,16 +161,7 @@ def evaluate_network(
     agree = stability(result.labels, network.heads.clusters)
     if network.heads.clusters[head] in agree:
         metrics["stability"] = agree[network.heads.clusters[head]]
-    # A few bad images among the held-out ones are no reason to lose the run; they are listed like the others.
-    held = None if images.held is None else look("held", images.held, 1.0)
     if truth is not None:
-        judged = (
-            held
-            if images.judged is images.held
-            else None
-            if images.judged is None
-            else look("judged", images.judged, 1.0)
-        )
         with stage("nearest neighbours and linear probe", 0) as advance:
             advance(0)
             metrics.update(

@@ -6,6 +6,10 @@ logits of all heads, which go from the cache into the storage that the solver re
 thread each, since problems of few columns gain little from several. The cross-entropy takes one more pass of
 the solver's kernel, at lambda 1 and without a potential: its log-sum-exp is what log-softmax subtracts. Tiles are the
 same, and each is one thread's work, for any number of threads: labels do not depend on it.
+  Over several ranks each computes the logits of the rows that it owns, and the solver adds up over ranks; heads are
+then solved one after the other. Labels are told to all, since any rank may be given any image to train on. They have
+the same bits as those of one process with the same embeddings, where all are valid: a row that is not is masked here,
+and left out there.
 """
 
 from __future__ import annotations
@@ -32,8 +36,10 @@ from sela_ext.assign.plan import available_memory, threads_of
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.kernels import sinkhorn_pass
 from sela_ext.models import Heads
+from sela_ext.training import faults
 from sela_ext.training.marginals import size_options
 from sela_ext.training.progress import Stage, no_stage
+from sela_ext.training.ranks import Ranks
 from sela_ext.training.vector_embeddings import is_on_demand, rows_of
 
 # Rows whose logits are computed at once: 60 MB of float32 at 1,000 clusters on a device or for log-softmax; a tile of
@@ -129,13 +135,14 @@ def label_pass(
     truth: NDArray[np.int64] | None = None,
     start: Mapping[int, NDArray[np.float64]] | None = None,
     stage: Stage = no_stage,
+    ranks: Ranks | None = None,
 ) -> LabelPass:
     """Solve the label assignment of every head, from the embeddings of all images.
 
     Args:
         heads: the heads; their present weights turn embeddings into logits.
-        embeddings: [N, D], any float dtype.
-        valid: bool [N]; images without an embedding get label -1 and weigh nothing.
+        embeddings: [N, D], any float dtype; with several ranks the rows that this one owns (`sela_ext.shard_rows`).
+        valid: bool [N]; images without an embedding get label -1 and weigh nothing. Likewise.
         previous: labels before this pass, int32 [heads, N]; heads that are not solved keep them.
         which: heads to solve; None = all.
         lam: sharpness lambda.
@@ -152,12 +159,22 @@ def label_pass(
         start: potentials of the last pass, float64 [K] by head: few clusters and a loose tolerance are solved from
             there, which takes a third of the time. The labels are others within the tolerance.
         stage: shows which head it is at.
+        ranks: who shares the work; None: nobody.
 
     Source: SeLa paper, section 3.1.
     """
     begin = time.perf_counter()
+    ranks = ranks or Ranks()
     places = valid.nonzero()[:, 0]
     everything = len(places) == len(embeddings)
+    spread = _spread_over_ranks(embeddings, valid, ranks)
+    unseen = 0
+    if ranks.several:  # shards must end at multiples of 128 rows: none is left out
+        if not everything:
+            embeddings = embeddings.clone()
+            embeddings[~valid] = math.nan
+        unseen = int(ranks.totals([len(valid) - len(places)])[0])
+        places, everything = torch.arange(len(valid), device=valid.device), True
     rows = places.cpu().numpy()
     labels, confidence = previous.copy(), np.zeros(previous.shape, np.float32)
     workers = 1 if embeddings.device.type == "cuda" else threads_of(threads)
@@ -165,9 +182,10 @@ def label_pass(
     solved: dict[int, _Solved] = {}
     complaints: list[str] = []
     with stage("solving for labels, heads", len(chosen)) as advance:
-        for group in _groups(heads, chosen, len(places), embeddings.device):
-            logits = _logits_of(heads, group, embeddings, None if everything else places, workers)
-            side_by_side = min(workers, len(group)) if all(isinstance(one, Tensor) for one in logits) else 1
+        for group in _groups(heads, chosen, len(places), embeddings.device, ranks):
+            logits = _logits_of(heads, group, embeddings, None if everything else places, workers, ranks)
+            stored = all(isinstance(one, Tensor) for one in logits)
+            side_by_side = min(workers, len(group)) if stored and not ranks.several else 1
 
             def solve(
                 position: int, group: list[int] = group, logits: list[Any] = logits, alone: bool = side_by_side == 1
@@ -181,12 +199,14 @@ def label_pass(
                     tol=tol,
                     method=method,
                     max_passes=max_passes,
-                    **size_options(marginals, relax, size_bounds, logits[position]),
+                    **size_options(marginals, relax, size_bounds, logits[position], ranks),
                     balance=balance,
                     storage=_storage_of(logits[position]),
+                    group=ranks.group,
                 )
 
             with _complaints(group) as listen:
+                faults.at("inside label pass")
                 for head, result in zip(group, _at_once(listen(solve), len(group), side_by_side), strict=True):
                     solved[head] = result
                     advance(len(solved))
@@ -197,11 +217,18 @@ def label_pass(
     for head in chosen:
         result, k = solved[head], heads.clusters[head]
         labelled = result.labels >= 0
-        new = np.full(len(valid), -1, np.int32)
-        new[rows] = result.labels
-        confidence[head] = 0.0
-        confidence[head, rows] = np.where(labelled, np.exp(result.log_p), 0.0)
-        masked = max(masked, int((~labelled).sum()))
+        own = np.full(len(valid), -1, np.int32)
+        own[rows] = result.labels
+        sure = np.zeros(len(valid), np.float32)
+        sure[rows] = np.where(labelled, np.exp(result.log_p), 0.0)
+        new, probable = own, sure
+        told = [float(labelled.sum()), result.log_p[labelled].sum(dtype=np.float64)]
+        if ranks.several:
+            new = np.concatenate([part.numpy() for part in _gathered(torch.from_numpy(own), ranks)])
+            probable = np.concatenate([part.numpy() for part in _gathered(torch.from_numpy(sure), ranks)])
+            told = ranks.totals(told)
+        confidence[head] = probable
+        masked = max(masked, len(new) - unseen - int((new >= 0).sum()) if ranks.several else int((~labelled).sum()))
         solver = {
             "method": result.method,
             "backend": result.backend,
@@ -209,7 +236,7 @@ def label_pass(
             "converged": result.converged,
             "passes": result.passes,
         }
-        cross_entropy = -float(result.log_p[labelled].mean(dtype=np.float64))
+        cross_entropy = -told[1] / told[0] if told[0] else math.nan
         record = head_record(head, k, solver, previous[head], new, cross_entropy, truth)
         # The head before this one that has as many clusters: heads that say the same are no use beside one another.
         other = next((i for i in reversed(range(head)) if heads.clusters[i] == k and i in chosen), None)
@@ -227,7 +254,7 @@ def label_pass(
         masked,
         time.perf_counter() - begin,
         complaints,
-        spread=spread_of(embeddings[places[:: max(1, len(places) // _COMPARED)]]),
+        spread=spread,
     )
 
 
@@ -280,6 +307,24 @@ def spread_of(embeddings: Tensor) -> float:
     return max(0.0, 1.0 - float((unit.mean(0) ** 2).sum())) if len(unit) else math.nan
 
 
+def _spread_over_ranks(embeddings: Tensor, valid: Tensor, ranks: Ranks) -> float:
+    """The spread of the embeddings of all ranks, told from every so many of them."""
+    places = valid.nonzero()[:, 0]
+    before, count = 0, len(places)
+    if ranks.several:
+        counts = ranks.gather(len(places))
+        before, count = sum(counts[: ranks.rank]), sum(counts)
+    step = max(1, count // _COMPARED)
+    some = embeddings[places[-before % step :: step]]
+    return spread_of(torch.cat(ranks.gather_rows(some)) if ranks.several else some)
+
+
+def _gathered(part: Tensor, ranks: Ranks) -> list[Tensor]:
+    """What all ranks hold, by rank, on the CPU: by the devices' own way where they have one."""
+    device = ranks.device
+    return [one.cpu() for one in ranks.gather_rows(part.to(device))]
+
+
 @dataclass(frozen=True)
 class _Solved:
     """One head's labels, of the rows that have an embedding."""
@@ -325,6 +370,8 @@ def _solve(
 def _log_probabilities(logits: Tensor | FeatureLogits, found: Assignment, threads: int) -> NDArray[np.float32]:
     """Log softmax(logits) at the labels, float32 [rows]; whatever it is where there is no label."""
     labels = torch.as_tensor(found.labels).to(logits.device, torch.int64).clamp(min=0)[:, None]
+    if not len(labels):  # a rank without rows
+        return np.zeros(0, np.float32)
     if isinstance(logits, Tensor):
         sums = sinkhorn_pass(logits, np.zeros(logits.shape[1]), scale=1.0, threads=threads)
         return _numpy(logits.gather(1, labels)[:, 0] - torch.as_tensor(sums.lse).to(logits.device))
@@ -396,9 +443,10 @@ def _storage_of(logits: Tensor | FeatureLogits) -> str:
     return "fixed16" if 2.0 * rows * clusters <= _MEMORY_SHARE * _free_memory(logits.device) else "auto"
 
 
-def _groups(heads: Heads, chosen: Sequence[int], rows: int, device: torch.device) -> Iterator[list[int]]:
+def _groups(heads: Heads, chosen: Sequence[int], rows: int, device: torch.device, ranks: Ranks) -> Iterator[list[int]]:
     """Heads whose logits are stored together."""
-    room = min(_TOGETHER, _MEMORY_SHARE * _free_memory(device))
+    room = min(_TOGETHER, _MEMORY_SHARE * ranks.least(_free_memory(device)))
+    rows = -int(ranks.least(-rows))
     group: list[int] = []
     for head in chosen:
         if group and 4.0 * rows * sum(heads.clusters[h] for h in [*group, head]) > room:
@@ -410,12 +458,13 @@ def _groups(heads: Heads, chosen: Sequence[int], rows: int, device: torch.device
 
 
 def _logits_of(
-    heads: Heads, group: Sequence[int], embeddings: Tensor, rows: Tensor | None, workers: int
+    heads: Heads, group: Sequence[int], embeddings: Tensor, rows: Tensor | None, workers: int, ranks: Ranks
 ) -> list[Tensor] | list[FeatureLogits]:
     """Logits of some heads for these rows (None = all): stored, or where one takes most of the memory, computed."""
     count = len(embeddings) if rows is None else len(rows)
     share = _MEMORY_SHARE_ON_DEMAND if is_on_demand(embeddings) else _MEMORY_SHARE
-    if any(4.0 * count * heads.clusters[head] > share * _free_memory(embeddings.device) for head in group):
+    most, free = -ranks.least(-count), ranks.least(_free_memory(embeddings.device))
+    if any(4.0 * most * heads.clusters[head] > share * free for head in group):
         chosen = embeddings if rows is None else rows_of(embeddings, rows)
         chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
         maps = (heads.as_linear(head) for head in group)

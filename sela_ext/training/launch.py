@@ -127,8 +127,10 @@ class _Child:
         """As of subprocess: None while it runs, -n after signal n."""
         return self.process.poll()
 
-    def told(self) -> dict[str, str]:
+    def told(self) -> dict[str, Any]:
         """Kind and message of the error that it ended with; empty where it had no time to tell."""
+        if not self.status:
+            return {}
         try:
             found = json.loads(self._read())
         except ValueError:
@@ -215,10 +217,11 @@ def _kill(children: Sequence[_Child]) -> None:
 
 def _error(first: _Child, children: Sequence[_Child], cause: str | None) -> BaseException:
     """The error of the whole run: of all ranks if they agree, else the first cause that a rank wrote down."""
-    told = {child.rank: child.told() for child in children if child.told()}
+    told = {child.rank: words for child in children if (words := child.told())}
     alike = {(words["error"], _without_rank(words["message"])) for words in told.values()}
-    if len(told) == len(children) and len(alike) == 1:
-        name, message = next(iter(alike))
+    agreed = [(words["error"], words["message"]) for words in told.values() if words["of_all_ranks"]]
+    if agreed or (len(told) == len(children) and len(alike) == 1):
+        name, message = agreed[0] if agreed else next(iter(alike))
         kind = getattr(errors, name, DistributedError)
         if issubclass(kind, SelaError):
             return kind(message)

@@ -24,14 +24,14 @@ def main() -> NoReturn:
     task, answer, parent = map(int, sys.argv[1:4])
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the launcher passes it on
-    words: dict[str, str] = {}
+    words: dict[str, str | bool] = {}
     status, result = 0, b""
     try:
         work, arguments = read_task(task)
         found = work(*arguments)
         result = cloudpickle.dumps(found) if os.environ["RANK"] == "0" else b""
     except SelaError as error:
-        words = {"error": type(error).__name__, "message": str(error)}
+        words = {"error": type(error).__name__, "message": str(error), "of_all_ranks": error.of_all_ranks}
         status = error.exit_code
     except KeyboardInterrupt:
         status = 130
@@ -39,7 +39,7 @@ def main() -> NoReturn:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:
         traceback.print_exc()
-        words = {"error": "DistributedError", "message": f"{type(error).__name__}: {error}"}
+        words = {"error": "DistributedError", "message": f"{type(error).__name__}: {error}", "of_all_ranks": False}
         status = DistributedError.exit_code
     with open(answer, "wb") as file:
         file.write(json.dumps(words).encode() if words else result)

@@ -7,8 +7,10 @@ import dataclasses
 import functools
 import inspect
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -17,13 +19,14 @@ import torch
 from sela_ext import build_info
 from sela_ext.data.orientation import read_upright
 from sela_ext.data.source import UInt8Array
-from sela_ext.errors import NumericsError
+from sela_ext.errors import NumericsError, OptionError
 from sela_ext.report import write_report
-from sela_ext.training import snapshot
+from sela_ext.training import faults, snapshot
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
 from sela_ext.training.clock import Clock
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.fixed_labels import refuse_own_folder
+from sela_ext.training.launch import launch
 from sela_ext.training.machine import Interrupt, torch_settings
 from sela_ext.training.options import AUTO, Options, make_options, with_preset
 from sela_ext.training.outcome import (
@@ -37,12 +40,15 @@ from sela_ext.training.outcome import (
 )
 from sela_ext.training.plan import RunPlan, plan_run, with_time
 from sela_ext.training.progress import RunProgress
+from sela_ext.training.ranks import Ranks, world_size_of_environment
 from sela_ext.training.recipes import make_recipe
-from sela_ext.training.resolve import Plan, resolve
+from sela_ext.training.resolve import Plan, check_device, choose_device, resolve
 from sela_ext.training.run import Run, make_run
 from sela_ext.training.run_folder import RunFolder
+from sela_ext.training.run_lock import RunLock
 from sela_ext.training.schedule import label_pass_times, learning_rate, passes_due
 from sela_ext.training.split import Images, choose_images
+from sela_ext.training.turns import turns
 from sela_ext.training.watch import chance_level, check_outputs, watch
 
 
@@ -73,6 +79,7 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
         CheckpointError: `resume` with other options or other data, or with damaged checkpoints.
         NumericsError: the loss is not finite.
         ResourceError: memory does not suffice, or the run folder cannot be written.
+        DistributedError: with several processes, one of them died, hangs, failed, or sees other data or options.
 
     Example:
         >>> import sela_ext, tempfile, os
@@ -86,47 +93,107 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
     """
     chosen = make_options({**options, "dry_run": dry_run})
     check_outputs(chosen)
-    folder = RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
-    refuse_own_folder(chosen.fixed_labels, folder.path)
-    images = choose_images(data, chosen)
-    is_digits = isinstance(data, str) and data == "digits"
-    plan = resolve(chosen, _given(options), images.train, digits=is_digits, fixed=images.fixed)
-    if chosen.dry_run:
-        return _dry_run(plan, images, folder)
-    folder.create(overwrite=chosen.overwrite)
-    with torch_settings(plan.options.threads), Interrupt() as interrupt, contextlib.closing(folder):
-        return _run(data, make_run(plan, images, folder, interrupt))
+    started = world_size_of_environment()
+    wanted = _number_of_ranks(chosen.devices, started)
+    if started == 1 and wanted > 1 and not dry_run:
+        RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
+        result: TrainResult = launch(_train_rank, (data, out, options), wanted)
+        return result
+    device = check_device(chosen.device if chosen.device != AUTO else choose_device()[0])
+    with Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence) as ranks:
+        return _train(data, out, chosen, _given(options), ranks)
+
+
+def _train_rank(data: Any, out: str | os.PathLike[str], options: dict[str, Any]) -> TrainResult:
+    """What a rank that `launch` started does."""
+    result: TrainResult = train(data, out=out, **options)
+    return result
+
+
+def _number_of_ranks(devices: Any, started: int) -> int:
+    """How many processes are to share the run, of which so many were started already.
+
+    Raises:
+        OptionError: `devices` is no number, or another one than was started.
+    """
+    if devices == AUTO:
+        return started
+    if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= 10_000:
+        raise OptionError(f"devices: expected auto or a number of processes from 1 to 10000, found {devices!r}")
+    if started > 1 and devices != started:
+        raise OptionError(
+            f"devices: expected auto or {started}, the number of processes that were started, found {devices}; leave "
+            "it out under torchrun"
+        )
+    return devices
+
+
+def _train(
+    data: Any, out: str | os.PathLike[str], chosen: Options, given: set[str], ranks: Ranks
+) -> TrainResult | RunPlan:
+    """The run, as one of its ranks."""
+    with contextlib.ExitStack() as closing:
+
+        def prepare() -> tuple[Plan, Images, RunFolder]:
+            folder = RunFolder(Path(out).expanduser())
+            if ranks.first:
+                folder = RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
+            refuse_own_folder(chosen.fixed_labels, folder.path)
+            images = choose_images(data, chosen)
+            is_digits = isinstance(data, str) and data == "digits"
+            plan = resolve(chosen, given, images.train, digits=is_digits, fixed=images.fixed, ranks=ranks)
+            if ranks.first and not chosen.dry_run:
+                folder.create()
+                closing.enter_context(RunLock(folder.path))
+                folder.clear(overwrite=chosen.overwrite)
+            return plan, images, folder
+
+        plan, images, folder = ranks.together(prepare)
+        if chosen.dry_run:
+            return _dry_run(plan, images, folder)
+        ranks.must_agree("options", snapshot.shared_options(plan.options))
+        ranks.must_agree("data", images.everything.fingerprint())
+        closing.enter_context(torch_settings(plan.options.threads))
+        interrupt = closing.enter_context(Interrupt())
+        closing.enter_context(contextlib.closing(folder))
+        run = ranks.together(lambda: make_run(plan, images, folder, interrupt, ranks))
+        return _run(data, run)
 
 
 def _run(data: Any, run: Run) -> TrainResult:
-    plan, opt, folder, interrupt = run.plan, run.options, run.folder, run.interrupt
+    plan, opt, folder, interrupt, ranks = run.plan, run.options, run.folder, run.interrupt, run.ranks
     state = run.state
     state.update(snapshot.first_state())
     recipe = make_recipe(run)
     run.labels = recipe.first_labels()
     views = recipe.views()
     memory = plan_run(run, views)
-    memory.check()
+    ranks.together(memory.check)
     loader = run.make_loader(views)
-    saved = load_checkpoint(folder.checkpoints) if opt.resume else None
+    run.replicate()
+    saved = snapshot.shared(ranks, lambda: load_checkpoint(folder.checkpoints)) if opt.resume else None
     if saved is not None:
-        snapshot.put_back(run, recipe, saved)
+        ranks.together(lambda: snapshot.put_back(run, recipe, saved))
     described = _described(data, run, memory)
     clock = Clock(state["clock"])
     times = _pass_times(run)
     last_save = started = time.monotonic()
     save_seconds, seconds_before = 0.0, state["seconds"]
     images_done = images_shown = 0
-    # Loss, its parts and images of the last step, not yet looked at.
-    pending: tuple[torch.Tensor, Mapping[str, torch.Tensor], torch.Tensor] | None = None
+    halted = False  # a callback ended the run
+    # Loss, its parts and images of the last step, not yet looked at; and what it weighs among the ranks.
+    pending: tuple[torch.Tensor, Mapping[str, torch.Tensor], torch.Tensor, float] | None = None
+    losses: list[list[float]] = []  # of the last steps on this rank, and their parts, not yet added up over ranks
+    named: list[str] = []  # the parts
 
     def save(finished: bool = False) -> None:
         nonlocal last_save, save_seconds
         began = time.monotonic()
         with clock.part("checkpoint"):
             state["clock"] = clock.seconds(loader.wait_seconds)
-            state.update(finished=finished, metrics_length=folder.metrics_length())
-            save_checkpoint(folder.checkpoints, state["step"], snapshot.take(run, recipe))
+            state.update(finished=finished, metrics_length=folder.metrics_length() if ranks.first else 0)
+            taken = snapshot.take(run, recipe)
+            run.on_first(lambda: save_checkpoint(folder.checkpoints, state["step"], taken) and None)
         last_save = time.monotonic()
         save_seconds = last_save - began
 
@@ -137,10 +204,12 @@ def _run(data: Any, run: Run) -> TrainResult:
 
     def relabel(which: list[int] | None = None) -> None:
         """One label pass, as the method makes them."""
+        faults.at("label pass begins")
         with clock.part("label_pass"):
             result = recipe.relabel(which)
         run.labels = result.labels
         state["passes_made"] += 1
+        faults.at("label pass ends")
         watcher.record(
             {
                 "event": "label_pass",
@@ -161,13 +230,14 @@ def _run(data: Any, run: Run) -> TrainResult:
         if result.complaints and not state["complained"]:
             state["complained"] = True
             progress.say(f"label pass {state['passes_made']}: {result.complaints[0]} (further ones go to train.log)")
+        agree_to_stop()
 
     def relabel_when_due() -> None:
         """The label passes whose time has come, in one."""
         now = state["seen"] if plan.budget_seconds is None else run.share_done
         due = state["epoch"] + 1 if plan.pass_each_epoch else passes_due(times, state["passes_done"], now)
         if due > state["passes_done"]:
-            check_loss()
+            add_up_losses()
             # Labels that init asks for are those of every head.
             turn = opt.label_heads == "turn" and (state["passes_made"] or opt.init == "random")
             relabel([state["passes_made"] % opt.heads] if turn else None)
@@ -192,34 +262,68 @@ def _run(data: Any, run: Run) -> TrainResult:
             },
             run.share_done,
         )
+        agree_to_stop()
         return result
+
+    def agree_to_stop() -> None:
+        """Have all ranks know what a callback on the first one wants."""
+        nonlocal halted
+        halted = ranks.broadcast(bool(watcher.stopped))
+
+    def agree_on_signals() -> tuple[int, bool]:
+        """The signal that any rank got, and whether it is time to save; the clock is rank 0's."""
+        nonlocal halted
+        if not ranks.several:
+            halted = bool(watcher.stopped)
+            return interrupt.number, not interrupt.number and time_to_save()
+        number, first = interrupt.number, ranks.first
+        wishes = [number == signal.SIGINT, number == signal.SIGTERM, first and time_to_save()]
+        told = ranks.totals([*map(float, wishes), float(first and bool(watcher.stopped)), first * state["seconds"]])
+        halted, state["seconds"] = bool(told[3]), told[4]
+        interrupt.number = int(signal.SIGTERM if told[1] else signal.SIGINT if told[0] else 0)
+        return interrupt.number, bool(told[2])
 
     def check_loss() -> None:
         """Look at the last step's loss: a step late, so that the device need not be waited for."""
         nonlocal pending
         if pending is None:
             return
-        value = float(pending[0])
+        value, share = float(pending[0]), pending[3]
         if not np.isfinite(value):
             names = ", ".join(run.source.name(i) for i in pending[2].tolist()[:3])
             raise NumericsError(
                 f"loss is {value} at step {state['step']}, in a batch with {names}, ...; the last checkpoint in "
                 f"{folder.checkpoints} is intact; lower lr (now {opt.lr:g}) or use precision float32"
             )
-        state["loss_sum"] += value
-        state["loss_steps"] += 1
-        for name, part in pending[1].items():
-            state["part_sums"][name] = state["part_sums"].get(name, 0.0) + float(part)
+        named[:] = pending[1]
+        losses.append([value * share, *(float(part) * share for part in pending[1].values())])
         pending = None
+        if not ranks.several:
+            add_up_losses()
+
+    def add_up_losses() -> None:
+        """Means over ranks of the losses that were looked at, into the sums that the log is made of."""
+        check_loss()
+        told = ranks.totals([number for row in losses for number in row])
+        width = len(named) + 1
+        for start in range(0, len(told), width):
+            value, *parts = (number / ranks.world_size for number in told[start : start + width])
+            state["loss_sum"] += value
+            state["loss_steps"] += 1
+            for name, part in zip(named, parts, strict=True):
+                state["part_sums"][name] = state["part_sums"].get(name, 0.0) + part
+        losses.clear()
 
     def done() -> bool:
         over = run.share_done >= 1 if plan.budget_seconds is not None else state["epoch"] >= opt.epochs
-        return bool(state["finished"] or watcher.stopped or over)
+        return bool(state["finished"] or halted or over)
 
     # --- The loop
-    with RunProgress(opt.progress) as progress, contextlib.closing(loader), contextlib.ExitStack() as closing:
+    shown = RunProgress(opt.progress and ranks.first)
+    with shown as progress, contextlib.closing(loader), contextlib.ExitStack() as closing:
         run.stage = progress.stage
-        folder.write_options(described)
+        if ranks.first:
+            folder.write_options(described)
         watcher = closing.enter_context(watch(run, progress, clock))
         watcher.open(state["metrics_length"], state["step"], run.share_done, described)
         progress.say(opening_line(plan, run.images, run.backbone.name))
@@ -235,30 +339,39 @@ def _run(data: Any, run: Run) -> TrainResult:
                 if state["position"] == 0:
                     relabel_when_due()  # before the epoch's images are chosen, which may go by their labels
                 order = recipe.order(state["epoch"])
-            epoch = loader.epoch(state["epoch"], state["position"], order=order)
-            with interrupt.deferred(), contextlib.closing(epoch) as batches:
-                for batch in batches:
+            epoch = turns(
+                loader,
+                ranks,
+                epoch=state["epoch"],
+                position=state["position"],
+                order=order,
+                batch_size=opt.batch_size,
+                drop_last=run.drop_last,
+                uneven=opt.on_bad_image == "skip",
+            )
+            with interrupt.deferred(), contextlib.closing(epoch) as steps:
+                for turn in steps:
                     relabel_when_due()
-                    # One step. Batch norm cannot normalise a batch of one: it is passed over.
-                    stepped = len(batch.index) > 1
-                    if stepped:
+                    faults.at("before step")
+                    if turn.batch is not None:
                         share = min(run.share_done, 1.0)
                         rate = learning_rate(opt.lr, share, opt.lr_schedule, opt.warmup, opt.lr_milestones)
                         run.update.set_rate(rate)
-                        output = recipe.step(batch)
-                        run.update.take(output.loss)
+                        output = run.step(recipe.step, turn.batch)
+                        run.update.take(output.loss if turn.share == 1 else output.loss * turn.share)
                         check_loss()
-                        pending = output.loss.detach(), output.parts, batch.index
-                        recipe.after_step(batch, output)
+                        pending = output.loss.detach(), output.parts, turn.batch.index, turn.share
+                        recipe.after_step(turn.batch, output)
                         state["step"] += 1
-                        images_done += len(batch.index)
-                    state["position"] = batch.position
-                    state["seen"] = state["epoch"] * run.per_epoch + batch.position
+                        images_done += turn.images
+                    state["position"] = turn.position
+                    state["seen"] = state["epoch"] * run.per_epoch + turn.position
                     state["seconds"] = seconds_before + time.monotonic() - started
+                    faults.at("after step")
 
                     # Log, show, save.
-                    if stepped and state["step"] % opt.log_every == 0:
-                        check_loss()
+                    if turn.batch is not None and state["step"] % opt.log_every == 0:
+                        add_up_losses()
                         event = {
                             "event": "step",
                             "step": state["step"],
@@ -272,14 +385,15 @@ def _run(data: Any, run: Run) -> TrainResult:
                         state.update(loss_sum=0.0, loss_steps=0, part_sums={})
                         images_shown = images_done
                         watcher.record(event, run.share_done)
-                    if interrupt.number or time_to_save():
-                        check_loss()
+                    ends, saves = agree_on_signals()
+                    if ends or saves:
+                        add_up_losses()
                         save()
-                        if interrupt.number:
-                            interrupt.leave(
-                                f"stopped at step {state['step']}, checkpoint written; continue with resume"
-                            )
-                    if watcher.stopped or (plan.budget_seconds is not None and done()):
+                    if ends:
+                        ranks.leave_together()
+                        told = f"stopped at step {state['step']}, checkpoint written; continue with resume"
+                        interrupt.leave(told if ranks.first else "")
+                    if halted or (plan.budget_seconds is not None and done()):
                         break
                 else:
                     state["epoch"] += 1
@@ -289,8 +403,9 @@ def _run(data: Any, run: Run) -> TrainResult:
             between_epochs = state["position"] == 0 and not done()
             if opt.evaluate_every and between_epochs and state["epoch"] % opt.evaluate_every == 0:
                 evaluate("evaluation")
-        check_loss()
+        add_up_losses()
         run.update.finish()
+        faults.at("after last epoch")
 
         # --- The end: final labels, metrics, network, report
         if not state["finished"]:
@@ -299,16 +414,22 @@ def _run(data: Any, run: Run) -> TrainResult:
         result = evaluate("end")
         images = run.images
         all_labels, all_confidence = spread_labels(result, images)
-        bad = bad_images(loader.bad_images, result, images)
-        folder.write_labels(all_labels, all_confidence, images.everything.names)
-        folder.write_bad_images(bad)
-        save_network(folder, run.evaluated, opt, result, run.backbone.name)
+        bad = bad_images([one for part in ranks.gather(loader.bad_images) for one in part], result, images)
         worked = max(state["seconds"] - seconds_before, 1e-9)
         result.metrics.update(images_per_second=images_done / worked, seconds=state["seconds"])
-        watcher.close()
-        with progress.stage("writing the report", 0) as advance:
-            advance(0)
-            report = write_report(folder.path, _image_reader(run))
+
+        def write() -> Path:
+            faults.at("before labels")
+            folder.write_labels(all_labels, all_confidence, images.everything.names)
+            folder.write_bad_images(bad)
+            save_network(folder, run.evaluated, opt, result, run.backbone.name)
+            watcher.close()
+            faults.at("before report")
+            with progress.stage("writing the report", 0) as advance:
+                advance(0)
+                return write_report(folder.path, _image_reader(run))
+
+        report = run.on_first(write)
         said, noun = watcher.closing_lines(), noun_of(images.everything)
         progress.say(closing_lines(result, folder.path, report, state, run.per_epoch, len(bad), said, noun))
     folder.log(f"finished: {result.metrics}")
@@ -403,5 +524,5 @@ def _signature() -> inspect.Signature:
     return inspect.Signature(parameters, return_annotation=TrainResult)
 
 
-_train: Callable[..., TrainResult] = train
-_train.__signature__ = _signature()  # type: ignore[attr-defined]
+_documented: Callable[..., TrainResult] = train
+_documented.__signature__ = _signature()  # type: ignore[attr-defined]

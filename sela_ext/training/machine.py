@@ -84,7 +84,8 @@ class Interrupt:
     def leave(self, message: str) -> None:
         """End the run: KeyboardInterrupt for SIGINT, exit status 143 for SIGTERM."""
         with contextlib.suppress(OSError, ValueError, AttributeError):  # whoever read our output may be gone
-            print(message, flush=True)
+            if message:
+                print(message, flush=True)
         if self.number == signal.SIGTERM:
             raise SystemExit(143)
         raise KeyboardInterrupt(message)

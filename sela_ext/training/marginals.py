@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sela_ext.assign import FeatureLogits
 from sela_ext.assign.marginals import cluster_shares
 from sela_ext.errors import OptionError
+from sela_ext.training.ranks import Ranks
 
 # Of estimated shares this part is dealt out evenly: a cluster that the network forgets keeps a tenth of an equal share.
 _EVEN = 0.1
@@ -85,7 +86,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def size_options(marginals: Any, relax: Any, size_bounds: Any, logits: Tensor | FeatureLogits) -> dict[str, Any]:
+def size_options(
+    marginals: Any, relax: Any, size_bounds: Any, logits: Tensor | FeatureLogits, ranks: Ranks | None = None
+) -> dict[str, Any]:
     """Arguments of `sela_ext.assign` for the cluster sizes of one head.
 
     Args:
@@ -93,21 +96,24 @@ def size_options(marginals: Any, relax: Any, size_bounds: Any, logits: Tensor | 
         relax: as `assign` takes it.
         size_bounds: lowest and highest size, as multiples of an equal share; or None.
         logits: of the head, [N, K], before they are multiplied by lambda.
+        ranks: who holds other rows of them; None: nobody.
 
     Returns:
         marginals, relax and size_bounds; bounds in images.
     """
     rows, clusters = logits.shape
+    ranks = ranks or Ranks()
     if isinstance(marginals, str):
-        marginals = estimated_shares(logits).numpy()
+        marginals = estimated_shares(logits, ranks).numpy()
     if size_bounds is not None:
+        rows = int(ranks.totals([rows])[0])
         low, high = (float(one) * rows / clusters for one in size_bounds)
         size_bounds = low, high
     return {"marginals": marginals, "relax": relax, "size_bounds": size_bounds}
 
 
 @torch.no_grad()
-def estimated_shares(logits: Tensor | FeatureLogits) -> Tensor:
+def estimated_shares(logits: Tensor | FeatureLogits, ranks: Ranks | None = None) -> Tensor:
     """Shares of the clusters as the network sees them: its mean probabilities, with a tenth of an equal share added.
 
     b = .9 mean_i softmax(logits_i) + .1 / K. The smoothing keeps clusters alive: without it one that becomes smaller
@@ -115,6 +121,7 @@ def estimated_shares(logits: Tensor | FeatureLogits) -> Tensor:
 
     Args:
         logits: [N, K].
+        ranks: who holds other rows of them; None: nobody.
 
     Returns:
         float64 [K] on the CPU, of sum 1.
@@ -128,5 +135,8 @@ def estimated_shares(logits: Tensor | FeatureLogits) -> Tensor:
         part = part[torch.isfinite(part).all(1)]
         total += part.sum(0).cpu()
         seen += len(part)
+    if ranks is not None and ranks.several:
+        *sums, count = ranks.totals([*total.tolist(), seen])
+        total, seen = torch.tensor(sums, dtype=torch.float64), int(count)
     predicted = total / seen if seen else torch.full_like(total, 1 / clusters)
     return (1 - _EVEN) * predicted + _EVEN / clusters

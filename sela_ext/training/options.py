@@ -90,7 +90,7 @@ class Options:
     # How long, and with which steps
     epochs: int = option(AUTO, "epochs", kind="int", low=1, high=1_000_000)
     budget: Any = option(None, 'wall-clock budget instead of epochs, e.g. "10min"; not bit-reproducible', kind="any")
-    batch_size: int = option(256, "images per step", kind="int", low=2, high=1_000_000)
+    batch_size: int = option(256, "images per step, of all devices together", kind="int", low=2, high=1_000_000)
     lr: float = option(AUTO, "learning rate at this batch size", kind="float", above=0, high=1000)
     lr_schedule: str = option(
         AUTO,
@@ -244,7 +244,24 @@ class Options:
     evaluate_every: int = option(0, "epochs between evaluations; 0 = at the end", kind="int", low=0)
     # Machine
     device: str = option(AUTO, "cpu, cuda or cuda:N", kind="str")
-    devices: Any = option(AUTO, "number of GPUs", kind="any")
+    devices: Any = option(
+        AUTO,
+        "processes that share the run, one per GPU (or on the CPU): auto = what torchrun started, else one",
+        kind="any",
+    )
+    sync_batch_norm: bool = option(
+        False, "batch norm by the images of all devices together, with several GPUs", kind="bool"
+    )
+    rank_timeout: float = option(
+        1800.0,
+        "seconds after which a rank that does not come to an exchange with the others is an error",
+        kind="float",
+        above=0,
+        high=1e6,
+    )
+    rank_silence: float = option(
+        60.0, "seconds after which a rank of which nothing is heard counts as lost", kind="float", low=3, high=1e6
+    )
     precision: str = option(AUTO, "arithmetic of the network", kind="str", choices=("float32", "bfloat16", "float16"))
     threads: int = option(AUTO, "processor threads", kind="int", low=1, high=4096)
     seed: int = option(0, "seed of everything random", kind="int", low=0, high=2**63 - 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from sela_ext.data import Augment, Source
-from sela_ext.errors import DataError, DistributedError, OptionError
+from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels import VectorView
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
@@ -22,6 +21,7 @@ from sela_ext.training.idle import refuse_idle
 from sela_ext.training.marginals import check_labelling, check_marginals
 from sela_ext.training.options import AUTO, OF_LABEL_PASSES, Options, parse_budget
 from sela_ext.training.presets import FAST, METHODS, PAPER, PRESETS
+from sela_ext.training.ranks import Ranks
 from sela_ext.training.schedule import MILESTONES
 from sela_ext.training.split import has_labels
 from sela_ext.training.vector_options import settle_vectors, view_of
@@ -91,6 +91,7 @@ def resolve(
     *,
     digits: bool = False,
     fixed: FixedLabels | None = None,
+    ranks: Ranks | None = None,
 ) -> Plan:
     """Replace every "auto".
 
@@ -100,6 +101,7 @@ def resolve(
         source: the training images.
         digits: the built-in digits, which must not be mirrored.
         fixed: the labels that `fixed_labels` gave.
+        ranks: who shares the run; None: one process.
 
     Raises:
         OptionError: options that do not fit the data, or that this version does not have.
@@ -153,17 +155,22 @@ def resolve(
     values["projection"] = _check_projection(values["projection"])
 
     # Device and arithmetic
-    settle("device", *_choose_device())
+    settle("device", *choose_device())
     device = check_device(values["device"])
+    ranks = ranks or Ranks()
     settle(
         "threads",
-        available_processors(),
-        "processors this process may use",
+        max(1, available_processors() // ranks.local_world_size),
+        "processors this process may use" + (", shared with the other ranks" if ranks.local_world_size > 1 else ""),
     )
     settle("precision", *_choose_precision(device))
     if values["precision"] == "float16" and device.type == "cpu":
         raise OptionError("precision: expected float32 or bfloat16 on the CPU, found float16")
-    values["devices"] = _one_device(options.devices)
+    values["devices"] = ranks.world_size
+    if options.sync_batch_norm and (device.type != "cuda" or not ranks.several):
+        raise OptionError(
+            f"sync_batch_norm: expected several CUDA devices, found {ranks.world_size} x {device.type}; leave it out"
+        )
 
     # Network and images
     if fast:
@@ -191,6 +198,10 @@ def resolve(
         batch = min(batch, max(16, images // 4))  # a set this small would otherwise see a handful of steps
     if batch < values["batch_size"]:
         reasons["batch_size"] = f"there are {images} images"
+        values["batch_size"] = batch
+    batch = _shared_batch(batch, values["batch_size"] if "batch_size" in given else None, images, ranks)
+    if batch < values["batch_size"]:
+        reasons["batch_size"] = f"a multiple of the {ranks.world_size} ranks; there are {images} images"
         values["batch_size"] = batch
     if batch < 2:
         raise DataError(f"expected at least 2 images, found {images}; batch norm needs two")
@@ -406,7 +417,8 @@ def _choose_epochs(images: int) -> tuple[int, str]:
     return wanted, f"about {SEEN_IMAGES // 1_000_000} million images seen, of {images}"
 
 
-def _choose_device() -> tuple[str, str]:
+def choose_device() -> tuple[str, str]:
+    """The device that is used where none is asked for, and why."""
     if torch.cuda.is_available():
         return "cuda", "a CUDA device is there"
     return "cpu", "no CUDA device is usable"
@@ -431,13 +443,25 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def _one_device(devices: Any) -> int:
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    if ranks not in ("", "1"):
-        raise DistributedError(f"devices: expected one process in this version, found WORLD_SIZE={ranks}")
-    if devices in (AUTO, 1):
-        return 1
-    raise OptionError(f"devices: expected 1 in this version, found {devices!r}")
+def _shared_batch(batch: int, asked: int | None, images: int, ranks: Ranks) -> int:
+    """The images of a step that all ranks share out evenly, at least two for each.
+
+    Raises:
+        DataError: there are too few images.
+        OptionError: the number that was asked for cannot be shared out.
+    """
+    if not ranks.several:
+        return batch
+    size = ranks.world_size
+    if images < 2 * size:
+        raise DataError(f"expected at least two images for each of the {size} ranks, found {images}; use fewer ranks")
+    if asked == batch and (batch % size or batch < 2 * size):
+        near = max(2, round(batch / size)) * size
+        raise OptionError(
+            f"batch_size: expected a multiple of the {size} ranks, two images each at least, found {batch}; it is of "
+            f"all ranks together: {near}, for instance"
+        )
+    return max(batch - batch % size, 2 * size)
 
 
 def _choose_precision(device: torch.device) -> tuple[str, str]:

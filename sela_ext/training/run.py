@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from sela_ext.assign import shard_rows
 from sela_ext.data import Augment, Loader, Source, VectorLoader
+from sela_ext.data.loader import Batch
 from sela_ext.errors import OptionError
 from sela_ext.kernels import IndexStore, device_verdict
 from sela_ext.kernels.device import place_of, usable
@@ -19,18 +22,35 @@ from sela_ext.models import Backbone, Network, build_backbone, build_vector_back
 from sela_ext.training.averaging import WeightAverage
 from sela_ext.training.compilation import compile_backbone
 from sela_ext.training.crops import parse_crops
-from sela_ext.training.embedding import Arithmetic, Embedded, embed, open_index
+from sela_ext.training.embedding import Arithmetic, Embedded, embed, open_index, to_first, to_owners
 from sela_ext.training.machine import Interrupt
 from sela_ext.training.optimizers import build_optimizer
 from sela_ext.training.options import Options
 from sela_ext.training.progress import Stage, no_stage
+from sela_ext.training.ranks import Ranks
 from sela_ext.training.resolve import Plan
 from sela_ext.training.run_folder import RunFolder
 from sela_ext.training.split import Images, has_labels
 from sela_ext.training.update import Update
 from sela_ext.training.vector_options import scale_of
 
+Found = TypeVar("Found")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The forward pass of a step.
+
+    Attributes:
+        loss: scalar; the loop takes its gradient.
+        embedding: what the heads saw, [B, E], or [V B, E] for V views; `Recipe.after_step` may keep it.
+        parts: further scalars for the log, by name.
+    """
+
+    loss: Tensor
+    embedding: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -50,6 +70,9 @@ class Run:
         half_resolution: share of the steps at half resolution.
         drop_last: whether the last, short batch of an epoch is left out.
         per_epoch: images of an epoch.
+        ranks: the processes that share the run.
+        replica: the network as torch's DistributedDataParallel has it, which averages gradients over ranks; None with
+            one process.
         stage: shows that something other than steps is going on, see `sela_ext.training.progress`.
         labels: int32 [heads, N]; a label pass replaces them, and nothing changes them in place.
         state: counters; saved with every checkpoint.
@@ -67,6 +90,8 @@ class Run:
     half_resolution: float
     drop_last: bool
     per_epoch: int
+    ranks: Ranks = field(default_factory=Ranks)
+    replica: nn.Module | None = None
     stage: Stage = no_stage
     labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 0), np.int32))
     state: dict[str, Any] = field(default_factory=dict)
@@ -122,11 +147,13 @@ class Run:
 
     def make_loader(self, views: Sequence[Augment]) -> Loader | VectorLoader:
         """The loader of the training steps, with one view of every image per entry of `views`."""
-        opt = self.options
+        opt, ranks = self.options, self.ranks
         if self.plan.vectors is not None:
             return VectorLoader(
                 self.source,
-                batch_size=opt.batch_size,
+                batch_size=opt.batch_size // ranks.world_size,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
                 view=self.plan.vectors,
                 views=len(views),
                 seed=opt.seed,
@@ -139,7 +166,9 @@ class Run:
             )
         return Loader(
             self.source,
-            batch_size=opt.batch_size,
+            batch_size=opt.batch_size // ranks.world_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
             augment=views[0] if len(views) == 1 else list(views),
             seed=opt.seed,
             shuffle=True,
@@ -158,10 +187,16 @@ class Run:
     def embed(
         self, augment: Augment, *, train_mode: bool = False, epoch: int = 0, keep_features: bool = False
     ) -> Embedded:
-        """Run the network over all training images; see `sela_ext.training.embedding.embed`."""
+        """Run the network over all training images; see `sela_ext.training.embedding.embed`.
+
+        Returns:
+            The rows that this rank owns, in order: all with one process.
+        """
         opt = self.options
+        if not train_mode:
+            self.share_statistics(self.network)
         with self.stage("looking at all images", len(self.source)) as advance:
-            return embed(
+            seen = embed(
                 self.network,
                 self.source,
                 augment,
@@ -178,10 +213,62 @@ class Run:
                 exif=opt.exif,
                 index=self.indexes["train"],
                 advance=advance,
+                ranks=self.ranks,
             )
+            return to_owners(seen, len(self.source), self.ranks)
+
+    def whole(self, seen: Embedded) -> Embedded:
+        """What all ranks own, in order, on rank 0; the others get no rows."""
+        if not self.ranks.several:
+            return seen
+        own = shard_rows(len(self.source), self.ranks.world_size, self.ranks.rank)
+        rows = torch.arange(own.start, own.stop, device=seen.valid.device)
+        return to_first(replace(seen, rows=rows), len(self.source), self.ranks)
+
+    def on_first(self, work: Callable[[], Found]) -> Found:
+        """Have rank 0 do something as if it were alone, and give all ranks what came of it; see `Ranks.lead`."""
+
+        def alone() -> Found:
+            ranks, self.ranks = self.ranks, Ranks()
+            try:
+                return work()
+            finally:
+                self.ranks = ranks
+
+        return self.ranks.lead(alone) if self.ranks.several else work()
+
+    def replicate(self) -> None:
+        """Have gradients averaged over ranks from now on; all ranks get rank 0's weights."""
+        if self.ranks.several:
+            examples = _examples(self.plan, self.source, self.half_resolution, self.arithmetic.device)
+            self.replica = _replicate(self.network, next(examples)[:2], self.arithmetic.device)
+
+    def step(self, forward: Callable[[Batch], StepOutput], batch: Batch) -> StepOutput:
+        """Do the forward pass of a step such that the backward pass will average the gradients over ranks."""
+        if self.replica is None:
+            return forward(batch)
+        loss, embedding, parts = self.replica(lambda: forward(batch))
+        return StepOutput(loss, embedding, parts)
+
+    def share_statistics(self, network: nn.Module) -> None:
+        """Give every rank the batch norms' statistics of rank 0, before a network looks at images in eval mode."""
+        self.ranks.broadcast_tensors(list(network.buffers()))
 
 
-def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt) -> Run:
+class _Replica(nn.Module):
+    """The module that DistributedDataParallel holds: its forward pass is that of a whole step, heads and loss too."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, work: Callable[[], StepOutput]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What `work` gives, which runs the network, in parts among which tensors are found."""
+        output = work()
+        return output.loss, output.embedding, output.parts
+
+
+def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt, ranks: Ranks | None = None) -> Run:
     """Build network and optimiser, and look where entry points of JPEG files are kept.
 
     Raises:
@@ -189,7 +276,8 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
         ResourceError: the device cannot be used.
     """
     opt, source = plan.options, images.train
-    arithmetic = Arithmetic(torch.device(opt.device), _DTYPES[opt.precision])
+    ranks = ranks or Ranks()
+    arithmetic = Arithmetic(device_of(opt.device, ranks), _DTYPES[opt.precision])
     first_use(arithmetic.device, folder.log)
     torch.manual_seed(opt.seed)
     size = plan.augment.size
@@ -223,6 +311,10 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
         reason = compile_backbone(network, _examples(plan, source, half_resolution, arithmetic.device), arithmetic)
         if reason:
             plan.reasons["compile"] = f"not used: {reason}"
+    if opt.sync_batch_norm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    if ranks.rank:  # the same weights everywhere, but other dropout
+        torch.manual_seed((opt.seed + 1_000_003 * ranks.rank) % 2**63)
     update = Update(
         network,
         build_optimizer(opt, network),
@@ -240,11 +332,52 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
         backbone=backbone,
         update=update,
         indexes={
-            name: open_index(part, opt.index, folder.index, name) for name, part in parts.items() if part is not None
+            name: open_index(part, opt.index, folder.index, name, ranks.rank)
+            for name, part in parts.items()
+            if part is not None
         },
         half_resolution=half_resolution,
         drop_last=drop_last,
         per_epoch=count - short if drop_last else count,
+        ranks=ranks,
+    )
+
+
+def device_of(name: str, ranks: Ranks) -> torch.device:
+    """The device of this rank.
+
+    Raises:
+        OptionError: one device was named for several ranks, or there are fewer devices than ranks on this machine.
+    """
+    device = torch.device(name)
+    if not ranks.several or device.type != "cuda":
+        return device
+    if ":" in name:
+        raise OptionError(f"device: expected cuda with {ranks.world_size} ranks, one device each; found {name}")
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise OptionError(
+            f"devices: expected a CUDA device for every rank of this machine, found {torch.cuda.device_count()} and "
+            f"rank {ranks.local_rank} of it; start fewer ranks, or use device cpu"
+        )
+    return torch.device("cuda", ranks.local_rank)
+
+
+def _replicate(network: Network, example: Tensor, device: torch.device) -> nn.Module:
+    """The network with gradients that are averaged over ranks while the backward pass goes on.
+
+    Parameters that a step leaves without a gradient are looked for only where there are some: it takes time.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    # Rank 0's batch norms count, and are given to all where they are used: not in every step.
+    known = inspect.signature(DistributedDataParallel).parameters
+    unsynced = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.14
+    options: dict[str, Any] = {unsynced: False}
+    return DistributedDataParallel(
+        _Replica(network),
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=_has_idle_parameters(network, example),
+        **options,
     )
 
 
@@ -297,3 +430,18 @@ def _half_resolution(plan: Plan, backbone: Backbone) -> float:
         raise OptionError(f"half_resolution: expected a network that takes {half} x {half} too; {problem}")
     plan.reasons["half_resolution"] = f"not used: the network does not take {half} x {half}"
     return 0.0
+
+
+def _has_idle_parameters(network: Network, example: Tensor) -> bool:
+    """Whether some parameters have no part in what the network gives for images [2, C, S, S]; nothing is changed."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    was_training = network.training
+    network.eval()
+    try:
+        embedding = network(example).float()
+        total = network.heads(embedding).sum()
+        if network.rotation is not None:
+            total = total + network.rotation(embedding).sum()
+        return any(gradient is None for gradient in torch.autograd.grad(total, trained, allow_unused=True))
+    finally:
+        network.train(was_training)

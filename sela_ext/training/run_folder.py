@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.report.metrics import read_metrics
-from sela_ext.training import run_lock
 from sela_ext.training.checkpoint import write_atomically, writing
+from sela_ext.training.run_lock import NAMES as LOCKS
 
 # Everything that a run writes: what overwrite may delete.
 _FILES = (
@@ -39,7 +39,9 @@ _FILES = (
 )
 _FOLDERS = ("checkpoints", "tensorboard", "index", "wandb")
 # What a kill in the middle of writing may leave.
-_PARTIAL = (".writable", *(f"{name}.partial" for name in _FILES))
+_PARTIAL = (".writable", *LOCKS, *(f"{name}.partial" for name in _FILES))
+# What is removed when a run begins: not the lock, which this process holds by then.
+_LEFT = tuple(name for name in _PARTIAL if name not in LOCKS)
 
 
 class RunFolder:
@@ -72,14 +74,14 @@ class RunFolder:
                 )
         if path.exists() and not path.is_dir():
             raise OptionError(f"out: expected a folder, found the file {path}; name another")
-        found = {entry.name for entry in path.iterdir()} - {run_lock.NAME, run_lock.HELD} if path.is_dir() else set()
-        if found and not resume:
+        entries = [entry.name for entry in path.iterdir() if entry.name not in LOCKS] if path.is_dir() else []
+        if entries and not resume:
             if not overwrite:
                 raise OptionError(
-                    f"out: expected an empty or absent folder, found {path} with {len(found)} entries; "
+                    f"out: expected an empty or absent folder, found {path} with {len(entries)} entries; "
                     "set resume to continue the run in it, overwrite to replace it, or name another"
                 )
-            foreign = sorted(found - {*_FILES, *_PARTIAL, *_FOLDERS})
+            foreign = sorted({*entries} - {*_FILES, *_PARTIAL, *_FOLDERS})
             if foreign:
                 raise OptionError(
                     f"overwrite: expected nothing but a run in {path}, found {', '.join(foreign[:3])}; "
@@ -87,22 +89,35 @@ class RunFolder:
                 )
         return RunFolder(path)
 
-    def create(self, *, overwrite: bool) -> None:
-        """Make the folder; with overwrite, delete the run that it holds.
+    def create(self) -> None:
+        """Make the folder.
 
         Raises:
             ResourceError: it cannot be written.
         """
-        try:
+        with self._in_words():
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
             probe.touch()
             probe.unlink()
-            for name in (*_PARTIAL, *(_FILES if overwrite else ())):
+
+    def clear(self, *, overwrite: bool) -> None:
+        """Remove what a kill left half written; with overwrite, the run that the folder holds.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        with self._in_words():
+            for name in (*_LEFT, *(_FILES if overwrite else ())):
                 (self.path / name).unlink(missing_ok=True)
             if overwrite:
                 for name in _FOLDERS:
                     shutil.rmtree(self.path / name, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise ResourceError(f"out: cannot write in {self.path}: {error.strerror}; name another folder") from error
 

@@ -25,6 +25,7 @@ from sela_ext.training.heartbeat import machine, started
 
 NAME = ".lock"
 HELD = ".lock.held"
+NAMES = (NAME, HELD)
 # What the operating system says where files cannot be locked.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _TRIES = 20  # at a lock that vanishes with its holder, again and again

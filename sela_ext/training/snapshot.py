@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from sela_ext.errors import CheckpointError
 from sela_ext.training.options import Options
+from sela_ext.training.ranks import Ranks
 from sela_ext.training.recipes import Recipe
 from sela_ext.training.run import Run
 from sela_ext.training.run_folder import describe_value
@@ -27,6 +30,9 @@ _FREE_ON_RESUME = (
     "callbacks",
     "wandb",
     "dry_run",
+    "devices",
+    "rank_timeout",
+    "rank_silence",
 )
 
 
@@ -55,18 +61,44 @@ def described_options(options: Options) -> dict[str, Any]:
     return {spec.name: describe_value(getattr(options, spec.name)) for spec in dataclasses.fields(options)}
 
 
+def shared_options(options: Options) -> dict[str, Any]:
+    """Options that must be the same on all ranks."""
+    return {name: value for name, value in described_options(options).items() if name not in ("threads", "callbacks")}
+
+
 def take(run: Run, recipe: Recipe) -> dict[str, Any]:
-    """Everything that a resume needs, on the CPU."""
+    """Everything that a resume needs, on the CPU. All ranks call it, and rank 0 gets what counts."""
     on_cuda = run.arithmetic.device.type == "cuda"
+    random = torch.get_rng_state(), torch.cuda.get_rng_state(run.arithmetic.device) if on_cuda else None
+    everyones = run.ranks.gather(random)
     return {
         "identity": _identity(run),
         "state": {**run.state, "labels": torch.from_numpy(run.labels)},
         "recipe": recipe.state(),
         "network": run.network.state_dict(),
         "update": run.update.state(),
-        "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state(run.arithmetic.device) if on_cuda else None,
+        "rng": [one for one, _ in everyones],
+        "rng_cuda": [one for _, one in everyones],
     }
+
+
+def shared(ranks: Ranks, read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """What rank 0 reads, on all ranks: they need not see the folder that it lies in.
+
+    Raises:
+        CheckpointError: on all ranks, if rank 0 cannot read it.
+    """
+    saved = ranks.together(lambda: read() if ranks.first else None)
+    if not ranks.several:
+        return saved
+    payload: bytes | None = None
+    if saved is not None:
+        buffer = io.BytesIO()
+        torch.save(saved, buffer)
+        payload = buffer.getvalue()
+    payload = ranks.broadcast_bytes(payload)
+    found: dict[str, Any] | None = None if payload is None else torch.load(io.BytesIO(payload), weights_only=True)
+    return found
 
 
 def put_back(run: Run, recipe: Recipe, saved: dict[str, Any]) -> None:
@@ -81,9 +113,13 @@ def put_back(run: Run, recipe: Recipe, saved: dict[str, Any]) -> None:
     recipe.load(saved["recipe"])
     run.network.load_state_dict(saved["network"])
     run.update.load(saved["update"])
-    torch.set_rng_state(saved["rng"])
-    if saved["rng_cuda"] is not None and run.arithmetic.device.type == "cuda":
-        torch.cuda.set_rng_state(saved["rng_cuda"], run.arithmetic.device)
+    own, states = run.ranks.rank, saved["rng"]
+    if len(states) != run.ranks.world_size:  # continued on another number of ranks
+        torch.manual_seed((run.options.seed + 1_000_003 * own + run.state["step"]) % 2**63)
+        return
+    torch.set_rng_state(states[own])
+    if saved["rng_cuda"][own] is not None and run.arithmetic.device.type == "cuda":
+        torch.cuda.set_rng_state(saved["rng_cuda"][own], run.arithmetic.device)
 
 
 def _identity(run: Run) -> dict[str, Any]:

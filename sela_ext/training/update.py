@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Update:
 
     Attributes:
         waiting: batches of the group that is not complete, of which the network holds gradients.
+        frozen: parameters that steps leave as they are for now.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Update:
         self.accumulate = accumulate
         self.average = average
         self.waiting = 0
+        self.frozen: Sequence[nn.Parameter] = ()
 
     def take(self, loss: Tensor) -> None:
         """Add the gradient of a batch's mean loss, and step when the group is complete."""
@@ -48,6 +51,8 @@ class Update:
             self.optimizer.zero_grad(set_to_none=True)
         share = loss / self.accumulate if self.accumulate > 1 else loss
         self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+        for parameter in self.frozen:
+            parameter.grad = None
         self.waiting += 1
         if self.waiting == self.accumulate:
             self._step()

@@ -291,9 +291,35 @@ class Watcher:
                 self.stopped = name
 
 
+class Unwatched:
+    """What the other ranks have in place of rank 0's watcher: nothing is recorded, shown or called."""
+
+    stopped = ""
+
+    def open(self, metrics_length: int, step: int, share: float, described: Mapping[str, Any]) -> None:
+        """Open nothing."""
+
+    def record(self, event: Event, share: float) -> None:
+        """Take no event."""
+
+    def closing_lines(self) -> list[str]:
+        """Nothing to say."""
+        return []
+
+    def time_keys(self, waited: float) -> dict[str, float]:
+        """No times."""
+        return {}
+
+    def close(self, status: int = 0) -> None:
+        """Close nothing."""
+
+
 @contextlib.contextmanager
-def watch(run: Run, progress: RunProgress, clock: Clock) -> Iterator[Watcher]:
-    """The watcher of a run, closed at the end of the context."""
+def watch(run: Run, progress: RunProgress, clock: Clock) -> Iterator[Watcher | Unwatched]:
+    """The watcher of a run, closed at the end of the context; it watches on rank 0 alone."""
+    if not run.ranks.first:
+        yield Unwatched()
+        return
     opt = run.options
     shares = [1.0 / min(opt.clusters)]
     if isinstance(opt.marginals, (list, tuple)):

@@ -5,34 +5,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sela_ext.data import Augment
 from sela_ext.data.loader import Batch
 from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation, evaluate_network
 from sela_ext.training.labelling import LabelPass, random_labels
-from sela_ext.training.run import Run
+from sela_ext.training.run import Run, StepOutput
 
-
-@dataclass(frozen=True)
-class StepOutput:
-    """The forward pass of a step.
-
-    Attributes:
-        loss: scalar; the loop takes its gradient.
-        embedding: what the heads saw, [B, E], or [V B, E] for V views; `Recipe.after_step` may keep it.
-        parts: further scalars for the log, by name.
-    """
-
-    loss: Tensor
-    embedding: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
+__all__ = ["Recipe", "StepOutput"]
 
 
 class Recipe(ABC):
@@ -85,6 +70,7 @@ class Recipe(ABC):
     def evaluate_with(self, label: Callable[[Embedded], LabelPass] | None) -> Evaluation:
         """The evaluation, with labels of a function's making; None: balanced ones."""
         run = self.run
+        run.share_statistics(run.evaluated)
         return evaluate_network(
             run.evaluated,
             run.images,
@@ -95,6 +81,8 @@ class Recipe(ABC):
             indexes=run.indexes,
             stage=run.stage,
             label=label,
+            ranks=run.ranks,
+            alone=run.on_first,
         )
 
     def state(self) -> dict[str, Any]:

@@ -55,11 +55,17 @@ class DeepClusterRecipe(SelaRecipe):
         run, opt = self.run, self.run.options
         with _before_last_relu(run.network.backbone) as without_relu:
             if seen is None or without_relu or opt.label_augment != "none":
-                seen = run.embed(label_view(run.plan), keep_features=bool(opt.projection))
+                seen = run.whole(run.embed(label_view(run.plan), keep_features=bool(opt.projection)))
+        result = run.on_first(lambda: self._label(which, seen, without_relu))
+        return dataclasses.replace(result, wait_seconds=seen.wait_seconds)
+
+    def _label(self, which: list[int] | None, seen: Embedded, without_relu: bool) -> LabelPass:
+        """K-means of all images as they were `seen`."""
+        run, opt = self.run, self.run.options
         # Without a projection the embeddings are the features.
         features = seen.features if opt.projection and seen.features is not None else seen.embeddings
         points = points_of(features, seen.valid, self.whitened, opt.threads)
-        result = cluster_pass(
+        return cluster_pass(
             run.network.heads,
             points,
             self._embeddings(features) if without_relu else seen.embeddings,
@@ -72,7 +78,6 @@ class DeepClusterRecipe(SelaRecipe):
             threads=opt.threads,
             truth=run.truth,
         )
-        return dataclasses.replace(result, wait_seconds=seen.wait_seconds)
 
     @torch.no_grad()
     def _embeddings(self, features: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sela_ext.models import Heads
 from sela_ext.training.cluster_pass import cluster_pass, points_of, whitened_dimensions
+from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.labelling import LabelPass
 from sela_ext.training.prototypes import forget, turn_to_means
@@ -37,12 +38,20 @@ class KmeansRecipe(SelaRecipe):
     def relabel(self, which: list[int] | None) -> LabelPass:
         """Embeddings of all images by the label source, then k-means."""
         embeddings, valid, waited = self.collect()
-        heads = self.run.network.heads
-        result = self._cluster(heads, embeddings, valid, which)
+        run, heads = self.run, self.run.network.heads
+        whole = run.whole(Embedded(None, embeddings, valid, []))
+
+        def cluster() -> LabelPass:
+            result = self._cluster(heads, whole.embeddings, whole.valid, which)
+            if heads.kind == "cosine":
+                labelled = [record["head"] for record in result.heads]
+                turn_to_means(heads, whole.embeddings, whole.valid, result.labels, labelled)
+            return result
+
+        result = run.on_first(cluster)
         if heads.kind == "cosine":
-            labelled = [record["head"] for record in result.heads]
-            turn_to_means(heads, embeddings, valid, result.labels, labelled)
-            forget(self.run.update.optimizer, heads, labelled)
+            run.ranks.broadcast_tensors(list(heads.parameters()))
+            forget(run.update.optimizer, heads, [record["head"] for record in result.heads])
         return dataclasses.replace(result, wait_seconds=waited)
 
     def evaluate(self) -> Evaluation:

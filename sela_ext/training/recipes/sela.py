@@ -43,7 +43,8 @@ class SelaRecipe(Recipe):
                 "freeze_prototypes: expected 0 with a network whose prototypes are all there is to train, found "
                 f"{run.options.freeze_prototypes:g}; leave it out, or take a model with layers, such as mlp"
             )
-        self.bank = Bank(len(run.source), run.arithmetic.device) if run.options.label_source == "bank" else None
+        banked = run.options.label_source == "bank"
+        self.bank = Bank(len(run.source), run.arithmetic.device, run.ranks) if banked else None
         # Where the solver of the next label pass begins: the potential of the last one, by head.
         self.potentials: dict[int, NDArray[np.float64]] = {}
         self.drawn: tuple[int, NDArray[np.int32]] | None = None  # epoch, and the labels that its order was drawn by
@@ -63,19 +64,23 @@ class SelaRecipe(Recipe):
             return
         first = run.embed(run.plan.plain, train_mode=True)
         if opt.init == "kmeans":
-            place_prototypes(
-                run.network.heads,
-                first.embeddings,
-                first.valid,
-                opt.seed,
-                opt.threads,
-                run.stage,
+            self.place(
+                first,
                 rounds=BALANCED_ROUNDS if run.plan.vectors is not None else 0,
                 lam=opt.lam,
                 marginals=None if isinstance(opt.marginals, str) else opt.marginals,
             )
         if self.bank is not None:
             self.bank.fill(first.embeddings, first.valid)
+
+    def place(self, first: Embedded, **rounds: Any) -> None:
+        """Place the prototypes, by rank 0 alone, for all: see `place_prototypes`."""
+        run, opt = self.run, self.run.options
+        whole, heads = run.whole(first), run.network.heads
+        run.on_first(
+            lambda: place_prototypes(heads, whole.embeddings, whole.valid, opt.seed, opt.threads, run.stage, **rounds)
+        )
+        run.ranks.broadcast_tensors(list(heads.parameters()))
 
     def relabel(self, which: list[int] | None) -> LabelPass:
         """Embeddings of all images by the label source, then balanced labels."""
@@ -103,14 +108,19 @@ class SelaRecipe(Recipe):
             truth=run.truth,
             start=self.potentials,
             stage=run.stage,
+            ranks=run.ranks,
         )
         self.potentials.update(result.potentials)
         return result
 
     def collect(self) -> tuple[Tensor, Tensor, float]:
-        """Embeddings [N, E] by the label source, which of them are valid, bool [N], and seconds waited for images."""
+        """Embeddings [N, E] by the label source, which of them are valid, bool [N], and seconds waited for images.
+
+        Of the rows that this rank owns.
+        """
         run = self.run
         if self.bank is not None:
+            self.bank.settle()
             return self.bank.embeddings, self.bank.valid, 0.0
         # Looking at all images takes a while: a signal ends the run at once, and resume repeats the pass.
         with run.interrupt.at_once():
@@ -123,6 +133,8 @@ class SelaRecipe(Recipe):
     def order(self, epoch: int) -> NDArray[np.int64] | None:
         """All images; or with the sampler of clusters, the clusters of one head evenly, another head every epoch."""
         run, opt = self.run, self.run.options
+        if self.bank is not None:
+            self.bank.settle()  # of each image one embedding waits for it at most
         if opt.sampler != "clusters":
             return None
         if self.drawn is None or self.drawn[0] != epoch:
@@ -133,7 +145,7 @@ class SelaRecipe(Recipe):
     def step(self, batch: Batch) -> StepOutput:
         """Cross-entropy of every head against its labels; images without a label count nothing."""
         run, opt = self.run, self.run.options
-        run.network.heads.requires_grad_(run.epochs_done >= opt.freeze_prototypes)
+        run.update.frozen = list(run.network.heads.parameters()) if run.epochs_done < opt.freeze_prototypes else []
         if opt.crops is not None:
             return self.step_of_crops(batch)
         pictures = half_resolution(run, batch.images)
@@ -163,7 +175,7 @@ class SelaRecipe(Recipe):
         """The evaluation, and how well rotations are told apart, where they are learnt."""
         result = super().evaluate_with(label)
         if self.run.network.rotation is not None:
-            result.metrics["rotation_accuracy"] = rotation_accuracy(self.run)
+            result.metrics["rotation_accuracy"] = self.run.on_first(lambda: rotation_accuracy(self.run))
         return result
 
     def state(self) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from sela_ext.data.loader import Batch
 from sela_ext.training.bank import Bank
 from sela_ext.training.crops import parse_crops
 from sela_ext.training.labelling import LabelPass
-from sela_ext.training.prototypes import place_prototypes
 from sela_ext.training.recipes.base import StepOutput
 from sela_ext.training.recipes.sela import SelaRecipe
 from sela_ext.training.run import Run
@@ -46,7 +45,7 @@ class SelaV2Recipe(SelaRecipe):
         super().__init__(run)
         large = parse_crops(run.options.crops)[0].count
         self.bank = None
-        self.banks = [Bank(len(run.source), run.arithmetic.device) for _ in range(large)]
+        self.banks = [Bank(len(run.source), run.arithmetic.device, run.ranks) for _ in range(large)]
 
     def begin(self) -> None:
         """Fill every bank by one look at all images as they are, and place the prototypes where that was asked for.
@@ -56,9 +55,7 @@ class SelaV2Recipe(SelaRecipe):
         run = self.run
         seen = run.embed(run.plan.plain, train_mode=True)
         if run.options.init == "kmeans":
-            place_prototypes(
-                run.network.heads, seen.embeddings, seen.valid, run.options.seed, run.options.threads, run.stage
-            )
+            self.place(seen)
         for bank in self.banks:
             bank.fill(_unit(seen.embeddings), seen.valid.clone())
 
@@ -68,9 +65,16 @@ class SelaV2Recipe(SelaRecipe):
         passes = []
         for number, bank in enumerate(self.banks):
             own = [head for head in heads if head % len(self.banks) == number]
+            bank.settle()
             if own:
                 passes.append(self.solve(bank.embeddings, bank.valid, own))
         return merge_passes(passes, self.run.labels)
+
+    def order(self, epoch: int) -> NDArray[np.int64] | None:
+        """As plain SeLa's."""
+        for bank in self.banks:
+            bank.settle()
+        return super().order(epoch)
 
     def after_step(self, batch: Batch, output: StepOutput) -> None:
         """Write the banks: embeddings of the crops come in the order of the views, the large ones first."""

@@ -121,6 +121,21 @@ def test_the_next_rank_that_has_not_ended_is_listened_to(watch):
     )
 
 
+def test_a_neighbour_that_is_silent_is_killed_since_it_may_be_stopped(watch):
+    silent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    try:
+        silent.send_signal(signal.SIGSTOP)
+        rank = watch(2, silence=0.3)
+        rank.neighbour(1, silent.pid, started(silent.pid))
+        rank.store.set("home/1", f"process {silent.pid} on here")
+        rank.store.set("beat/1", "1 loop.py:3")
+        assert "rank 1 failed: nothing has been heard of it" in rank.line()
+        assert silent.wait(PATIENCE) == -signal.SIGKILL
+    finally:
+        silent.kill()
+        silent.wait()
+
+
 def test_a_rank_that_never_began_to_beat_is_missed_too(watch):
     assert "rank 1 failed: nothing has been heard of it for 0.2 s: killed" in watch(2, silence=0.2).line()
 

@@ -39,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         else:
             raise
         status = 7
+    if status and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        from sela_ext.training.launch_child import leave
+
+        leave(status)
     raise SystemExit(status)
 
 

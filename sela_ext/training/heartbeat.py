@@ -14,6 +14,7 @@ not with its square.
 writes down where its main thread is, so that the error can say which rank stood elsewhere than the others.
   torchrun sends SIGTERM to the other ranks a tenth of a second after one died. A rank that leaves because of it looks
 at once whether a neighbour is gone, and says that instead of "stopped by SIGTERM".
+  A rank that was stopped is killed by those of its machine: it would stay as it is, whoever asks it to go.
   A rank whose launcher is gone (torchrun, `devices=n`) ends as well: nobody would end it otherwise.
 """
 
@@ -23,6 +24,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -50,6 +52,7 @@ _KEEP, _KEEP_FAILED = 60.0, 5.0
 _JOIN = 20.0  # seconds for the thread to end
 EXIT_CODE = DistributedError.exit_code
 _STOPPED = "was stopped by "
+_UNHEARD = "nothing has been heard of it"
 _runs = 0  # that this process took part in: several may meet at one store, one after the other
 _kept: list[Any] = []  # stores that others use for as long as this process lives
 
@@ -161,6 +164,7 @@ class Heartbeat:
                 cause = self._lost(error)
             if cause is None:
                 continue
+            self._end_silent(cause)
             if not self._quit.wait(_SIGNAL_GRACE if _STOPPED in cause else _GRACE):
                 self._say(f"sela: error: rank {self._rank} of {self._world_size}: ends because {cause}")
                 self._leave(status_of(cause))
@@ -227,9 +231,16 @@ class Heartbeat:
             return None
         home = f" ({self._store.get(f'home/{other}').decode()})" if beat else ""
         return self._first(
-            f"rank {other} failed: nothing has been heard of it for {self._silence:g} s{home}: killed, stopped, or its "
-            "machine is lost"
+            f"rank {other} failed: {_UNHEARD} for {self._silence:g} s{home}: killed, stopped, or its machine is lost"
         )
+
+    def _end_silent(self, cause: str) -> None:
+        """End the process of this machine that was not heard of: stopped, it would stay, whoever asks it to go."""
+        found = re.match(rf"rank (\d+) failed: {_UNHEARD}", cause)
+        pid, start = self._neighbours.get(int(found[1]), (0, "")) if found else (0, "")
+        if pid and started(pid) == start:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
     def _has_ended(self, other: int) -> bool:
         if other not in self._ended and self._store.check([f"done/{other}"]):
@@ -398,7 +409,8 @@ def _unheard_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: one that is not Python's, which cannot be put back
+                signal.signal(number, handler)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ exchanges nothing.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import time
@@ -131,8 +132,12 @@ class Ranks:
         instead = self._heartbeat.verdict(error) if error is not None and failed else None
         self._heartbeat.close(failed=failed)
         if not failed:
+            # Threads of gloo that the end of Python finds at work abort it. They end with the groups, and those with
+            # whatever refers to them: first what others hold, since only the groups' own end lets the threads finish.
+            gc.collect()
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
+            self.group = self._control = self._store = None
         elif instead is not None:
             raise instead from error
 

@@ -235,6 +235,15 @@ def test_a_collective_that_failed_because_of_another_rank_names_it(watch, alive)
     assert str(found) == "rank 0 of 2 ends because rank 1 failed: ValueError: no"
 
 
+def test_a_collective_that_failed_inside_a_solve_names_it_too(watch, alive):
+    rank = watch(2)
+    alive(rank.store, 1)
+    rank.neighbour(1, os.getpid(), "long ago")
+    error = DistributedError("group: rank 0 of 2 cannot reach the others")
+    error.__cause__ = RuntimeError("[gloo] Connection closed by peer")
+    assert "rank 0 of 2 ends because rank 1 failed: it was killed" in str(rank.heart.verdict(error))
+
+
 def test_sigterm_after_a_neighbour_died_is_the_neighbours_failure(watch, alive):
     rank = watch(2)
     alive(rank.store, 1)

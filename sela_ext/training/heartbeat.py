@@ -329,8 +329,8 @@ def has_launcher() -> bool:
 
 def of_collective(error: BaseException) -> bool:
     """Whether an error is a collective's that a peer did not come to."""
-    if isinstance(error, SelaError):
-        return False
+    if isinstance(error, SelaError):  # what a solve over ranks makes of it has it as its cause
+        return isinstance(error, DistributedError) and error.__cause__ is not None and of_collective(error.__cause__)
     if isinstance(error, dist.DistError):
         return True
     words = ("connection", "gloo", "nccl", "peer", "timed out", "timeout", "socket")

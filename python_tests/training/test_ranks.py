@@ -1,5 +1,6 @@
 """Ranks that meet, die, hang and fail."""
 
+import contextlib
 import os
 import re
 import signal
@@ -10,19 +11,24 @@ from pathlib import Path
 
 import pytest
 
-WORK = Path(__file__).with_name("rank_work.py")
+from sela_ext.errors import DistributedError, OptionError
+from sela_ext.training.launch import launch
+
+HERE = Path(__file__).parent
+WORK = HERE / "rank_work.py"
 IN_TIME = 15
 
 
-def start(what, *, ranks=2, victim=1, when=5, timeout=60, silence=60, torchrun=False):
-    program = [str(WORK), *map(str, (ranks, what, victim, when, timeout, silence))]
-    command = [sys.executable, "-P", *program]
-    if torchrun:
-        command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += program
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+@pytest.fixture(autouse=True)
+def one_thread_each(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+def run_ranks(what, *, ranks=2, victim=1, when=5, timeout=60, silence=60):
+    from rank_work import work
+
+    return launch(work, (what, victim, when, timeout, silence), ranks)
 
 
 def processes_of(printed):
@@ -36,96 +42,190 @@ def is_running(pid):
         return False
 
 
-def ended(process, what, seconds=60):
-    """Status, error lines, and seconds it took; nobody is left."""
-    began = time.monotonic()
-    printed, errors = process.communicate(timeout=seconds)
-    taken = time.monotonic() - began
-    pids = processes_of(printed)
-    assert len(pids) >= 2, (what, printed, errors)
-    deadline = time.monotonic() + 5
+def assert_all_gone(pids, seconds=5):
+    assert pids
+    deadline = time.monotonic() + seconds
     while any(map(is_running, pids)) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     assert not [pid for pid in pids if is_running(pid)], "orphans"
-    return process.returncode, errors, taken
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_meet_and_exchange_rows_of_any_number(ranks):
-    printed, errors = start("nothing", ranks=ranks).communicate(timeout=60)
-    assert f"result ({list(range(1, ranks + 1))}, {float(ranks)}, {{'from': 0}})" in printed, errors
+def failure_of(capfd, what, **options):
+    """The error of a run in which `what` happens; its ranks are gone in time, counted from the fault."""
+    with pytest.raises(DistributedError) as caught:
+        run_ranks(what, **options)
+    ended = time.monotonic()
+    printed, errors = capfd.readouterr()
+    pids = processes_of(printed)
+    assert len(pids) == options.get("ranks", 2), (printed, errors)
+    assert_all_gone(pids)
+    began = float(re.search(r"fault at (\S+)", printed)[1])
+    patience = options.get("silence", 0) if what == "stop" else options.get("timeout", 0)
+    assert ended - began < IN_TIME + patience
+    return str(caught.value), errors
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_run_and_is_named(victim):
-    status, errors, taken = ended(start("kill", victim=victim), "kill")
-    assert status == 6
-    assert re.search(rf"DistributedError: .*rank {victim} ", errors)
-    assert "killed" in errors
-    assert taken < IN_TIME
+@contextlib.contextmanager
+def started(*arguments, torchrun=False):
+    """A process of rank_work.py, and the processes of its ranks when both are at work."""
+    runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if torchrun else []
+    command = [sys.executable, "-P", *runner, str(WORK), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
-def test_a_rank_killed_while_the_others_compute_is_noticed():
-    status, errors, taken = ended(start("busy", ranks=3, victim=2), "busy")
-    assert status == 6
-    assert "rank 2" in errors
-    assert taken < IN_TIME
+def wait_for_ranks(process):
+    pids = []
+    while len(pids) < 2:
+        line = process.stdout.readline()
+        assert line, "ended before its ranks met"
+        pids += processes_of(line)
+    return pids
 
 
-@pytest.mark.parametrize(("what", "cause"), [("raise", "one and one is three"), ("data", "found a poem")])
-def test_a_rank_that_raises_ends_the_run_and_its_error_is_the_one_shown(what, cause):
-    status, errors, taken = ended(start(what, ranks=3), what)
-    assert status == 6
-    assert re.search(rf"DistributedError: rank 1 of 3.*{cause}", errors)
-    assert taken < IN_TIME
+def test_ranks_meet_and_exchange_rows_of_any_number():
+    assert run_ranks("nothing", ranks=3) == ([1, 2, 3], {"from": 0})
 
 
-def test_a_stopped_rank_is_an_error_after_the_silence_that_was_stated():
-    process = start("stop", silence=4)
-    status, errors, taken = ended(process, "stop")
-    assert status == 6
-    assert re.search(r"rank 1 .*nothing has been heard of it for 4 s", errors)
-    assert taken < IN_TIME + 4
+def test_a_killed_rank_ends_the_run_and_is_named(capfd):
+    message, errors = failure_of(capfd, "kill", victim=0)
+    assert re.match(r"rank 0 of 2 failed: it was killed by SIGKILL .*; continue .* with resume$", message)
+    assert "rank 1 of 2" in errors or not errors
+    assert "Traceback" not in errors
 
 
-def test_a_rank_that_hangs_while_its_heart_beats_is_an_error_after_the_collectives_timeout():
-    status, errors, taken = ended(start("hang", timeout=4, silence=60), "hang")
-    assert status == 6
-    assert "DistributedError" in errors
-    assert taken < IN_TIME + 4
+def test_a_rank_killed_while_the_others_compute_is_noticed(capfd):
+    message, errors = failure_of(capfd, "busy", ranks=3, victim=2)
+    assert message.startswith("rank 2 of 3 failed: it was killed by SIGKILL")
+    assert re.search(r"rank 0 of 3: ends because rank 2 failed: it was killed \(process \d+ on .* is gone\)", errors)
+    assert re.search(r"rank 1 of 3: ends because rank 2 failed", errors)
+
+
+def test_a_rank_that_raises_ends_the_run_and_is_named_and_its_traceback_shown(capfd):
+    message, errors = failure_of(capfd, "raise")
+    assert message.startswith("rank 1 of 2 failed: ValueError: one and one is three")
+    assert errors.count("Traceback") == 1
+    assert 'raise ValueError("one and one is three")' in errors
+
+
+def test_a_user_error_of_one_rank_keeps_its_words(capfd):
+    message, errors = failure_of(capfd, "data")
+    assert message.startswith("rank 1 of 2 failed: DataError: image 7: expected a picture, found a poem")
+    assert "Traceback" not in errors
+
+
+def test_an_error_of_all_ranks_is_that_of_the_run():
+    with pytest.raises(OptionError, match=r"^lr: expected a number > 0, found -1$"):
+        run_ranks("no option")
+
+
+def test_a_stopped_rank_is_an_error_after_the_silence_that_was_stated(capfd):
+    message, _ = failure_of(capfd, "stop", silence=3)
+    assert re.match(r"rank 1 of 2 failed: nothing has been heard of it for 3 s \(process \d+ on ", message)
+
+
+def test_a_rank_that_hangs_while_its_heart_beats_is_named_with_its_line_after_the_collectives_timeout(capfd):
+    message, _ = failure_of(capfd, "hang", timeout=4)
+    assert re.match(r"rank 0 of 2 failed: .*Timed out.*; rank 1 is at rank_work\.py:\d+", message), message
 
 
 def test_ranks_that_differ_find_out_at_the_start():
-    status, errors, _ = ended(start("differ"), "differ")
-    assert status == 6
-    assert re.search(r"expected the same options on all 2 ranks.*rank 1 has seed: 1, on rank 0 0", errors)
+    with pytest.raises(DistributedError, match=r"same options on all 2 ranks.*rank 1 has seed: 1, on rank 0 0"):
+        run_ranks("differ")
 
 
-def test_ranks_whose_launcher_is_killed_end_by_themselves():
-    process = start("hang", timeout=60)
-    pids = []
-    for line in process.stdout:
-        pids += processes_of(line)
-        if len(pids) == 2:
-            break
-    time.sleep(1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    process.stderr.close()
-    began = time.monotonic()
-    while any(map(is_running, pids)) and time.monotonic() - began < IN_TIME:
-        time.sleep(0.2)
-    assert not [pid for pid in pids if is_running(pid)]
+def test_ranks_whose_launcher_is_killed_are_killed():
+    with started("hang") as process:
+        pids = wait_for_ranks(process)
+        process.kill()
+        process.wait()
+        assert_all_gone(pids)
 
 
-def test_ranks_started_by_torchrun_name_the_one_that_was_killed():
-    status, errors, taken = ended(start("kill", torchrun=True), "torchrun")
-    assert status != 0
-    assert re.search(r"rank 0 of 2.* ends because rank 1 failed: it was killed", errors)
-    assert taken < IN_TIME + 10
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_launcher_lets_the_ranks_save_and_is_its_status(number, tmp_path):
+    with started("save", tmp_path) as process:
+        pids = wait_for_ranks(process)
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=10)
+        assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT), printed
+        assert_all_gone(pids)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["saved by 0", "saved by 1"], printed
 
 
-def test_ranks_started_by_torchrun_meet():
-    printed, errors = start("nothing", torchrun=True).communicate(timeout=60)
-    assert printed.count("result ([1, 2], 2.0, {'from': 0})") == 2, errors
+def test_ranks_that_are_stopped_and_continued_together_go_on(tmp_path):
+    with started("save", tmp_path) as process:
+        pids = wait_for_ranks(process)
+        process.send_signal(signal.SIGTSTP)
+        deadline = time.monotonic() + 10
+        while {state_of(pid) for pid in (*pids, process.pid)} != {"T"} and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert {state_of(pid) for pid in (*pids, process.pid)} == {"T"}
+        process.send_signal(signal.SIGCONT)
+        while "T" in {state_of(pid) for pid in pids} and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+        assert process.returncode == 143
+
+
+def state_of(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_ranks_started_by_torchrun_meet_again_in_a_second_run_and_name_the_one_that_is_killed_in_it():
+    with started("kill", torchrun=True) as process:
+        printed, _ = process.communicate(timeout=100)
+        ended = time.monotonic()
+    assert process.returncode == 1, "torchrun's own"
+    assert printed.count("result ([1, 2], {'from': 0})") == 2
+    assert_all_gone(processes_of(printed))
+    assert re.search(r"rank 0 of 2:? ends because rank 1 failed: it was killed", printed), printed
+    assert ended - float(re.search(r"fault at (\S+)", printed)[1]) < IN_TIME
+
+
+PLAIN_SCRIPT = """
+import os, sys
+import numpy as np
+from sela_ext.training.launch import launch
+
+print("the script runs", flush=True)
+
+class Shape:
+    def __init__(self, side):
+        self.side = side
+    def area(self):
+        return self.side ** 2
+
+def work(array, opened, shape):
+    from rank_work import describe
+    return (*describe(array, opened, shape), Shape(5))
+
+np.save(sys.argv[1], np.arange(7))
+array = np.ones(1001, np.float32)
+*found, returned, made = launch(work, (array, np.load(sys.argv[1], mmap_mode="r"), Shape(3)), 2)
+print(found, returned[:2].tolist(), type(made) is Shape, made.area(), array[0])
+"""
+
+
+def test_a_plain_script_may_use_what_it_defines_and_is_run_once(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(PLAIN_SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "numbers.npy"], capture_output=True, text=True, timeout=100, env=environment
+    )
+    assert done.stdout == "the script runs\n[1001.0, 'memmap', 3, 9, 0] [2.0, 1.0] True 25 1.0\n", done.stderr
+    assert not done.stderr
+
+
+def test_arguments_that_cannot_be_sent_are_an_error_that_says_so():
+    from rank_work import work
+
+    with pytest.raises(OptionError, match=r"^devices: expected data and options that can be sent.*; give a path"):
+        launch(work, (generator for generator in "a"), 2)

@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     finally:
         if terminate is not None:
             signal.signal(signal.SIGTERM, terminate)
+    if status and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        from sela_ext.training.launch_child import leave
+
+        leave(status)
     raise SystemExit(status)
 
 

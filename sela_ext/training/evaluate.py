@@ -16,6 +16,7 @@ from sela_ext.data import Augment, Source
 from sela_ext.evaluation import cluster_metrics, linear_probe, stability, weighted_knn
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
+from sela_ext.training import faults
 from sela_ext.training.embedding import Arithmetic, Embedded, embed, to_first
 from sela_ext.training.labelling import LabelPass, choose_head, label_pass
 from sela_ext.training.options import Options
@@ -123,6 +124,7 @@ def evaluate_network(
                 advance=advance,
                 ranks=ranks,
             )
+            faults.at("inside evaluation")
             return to_first(seen, len(source), ranks)
 
     truth = images.train.labels if has_labels(images.train) else None

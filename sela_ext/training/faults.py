@@ -27,6 +27,7 @@ PLACES = (
     "before step",
     "after step",
     "after last epoch",
+    "inside evaluation",
     "before labels",
     "before report",
 )

@@ -7,11 +7,16 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import torch
+
+# Seconds in which a signal that comes again is the same one: a scheduler sends it to all processes of a job, and
+# torchrun, which is one of them, passes it on to the ranks.
+_SAME_SIGNAL = 2.0
 
 
 @contextlib.contextmanager
@@ -45,7 +50,7 @@ class Interrupt:
     """How SIGINT and SIGTERM end a run.
 
     While steps are taken the signal is noted, and the loop leaves after the step, with a checkpoint. Inside
-    `at_once` (evaluation, passes over all images, closing work), and at a second signal, the run is left immediately:
+    `at_once` (evaluation, passes over all images, closing work), and at a later second signal, the run is left at once:
     the last checkpoint stands, and what follows it is repeated on resume.
 
     Attributes:
@@ -55,6 +60,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.number = 0
         self._immediate = True
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -88,7 +94,11 @@ class Interrupt:
             self._immediate = before
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        second, self.number = bool(self.number), number
+        now = time.monotonic()
+        second = bool(self.number) and now - self._since > _SAME_SIGNAL
+        if not self.number:
+            self._since = now
+        self.number = number
         if second or self._immediate:
             self.leave("stopped; continue from the last checkpoint with resume")
 

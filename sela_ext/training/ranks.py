@@ -8,6 +8,7 @@ exchanges nothing.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import time
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from sela_ext import errors
 from sela_ext.errors import DistributedError, SelaError
-from sela_ext.training.heartbeat import Heartbeat, connect
+from sela_ext.training.heartbeat import Heartbeat, connect, open_store
 
 Found = TypeVar("Found")
 
@@ -95,11 +96,14 @@ class Ranks:
         try:
             dist.init_process_group(
                 backend,
+                store=open_store(address, port, rank, world_size, timeout),
+                rank=rank,
+                world_size=world_size,
                 timeout=timedelta(seconds=timeout),
                 device_id=device if backend == "nccl" else None,
             )
             ranks = cls(rank, world_size, local, dist.group.WORLD, device if backend == "nccl" else None, here)
-            ranks._heartbeat = Heartbeat(connect(address, port), rank, world_size, silence=silence)
+            ranks._heartbeat = Heartbeat(connect(address, port, silence), rank, world_size, silence=silence)
             ranks._store = connect(address, port)
             ranks._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
             dist.barrier(group=ranks._control)
@@ -123,22 +127,19 @@ class Ranks:
         """
         if self._heartbeat is None:
             return
-        cause = None
         together = self._agreed_to_leave or (isinstance(error, SelaError) and error.of_all_ranks)
-        if error is not None and not together:
-            if isinstance(error, (SelaError, KeyboardInterrupt, SystemExit)) or not _of_collective(error):
-                cause = self._heartbeat.fail(_describe(error))
-            else:  # a peer left us: who, and why, is known within a moment
-                cause = self._heartbeat.cause() or self._heartbeat.fail(_describe(error))
-        self._heartbeat.close()
-        if error is None or together:
+        failed = error is not None and not together
+        instead = self._heartbeat.verdict(error) if error is not None and failed else None
+        self._heartbeat.close(failed=failed)
+        if not failed:
+            # Threads of gloo that the end of Python finds at work abort it. They end with the groups, and those with
+            # whatever refers to them: first what others hold, since only the groups' own end lets the threads finish.
+            gc.collect()
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
-            return
-        if cause is not None and not cause.startswith(f"rank {self.rank} "):
-            raise DistributedError(f"rank {self.rank} of {self.world_size} ends because {cause}") from error
-        if isinstance(error, SelaError):
-            error.args = (f"rank {self.rank} of {self.world_size}: {error}",)
+            self.group = self._control = self._store = None
+        elif instead is not None:
+            raise instead from error
 
     @property
     def first(self) -> bool:
@@ -363,16 +364,3 @@ def world_size_of_environment() -> int:
 def _bytes_of(tensor: Tensor) -> Tensor:
     """The memory of a contiguous tensor, uint8 [bytes]: what every backend carries."""
     return tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor.new_empty(0, dtype=torch.uint8)
-
-
-def _of_collective(error: BaseException) -> bool:
-    """Whether an error is a collective's that a peer did not come to."""
-    if isinstance(error, dist.DistError):
-        return True
-    words = ("connection", "gloo", "nccl", "peer", "timed out", "timeout", "socket")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-
-
-def _describe(error: BaseException) -> str:
-    first = str(error).splitlines()[0] if str(error) else ""
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -29,7 +29,7 @@ from sela_ext.errors import CheckpointError, OptionError, ResourceError, one_lin
 from sela_ext.report.metrics import read_metrics
 from sela_ext.training import faults
 from sela_ext.training.checkpoint import write_atomically, writing
-from sela_ext.training.run_lock import NAME as LOCK
+from sela_ext.training.run_lock import NAMES as LOCKS
 
 # Everything that a run writes: what overwrite may delete.
 _FILES = (
@@ -77,7 +77,7 @@ class RunFolder:
             path = Path(out).expanduser()
             if "\0" in str(path):
                 raise ValueError("a name cannot hold a null byte")
-            found = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK) if path.is_dir() else []
+            found = sorted(entry.name for entry in path.iterdir() if entry.name not in LOCKS) if path.is_dir() else []
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 path.stat()
             is_file = path.exists() and not path.is_dir()

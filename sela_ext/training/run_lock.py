@@ -2,8 +2,10 @@
 
 The file `.lock` in the run folder is locked by the operating system for as long as its process lives, so a lock of a
 process that was killed, or whose machine went down, is free by itself: nobody needs to delete anything. What stands in
-the file says who holds it. Where files cannot be locked (some network mounts) the text decides: a holder on this
-machine whose process is gone is passed over, one on another machine is believed.
+the file says who holds it.
+  Where files cannot be locked (some network mounts) a second file, `.lock.held`, that only one process can create says
+who holds the folder. It stays behind after a crash: a holder on this machine whose process is gone is passed over, one
+on another machine is believed.
 """
 
 from __future__ import annotations
@@ -19,80 +21,142 @@ from pathlib import Path
 from types import TracebackType
 
 from sela_ext.errors import OptionError, ResourceError
+from sela_ext.training.heartbeat import machine, started
 
 NAME = ".lock"
+HELD = ".lock.held"
+NAMES = (NAME, HELD)
 # What the operating system says where files cannot be locked.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_TRIES = 20  # at a lock that vanishes with its holder, again and again
+_TIME_TO_WRITE = 0.5  # seconds in which a holder has written who it is
+
+Holder = dict[str, object]
 
 
 class RunLock:
     """Holds a run folder while the `with` block lasts.
 
     Args:
-        folder: the run folder; it exists.
+        folder: the run folder; it is made where it is absent.
 
     Raises:
         OptionError: another living process holds it: names process, machine and since when.
         ResourceError: the lock cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with RunLock(pathlib.Path(tempfile.mkdtemp())) as lock:
+        ...     pass  # nobody else can
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / NAME
+        self._folder, self._path, self._held = folder, folder / NAME, folder / HELD
         self._handle = -1
+        self._holds = False
 
     def __enter__(self) -> RunLock:
         try:
-            # A link is not followed, since the file is emptied; a pipe is not waited for.
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            self._handle = os.open(self._path, flags, 0o644)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for _ in range(_TRIES):
+                if self._take():
+                    return self
+                self._close()
         except OSError as error:
-            raise ResourceError(f"out: cannot write {self._path}: {error.strerror}; name another folder") from error
-        try:
-            self._take()
+            self._close()
+            where = error.filename or self._path
+            raise ResourceError(f"out: cannot lock {where}: {error.strerror}; name another folder") from error
         except BaseException:
             self._close()
             raise
-        return self
+        raise self._refusal({})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):  # who comes next must find the file that others wait for: emptied, not gone
-            os.ftruncate(self._handle, 0)
+        with contextlib.suppress(OSError):  # who waits for this very file finds that it is another one's by then
+            self._path.unlink()
+        if self._holds:
+            with contextlib.suppress(OSError):
+                self._held.unlink()
         self._close()
 
-    def _take(self) -> None:
-        holder = self._read()
+    def _take(self) -> bool:
+        """Take the lock; False if it vanished meanwhile, with the process that held it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._handle = os.open(self._path, flags, 0o644)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise self._refusal(holder) from error
+            raise self._refusal(self._who()) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                raise ResourceError(f"out: cannot lock {self._path}: {error.strerror}; name another folder") from error
-            if holder and (holder.get("host") != socket.gethostname() or _alive(holder)):
-                raise self._refusal(holder) from error
-        text = json.dumps(
-            {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        )
+                raise
+            return self._hold()
         try:
-            os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, text.encode(), 0)
-        except OSError as error:
-            raise ResourceError(f"out: cannot write {self._path}: {error.strerror}; free some space") from error
+            if not os.path.samestat(os.stat(self._path), os.fstat(self._handle)):
+                return False
+        except FileNotFoundError:
+            return False
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, _own_text(), 0)
+        return True
 
-    def _read(self) -> dict[str, object]:
+    def _hold(self) -> bool:
+        """Take the folder by being the one that creates a file; False if it must be tried again."""
         try:
-            found = json.loads(os.pread(self._handle, 4096, 0) or b"{}")
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+            handle = os.open(self._held, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            return self._pass_over()
+        self._holds = True
+        with open(handle, "wb") as file:
+            file.write(_own_text())
+        return True
 
-    def _refusal(self, holder: dict[str, object]) -> OptionError:
+    def _pass_over(self) -> bool:
+        """Remove what a process left that is gone; False, since the file must then be created again.
+
+        Raises:
+            OptionError: the process is there, or may be.
+        """
+        text = self._read_held()
+        holder = _parse(text)
+        if not holder or holder.get("machine") != machine() or started(_pid(holder)) == holder.get("started"):
+            raise self._refusal(holder, f", or delete {self._held} if that process is gone")
+        # Whoever else found the same may have been quicker: what is moved away must be what was read.
+        aside = self._held.with_name(f"{HELD}.{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._held, aside)
+            if aside.read_bytes() != text:
+                with contextlib.suppress(OSError):
+                    os.link(aside, self._held)
+            aside.unlink()
+        return False
+
+    def _who(self) -> Holder:
+        """Who holds the lock; it may be about to write that."""
+        end = time.monotonic() + _TIME_TO_WRITE
+        while True:
+            found = _parse(os.pread(self._handle, 4096, 0))
+            if found or time.monotonic() > end:
+                return found
+            time.sleep(_TIME_TO_WRITE / 20)
+
+    def _read_held(self) -> bytes:
+        end = time.monotonic() + _TIME_TO_WRITE
+        while True:
+            text = b""
+            with contextlib.suppress(FileNotFoundError):
+                text = self._held.read_bytes()
+            if _parse(text) or time.monotonic() > end:
+                return text
+            time.sleep(_TIME_TO_WRITE / 20)
+
+    def _refusal(self, holder: Holder, advice: str = "") -> OptionError:
         who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown machine')}"
         return OptionError(
-            f"out: expected a folder that no run is using, found {self._path.parent} in use by {who} since "
-            f"{holder.get('since', 'an unknown time')}; wait for it, stop it, or name another folder"
+            f"out: expected a folder that no run is using, found {self._folder} in use by {who} since "
+            f"{holder.get('since', 'an unknown time')}; wait for it, stop it, or name another folder{advice}"
         )
 
     def _close(self) -> None:
@@ -101,15 +165,26 @@ class RunLock:
             self._handle = -1
 
 
-def _alive(holder: dict[str, object]) -> bool:
-    """Whether the process of this machine that the file names is there."""
-    pid = holder.get("pid")
-    if not isinstance(pid, int) or pid <= 0:
-        return False
+def _own_text() -> bytes:
+    return json.dumps(
+        {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "machine": machine(),
+            "started": started(os.getpid()),
+        }
+    ).encode()
+
+
+def _parse(text: bytes) -> Holder:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+        found = json.loads(text or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _pid(holder: Holder) -> int:
+    found = holder.get("pid")
+    return found if isinstance(found, int) else 0

@@ -45,8 +45,8 @@ def define(
     """
     unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
     known = "tags" in inspect.signature(torch.library.custom_op).parameters
-    tags = {"tags": (unsafe,)} if known and unsafe is not None and not capturable else {}
-    operator = torch.library.custom_op(f"sela::{name}", run, mutates_args=(), schema=schema, **tags)  # type: ignore[arg-type]
+    tags: dict[str, Any] = {"tags": (unsafe,)} if known and unsafe is not None and not capturable else {}
+    operator = torch.library.custom_op(f"sela::{name}", run, mutates_args=(), schema=schema, **tags)
     operator.register_fake(fake)
     operator.register_autograd(_no_backward, setup_context=_detach_outputs)
     packet: Any = getattr(torch.ops.sela, name)

@@ -82,8 +82,9 @@ def assign_batch(
         OptionError: another argument out of range.
 
     Example:
-        >>> assign_batch(torch.tensor([[1.0, 0.9], [1.0, 0.2]]), iterations=50).round(decimals=2).tolist()
-        [[0.0, 1.0], [1.0, 0.0]]
+        >>> targets = assign_batch(torch.tensor([[1.0, 0.9], [1.0, 0.2]]), iterations=50)
+        >>> targets.argmax(1).tolist()
+        [1, 0]
     """
     queue = None if queue is None else queue.to(scores.device)
     if marginals is None:

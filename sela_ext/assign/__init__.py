@@ -5,7 +5,7 @@ continuation.py), anderson.py, sinkhorn.py and official.py are the methods; marg
 balance.py deal with cluster sizes. sources.py reads logits wherever they are: in arrays, in mapped.py's files, in
 features.py's products, which heads.py shares among several heads; storage.py makes 16-bit copies, and plan.py counts
 the memory. shards.py joins the ranks that rows are spread over; certificate.py judges results by the logits alone;
-batch.py is the online form for one batch.
+batch.py is the online form for one batch, and ops.py that form in compiled functions.
 """
 
 from __future__ import annotations

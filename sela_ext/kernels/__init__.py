@@ -128,8 +128,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "reference":  # loaded at its first use: it is not needed in training
+    if name in ("reference", "ops"):  # loaded at their first use: they import torch
         import importlib
 
-        return importlib.import_module("sela_ext.kernels.reference")
+        return importlib.import_module(f"sela_ext.kernels.{name}")
     raise AttributeError(f"module 'sela_ext.kernels' has no attribute {name!r}")

@@ -164,6 +164,9 @@ class Augment:
             low, high = (1e-15, 1e15) if name == "std" else (-1e15, 1e15)  # no float32 overflows
             fits = len(values) in (1, 3) and all(low <= x <= high for x in values)
             _check(fits, name, f"1 or 3 numbers within [{low:g}, {high:g}]", values)
+        fields = [_plain(getattr(self, field.name)) for field in dataclasses.fields(self)]
+        # Made here since torch.compile, which guards on it, cannot print numbers; no field: it follows from those.
+        object.__setattr__(self, "_text", repr(tuple(fields)))
 
     def factor_range(self, name: str) -> tuple[float, float]:
         """The range (low, high) that `name`, a colour operation or "sharpness", is drawn from."""
@@ -174,6 +177,12 @@ class Augment:
         x = float(value)
         _check(x >= 0, name, "a number >= 0 or (low, high)", value)
         return (-x, x) if name == "hue" else (max(0.0, 1.0 - x), 1.0 + x)
+
+    @property
+    def text(self) -> str:
+        """The fields in their order, as `ast.literal_eval` reads them."""
+        written: str = self._text  # type: ignore[attr-defined]
+        return written
 
     @property
     def jitters(self) -> bool:
@@ -316,6 +325,13 @@ class Augment:
 def _check(fits: bool, name: str, expected: str, found: object) -> None:
     if not fits:
         raise OptionError(f"Augment {name}: expected {expected}, found {found!r}")
+
+
+def _plain(value: Any) -> Any:
+    """A field without numpy's types."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_plain(x) for x in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

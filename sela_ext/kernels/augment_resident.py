@@ -115,8 +115,24 @@ def augment_resident(
         >>> augment_resident(images, [4, 0, 4], Augment.cifar(32), seed=0, epoch=1).shape
         torch.Size([3, 3, 32, 32])
     """
-    check_key(seed, epoch, view)
+    import torch
+
     source: Any = images
+    if torch.compiler.is_compiling() and isinstance(source, torch.Tensor) and out is None and not return_parameters:
+        from sela_ext.kernels import ops
+
+        return ops.augment_resident(
+            source,
+            torch.as_tensor(index),
+            augment,
+            seed=seed,
+            epoch=epoch,
+            view=view,
+            dtype=dtype,
+            channels_last=channels_last,
+            threads=threads,
+        )
+    check_key(seed, epoch, view)
     place = cuda_place(source)
     if place is not None:
         key = (seed, epoch, view)

@@ -141,8 +141,8 @@ def shown(value: Any) -> str:
     """A value for a message: as it is written in Python, in one line, and cut where it is long.
 
     Example:
-        >>> shown(0.5), shown([0] * 1000)[-13:]
-        ('0.5', '0, 0, 0, 0...')
+        >>> shown(0.5), len(shown([0] * 1000)), shown("x" * 1000)[-6:]
+        ('0.5', 103, 'xxx...')
     """
     try:
         text = one_line(repr(value))

@@ -108,10 +108,10 @@ void sinkhorn_pass_cpu(const SinkhornPass& pass, SinkhornSums& sums, int threads
                        Candidates* candidates = nullptr, double* block_totals = nullptr);
 
 /// Note [Exact totals]
-/// Objective and weight come as one double for each block of rows.  Each is written as the sum of w[k] 2^(32 - 32 k) with
-/// four integers w, in units of the largest row weight rounded up to a power of two; the words are added as int64, over
-/// blocks and over parts of a matrix, in any order.  Beyond 2^76 units a block counts as 2^76, and so does one that is
-/// not a number.
+/// Objective and weight come as one double for each block of rows.  Each is written as the sum of w[k] 2^(32 - 32 k)
+/// with four integers w, in units of the largest row weight rounded up to a power of two; the words are added as int64,
+/// over blocks and over parts of a matrix, in any order.  Beyond 2^76 units a block counts as 2^76, and so does one
+/// that is not a number.
 constexpr int kSinkhornWords = 4;
 
 /// words[0 .. 4) of the objective and words[4 .. 8) of the weight, from block totals as a pass gives them, [2, blocks].

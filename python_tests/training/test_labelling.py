@@ -12,6 +12,7 @@ from sela_ext.models import Heads
 from sela_ext.training import labelling
 from sela_ext.training.labelling import choose_head, label_pass, random_labels
 from sela_ext.training.prototypes import place_prototypes
+from sela_ext.training.ranks import Ranks
 
 
 def test_random_labels_are_balanced_and_differ_by_head_and_seed():
@@ -279,7 +280,7 @@ def test_heads_that_do_not_fit_together_are_solved_in_groups(monkeypatch):
     given = (heads, embeddings, valid, np.zeros((4, 301), np.int32))
     together = label_pass(*given, lam=25.0, tol=1e-2, threads=2)
     monkeypatch.setattr(labelling, "_TOGETHER", 4 * 301 * 8)
-    assert list(labelling._groups(heads, [0, 1, 2, 3], 301, torch.device("cpu"))) == [[0], [1], [2, 3]]
+    assert list(labelling._groups(heads, [0, 1, 2, 3], 301, torch.device("cpu"), Ranks())) == [[0], [1], [2, 3]]
     apart = label_pass(*given, lam=25.0, tol=1e-2, threads=2)
     assert np.array_equal(together.labels, apart.labels)
 

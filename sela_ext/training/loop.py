@@ -286,6 +286,18 @@ def _run(data: Any, run: Run) -> TrainResult:
         interrupt.number = int(signal.SIGTERM if told[1] else signal.SIGINT if told[0] else 0)
         return interrupt.number, bool(told[2])
 
+    def sum_over_ranks() -> None:
+        """Means over ranks of the losses that were looked at, into the sums that the log is made of."""
+        told = ranks.totals([number for row in losses for number in row])
+        width = len(named) + 1
+        for start in range(0, len(told), width):
+            value, *parts = (number / ranks.world_size for number in told[start : start + width])
+            state["loss_sum"] += value
+            state["loss_steps"] += 1
+            for name, part in zip(named, parts, strict=True):
+                state["part_sums"][name] = state["part_sums"].get(name, 0.0) + part
+        losses.clear()
+
     def check_loss() -> None:
         """Look at the last step's loss: a step late, so that the device need not be waited for."""
         nonlocal pending
@@ -302,20 +314,12 @@ def _run(data: Any, run: Run) -> TrainResult:
         losses.append([value * share, *(float(part) * share for part in pending[1].values())])
         pending = None
         if not ranks.several:
-            add_up_losses()
+            sum_over_ranks()
 
     def add_up_losses() -> None:
-        """Means over ranks of the losses that were looked at, into the sums that the log is made of."""
+        """Look at the last step's loss, and add up all that were not: the log and a checkpoint are about to need it."""
         check_loss()
-        told = ranks.totals([number for row in losses for number in row])
-        width = len(named) + 1
-        for start in range(0, len(told), width):
-            value, *parts = (number / ranks.world_size for number in told[start : start + width])
-            state["loss_sum"] += value
-            state["loss_steps"] += 1
-            for name, part in zip(named, parts, strict=True):
-                state["part_sums"][name] = state["part_sums"].get(name, 0.0) + part
-        losses.clear()
+        sum_over_ranks()
 
     def done() -> bool:
         over = run.share_done >= 1 if plan.budget_seconds is not None else state["epoch"] >= opt.epochs

@@ -78,9 +78,9 @@ if __name__ == "__main__":
             launch(save_at_a_signal, (rest[0],), 2)
         elif what == "hang":
             launch(work, (what, 1, 5, 60.0, 60.0), 2)
-        else:  # under torchrun; two runs that meet at the same store, one after the other
+        else:  # started by others; two runs that meet at the same store, one after the other
             say(f"result {work('nothing', 1, 5, 60.0, 60.0)}")
-            say(f"result {work(what, 1, 5, 60.0, 60.0)}")
+            say(f"result {work(what, int(rest[0]), 5, 60.0, 60.0)}")
     except errors.SelaError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -138,7 +138,7 @@ def test_a_rank_that_goes_missing_anywhere_ends_the_run(start, place, count, wha
 
 @pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [False, True])
-@pytest.mark.parametrize("place", ["before labels", "before report", "before rename"])
+@pytest.mark.parametrize("place", ["before labels", "before report"])
 @pytest.mark.parametrize("what", ["kill", "stop", "raise"])
 def test_the_first_rank_going_missing_while_the_others_wait_for_it_ends_the_run(start, place, what, torchrun):
     ends_in_time(start, place, 1, what, 0, torchrun)

@@ -25,6 +25,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(heartbeat, "_GRACE", 0.0)
     monkeypatch.setattr(heartbeat, "_SIGNAL_GRACE", 0.0)
     monkeypatch.setattr(heartbeat, "_KEEP", 0.0)
+    monkeypatch.setattr(heartbeat, "_DYING", 0.1)
     monkeypatch.setattr(heartbeat, "_KEEP_FAILED", 0.0)
 
 

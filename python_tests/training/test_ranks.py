@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,6 +114,7 @@ def test_a_rank_that_raises_ends_the_run_and_is_named_and_its_traceback_shown(ca
     assert 'raise ValueError("one and one is three")' in errors
 
 
+@pytest.mark.slow
 def test_a_user_error_of_one_rank_keeps_its_words(capfd):
     message, errors = failure_of(capfd, "data")
     assert message.startswith("rank 1 of 2 failed: DataError: image 7: expected a picture, found a poem")
@@ -134,6 +136,7 @@ def test_a_rank_that_hangs_while_its_heart_beats_is_named_with_its_line_after_th
     assert re.match(r"rank 0 of 2 failed: .*Timed out.*; rank 1 is at rank_work\.py:\d+", message), message
 
 
+@pytest.mark.slow
 def test_ranks_that_differ_find_out_at_the_start():
     with pytest.raises(DistributedError, match=r"same options on all 2 ranks.*rank 1 has seed: 1, on rank 0 0"):
         run_ranks("differ")
@@ -147,7 +150,7 @@ def test_ranks_whose_launcher_is_killed_are_killed():
         assert_all_gone(pids)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_to_the_launcher_lets_the_ranks_save_and_is_its_status(number, tmp_path):
     with started("save", tmp_path) as process:
         pids = wait_for_ranks(process)
@@ -158,6 +161,7 @@ def test_a_signal_to_the_launcher_lets_the_ranks_save_and_is_its_status(number, 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["saved by 0", "saved by 1"], printed
 
 
+@pytest.mark.slow
 def test_ranks_that_are_stopped_and_continued_together_go_on(tmp_path):
     with started("save", tmp_path) as process:
         pids = wait_for_ranks(process)
@@ -179,13 +183,37 @@ def state_of(pid):
 
 
 def test_ranks_started_by_torchrun_meet_again_in_a_second_run_and_name_the_one_that_is_killed_in_it():
-    with started("kill", torchrun=True) as process:
+    with started("kill", 1, torchrun=True) as process:
         printed, _ = process.communicate(timeout=100)
         ended = time.monotonic()
     assert process.returncode == 1, "torchrun's own"
     assert printed.count("result ([1, 2], {'from': 0})") == 2
     assert_all_gone(processes_of(printed))
     assert re.search(r"rank 0 of 2:? ends because rank 1 failed: it was killed", printed), printed
+    assert ended - float(re.search(r"fault at (\S+)", printed)[1]) < IN_TIME
+
+
+def test_ranks_started_by_hand_name_the_one_that_is_killed_though_it_keeps_the_store():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-P", WORK, "kill", "0"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **common, "RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    try:
+        (printed, _), (_, errors) = [rank.communicate(timeout=100) for rank in ranks]
+        ended = time.monotonic()
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert [rank.returncode for rank in ranks] == [-signal.SIGKILL, 6]
+    assert re.search(r"rank 1 of 2:? ends because rank 0 failed: it was killed", errors)
     assert ended - float(re.search(r"fault at (\S+)", printed)[1]) < IN_TIME
 
 

@@ -50,6 +50,7 @@ _GRACE, _SIGNAL_GRACE = 1.5, 8.0
 # Seconds that the rank which keeps the store waits for the others to be done with it, at the end and after a failure.
 _KEEP, _KEEP_FAILED = 60.0, 5.0
 _JOIN = 20.0  # seconds for the thread to end
+_DYING = 2.0  # seconds in which a process that is killed has closed its connections, and is still there
 EXIT_CODE = DistributedError.exit_code
 _STOPPED = "was stopped by "
 _UNHEARD = "nothing has been heard of it"
@@ -85,7 +86,8 @@ class Heartbeat:
         self._period = _PERIOD * min(max(1.0, world_size / _CROWD), _SLOWEST)
         self._quit = threading.Event()
         self._main = threading.get_ident()
-        self._launcher = os.getppid() if has_launcher() else None
+        by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # whoever keeps the store
+        self._launcher = os.getppid() if by_torchrun or has_launcher() else None
         self._count = 0
         self._awake = 0.0  # seconds that this thread ran for
         self._heard: tuple[int, bytes, float] = (-1, b"", 0.0)  # of whom, what, and since when (by _awake)
@@ -99,6 +101,10 @@ class Heartbeat:
         self._quiet = contextlib.ExitStack()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._thread.start()
+
+    def meet(self) -> None:
+        """Note who else is on this machine, now that all ranks are there."""
+        self._neighbours = self._read_neighbours()
 
     def close(self, failed: bool = False) -> None:
         """Say that this rank ends, and stop watching.
@@ -252,7 +258,9 @@ class Heartbeat:
 
     def _lost(self, error: Exception) -> str:
         """Why the store does not answer, as far as can be seen from here."""
-        missing = [other for other in self._missing() if other not in self._ended]
+        end = time.monotonic() + _DYING
+        while not (missing := [one for one in self._missing() if one not in self._ended]) and time.monotonic() < end:
+            time.sleep(_PERIOD / 5)
         if missing:
             return f"rank {missing[0]} failed: {self._killed(missing[0])}"
         who = "the launcher" if has_launcher() else "rank 0"

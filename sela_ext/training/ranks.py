@@ -107,6 +107,7 @@ class Ranks:
             ranks._store = connect(address, port)
             ranks._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
             dist.barrier(group=ranks._control)
+            ranks._heartbeat.meet()
         except (RuntimeError, ValueError) as error:
             raise DistributedError(
                 f"rank {rank} of {world_size} on {socket.gethostname()}: not all ranks met at {address}:{port} within "

@@ -1,6 +1,7 @@
 """Files written by somebody who means harm: refused in one line, nothing executed, little memory taken."""
 
 import contextlib
+import copy
 import gzip
 import hashlib
 import io
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sela_ext
 from sela_ext.cli import main
 from sela_ext.data import Loader, open_source, tar
 from sela_ext.data.decode import decode_image
@@ -719,3 +721,48 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     with refused(ResourceError, r"cannot write .*\.lock"), RunLock(tmp_path):
         pass
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+# --- A resume whose checkpoint is plain, and lies
+
+QUIET = {"epochs": 1, "clusters": [10], "heads": 1, "threads": 1, "progress": False, "evaluate_every": 0, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The only checkpoint of a short run, and its images."""
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8), np.uint8)
+    out = tmp_path_factory.mktemp("finished") / "run"
+    sela_ext.train(images, out=out, **QUIET)
+    return images, load_checkpoint(out / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda saved: saved.clear(),
+        lambda saved: saved.pop("identity"),
+        lambda saved: saved.update(identity={"options": 3, "data": None}),
+        lambda saved: saved.update(state=[1]),
+        lambda saved: saved["state"].update(step=10**40),
+        lambda saved: saved["state"].update(step=-1),
+        lambda saved: saved["state"].update(epoch="one"),
+        lambda saved: saved["state"].update(seconds=float("nan")),
+        lambda saved: saved["state"].pop("position"),
+        lambda saved: saved["state"].update(labels=torch.zeros(1, 63, dtype=torch.int32)),
+        lambda saved: saved["state"].update(labels=torch.full((1, 64), 10, dtype=torch.int32)),
+        lambda saved: saved["state"].update(labels="none"),
+        lambda saved: saved.update(network={"heads.weight": torch.zeros(3)}),
+        lambda saved: saved.update(network=7),
+        lambda saved: saved.update(update={"optimizer": {"state": {}, "param_groups": []}}),
+        lambda saved: saved.update(rng=[torch.zeros(3, dtype=torch.uint8)]),
+    ],
+    ids=lambda change: change.__code__.co_consts and str(change.__code__.co_names[:3]),
+)
+def test_d15_a_resume_from_a_plain_checkpoint_that_lies_ends_in_one_line(tmp_path, finished, change):
+    images, content = finished
+    saved = copy.deepcopy(content)
+    change(saved)
+    save_checkpoint(tmp_path / "run" / "checkpoints", 9, saved)
+    with refused(CheckpointError, "resume: expected the state of this run in its checkpoint, found another"):
+        sela_ext.train(images, out=tmp_path / "run", resume=True, **QUIET)

@@ -150,7 +150,11 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
         views: of a training step, one per view of an image.
         opening: the run in a line.
     """
-    opt, network, count = run.options, run.network, len(run.source)
+    opt, network, count, ranks = run.options, run.network, len(run.source), run.ranks
+    batch_size, own = opt.batch_size // ranks.world_size, -(-count // ranks.world_size)  # of this rank
+    gathered = (
+        count if ranks.first else 0
+    )  # the first rank has all images at the end of the run, and writes checkpoints
     device, item = run.arithmetic.device.type, run.arithmetic.dtype.itemsize
     weights = _nbytes([*network.parameters(), *network.buffers()])
     learnt = _nbytes([p for p in network.parameters() if p.requires_grad])
@@ -164,7 +168,13 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
     parts = [
         Part("network", weights, device, ALWAYS, "a smaller model", there=True),
         # Of the last step: they stay until the next one, through label passes and checkpoints.
-        Part("gradients", learnt, device, ALWAYS, "a smaller model, fewer clusters or heads"),
+        Part(
+            "gradients",
+            learnt * (2 if ranks.several else 1),  # and as they are exchanged
+            device,
+            ALWAYS,
+            "a smaller model, fewer clusters or heads",
+        ),
         Part(
             "optimiser",
             learnt * _moments(run),
@@ -175,7 +185,7 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
         Part("averaged network", weights if opt.ema else 0, device, ALWAYS, "ema=0"),
         Part(
             "activations",
-            fixed + opt.batch_size * per_image,
+            fixed + batch_size * per_image,
             device,
             STEPS,
             f"lower batch_size (now {opt.batch_size}) or image_size, or use precision=bfloat16",
@@ -183,32 +193,39 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
     ]
     parts.append(Part("work of libraries", _LIBRARIES[device], device, STEPS, "a smaller model"))
     # Batches: those ahead in memory, and on a GPU the same again.
-    batch = opt.batch_size * sum(math.prod(shape) for shape in _shapes(run, views)) * item
+    batch = batch_size * sum(math.prod(shape) for shape in _shapes(run, views)) * item
     smaller = f"lower batch_size (now {opt.batch_size}) or image_size"
     parts.append(Part("batches of images", (BATCHES_AHEAD + 1) * batch, "cpu", STEPS, smaller))
     if device != "cpu":
         parts.append(Part("batches of images", (BATCHES_AHEAD + 1) * batch, device, STEPS, smaller))
     # Label passes. Feature vectors whose embeddings are no more than themselves are read where they lie.
-    kept_rows = 0 if _is_vectors(run) and isinstance(network.projection, nn.Identity) else count
+    as_they_lie = _is_vectors(run) and isinstance(network.projection, nn.Identity)
+    kept_rows = 0 if as_they_lie else own
     wide = network.embedding_dim * item
     narrower = "a narrower projection, fewer images, or label_source=eval"
     bank = kept_rows * wide
     if opt.method == "sela-v2":  # one bank per large crop, in 16 bits
-        bank = parse_crops(opt.crops)[0].count * count * network.embedding_dim * 2
+        bank = parse_crops(opt.crops)[0].count * own * network.embedding_dim * 2
     if opt.label_source == "bank":
-        parts.append(Part("bank of embeddings", bank, device, ALWAYS, narrower))
+        waiting = bank if ranks.several else 0  # what an epoch writes for other ranks
+        parts.append(Part("bank of embeddings", bank + waiting, device, ALWAYS, narrower))
     else:
         parts.append(Part("embeddings of all images", kept_rows * wide, device, PASSES, narrower))
-    solver = _solver_bytes(run)
+    solver = _solver_bytes(run, own)
     fewer = f"fewer clusters (now up to {max(opt.clusters)})"
     parts.append(Part("label solver", solver, device, PASSES, fewer))
     parts.append(Part("labels", count * len(opt.clusters) * (4 + 4 + 4), "cpu", ALWAYS, "fewer heads"))
+    if device != "cpu":
+        parts.append(Part("labels", count * len(opt.clusters) * 4, device, ALWAYS, "fewer heads"))
     # Evaluation keeps features beside the embeddings, and solves too.
-    seen = kept_rows * (network.feature_dim * 4 + wide)
+    seen = (0 if as_they_lie else own + (gathered if ranks.several else 0)) * (network.feature_dim * 4 + wide)
     parts.append(Part("features of all images", seen, device, EVALUATION, "fewer images, or a narrower model"))
-    parts.append(Part("label solver at the end", solver, device, EVALUATION, fewer))
+    parts.append(
+        Part("label solver at the end", _solver_bytes(run, gathered) if gathered else 0, device, EVALUATION, fewer)
+    )
     # A checkpoint is written from one piece of memory.
-    kept = weights + learnt * _moments(run) + (bank if opt.label_source == "bank" else 0)
+    whole_bank = bank * ranks.world_size if opt.label_source == "bank" else 0
+    kept = (weights + learnt * _moments(run) + whole_bank) if ranks.first else 0
     parts.append(Part("checkpoint being written", 2 * kept, "cpu", CHECKPOINTS, "a smaller model or label_source=eval"))
     free: dict[str, int | None] = {"cpu": available_memory()}
     if device == "cuda":
@@ -308,7 +325,7 @@ def _shapes(run: Run, views: Sequence[Augment]) -> list[tuple[int, ...]]:
 def _step_seconds(run: Run, views: Sequence[Augment]) -> tuple[float, float]:
     """Seconds per image of a step, and of a forward pass alone; the fastest of a few."""
     network = copy.deepcopy(run.network).train()
-    batch = run.options.batch_size
+    batch = run.options.batch_size // run.ranks.world_size
 
     def now() -> float:
         if run.arithmetic.device.type == "cuda":
@@ -347,9 +364,9 @@ def _load_seconds(run: Run, views: Sequence[Augment]) -> float:
     return seconds / max(images, 1)
 
 
-def _solver_bytes(run: Run) -> int:
-    """Memory of a label pass beside the embeddings: heads are solved one after the other."""
-    count, clusters = len(run.source), max(run.options.clusters)
+def _solver_bytes(run: Run, count: int) -> int:
+    """Memory of a label pass of so many rows beside the embeddings: heads are solved one after the other."""
+    clusters = max(run.options.clusters)
     stored = memory_plan(count, clusters, balance=run.options.balance)
     free = available_memory() if run.arithmetic.device.type == "cpu" else None
     if free is not None and stored.logits > free / 2:  # as the label pass decides: computed when they are read

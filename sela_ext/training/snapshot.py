@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from sela_ext.errors import CheckpointError, NumericsError
+from sela_ext.errors import CheckpointError, NumericsError, SelaError
 from sela_ext.training.options import Options
 from sela_ext.training.ranks import Ranks
 from sela_ext.training.recipes import Recipe
@@ -127,10 +128,47 @@ def put_back(run: Run, recipe: Recipe, saved: dict[str, Any]) -> None:
     """Continue where `take` was called.
 
     Raises:
-        CheckpointError: another run's: other options, other data or another network, which are listed.
+        CheckpointError: another run's: other options, other data or another network, which are listed; or values that no
+            run writes.
     """
-    _compare(saved["identity"], _identity(run))
-    _compare_shapes(saved["network"], run.network.state_dict())
+    try:
+        _compare(saved["identity"], _identity(run))
+        _compare_shapes(saved["network"], run.network.state_dict())
+        _check_state(run, saved["state"])
+        _put_back(run, recipe, saved)
+    except SelaError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise CheckpointError(
+            f"resume: expected the state of this run in its checkpoint, found another: {told}; "
+            "begin again with overwrite, or put a copy back"
+        ) from error
+
+
+def _check_state(run: Run, state: dict[str, Any]) -> None:
+    """That counters are numbers, and labels those of these images and heads.
+
+    Raises:
+        ValueError: names what is not.
+    """
+    for name, value in first_state().items():
+        found = state[name]
+        if isinstance(value, float):
+            fits = isinstance(found, (int, float)) and math.isfinite(found)
+        else:
+            fits = type(found) is type(value) and (type(found) is not int or 0 <= found < 1 << 53)
+        if not fits:
+            raise ValueError(f"{name} is {str(found)[:40]}")
+    labels = state["labels"]
+    if labels.dtype != torch.int32 or tuple(labels.shape) != run.labels.shape:
+        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}")
+    for head, (row, clusters) in enumerate(zip(labels, run.options.clusters, strict=True)):
+        if int(row.min()) < -1 or int(row.max()) >= clusters:
+            raise ValueError(f"labels of head {head} are {int(row.min())} .. {int(row.max())}")
+
+
+def _put_back(run: Run, recipe: Recipe, saved: dict[str, Any]) -> None:
     run.state.update(saved["state"])
     run.labels = run.state.pop("labels").numpy()
     recipe.load(saved["recipe"])

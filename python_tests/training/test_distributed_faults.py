@@ -17,6 +17,7 @@ OPTIONS = (
     "--data digits --clusters 10,10 --epochs 2 --label-passes 2 --batch-size 128 --threads 1 --no-progress "
     f"--rank-silence {SILENCE}"
 ).split()
+LONG = ("--epochs", "1000")  # it will not come to its end
 
 
 def state_of(pid):
@@ -148,11 +149,11 @@ def test_the_first_rank_going_missing_while_the_others_wait_for_it_ends_the_run(
 @pytest.mark.parametrize("torchrun", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_run_goes_on_with_resume(start, number, torchrun, tmp_path):
-    run = start(torchrun=torchrun)
+    run = start(torchrun=torchrun, more=LONG)
     metrics = tmp_path / "run" / "metrics.jsonl"
     run.wait_for(lambda: metrics.exists() and '"label_pass"' in metrics.read_text(), 120)
     run.process.send_signal(number)
-    run.wait_for(lambda: not run.processes(), 10)
+    run.wait_for(lambda: set(run.processes().values()) <= {None}, 10)
     if not torchrun:
         assert run.process.wait(5) == 128 + number
     assert "checkpoint written; continue with resume" in run.said()
@@ -161,16 +162,16 @@ def test_a_signal_saves_and_the_run_goes_on_with_resume(start, number, torchrun,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [False, True])
-def test_a_launcher_that_is_killed_takes_its_ranks_along(start, torchrun):
-    run = start(torchrun=torchrun)
-    run.rank(1)
+def test_a_launcher_that_is_killed_takes_its_ranks_along(start, torchrun, tmp_path):
+    run = start(torchrun=torchrun, more=LONG)
+    run.wait_for((tmp_path / "run" / ".lock").exists, 120)
     run.process.kill()
     run.wait_for(lambda: not run.processes(), IN_TIME)
 
 
 @pytest.mark.slow
 def test_a_second_run_in_the_folder_of_the_first_is_refused(start, tmp_path):
-    run = start()
+    run = start(more=LONG)
     lock = tmp_path / "run" / ".lock"
     run.wait_for(lambda: lock.exists() and lock.read_text(), 120)
     other = Observed(tmp_path / "run", more=["--overwrite"])

@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "docs" / "slurm" / "sela.sbatch"
 PROGRAMS = {
     # Runs what it is given, in the background as Slurm's daemon does, and notes the process that scancel means.
-    "srun": 'shift; "$@" & echo $! > "$NOTES/step"; wait $!',
+    "srun": 'shift; "$@" & echo $! > "$NOTES/step.new"; mv "$NOTES/step.new" "$NOTES/step"; wait $!',
     "torchrun": 'echo "torchrun $*" >> "$NOTES/calls"; '
     'trap "echo saved >> $NOTES/calls; exit 143" TERM; touch "$NOTES/ready"; '
     'while [ ! -e "$NOTES/finish" ]; do sleep 0.05; done; exit "$(cat "$NOTES/finish")"',
@@ -75,6 +75,7 @@ def test_each_machine_runs_torchrun_which_meets_the_others_at_the_first(job, tmp
 def test_before_the_time_limit_the_run_saves_and_the_job_is_requeued(job, tmp_path):
     process = job()
     wait_for(tmp_path / "ready")
+    wait_for(tmp_path / "step")
     process.send_signal(signal.SIGUSR1)
     assert process.wait(30) == 0
     assert calls(tmp_path)[2:] == ["scancel --signal=TERM 41234", "saved", "scontrol requeue 41234"]

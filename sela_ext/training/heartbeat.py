@@ -49,6 +49,7 @@ _CROWD, _SLOWEST = 256, 8.0
 _GRACE, _SIGNAL_GRACE = 1.5, 8.0
 # Seconds that the rank which keeps the store waits for the others to be done with it, at the end and after a failure.
 _KEEP, _KEEP_FAILED = 60.0, 5.0
+_LAUNCHER_PATIENCE = 8.0  # seconds to reach the store of a launcher
 _JOIN = 20.0  # seconds for the thread to end
 _DYING = 2.0  # seconds in which a process that is killed has closed its connections, and is still there
 EXIT_CODE = DistributedError.exit_code
@@ -304,9 +305,12 @@ def open_store(address: str, port: int, rank: int, world_size: int, timeout: flo
     A second run of the same processes must not find the addresses of the first.
     """
     keep = rank == 0 and not has_launcher()
+    # A launcher has its store before it starts ranks: one that is not there is gone.
+    patience = min(timeout, _LAUNCHER_PATIENCE) if has_launcher() else timeout
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        address, port, world_size, keep, timeout=timedelta(seconds=timeout), multi_tenant=True
+        address, port, world_size, keep, timeout=timedelta(seconds=patience), multi_tenant=True
     )
+    store.set_timeout(timedelta(seconds=timeout))
     if keep:
         _kept.append(store)
     return _of_this_run(store)

@@ -127,6 +127,6 @@ def write_page(target: Path, text: str) -> None:
             os.unlink(temporary)
         size = len(text.encode("utf-8", "replace"))
         raise ResourceError(
-            f"{target}: cannot write the report: {error.strerror or error} ({size:,} bytes are needed); make room or make "
+            f"{target}: cannot write the report: {error.strerror or error} ({size:,} bytes needed); make room or make "
             "the folder writable"
         ) from error

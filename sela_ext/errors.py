@@ -45,7 +45,7 @@ class SelaError(Exception):
 
     Example:
         >>> str(DataError("a" + chr(10) + "b.jpg: expected an image"))
-        'a b.jpg: expected an image'
+        'a\\nb.jpg: expected an image'
     """
 
     exit_code: int = 1

@@ -133,7 +133,8 @@ def write_page(target: Path, text: str) -> None:
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+        size = len(text.encode("utf-8", "replace"))
         raise ResourceError(
-            f"{target}: cannot write the report: {error.strerror or error} ({len(text.encode('utf-8', 'replace')):,} "
-            "bytes are needed); make room or make the folder writable"
+            f"{target}: cannot write the report: {error.strerror or error} ({size:,} bytes needed); make room or make "
+            "the folder writable"
         ) from error

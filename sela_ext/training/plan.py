@@ -152,9 +152,7 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
     """
     opt, network, count, ranks = run.options, run.network, len(run.source), run.ranks
     batch_size, own = opt.batch_size // ranks.world_size, -(-count // ranks.world_size)  # of this rank
-    gathered = (
-        count if ranks.first else 0
-    )  # the first rank has all images at the end of the run, and writes checkpoints
+    gathered = count if ranks.first else 0  # at the end of the run
     device, item = run.arithmetic.device.type, run.arithmetic.dtype.itemsize
     weights = _nbytes([*network.parameters(), *network.buffers()])
     learnt = _nbytes([p for p in network.parameters() if p.requires_grad])

@@ -128,8 +128,8 @@ def put_back(run: Run, recipe: Recipe, saved: dict[str, Any]) -> None:
     """Continue where `take` was called.
 
     Raises:
-        CheckpointError: another run's: other options, other data or another network, which are listed; or values that no
-            run writes.
+        CheckpointError: another run's: other options, other data or another network, which are listed; or values that
+            no run writes.
     """
     try:
         _compare(saved["identity"], _identity(run))

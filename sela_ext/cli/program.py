@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sela_ext.cli import images, inference, information, labels, training
+from sela_ext.cli import exports, images, inference, information, labels, training
 from sela_ext.cli.parser import Parser
 from sela_ext.errors import SelaError
 
@@ -73,6 +73,7 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     training.add_train(commands, chosen)
     labels.add_commands(commands)
     inference.add_commands(commands)
+    exports.add_export(commands)
     images.add_pack(commands)
     training.add_finetune(commands, chosen)
     training.add_report(commands)

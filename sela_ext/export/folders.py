@@ -74,7 +74,7 @@ def safe_name(path: str) -> str:
     if len(suffix.encode()) > 16:
         stem, suffix = stem + suffix, ""
     stem = stem.encode()[: _MOST_NAME - len(suffix.encode())].decode(errors="ignore")
-    return stem + suffix.rstrip(" .")
+    return (stem + suffix).rstrip(" .")
 
 
 def _put(original: str, file: Path, link: str) -> None:

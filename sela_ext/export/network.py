@@ -87,11 +87,8 @@ class Plain:
             return [f"input: vectors float32 [N, {self.shape[0]}]"]
         channels, side, _ = self.shape
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-        grey = (
-            ""
-            if graph or channels == self.network.channels_in
-            else f", repeated to {self.network.channels_in} channels"
-        )
+        taken = channels if graph else self.network.channels_in
+        grey = "" if taken == channels else f", repeated to {taken} channels"
         return [
             f"input: images float32 [N, {channels}, {side}, {side}], {self.view}; values in [0, 1], minus mean "
             f"({mean}), divided by std ({std}){grey}"

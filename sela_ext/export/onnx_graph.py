@@ -52,7 +52,7 @@ def write_onnx(path: Path, request: Request, *, overwrite: bool) -> Exported:
     facts = plain.facts() | {"opset": opset, "outputs": outputs.names}
     lines = [
         f"{plain.model}: opset {opset}, {len(data):,} bytes",
-        *plain.told(),
+        *plain.told(graph=True),
         f"outputs: {', '.join(outputs.names)}",
     ]
     try:

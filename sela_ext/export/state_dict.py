@@ -27,10 +27,15 @@ def write_torchvision(path: Path, request: Request, *, overwrite: bool) -> Expor
     lines, facts, settings = plain.told(), plain.facts(), _settings(name or "", plain.shape)
     if plain.heads:
         layer = None if name is None else last_linear(_built(name, settings))
-        weight, bias = _as_linear(plain, layer)
+        weight, bias, unit = _as_linear(plain, layer)
         settings["num_classes"] = len(weight)
         state |= {f"{layer}.weight": weight, f"{layer}.bias": bias}
         lines.append(f"{layer}: head {plain.heads[0]}, {len(weight)} clusters")
+        if unit:
+            lines.append(
+                f"{layer}: of a cosine head; the likeliest cluster is its own, probabilities need features of length 1"
+            )
+        facts["unit_features"] = unit
     if name is None:
         lines.insert(0, f"{plain.model}: {len(state)} tensors under the network's own names; torchvision has none such")
         by_name = request.model is None and plain.mean and not plain.model.startswith("timm/")
@@ -62,8 +67,8 @@ def last_linear(module: nn.Module) -> str | None:
     return linear[-1] if linear else None
 
 
-def _as_linear(plain: Plain, layer: str | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the head that is asked for."""
+def _as_linear(plain: Plain, layer: str | None) -> tuple[Tensor, Tensor, bool]:
+    """Weight and bias of the head that is asked for, and whether it is for features of length one."""
     if layer is None:
         raise OptionError(
             f"head: expected a torchvision network that ends in a linear layer, found {plain.model}; leave head out, "
@@ -77,12 +82,7 @@ def _as_linear(plain: Plain, layer: str | None) -> tuple[Tensor, Tensor]:
             "export to safetensors or onnx, which keep both"
         )
     weight, bias, unit = plain.network.heads.as_linear(plain.heads[0])
-    if unit:
-        raise OptionError(
-            "head: expected a linear head, found a cosine one, which divides features by their length; leave head out, "
-            "or export to safetensors or onnx"
-        )
-    return weight.cpu().clone(), torch.zeros(len(weight)) if bias is None else bias.cpu().clone()
+    return weight.cpu().clone(), torch.zeros(len(weight)) if bias is None else bias.cpu().clone(), unit
 
 
 def _settings(name: str, shape: tuple[int, ...]) -> dict[str, int]:

@@ -49,7 +49,8 @@ def write_torchvision(path: Path, request: Request, *, overwrite: bool) -> Expor
         lines.append(
             f"torchvision.models.get_model({name!r}{given}).load_state_dict(torch.load({path.name!r}), strict=False)"
         )
-        lines.append(f"not in the file, stay as they are built: {', '.join(missing) or 'none'}")
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        lines.append(f"not in the file, stay as they are built: {shown or 'none'}")
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_bytes(path, buffer.getvalue(), overwrite=overwrite)

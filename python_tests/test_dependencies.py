@@ -3,7 +3,7 @@
     csrc/sela -> csrc/cpu, csrc/cuda -> csrc/bindings -> kernels -> assign, data -> training -> doctor -> cli
 
 models, evaluation, report and compat stand beside training: training may use them, they may not use training.
-embeddings, inference and finetuning stand between training and cli.
+embeddings, inference and finetuning stand between training and cli, export between inference and cli.
 """
 
 import ast
@@ -28,6 +28,7 @@ ALLOWED = {
     "training": BASE | {"kernels", "assign", "data"} | BESIDE_TRAINING,
     "embeddings": BASE | {"assign", "data", "evaluation", "models", "training"},
     "inference": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
+    "export": BASE | {"kernels", "data", "training", "inference"} | BESIDE_TRAINING,
     "finetuning": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
     "doctor": BASE | {"kernels", "assign", "data", "training"} | BESIDE_TRAINING,
 }

@@ -31,6 +31,7 @@ from sela_ext.assign import (
     verify,
 )
 from sela_ext.doctor import doctor
+from sela_ext.export import export
 from sela_ext.kernels.build import build_info
 from sela_ext.kernels.jpeg import decode_jpeg
 
@@ -63,6 +64,7 @@ __all__ = [
     "build_info",
     "decode_jpeg",
     "doctor",
+    "export",
     "memory_plan",
     "shard_rows",
     "verify",

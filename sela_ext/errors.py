@@ -33,7 +33,7 @@ def one_line(text: str) -> str:
 
 
 class SelaError(Exception):
-    """Base of all errors raised on purpose by this package; their text holds nothing that a terminal would obey.
+    r"""Base of all errors raised on purpose by this package; their text holds nothing that a terminal would obey.
 
     Args:
         message: what was expected, what was found, what to do. It is made one line: names of files and values of
@@ -44,8 +44,8 @@ class SelaError(Exception):
         of_all_ranks: raised by every rank of a run at the same place, so that none needs to be told.
 
     Example:
-        >>> str(DataError("a" + chr(10) + "b.jpg: expected an image"))
-        'a\\nb.jpg: expected an image'
+        >>> print(DataError("a" + chr(10) + "b.jpg: expected an image"))
+        a\nb.jpg: expected an image
     """
 
     exit_code: int = 1

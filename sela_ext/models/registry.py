@@ -7,12 +7,13 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sela_ext.errors import OptionError, lacks_memory, shown
+from sela_ext.errors import CheckpointError, OptionError, lacks_memory, shown
 from sela_ext.models.alexnet import AlexNet
 from sela_ext.models.preact import PreActResNet
 from sela_ext.models.small import SmallConvNet, SmallResNet, SmallViT
@@ -63,16 +64,21 @@ def build_backbone(
             "alexnet-small", "alexnet-sobel", "vgg16-bn", "vgg16-bn-sobel", "resnet50-preact", also called
             "resnetv2"), any classification network of torchvision by name (its last linear layer is removed,
             everything else keeps its name; "alexnet" is the paper's), "timm/NAME" for one of timm where that is
-            installed, an `nn.Module` that maps images to [B, D], to maps [B, D, H, W] or to tokens [B, L, D], which
-            are averaged (used as it is, and trained in place), or a callable without arguments that returns one.
+            installed, "NAME:FILE" (not of timm) to start from the weights in a file, an `nn.Module` that maps images to
+            [B, D], to maps [B, D, H, W] or to tokens [B, L, D], which are averaged (used as it is, and trained in
+            place), or a callable without arguments that returns one.
         channels: image channels, 1 or 3.
         image_size: (height, width) of the images it will see, for the trial run.
 
     Raises:
         OptionError: unknown name, or not a module that maps images to one of these shapes.
+        CheckpointError: a file that is no state dict, or not of this network.
     """
     if isinstance(model, str):
-        name, (module, channels_in) = model, _by_name(model, channels, image_size)
+        name, colon, file = (model, "", "") if model.startswith("timm/") else model.partition(":")
+        module, channels_in = _by_name(name, channels, image_size)
+        if colon:
+            load_weights(module, file, name)
     else:
         module = from_user(model)
         name, channels_in = type(module).__name__, channels
@@ -104,6 +110,52 @@ class Averaged(nn.Module):
         """Map images [B, C, H, W] to features [B, D]."""
         found: torch.Tensor = self.network(images)
         return found.mean((2, 3)) if found.ndim == 4 else found.mean(1)
+
+
+def torchvision_name(name: str) -> str | None:
+    """What torchvision calls a network that is built by this name; None for networks that are not torchvision's.
+
+    Example:
+        >>> torchvision_name("resnet18"), torchvision_name("resnetv1"), torchvision_name("alexnet")
+        ('resnet18', 'resnet50', None)
+    """
+    import torchvision.models
+
+    name = _ALIASES.get(name, name)
+    known = name not in _OWN and name in torchvision.models.list_models(module=torchvision.models)
+    return name if known else None
+
+
+def load_weights(module: nn.Module, file: str, name: str) -> None:
+    """Load a state dict into a backbone; what the file holds beside it, such as a last layer, is left.
+
+    Args:
+        module: the backbone, changed in place.
+        file: what `torch.save` wrote: a state dict under the backbone's names, or a mapping with one as "state_dict".
+        name: of the network, for messages.
+
+    Raises:
+        CheckpointError: not readable, or tensors that are missing or of another shape.
+    """
+    from sela_ext.compat.archive import read_archive
+
+    content = read_archive(Path(file).expanduser())
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file}: expected a mapping of names to tensors, found {type(state).__name__}")
+    found = {str(key).removeprefix("module."): value for key, value in state.items()}
+    wanted = module.state_dict()
+    for key, tensor in wanted.items():
+        value = found.get(key)
+        if value is None and key.endswith("num_batches_tracked"):
+            continue
+        if not isinstance(value, torch.Tensor) or value.shape != tensor.shape:
+            shown = f"{list(value.shape)}" if isinstance(value, torch.Tensor) else "none"
+            raise CheckpointError(
+                f"{file}: expected the weights of {name}, with {key} of shape {list(tensor.shape)}, found {shown}; "
+                "name the network that they are of"
+            )
+    module.load_state_dict({key: found[key] for key in wanted if key in found}, strict=False)
 
 
 def from_user(model: Any) -> nn.Module:

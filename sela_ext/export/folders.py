@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import re
 import shutil
 from pathlib import Path
 
+from sela_ext.data.csv_file import csv_writer
 from sela_ext.data.safe_files import open_regular
 from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.export.destination import Exported, new_folder
@@ -41,7 +41,7 @@ def write_folders(path: Path, request: Request) -> Exported:
     images = max(len(str(len(row) - 1)), 5)
     done = 0
     with new_folder(path) as folder, open(folder / "index.csv", "x", encoding="utf-8", newline="") as table:
-        writer = csv.writer(table)
+        writer = csv_writer(table)
         writer.writerow(["file", "name", "index", "cluster", "confidence"])
         for index, cluster in enumerate(row.tolist()):
             if cluster < 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from sela_ext.data.csv_file import csv_writer
 from sela_ext.errors import OptionError
 from sela_ext.export.destination import Exported, new_file
 
@@ -162,20 +162,7 @@ def _sizes(labels: Labels) -> Iterator[list[Any]]:
             yield [head, cluster, size, mean]
 
 
-class _QuotedReturns:
-    """Takes lines that end in a return and a newline, and gives them on with the newline alone.
-
-    The csv module puts quotes around the characters of its line ends only; a name with a return in it needs them.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, line: str) -> int:
-        return self._file.write(line.removesuffix("\r\n") + "\n")
-
-
 def _write_rows(file: TextIO, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
-    writer = csv.writer(_QuotedReturns(file), lineterminator="\r\n")
+    writer = csv_writer(file)
     writer.writerow(header)
     writer.writerows(rows)

@@ -31,7 +31,7 @@ def export(
     threads: Any = "auto",
     on_bad_image: str = "raise",
 ) -> Exported:
-    r"""Write a run's network, labels or features in a form that other programs read.
+    """Write a run's network, labels or features in a form that other programs read.
 
     Formats:
 
@@ -86,8 +86,8 @@ def export(
         >>> images = np.random.default_rng(0).integers(0, 256, size=(60, 16, 16), dtype=np.uint8)
         >>> run = sela_ext.train(images, out=folder + "/run", clusters=[4, 3], epochs=1, progress=False)
         >>> written = sela_ext.export(run, folder + "/labels.csv", format="csv")
-        >>> open(written.path).readline()
-        'index,name,label_0,label_1,confidence_0,confidence_1\n'
+        >>> written.path.read_text().split()[0]
+        'index,name,label_0,label_1,confidence_0,confidence_1'
     """
     from sela_ext.export.formats import write
     from sela_ext.export.request import Request

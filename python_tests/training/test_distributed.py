@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sela_ext
 from sela_ext.data import open_source
 
 OPTIONS = {"clusters": "10,10,32", "batch-size": 96, "threads": 1, "epochs": 2, "seed": 3, "log-every": 5}
@@ -122,6 +123,15 @@ def test_unreadable_images_are_left_out_by_whichever_rank_meets_them(tmp_path):
         assert (saved["labels"][:, [i for i in range(211) if i not in bad]] >= 0).all()
     listed = (out / "bad_images.csv").read_text().splitlines()
     assert [int(line.split(",")[0]) for line in listed[1:]] == list(bad)
+
+
+def test_two_ranks_place_the_clusters_of_vectors_that_are_read_on_demand_as_one_process(tmp_path):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(300, 12)).astype(np.float32))
+    given = {"clusters": [5, 4], "epochs": 1, "batch_size": 50, "threads": 1, "progress": False}
+    one, two = (
+        sela_ext.train(tmp_path / "rows.npy", out=tmp_path / str(ranks), devices=ranks, **given) for ranks in (1, 2)
+    )
+    assert (one.labels == two.labels).mean() > 0.98
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ class Problem:
             keep_per_row: unless there are more than so many per row.
             factor: of lambda; the history then names the lambda of the pass.
             every: read every so many groups of rows; the history then names the number of rows.
-            look: log_shares need not be exact for faint columns: no step is taken from here.
+            look: log_shares need not be exact for faint columns: what is wanted is a start, not an end.
 
         Raises:
             DataError: no row is left that counts.

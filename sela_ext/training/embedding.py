@@ -20,7 +20,7 @@ from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
 from sela_ext.training.compilation import uncompiled
 from sela_ext.training.ranks import Ranks
-from sela_ext.training.vector_embeddings import on_demand, rows_of
+from sela_ext.training.vector_embeddings import first_of_all, is_on_demand, on_demand, rows_of
 
 
 @dataclass(frozen=True)
@@ -376,6 +376,9 @@ def to_first(seen: Embedded, count: int, ranks: Ranks) -> Embedded:
             parts.append(None)
             continue
         size = count if ranks.first else 0
+        if is_on_demand(part):
+            parts.append(first_of_all(part, size))
+            continue
         whole = torch.zeros((size, *part.shape[1:]), dtype=part.dtype, device=part.device)
         for places, theirs in zip(rows, ranks.rows_to_first(part), strict=True):
             whole[places] = theirs

@@ -40,7 +40,7 @@ from sela_ext.training.outcome import (
 )
 from sela_ext.training.plan import RunPlan, plan_run, with_time
 from sela_ext.training.progress import RunProgress
-from sela_ext.training.ranks import Ranks, world_size_of_environment
+from sela_ext.training.ranks import PlannedRanks, Ranks, world_size_of_environment
 from sela_ext.training.recipes import make_recipe
 from sela_ext.training.resolve import Plan, check_device, choose_device, resolve
 from sela_ext.training.run import Run, make_run
@@ -102,7 +102,9 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
         return result
     joined = Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence)
     with joined as ranks, out_of_memory("use a smaller batch_size or model, fewer clusters or heads, or fewer threads"):
-        return _train(data, out, chosen, _given(options), ranks)
+        # A dry run starts no ranks, and plans for the first one of those that there would be.
+        meant = PlannedRanks(wanted) if started == 1 < wanted else ranks
+        return _train(data, out, chosen, _given(options), ranks, meant)
 
 
 def _train_rank(data: Any, out: str | os.PathLike[str], options: dict[str, Any]) -> TrainResult:
@@ -130,9 +132,9 @@ def _number_of_ranks(devices: Any, started: int) -> int:
 
 
 def _train(
-    data: Any, out: str | os.PathLike[str], chosen: Options, given: set[str], ranks: Ranks
+    data: Any, out: str | os.PathLike[str], chosen: Options, given: set[str], ranks: Ranks, meant: Ranks
 ) -> TrainResult | RunPlan:
-    """The run, as one of its ranks."""
+    """The run, as one of its ranks; options are resolved for the ranks that are meant, which a dry run lacks."""
     with contextlib.ExitStack() as closing:
 
         def prepare() -> tuple[Plan, Images, RunFolder]:
@@ -143,7 +145,7 @@ def _train(
             refuse_own_folder(chosen.fixed_labels, folder.path)
             images = choose_images(data, chosen)
             is_digits = isinstance(data, str) and data == "digits"
-            plan = resolve(chosen, given, images.train, digits=is_digits, fixed=images.fixed, ranks=ranks)
+            plan = resolve(chosen, given, images.train, digits=is_digits, fixed=images.fixed, ranks=meant)
             if ranks.first and not chosen.dry_run:
                 folder.create()
                 closing.enter_context(RunLock(folder.path))
@@ -152,7 +154,7 @@ def _train(
 
         plan, images, folder = ranks.together(prepare)
         if chosen.dry_run:
-            return _dry_run(plan, images, folder)
+            return _dry_run(plan, images, folder, meant)
         ranks.must_agree("options", snapshot.shared_options(plan.options))
         ranks.must_agree("data", images.everything.fingerprint())
         closing.enter_context(torch_settings(plan.options.threads))
@@ -448,16 +450,16 @@ def _run(data: Any, run: Run) -> TrainResult:
     )
 
 
-def _dry_run(plan: Plan, images: Images, folder: RunFolder) -> RunPlan:
-    """Say what the run would need, and write nothing."""
+def _dry_run(plan: Plan, images: Images, folder: RunFolder, ranks: Ranks) -> RunPlan:
+    """Say what the run would need on the first of its ranks, and write nothing."""
     unwritten = dataclasses.replace(plan, options=dataclasses.replace(plan.options, index="off"))
     with torch_settings(plan.options.threads), Interrupt() as interrupt, torch.random.fork_rng():
-        run = make_run(unwritten, images, folder, interrupt)
+        run = make_run(unwritten, images, folder, interrupt, ranks)
         run.state.update(snapshot.first_state())
         views = make_recipe(run).views()
         found = plan_run(run, views, opening=opening_line(plan, images, run.backbone.name))
         found = with_time(found, run, views)
-    with RunProgress(plan.options.progress) as progress:
+    with RunProgress(plan.options.progress and ranks.first) as progress:
         progress.say(found.table())
     found.check()
     return found

@@ -272,16 +272,19 @@ def with_time(plan: RunPlan, run: Run, views: Sequence[Augment]) -> RunPlan:
         run: the run.
         views: of a training step.
     """
-    opt, count = run.options, len(run.source)
+    opt, count, ranks = run.options, len(run.source), run.ranks.world_size
     try:
         step, forward = _step_seconds(run, views)
     except Exception as error:  # as in plan_run
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return replace(plan, notes=(*plan.notes, f"the time is not known: {reason}"))
     load = _load_seconds(run, views)
-    rate = 1.0 / max(step, load, 1e-9)
     limit = "the network" if step >= load else "the loader"
+    step, forward, load = step / ranks, forward / ranks, load / ranks
+    rate = 1.0 / max(step, load, 1e-9)
     speed = f"{rate:,.0f} images/s, by {limit}"
+    if ranks > 1:
+        speed += f"; {ranks} processes that never wait for each other"
     if run.plan.budget_seconds is not None:
         seconds = run.plan.budget_seconds + count * forward
         return replace(plan, seconds=seconds, speed=f"the budget, then an evaluation; {speed}")

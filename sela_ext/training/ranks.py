@@ -350,6 +350,22 @@ class Ranks:
             raise error
 
 
+class PlannedRanks(Ranks):
+    """The first of the ranks that a run on this machine would have, for a plan: nobody is there to talk to.
+
+    Args:
+        world_size: number of them.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        super().__init__(world_size=world_size, local_world_size=world_size)
+
+    @property
+    def several(self) -> bool:
+        """Whether there would be others."""
+        return self.world_size > 1
+
+
 def world_size_of_environment() -> int:
     """Number of ranks that this process was started as one of.
 

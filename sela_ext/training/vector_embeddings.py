@@ -65,6 +65,10 @@ class VectorEmbeddings:
         chosen = rows.cpu().numpy()
         return VectorEmbeddings(self._vectors, self._standardize, chosen if self._rows is None else self._rows[chosen])
 
+    def whole(self) -> VectorEmbeddings:
+        """All rows that there are, of whichever these are some."""
+        return VectorEmbeddings(self._vectors, self._standardize)
+
     def float(self) -> VectorEmbeddings:
         """The same: rows are float32."""
         return self
@@ -84,6 +88,11 @@ def on_demand(network: Network, source: Source) -> Tensor | None:
 def is_on_demand(embeddings: Any) -> bool:
     """Whether embeddings are computed when they are read."""
     return isinstance(embeddings, VectorEmbeddings)
+
+
+def first_of_all(embeddings: Any, count: int) -> Tensor:
+    """The first of all rows behind embeddings on demand: every rank can read them, so that none need be sent."""
+    return cast(Tensor, embeddings.whole().subset(torch.arange(count)))
 
 
 def rows_of(embeddings: Any, rows: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ class Server:
     def __init__(self, folder):
         self.folder, self.count = folder, 0
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        single["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # a thread of pyarrow's, which pandas brings along
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("fork_server.py"))],
             stdin=subprocess.PIPE,

@@ -7,7 +7,9 @@ import shutil
 import pytest
 import torch
 
+from sela_ext.data.safe_files import open_regular
 from sela_ext.errors import CheckpointError
+from sela_ext.training import checkpoint
 from sela_ext.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint, write_atomically
 
 SMALL = [
@@ -122,14 +124,13 @@ def test_d14_every_damaged_bit_of_the_head_and_any_other_length_is_noticed(tmp_p
 def test_d14_a_checkpoint_that_cannot_be_opened_gives_way_to_the_one_before(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, {"step": 1})
     newest = save_checkpoint(tmp_path, 2, {"step": 2})
-    read = type(newest).read_bytes
 
     def refuse(path):
         if path == newest:
             raise OSError(5, "Input/output error")
-        return read(path)
+        return open_regular(path)
 
-    monkeypatch.setattr(type(newest), "read_bytes", refuse)
+    monkeypatch.setattr(checkpoint, "open_regular", refuse)
     with pytest.warns(UserWarning, match=r"step-000000000002.ckpt: cannot be read: Input/output error.*step-0000.*1"):
         assert load_checkpoint(tmp_path)["step"] == 1
 
@@ -179,8 +180,12 @@ def test_d14_two_checkpoints_are_kept_and_a_file_too_many_is_no_error(tmp_path, 
     for step in (1, 2):
         save_checkpoint(tmp_path, step, {"step": step})
 
+    remove = type(tmp_path).unlink
+
     def refuse(path, missing_ok=False):
-        raise PermissionError(13, "Permission denied")
+        if path.suffix == ".ckpt":
+            raise PermissionError(13, "Permission denied")
+        remove(path, missing_ok)
 
     with monkeypatch.context() as patched:
         patched.setattr(type(tmp_path), "unlink", refuse)

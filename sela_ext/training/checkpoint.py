@@ -24,7 +24,7 @@ import torch
 
 from sela_ext.compat.archive import read_saved
 from sela_ext.data.memory import free_memory
-from sela_ext.data.safe_files import open_regular, sync_folder
+from sela_ext.data.safe_files import OUT_OF_RESOURCES, open_regular, sync_folder
 from sela_ext.errors import CheckpointError, ResourceError
 from sela_ext.training import faults
 
@@ -85,6 +85,7 @@ def load_checkpoint(folder: Path, *, tidy: bool = True) -> dict[str, Any] | None
 
     Raises:
         CheckpointError: there are checkpoints, but none of them is whole.
+        ResourceError: memory, or the number of open files, does not suffice to read the newest.
     """
     for stale in folder.glob("*.partial") if tidy else ():
         with contextlib.suppress(OSError):
@@ -188,6 +189,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is not one, or damaged.
+        ResourceError: memory, or the number of open files, does not suffice.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -199,6 +201,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 )
             header, payload = file.read(_HEADER.size), file.read(size)
     except OSError as error:
+        if error.errno in OUT_OF_RESOURCES:  # no fault of the file's: it must not be passed over
+            remedy = "raise the limit (ulimit -n, or memory), then resume"
+            raise ResourceError(f"checkpoint {path}: cannot be read: {error.strerror}; {remedy}") from error
         raise CheckpointError(f"checkpoint {path.name}: cannot be read: {error.strerror or error}") from error
     if len(header) < _HEADER.size:
         raise CheckpointError(f"checkpoint {path.name}: expected a header, found {len(header)} bytes")

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from sela_ext.data.safe_files import open_regular
+from sela_ext.data.safe_files import open_regular, write_whole
 from sela_ext.errors import CheckpointError, ResourceError
 from sela_ext.training import checkpoint
 from sela_ext.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint, write_atomically
@@ -197,6 +197,16 @@ def test_a_name_appears_with_all_its_bytes_or_not_at_all(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             write_atomically(path, b"12345")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_a_pack_that_is_interrupted_leaves_nothing_either(tmp_path, monkeypatch):
+    def interrupt(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file", b"12345")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_d14_two_checkpoints_are_kept_and_a_file_too_many_is_no_error(tmp_path, monkeypatch):

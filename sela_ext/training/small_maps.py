@@ -52,10 +52,10 @@ def unmet_weights(module: nn.Module, channels: int, sides: Sequence[int]) -> str
 
 def _look(name: str, found: list[str]) -> Any:
     def look(conv: nn.Conv2d, inputs: tuple[torch.Tensor, ...]) -> None:
-        size = tuple(inputs[0].shape[-2:])
+        size = (inputs[0].shape[-2], inputs[0].shape[-1])
         within_stride = all(one < stride for one, stride in zip(size, conv.stride, strict=True))
-        padded = not isinstance(conv.padding, str)
-        within_padding = padded and any(one < padding for one, padding in zip(size, conv.padding, strict=True))
+        sides = (0, 0) if isinstance(conv.padding, str) else conv.padding
+        within_padding = any(one < padding for one, padding in zip(size, sides, strict=True))
         if max(conv.kernel_size) > 1 and (within_stride or within_padding):
             found.append(f"{name or 'the convolution'} sees maps of {size[0]} x {size[1]}")
 

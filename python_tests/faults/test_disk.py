@@ -1,6 +1,7 @@
 """D16 and D10: a disk that is full, or a folder that cannot be written, is one error, and nothing is lost."""
 
 import contextlib
+import io
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sela_ext.cli.parser import check_can_write, result_table
+from sela_ext.cli.parser import check_can_write, result_file, result_table
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from sela_ext.training.outputs import TensorBoard
@@ -326,6 +327,11 @@ def test_a_result_goes_into_a_pipe_as_it_is(tmp_path):
     with result_table(str(tmp_path / "pipe")) as table:
         table.write("index,label\n")
     assert os.read(reader, 100) == b"index,label\n"
+    for save in (np.save, np.savez):
+        with result_file(str(tmp_path / "pipe")) as file:
+            save(file, np.arange(9))
+        found = np.load(io.BytesIO(os.read(reader, 4096)))
+        np.testing.assert_array_equal(found["arr_0"] if save is np.savez else found, np.arange(9))
     os.close(reader)
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
 

@@ -71,8 +71,21 @@ def check_can_write(path: str, option: str) -> None:
         raise OptionError(f"{option}: expected a file that can be written, found {path}; name another")
 
 
+class _Stream(io.BufferedIOBase):
+    """Takes bytes one after the other: a pipe that numpy knows for a file would be asked for its position."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data)
+
+
 @contextlib.contextmanager
-def result_file(path: str) -> Iterator[IO[bytes]]:
+def result_file(path: str) -> Iterator[Any]:
     """A result's file, to be written: it is there whole, or what was there before stays.
 
     A link stays, and what it leads to is replaced. Pipes and devices are written as they are.
@@ -84,7 +97,7 @@ def result_file(path: str) -> Iterator[IO[bytes]]:
 
     if os.path.exists(path) and not os.path.isfile(path):
         with open(path, "wb") as file:
-            yield file
+            yield _Stream(file)
         return
     target = Path(os.path.realpath(path))
     # To be read, too: of files for writing alone numpy uses its own, and does not notice that the disk is full.

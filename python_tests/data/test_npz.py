@@ -138,3 +138,14 @@ def test_labels_or_names_of_another_number_than_rows_are_refused(tmp_path, name)
     np.savez(tmp_path / "a.npz", features=np.zeros((7, 3), np.float32), **{name: np.arange(5)})
     with pytest.raises(DataError, match=f"expected {name} of 7 entries, as many as features has rows, found 5; save"):
         open_source(tmp_path / "a.npz")
+
+
+def test_want_of_memory_is_not_called_a_fault_of_the_archive(tmp_path, monkeypatch):
+    np.savez(tmp_path / "labels.npz", labels=np.arange(3))
+
+    def too_little(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(np.lib.format, "read_array", too_little)
+    with pytest.raises(MemoryError):
+        npz.read_arrays(tmp_path / "labels.npz", ["labels"], "labels")

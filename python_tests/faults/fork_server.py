@@ -19,7 +19,8 @@ import torch._dynamo
 import torch.utils.tensorboard
 
 import sela_ext.training.launch
-import sela_ext.training.loop  # noqa: F401
+import sela_ext.training.loop
+import sela_ext.training.machine
 from sela_ext.cli import main
 
 
@@ -70,6 +71,8 @@ def become(asked):
         resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_size"],) * 2)
     for number in (signal.SIGINT, signal.SIGTERM):  # those who started us may ignore them
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if asked["same_signal"] is not None:
+        sela_ext.training.machine._SAME_SIGNAL = asked["same_signal"]
     if asked["folder"] is not None:
         os.chdir(asked["folder"])
 

@@ -53,6 +53,7 @@ class Server:
     def __init__(self, folder):
         self.folder, self.count = folder, 0
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        single["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # a thread of pyarrow's, which pandas brings along
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("fork_server.py"))],
             stdin=subprocess.PIPE,
@@ -76,13 +77,15 @@ class Server:
         file_size=None,
         reader="here",
         folder=None,
+        same_signal=None,
         quick=True,
     ):
         """Start `sela arguments`.
 
         `fault`: for SELA_FAULT; `memory`: bytes of address space beyond what it has; `file_size`: of any file that it
-        writes; `reader`: "here", or "gone" or "closed" for standard output; `quick`: without
-        the end of the interpreter, which takes as long as a small run.
+        writes; `reader`: "here", or "gone" or "closed" for standard output; `same_signal`: seconds in which a signal
+        that comes again is the same one; `quick`: without the end of the interpreter, which takes as long as a small
+        run.
         """
         self.count += 1
         request = {
@@ -94,6 +97,7 @@ class Server:
             "file_size": file_size,
             "reader": reader,
             "folder": None if folder is None else str(folder),
+            "same_signal": same_signal,
             "quick": quick,
         }
         return Started(self, self.ask(request)["pid"], Path(request["printed"]))

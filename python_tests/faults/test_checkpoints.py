@@ -1,5 +1,6 @@
 """D14: a damaged checkpoint is noticed, and the one before it is used; and how files are written."""
 
+import errno
 import os
 import random
 import shutil
@@ -7,7 +8,9 @@ import shutil
 import pytest
 import torch
 
-from sela_ext.errors import CheckpointError
+from sela_ext.data.safe_files import open_regular, write_whole
+from sela_ext.errors import CheckpointError, ResourceError
+from sela_ext.training import checkpoint
 from sela_ext.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint, write_atomically
 
 SMALL = [
@@ -122,16 +125,37 @@ def test_d14_every_damaged_bit_of_the_head_and_any_other_length_is_noticed(tmp_p
 def test_d14_a_checkpoint_that_cannot_be_opened_gives_way_to_the_one_before(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, {"step": 1})
     newest = save_checkpoint(tmp_path, 2, {"step": 2})
-    read = type(newest).read_bytes
 
     def refuse(path):
         if path == newest:
             raise OSError(5, "Input/output error")
-        return read(path)
+        return open_regular(path)
 
-    monkeypatch.setattr(type(newest), "read_bytes", refuse)
+    monkeypatch.setattr(checkpoint, "open_regular", refuse)
     with pytest.warns(UserWarning, match=r"step-000000000002.ckpt: cannot be read: Input/output error.*step-0000.*1"):
         assert load_checkpoint(tmp_path)["step"] == 1
+
+
+def test_d14_a_whole_checkpoint_is_not_passed_over_for_want_of_memory_or_of_handles(tmp_path, monkeypatch):
+    """Or the run would go on from the one before it, and delete it."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"step": step})
+
+    def too_little(*arguments, **options):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    def too_many(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for where, name, how, told in (
+        (torch, "load", too_little, "checkpoint step-000000000002.ckpt: expected memory to read it"),
+        (checkpoint, "open_regular", too_many, r"step-000000000002.ckpt: cannot be read: Too many open files; raise"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, how)
+            with pytest.raises(ResourceError, match=told):
+                load_checkpoint(tmp_path)
+    assert load_checkpoint(tmp_path)["step"] == 2
 
 
 def test_a_file_reaches_the_disk_before_its_name_and_its_name_before_anything_else_happens(tmp_path, monkeypatch):
@@ -175,12 +199,26 @@ def test_a_name_appears_with_all_its_bytes_or_not_at_all(tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_of_a_pack_that_is_interrupted_leaves_nothing_either(tmp_path, monkeypatch):
+    def interrupt(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file", b"12345")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_d14_two_checkpoints_are_kept_and_a_file_too_many_is_no_error(tmp_path, monkeypatch):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, {"step": step})
 
+    remove = type(tmp_path).unlink
+
     def refuse(path, missing_ok=False):
-        raise PermissionError(13, "Permission denied")
+        if path.suffix == ".ckpt":
+            raise PermissionError(13, "Permission denied")
+        remove(path, missing_ok)
 
     with monkeypatch.context() as patched:
         patched.setattr(type(tmp_path), "unlink", refuse)

@@ -1,15 +1,19 @@
 """D16 and D10: a disk that is full, or a folder that cannot be written, is one error, and nothing is lost."""
 
 import contextlib
+import io
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 
+import numpy as np
 import pytest
 import torch
 
+from sela_ext.cli.parser import check_can_write, result_file, result_table
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from sela_ext.training.outputs import TensorBoard
@@ -209,7 +213,7 @@ def test_d10_folders_that_cannot_be_a_runs_are_distinct_errors(server, command, 
         (tmp_path / "full", 2, "with 1 entries"),
         (tmp_path / "file" / "run", 7, "cannot write in"),
         (tmp_path / ("a" * 300), 2, "File name too long"),
-        ("~nobody-of-this-name/run", 2, "out: expected the path of a folder"),
+        ("~nobody-of-this-name/run", 2, "out: expected a folder, found"),
         ("/proc/run", 7, "cannot write in /proc/run"),
     ]
     for out, status, words in cases:
@@ -224,7 +228,7 @@ def test_d10_folders_that_cannot_be_a_runs_are_distinct_errors(server, command, 
 
 @pytest.mark.parametrize("out", [None, 3, "a\0b", b"bytes"])
 def test_d10_what_is_no_path_is_an_error_of_the_option(out):
-    with pytest.raises(OptionError, match="out: expected the path of a folder"):
+    with pytest.raises(OptionError, match=r"out: expected a folder, found .*; name another"):
         RunFolder.check(out, resume=False, overwrite=False, data="digits")
 
 
@@ -270,3 +274,70 @@ def test_d12_checkpoints_of_a_run_that_is_replaced_go_all_at_once(tmp_path, monk
     assert load_checkpoint(out / "checkpoints") is None
     RunFolder.check(out, resume=False, overwrite=True, data="digits").clear(overwrite=False)
     assert list(out.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def logits(tmp_path_factory):
+    path = tmp_path_factory.mktemp("logits") / "logits.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((30_000, 10), dtype=np.float32))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "csv"])
+def test_d16_results_that_do_not_fit_leave_what_was_there(server, data, logits, unbroken, tmp_path, suffix):
+    """`assign`, `predict` and `embed` write their results whole or not at all."""
+    of_run = [unbroken, *data[:2], "--threads", "1", "--image-size", "16"]
+    works = [(["assign", logits], 50_000), (["predict", *of_run], 500)]
+    works += [(["embed", *of_run], 5_000)] if suffix != "csv" else []
+    for arguments, room in works:
+        out = tmp_path / f"{arguments[0]}.{suffix}"
+        out.write_text("the result of yesterday")
+        status, printed = server.run(*arguments, "--out", out, file_size=room)
+        assert_refused(status, printed, f"cannot write {out}: File too large; make room; nothing was changed")
+        assert out.read_text() == "the result of yesterday"
+        assert [path.name for path in tmp_path.iterdir()] == [out.name]
+        assert server.run(*arguments, "--out", out)[0] == 0
+        assert out.stat().st_size > room
+        out.unlink()
+
+
+def test_a_result_replaces_what_a_link_leads_to_and_keeps_who_may_read_it(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    kept, link = tmp_path / "elsewhere" / "labels.csv", tmp_path / "labels.csv"
+    kept.write_text("old")
+    kept.chmod(0o640)
+    link.symlink_to(kept)
+    with result_table(str(link)) as table:
+        table.write("new \udce9\n")
+        assert kept.read_text() == "old"
+    assert link.is_symlink()
+    assert kept.read_text() == "new \\udce9\n"
+    assert kept.stat().st_mode & 0o777 == 0o640
+    with contextlib.suppress(KeyboardInterrupt), result_table(str(link)) as table:
+        table.write("half")
+        raise KeyboardInterrupt
+    assert kept.read_text() == "new \\udce9\n"
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+def test_a_result_goes_into_a_pipe_as_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    check_can_write(str(tmp_path / "pipe"), "--out")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with result_table(str(tmp_path / "pipe")) as table:
+        table.write("index,label\n")
+    assert os.read(reader, 100) == b"index,label\n"
+    for save in (np.save, np.savez):
+        with result_file(str(tmp_path / "pipe")) as file:
+            save(file, np.arange(9))
+        found = np.load(io.BytesIO(os.read(reader, 4096)))
+        np.testing.assert_array_equal(found["arr_0"] if save is np.savez else found, np.arange(9))
+    os.close(reader)
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "labels.npy").write_text("")
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
+    with pytest.raises(OptionError, match="--out: expected a folder that can be written"):
+        check_can_write(str(tmp_path / "labels.npy"), "--out")

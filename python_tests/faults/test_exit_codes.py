@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -138,3 +140,10 @@ def test_a_signal_is_status_128_and_its_number(server, runs, files, tmp_path, nu
     started.kill(number)
     assert started.wait(10) == expected, started.printed()
     assert json.loads((out / "options.json").read_text())["options"]["epochs"] == 100_000
+
+
+def test_an_error_that_nobody_hears_keeps_its_status(tmp_path):
+    """Standard error may be a file on a disk that is full."""
+    words = [sys.executable, "-P", "-m", "sela_ext", "assign", str(tmp_path / "absent.npy"), "--out", "labels.npy"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(words, stderr=full, check=False, cwd=tmp_path).returncode == 3

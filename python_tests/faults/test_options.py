@@ -365,7 +365,7 @@ def test_errors_are_one_line_whatever_stands_in_them():
         text = str(error("a\nb\r\n c\x1b[31m\x00\u2028d\udce9 ä日"))
         assert text == "a\\nb\\r\\n c\\x1b[31m\\x00\\u2028d\\udce9 ä日"
     assert str(SelaError()) == ""
-    assert one_line("  a \t b ") == "a b"
+    assert one_line("  a \t b ") == "  a \\t b "
     assert shown(10**5000).startswith("a value of type int")
     assert len(shown("x" * 10**6)) < 120
     assert len(shown(np.zeros((100, 100)))) < 120

@@ -10,6 +10,7 @@ import pytest
 
 from sela_ext import cli
 from sela_ext.cli import program
+from sela_ext.training import machine
 from sela_ext.training.faults import PLACES
 from sela_ext.training.machine import Interrupt
 
@@ -102,7 +103,7 @@ def test_d13_a_second_signal_ends_the_run_at_once_and_the_last_checkpoint_stands
     server, runs, command, unbroken, tmp_path, fault
 ):
     out, every = tmp_path / "run", [*command, "--checkpoint-seconds", "0"]
-    status, printed = signal_at(server, runs, every, out, fault, signal.SIGINT, signal.SIGTERM)
+    status, printed = signal_at(server, runs, every, out, fault, signal.SIGINT, signal.SIGTERM, same_signal=-1)
     assert status == 143
     assert "stopped; continue from the last checkpoint with resume" in printed
     assert "checkpoint written" not in printed
@@ -159,7 +160,8 @@ def test_d13_sigterm_ends_any_command_with_its_status(monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_d13_outside_of_steps_a_signal_acts_at_once_and_within_them_when_they_are_over(number, error):
+def test_d13_outside_of_steps_a_signal_acts_at_once_and_within_them_when_they_are_over(number, error, monkeypatch):
+    monkeypatch.setattr(machine, "_SAME_SIGNAL", -1.0)  # so that the second one is another
     with pytest.raises(error), Interrupt():
         signal.raise_signal(number)
     with Interrupt() as interrupt:

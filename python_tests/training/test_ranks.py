@@ -100,6 +100,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(capfd):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_rank_killed_while_the_others_compute_is_noticed(capfd):
     message, errors = failure_of(capfd, "busy", ranks=3, victim=2)
     assert message.startswith("rank 2 of 3 failed: it was killed by SIGKILL")
@@ -182,6 +183,7 @@ def state_of(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+@pytest.mark.slow
 def test_ranks_started_by_torchrun_meet_again_in_a_second_run_and_name_the_one_that_is_killed_in_it():
     with started("kill", 1, torchrun=True) as process:
         printed, _ = process.communicate(timeout=100)
@@ -193,6 +195,7 @@ def test_ranks_started_by_torchrun_meet_again_in_a_second_run_and_name_the_one_t
     assert ended - float(re.search(r"fault at (\S+)", printed)[1]) < IN_TIME
 
 
+@pytest.mark.slow
 def test_ranks_started_by_hand_name_the_one_that_is_killed_though_it_keeps_the_store():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from sela_ext.cli.parser import check_can_write
+from sela_ext.cli.parser import check_can_write, result_file, result_table
 from sela_ext.errors import OptionError
 
 _SUBJECT = (
@@ -135,8 +135,8 @@ def _evaluate(given: argparse.Namespace) -> int:
         return 0
     show_report(report)
     if given.json:
-        with open(given.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2)
+        with result_table(given.json) as text:
+            json.dump(report, text, indent=2)
         print(f"all of it in {given.json}")
     return 0
 
@@ -157,16 +157,17 @@ def _predict(given: argparse.Namespace) -> int:
     source = open_source(given.data)
     labels = np.atleast_2d(predict(given.run_folder, source, head=head, **_network_options(given)))
     if given.out.endswith(".npz"):
-        np.savez(given.out, labels=labels, names=np.asarray(source.names, dtype=np.str_))
+        with result_file(given.out) as file:
+            np.savez(file, labels=labels, names=np.asarray(source.names, dtype=np.str_))
     elif given.out.endswith(".csv"):
         from sela_ext.data.csv_file import csv_writer
 
-        with open(given.out, "w", newline="", encoding="utf-8", errors="backslashreplace") as table:
+        with result_table(given.out) as table:
             writer = csv_writer(table)
             writer.writerow(["index", "name", *(f"label_{number}" for number in range(len(labels)))])
             writer.writerows([i, name, *labels[:, i].tolist()] for i, name in enumerate(source.names))
     else:
-        with open(given.out, "wb") as file:
+        with result_file(given.out) as file:
             np.save(file, labels if given.head is None else labels[0])
     skipped = int((labels[0] < 0).sum())
     print(
@@ -186,9 +187,10 @@ def _embed(given: argparse.Namespace) -> int:
     source = open_source(given.data)
     features = embed(given.run_folder, source, **_network_options(given))
     if given.out.endswith(".npz"):
-        np.savez(given.out, features=features, names=np.asarray(source.names, dtype=np.str_))
+        with result_file(given.out) as file:
+            np.savez(file, features=features, names=np.asarray(source.names, dtype=np.str_))
     else:
-        with open(given.out, "wb") as file:
+        with result_file(given.out) as file:
             np.save(file, features)
     print(f"{features.shape[0]:,} images, features of {features.shape[1]:,} numbers in {given.out}")
     return 0

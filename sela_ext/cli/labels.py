@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from sela_ext.cli.parser import check_can_write
+from sela_ext.cli.parser import check_can_write, result_file, result_table
 from sela_ext.errors import OptionError
 
 
@@ -128,7 +128,7 @@ def _assign(given: argparse.Namespace) -> int:
     )
     _write_labels(given.out, result)
     if given.potential:
-        with open(given.potential, "wb") as file:
+        with result_file(given.potential) as file:
             np.save(file, np.asarray(result.potential))
     state = "converged" if result.converged else "NOT converged"
     print(
@@ -145,20 +145,18 @@ def _write_labels(path: str, result: Any) -> None:
     import numpy as np
 
     labels = np.asarray(result.labels)
-    if path.endswith(".npz"):
-        np.savez(
-            path,
-            labels=labels,
-            potential=np.asarray(result.potential),
-            sizes=np.asarray(result.sizes),
-            **{name: getattr(result, name) for name in ("error", "objective", "converged", "passes", "lam", "method")},
-        )
-    elif path.endswith(".csv"):
-        with open(path, "w", newline="") as table:
+    if path.endswith(".csv"):
+        with result_table(path) as table:
             table.write("index,label\n")
             table.writelines(f"{index},{label}\n" for index, label in enumerate(labels.tolist()))
-    else:
-        with open(path, "wb") as file:  # the name as given, with or without .npy
+        return
+    with result_file(path) as file:  # the name as given, with or without .npy
+        if path.endswith(".npz"):
+            names = ("error", "objective", "converged", "passes", "lam", "method")
+            found = {name: getattr(result, name) for name in names}
+            potential, sizes = np.asarray(result.potential), np.asarray(result.sizes)
+            np.savez(file, labels=labels, potential=potential, sizes=sizes, **found)
+        else:
             np.save(file, labels)
 
 

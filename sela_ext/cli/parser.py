@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import io
 import os
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NoReturn
 
 from sela_ext.errors import OptionError
 
@@ -54,13 +58,60 @@ def check_can_write(path: str, option: str) -> None:
     Raises:
         OptionError: a folder, or a file in a folder that is not there or not to be written.
     """
-    folder = os.path.dirname(path) or "."
     if os.path.isdir(path):
         raise OptionError(f"{option}: expected a file, found the folder {path}; name a file in it")
-    if not os.path.isdir(folder):
-        raise OptionError(f"{option}: expected a file in a folder that exists, found {path}; create {folder} first")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    there = os.path.exists(path)
+    if not (there and not os.path.isfile(path)):  # it is written beside its place, see `result_file`
+        folder = os.path.dirname(os.path.realpath(path))
+        if not os.path.isdir(folder):
+            raise OptionError(f"{option}: expected a file in a folder that exists, found {path}; create {folder} first")
+        if not os.access(folder, os.W_OK):
+            raise OptionError(f"{option}: expected a folder that can be written, found {folder}; name another")
+    if there and not os.access(path, os.W_OK):
         raise OptionError(f"{option}: expected a file that can be written, found {path}; name another")
+
+
+class _Stream(io.BufferedIOBase):
+    """Takes bytes one after the other: a pipe that numpy knows for a file would be asked for its position."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data)
+
+
+@contextlib.contextmanager
+def result_file(path: str) -> Iterator[Any]:
+    """A result's file, to be written: it is there whole, or what was there before stays.
+
+    A link stays, and what it leads to is replaced. Pipes and devices are written as they are.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    from sela_ext.export.destination import new_file
+
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as file:
+            yield _Stream(file)
+        return
+    target = Path(os.path.realpath(path))
+    # To be read, too: of files for writing alone numpy uses its own, and does not notice that the disk is full.
+    with new_file(target, overwrite=True) as partial, open(partial, "x+b") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def result_table(path: str) -> Iterator[IO[str]]:
+    """The same for a table; names of files that are not UTF-8 are escaped."""
+    with result_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        yield text
+        text.detach()
 
 
 def _reader(spec: dataclasses.Field[Any]) -> Any:

@@ -103,7 +103,10 @@ def _mend_streams() -> None:
 
 def _complain(message: str) -> None:
     # Names of files may hold anything, also what terminals take for commands.
-    print(f"sela: error: {one_line(message)}", file=sys.stderr)
+    try:
+        print(f"sela: error: {one_line(message)}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # nobody hears it; the status stays, which the interpreter would change at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:

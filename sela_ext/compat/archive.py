@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import torch
 
-from sela_ext.errors import CheckpointError
+from sela_ext.errors import CheckpointError, ResourceError, lacks_memory
 
 # The first bytes of the format before PyTorch 1.6: a pickled magic number of ten bytes.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -27,6 +27,11 @@ _ZIP = b"PK\x03\x04"
 # A directory or pickle beyond these sizes describes no network; both become Python objects of many times their size.
 _DIRECTORY_BYTES = 8 << 20
 _PICKLE_BYTES = 64 << 20
+# What torch.load raises on files that are not as torch.save wrote them.
+_OF_DAMAGE = (
+    *(RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, AssertionError),
+    *(struct.error, OverflowError, RecursionError, MemoryError, OSError),
+)
 
 
 def read_archive(path: Path) -> Any:
@@ -39,6 +44,7 @@ def read_archive(path: Path) -> Any:
 
     Raises:
         CheckpointError: missing, not a checkpoint, damaged, carries code, or claims more than the file holds.
+        ResourceError: memory does not suffice.
     """
     try:
         status = path.stat()
@@ -79,7 +85,7 @@ def read_saved(data: bytes, where: str) -> Any:
         where: what to call it in messages.
 
     Raises:
-        CheckpointError: as `read_archive`.
+        CheckpointError, ResourceError: as `read_archive`.
     """
     if not data.startswith(_ZIP):
         raise CheckpointError(f"{where}: expected what torch.save writes, found {_describe(data[:8])}")
@@ -118,9 +124,9 @@ def _load(where: str, source: Path | IO[bytes], **how: Any) -> Any:
             f"{where}: expected tensors and plain values, found objects that need code{what}; nothing of it was run. "
             "Where you trust the file, load it yourself and save its state dict and labels alone"
         ) from error
-    except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{where}: the checkpoint is damaged or incomplete: {_first_line(error)}") from error
-    except (EOFError, AssertionError, struct.error, OverflowError, RecursionError, MemoryError, OSError) as error:
+    except _OF_DAMAGE as error:
+        if lacks_memory(error):  # a checkpoint that is whole must not be passed over
+            raise ResourceError(f"{where}: expected memory to read it, found too little; free some") from error
         raise CheckpointError(f"{where}: the checkpoint is damaged or incomplete: {_first_line(error)}") from error
 
 

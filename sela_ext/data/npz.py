@@ -116,6 +116,8 @@ def read_arrays(path: Path, names: Sequence[str], what: str, *, needed: str = ""
     except DataError:
         raise
     except Exception as error:
+        if lacks_memory(error):
+            raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise DataError(f"{path}: expected {what}, cannot read them: {reason}") from error
 

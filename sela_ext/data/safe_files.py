@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,25 +48,52 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def replace_file(
+    path: Path, parts: Iterable[bytes | memoryview], at: Callable[[str], None] = lambda place: None
+) -> None:
     """Write a file so that after a crash there is either the old one or the whole new one.
+
+    It is written under a temporary name beside it, brought to the disk, renamed, and its name brought to the disk. A
+    kill may leave the temporary file, `path` + ".partial"; nothing else does.
+
+    Args:
+        path: The file.
+        parts: What it shall hold.
+        at: Told where the writing is, for tests of what a crash leaves.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        partial.unlink(missing_ok=True)  # what a kill left; a link there is removed, not followed
+        with open(partial, "xb") as file:
+            at("before write")
+            for part in parts:
+                file.write(part)
+            at("after write")
+            file.flush()
+            at("before fsync")
+            os.fsync(file.fileno())
+            at("after fsync")
+        at("before rename")
+        os.replace(partial, path)
+        at("after rename")
+        sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """`replace_file`, with one clear error.
 
     Raises:
         ResourceError: It cannot be written.
     """
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with full_disk(path):
-            partial.unlink(missing_ok=True)  # what a kill left; a link there is removed, not followed
-            with open(partial, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            sync_folder(path.parent)
-    except ResourceError:
-        partial.unlink(missing_ok=True)
-        raise
+    with full_disk(path):
+        replace_file(path, [data])
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:

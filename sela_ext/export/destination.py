@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,6 +136,8 @@ def _beside(path: Path) -> Path:
 
 def _put(partial: Path, path: Path, *, overwrite: bool) -> None:
     if overwrite:
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(partial, stat.S_IMODE(os.stat(path).st_mode))  # who may read it stays as it was
         os.replace(partial, path)
         return
     try:

@@ -24,7 +24,7 @@ import torch
 
 from sela_ext.compat.archive import read_saved
 from sela_ext.data.memory import free_memory
-from sela_ext.data.safe_files import open_regular, sync_folder
+from sela_ext.data.safe_files import OUT_OF_RESOURCES, open_regular, replace_file, sync_folder
 from sela_ext.errors import CheckpointError, ResourceError
 from sela_ext.training import faults
 
@@ -85,6 +85,7 @@ def load_checkpoint(folder: Path, *, tidy: bool = True) -> dict[str, Any] | None
 
     Raises:
         CheckpointError: there are checkpoints, but none of them is whole.
+        ResourceError: memory, or the number of open files, does not suffice to read the newest.
     """
     for stale in folder.glob("*.partial") if tidy else ():
         with contextlib.suppress(OSError):
@@ -109,37 +110,24 @@ def load_checkpoint(folder: Path, *, tidy: bool = True) -> dict[str, Any] | None
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file so that after a crash there is either the old one or the whole new one.
-
-    It is written under a temporary name beside it, brought to the disk, renamed, and its name brought to the disk. A
-    kill may leave the temporary file, `path` + ".partial"; nothing else does.
+    """`replace_file`, with the places of `faults`, and errors that say what to do about a run.
 
     Raises:
         ResourceError: it cannot be written; the old file stays.
     """
-    partial = path.with_name(path.name + ".partial")
-    outcome = "the earlier file is untouched"
+    renamed = False
+
+    def at(place: str) -> None:
+        nonlocal renamed
+        renamed = place == "after rename"
+        faults.at(place)
+
     try:
-        partial.unlink(missing_ok=True)  # what a kill left; a link there is removed, not followed
-        with open(partial, "xb") as file:
-            faults.at("before write")
-            for part in parts:
-                file.write(part)
-            faults.at("after write")
-            file.flush()
-            faults.at("before fsync")
-            os.fsync(file.fileno())
-            faults.at("after fsync")
-        faults.at("before rename")
-        os.replace(partial, path)
-        outcome = "the new file is there, but may not outlast a power failure"
-        faults.at("after rename")
-        sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if not isinstance(error, OSError):
-            raise
+        replace_file(path, parts, at)
+    except OSError as error:
+        outcome = "the earlier file is untouched"
+        if renamed:
+            outcome = "the new file is there, but may not outlast a power failure"
         raise _cannot_write(path, sum(len(part) for part in parts), error, outcome) from error
 
 
@@ -188,6 +176,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is not one, or damaged.
+        ResourceError: memory, or the number of open files, does not suffice.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -199,6 +188,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 )
             header, payload = file.read(_HEADER.size), file.read(size)
     except OSError as error:
+        if error.errno in OUT_OF_RESOURCES:  # no fault of the file's: it must not be passed over
+            remedy = "raise the limit (ulimit -n, or memory), then resume"
+            raise ResourceError(f"checkpoint {path}: cannot be read: {error.strerror}; {remedy}") from error
         raise CheckpointError(f"checkpoint {path.name}: cannot be read: {error.strerror or error}") from error
     if len(header) < _HEADER.size:
         raise CheckpointError(f"checkpoint {path.name}: expected a header, found {len(header)} bytes")

@@ -457,7 +457,7 @@ def _dry_run(plan: Plan, images: Images, folder: RunFolder, ranks: Ranks) -> Run
         run = make_run(unwritten, images, folder, interrupt, ranks)
         run.state.update(snapshot.first_state())
         views = make_recipe(run).views()
-        found = plan_run(run, views, opening=opening_line(plan, images, run.backbone.name))
+        found = plan_run(run, views, opening=opening_line(run.plan, images, run.backbone.name))
         found = with_time(found, run, views)
     with RunProgress(plan.options.progress and ranks.first) as progress:
         progress.say(found.table())

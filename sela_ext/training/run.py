@@ -30,6 +30,7 @@ from sela_ext.training.progress import Stage, no_stage
 from sela_ext.training.ranks import Ranks
 from sela_ext.training.resolve import Plan
 from sela_ext.training.run_folder import RunFolder
+from sela_ext.training.small_maps import unmet_weights
 from sela_ext.training.split import Images, has_labels
 from sela_ext.training.update import Update
 from sela_ext.training.vector_options import scale_of
@@ -283,8 +284,8 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
     """
     opt, source = plan.options, images.train
     ranks = ranks or Ranks()
-    arithmetic = Arithmetic(device_of(opt.device, ranks), _DTYPES[opt.precision])
-    first_use(arithmetic.device, folder.log)
+    device = device_of(opt.device, ranks)
+    first_use(device, folder.log)
     torch.manual_seed(opt.seed)
     size = plan.augment.size
     if source.vectors is not None:
@@ -293,6 +294,11 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
         backbone = build_vector_backbone(opt.model, torch.from_numpy(mean), torch.from_numpy(scale))
     else:
         backbone = build_backbone(opt.model, channels=source.channels, image_size=(size, size))
+    half_resolution = _half_resolution(plan, backbone)
+    if device.type == "cpu" and opt.precision == "bfloat16" and source.vectors is None:
+        plan = _without_small_maps(plan, backbone, half_resolution)
+        opt = plan.options
+    arithmetic = Arithmetic(device, _DTYPES[opt.precision])
     network = Network(
         backbone.module,
         backbone.feature_dim,
@@ -312,7 +318,6 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
     count, short = len(source), len(source) % opt.batch_size
     # The sampler of clusters sees to it itself, so that all clusters are drawn equally often.
     drop_last = opt.sampler == "images" and count > opt.batch_size and 0 < short < opt.batch_size / 2
-    half_resolution = _half_resolution(plan, backbone)
     if opt.compile:
         reason = compile_backbone(network, _examples(plan, source, half_resolution, arithmetic.device), arithmetic)
         if reason:
@@ -401,7 +406,7 @@ def first_use(device: torch.device, log: Callable[[str], None]) -> None:
 
 def _examples(plan: Plan, source: Source, half_resolution: float, device: torch.device) -> Iterator[Tensor]:
     """A batch of every shape that the network sees in training."""
-    opt, size = plan.options, plan.augment.size
+    opt = plan.options
     batch = min(opt.batch_size, len(source))
     if source.vectors is not None:
         yield torch.zeros(batch, source.vectors.width, device=device)
@@ -409,11 +414,36 @@ def _examples(plan: Plan, source: Source, half_resolution: float, device: torch.
     if opt.crops is not None:
         shapes = [(group.count * batch, group.size) for group in parse_crops(opt.crops)]
     else:
-        sizes = [size, size // 2] if 0 < half_resolution < 1 else [size // 2 if half_resolution else size]
-        shapes = [(batch * (4 if opt.rotnet else 1), one) for one in sizes]
+        shapes = [(batch * (4 if opt.rotnet else 1), side) for side in _sides(plan, half_resolution)]
     for rows, side in shapes:
         images = torch.zeros(rows, source.channels, side, side, device=device)
         yield images.contiguous(memory_format=torch.channels_last)
+
+
+def _sides(plan: Plan, half_resolution: float) -> list[int]:
+    """Heights and widths of the images that the network sees in training, pixels."""
+    if plan.options.crops is not None:
+        return [group.size for group in parse_crops(plan.options.crops)]
+    size = plan.augment.size
+    return [size, size // 2] if 0 < half_resolution < 1 else [size // 2 if half_resolution else size]
+
+
+def _without_small_maps(plan: Plan, backbone: Backbone, half_resolution: float) -> Plan:
+    """The plan with float32, where bfloat16 would compute wrong gradients, see Note [Weights that meet nothing].
+
+    Raises:
+        OptionError: bfloat16 was asked for.
+    """
+    problem = unmet_weights(backbone.module, backbone.channels_in, _sides(plan, half_resolution))
+    if not problem:
+        return plan
+    if "precision" in plan.asked:
+        raise OptionError(
+            f"precision: expected float32 on the CPU for maps this small ({problem}), of which bfloat16 computes wrong "
+            "gradients; leave precision out, or take larger images"
+        )
+    plan.reasons["precision"] = f"bfloat16 computes wrong gradients of maps this small on the CPU: {problem}"
+    return replace(plan, options=replace(plan.options, precision="float32"))
 
 
 def _half_resolution(plan: Plan, backbone: Backbone) -> float:

@@ -88,6 +88,28 @@ def test_a_look_at_all_images_has_the_same_bits_for_any_number_of_ranks(found, r
 
 
 @several
+def test_a_look_in_train_mode_does_not_wait_for_batches_that_other_ranks_have_not(found, ranks):
+    first = found(ranks)[0]
+    assert torch.equal(first["with shared norms"], found(1)[0]["embeddings"])
+    assert first["left"] == []
+
+
+@several
+def test_vectors_that_are_read_where_they_lie_are_shared_out_and_brought_together(found, ranks):
+    one = found(1)[0]
+    for part in found(ranks):
+        assert torch.equal(part["vector labels"], one["vector labels"])
+        assert part["vector masked"] == one["vector masked"] == 0
+    assert (one["vector labels"] < 0).nonzero().tolist() == [[head, row] for head in range(2) for row in (5, 700)]
+    for mine, theirs in zip(found(ranks)[0]["vectors"], one["vectors"], strict=True):
+        valid = theirs[2]
+        assert torch.equal(mine[2], valid)
+        assert valid.sum() == 999
+        for a, b in zip(mine[:2], theirs[:2], strict=True):
+            assert torch.equal(a[valid], b[valid])
+
+
+@several
 def test_a_label_pass_has_the_same_bits_for_any_number_of_ranks(found, ranks):
     one = found(1)[0]
     for part in found(ranks):

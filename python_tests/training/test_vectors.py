@@ -308,7 +308,7 @@ def test_labels_solved_from_rows_on_demand_are_those_of_stored_embeddings(kind, 
     valid[[0, 500]] = False
     given = (valid, np.full((2, 1001), -1, np.int32))
     stored = label_pass(heads, backbone(torch.from_numpy(rows)), *given, lam=5.0, tol=1e-6, threads=1)
-    monkeypatch.setattr(labelling, "_free_memory", lambda device: memory)
+    monkeypatch.setattr(labelling, "_free_memory", lambda device, ranks: memory)
     embeddings = VectorEmbeddings(sela_ext.data.VectorSource(rows), backbone)
     found = label_pass(heads, embeddings, *given, lam=5.0, tol=1e-6, threads=1)
     assert (found.labels == stored.labels).mean() > 0.995

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import socket
 import time
@@ -290,7 +291,7 @@ class Ranks:
             yield rows
             return
         counts = self.gather(len(rows))
-        step = max(1, _PIECE // max(1, rows[:1].numel() * rows.element_size()))
+        step = max(1, _PIECE // max(1, _row_bytes(rows)))  # the same on all ranks, those without rows too
         if not self.first:
             for start in range(0, len(rows), step):
                 dist.send(_bytes_of(rows[start : start + step].contiguous()), 0)
@@ -317,7 +318,7 @@ class Ranks:
         order = torch.argsort(target, stable=True)
         counts = torch.bincount(target, minlength=self.world_size).cpu()
         table = torch.stack(self.gather(counts))  # [from, to]
-        width = rows[:1].numel() * rows.element_size() if len(rows) else rows.new_empty((1, *rows.shape[1:])).nbytes
+        width = _row_bytes(rows)
         incoming = table[:, self.rank].tolist()
         found = torch.empty((sum(incoming), *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
         dist.all_to_all_single(
@@ -360,6 +361,11 @@ def world_size_of_environment() -> int:
     if not text.isdecimal() or int(text) < 1:
         raise DistributedError(f"WORLD_SIZE: expected a number of ranks >= 1, found {text!r}; start with torchrun")
     return int(text)
+
+
+def _row_bytes(rows: Tensor) -> int:
+    """Bytes of one row of [n, ...], n >= 0."""
+    return math.prod(rows.shape[1:]) * rows.element_size()
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

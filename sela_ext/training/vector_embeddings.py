@@ -65,6 +65,10 @@ class VectorEmbeddings:
         chosen = rows.cpu().numpy()
         return VectorEmbeddings(self._vectors, self._standardize, chosen if self._rows is None else self._rows[chosen])
 
+    def whole(self) -> VectorEmbeddings:
+        """Of all vectors, whichever rows these are; nothing is read."""
+        return VectorEmbeddings(self._vectors, self._standardize)
+
     def float(self) -> VectorEmbeddings:
         """The same: rows are float32."""
         return self
@@ -91,3 +95,11 @@ def rows_of(embeddings: Any, rows: Tensor) -> Tensor:
     if isinstance(embeddings, VectorEmbeddings):
         return cast(Tensor, embeddings.subset(rows))
     return cast(Tensor, embeddings[rows])
+
+
+def rows_of_all(embeddings: Any, rows: Tensor) -> Tensor | None:
+    """These rows, int64 [B], of all vectors, where embeddings are computed on demand: every rank has the vectors.
+
+    None where they are not: then only whoever holds a row has it.
+    """
+    return cast(Tensor, embeddings.whole().subset(rows)) if isinstance(embeddings, VectorEmbeddings) else None

@@ -123,7 +123,7 @@ def labels(ranks):
 
 
 def vectors(ranks):
-    """Vectors that are read where they lie, some of them no numbers: as all ranks own them, and as the first has them."""
+    """Vectors that are read where they lie, some of them no numbers: as ranks own them, and as the first has them."""
     lying = np.random.Generator(np.random.Philox(8)).normal(size=(IMAGES, 12)).astype(np.float32)
     lying[5, 3], lying[700] = np.nan, np.inf
     source = open_source(lying)

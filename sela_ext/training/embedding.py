@@ -336,7 +336,7 @@ def _norms_of_own(network: nn.Module) -> Iterator[None]:
     """
     shared = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm)]
     for module in shared:
-        module.forward = functools.partial(nn.BatchNorm2d.forward, module)  # type: ignore[method-assign,arg-type]
+        module.forward = functools.partial(nn.BatchNorm2d.forward, module)  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import inspect
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -281,12 +280,10 @@ def _run(data: Any, run: Run) -> TrainResult:
         if not ranks.several:
             halted = bool(watcher.stopped)
             return interrupt.number, not interrupt.number and time_to_save()
-        number, first = interrupt.number, ranks.first
-        wishes = [number == signal.SIGINT, number == signal.SIGTERM, first and time_to_save()]
-        told = ranks.totals([*map(float, wishes), float(first and bool(watcher.stopped)), first * state["seconds"]])
-        halted, state["seconds"] = bool(told[3]), told[4]
-        interrupt.number = int(signal.SIGTERM if told[1] else signal.SIGINT if told[0] else 0)
-        return interrupt.number, bool(told[2])
+        wishes = [time_to_save(), bool(watcher.stopped), state["seconds"]]
+        number, told = interrupt.agree(ranks.totals, [ranks.first * float(wish) for wish in wishes])
+        halted, state["seconds"] = bool(told[1]), told[2]
+        return number, bool(told[0])
 
     def sum_over_ranks() -> None:
         """Means over ranks of the losses that were looked at, into the sums that the log is made of."""

@@ -94,12 +94,15 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
     check_outputs(chosen)
     device = check_device(chosen.device if chosen.device != AUTO else choose_device()[0])
     started = world_size_of_environment()
-    wanted = _number_of_ranks(chosen.devices, started)
+    wanted = _number_of_ranks(chosen.devices, started, device)
     if started == 1 and wanted > 1 and not dry_run:
         RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
         result: TrainResult = launch(_train_rank, (data, out, options), wanted)
         return result
-    joined = Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence)
+    if started == 1:  # a dry run of several does without the others
+        joined = Ranks(world_size=wanted, local_world_size=wanted)
+    else:
+        joined = Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence)
     with joined as ranks, out_of_memory("use a smaller batch_size or model, fewer clusters or heads, or fewer threads"):
         return _train(data, out, chosen, _given(options), ranks)
 
@@ -110,11 +113,11 @@ def _train_rank(data: Any, out: str | os.PathLike[str], options: dict[str, Any])
     return result
 
 
-def _number_of_ranks(devices: Any, started: int) -> int:
+def _number_of_ranks(devices: Any, started: int, device: torch.device) -> int:
     """How many processes are to share the run, of which so many were started already.
 
     Raises:
-        OptionError: `devices` is no number, or another one than was started.
+        OptionError: `devices` is no number, another one than was started, or more than there are.
     """
     if isinstance(devices, str) and devices == AUTO:
         return started
@@ -124,6 +127,12 @@ def _number_of_ranks(devices: Any, started: int) -> int:
         raise OptionError(
             f"devices: expected auto or {started}, the number of processes that were started, found {devices}; leave "
             "it out under torchrun"
+        )
+    there = torch.cuda.device_count() if device.type == "cuda" else devices
+    if started == 1 and devices > there:
+        raise OptionError(
+            f"devices: expected at most {there}, the CUDA devices of this machine, found {devices}; use fewer, or "
+            "device cpu"
         )
     return devices
 
@@ -151,7 +160,7 @@ def _train(
 
         plan, images, folder = ranks.together(prepare)
         if chosen.dry_run:
-            return _dry_run(plan, images, folder)
+            return _dry_run(plan, images, folder, ranks)
         ranks.must_agree("options", snapshot.shared_options(plan.options))
         ranks.must_agree("data", images.everything.fingerprint())
         closing.enter_context(torch_settings(plan.options.threads))
@@ -445,16 +454,16 @@ def _run(data: Any, run: Run) -> TrainResult:
     )
 
 
-def _dry_run(plan: Plan, images: Images, folder: RunFolder) -> RunPlan:
-    """Say what the run would need, and write nothing."""
+def _dry_run(plan: Plan, images: Images, folder: RunFolder, ranks: Ranks) -> RunPlan:
+    """Say what this rank of the run would need, the first one aloud, and write nothing."""
     unwritten = dataclasses.replace(plan, options=dataclasses.replace(plan.options, index="off"))
     with torch_settings(plan.options.threads), Interrupt() as interrupt, torch.random.fork_rng():
-        run = make_run(unwritten, images, folder, interrupt)
+        run = make_run(unwritten, images, folder, interrupt, ranks)
         run.state.update(snapshot.first_state())
         views = make_recipe(run).views()
         found = plan_run(run, views, opening=opening_line(plan, images, run.backbone.name))
         found = with_time(found, run, views)
-    with RunProgress(plan.options.progress) as progress:
+    with RunProgress(plan.options.progress and ranks.first) as progress:
         progress.say(found.table())
     found.check()
     return found

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sela_ext import errors
-from sela_ext.errors import DistributedError, SelaError
+from sela_ext.errors import DistributedError, OptionError, SelaError
 from sela_ext.training.heartbeat import Heartbeat, connect, open_store
 
 Found = TypeVar("Found")
@@ -92,7 +92,7 @@ class Ranks:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         backend = "nccl" if device.type == "cuda" else "gloo"
         if backend == "nccl":
-            device = torch.device("cuda", local % max(1, torch.cuda.device_count()))
+            device = torch.device("cuda", device_number(local, torch.cuda.device_count()))
             torch.cuda.set_device(device)
         try:
             dist.init_process_group(
@@ -150,7 +150,7 @@ class Ranks:
 
     @property
     def several(self) -> bool:
-        """Whether there are others."""
+        """Whether there are others to speak to; none in a dry run of several."""
         return self.group is not None
 
     def barrier(self) -> None:
@@ -349,6 +349,24 @@ class Ranks:
             )
             error.of_all_ranks = True
             raise error
+
+
+def device_number(local_rank: int, devices: int) -> int:
+    """The CUDA device of a rank, by its number among those of its machine; the only one where each sees its own.
+
+    Raises:
+        OptionError: there are fewer devices than ranks.
+
+    Example:
+        >>> device_number(2, 4), device_number(2, 1)
+        (2, 0)
+    """
+    if devices > 1 and local_rank >= devices:
+        raise OptionError(
+            f"devices: expected a CUDA device for every rank of this machine, found {devices} and rank {local_rank} of "
+            "it; start fewer ranks, or use device cpu"
+        )
+    return local_rank if devices > 1 else 0
 
 
 def world_size_of_environment() -> int:

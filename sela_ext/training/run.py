@@ -355,19 +355,14 @@ def device_of(name: str, ranks: Ranks) -> torch.device:
     """The device of this rank.
 
     Raises:
-        OptionError: one device was named for several ranks, or there are fewer devices than ranks on this machine.
+        OptionError: one device was named for several ranks.
     """
     device = torch.device(name)
     if not ranks.several or device.type != "cuda":
         return device
     if ":" in name:
         raise OptionError(f"device: expected cuda with {ranks.world_size} ranks, one device each; found {name}")
-    if ranks.local_rank >= torch.cuda.device_count():
-        raise OptionError(
-            f"devices: expected a CUDA device for every rank of this machine, found {torch.cuda.device_count()} and "
-            f"rank {ranks.local_rank} of it; start fewer ranks, or use device cpu"
-        )
-    return torch.device("cuda", ranks.local_rank)
+    return ranks.device
 
 
 def _replicate(network: Network, example: Tensor, device: torch.device) -> nn.Module:

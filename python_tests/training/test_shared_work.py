@@ -95,6 +95,14 @@ def test_a_look_in_train_mode_does_not_wait_for_batches_that_other_ranks_have_no
 
 
 @several
+def test_as_many_unreadable_images_are_accepted_as_by_one_process(found, ranks):
+    for part in found(ranks):
+        accepted, refused = part["unreadable"]
+        assert accepted == part["bad"]
+        assert "8 of 400 images cannot be read, more than max_bad_fraction=0.0175" in refused
+
+
+@several
 def test_vectors_that_are_read_where_they_lie_are_shared_out_and_brought_together(found, ranks):
     one = found(1)[0]
     for part in found(ranks):

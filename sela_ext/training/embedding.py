@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sela_ext.assign import shard_rows
 from sela_ext.data import Augment, Loader, Source, VectorLoader
+from sela_ext.data.bad_images import check_share
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
@@ -324,7 +325,8 @@ def _embed_own_batches(
     own = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=device)
     seen = torch.cat(embeddings) if embeddings else like.to(device)
     kept = torch.cat(features) if features else None if kind is None else kind.to(device)
-    bad = [one for part in ranks.gather(list(loader.bad_images)) for one in part]
+    bad = list({one[0]: one for part in ranks.gather(list(loader.bad_images)) for one in part}.values())
+    ranks.together(lambda: check_share(bad, count, loader.max_bad_fraction))
     return Embedded(kept, seen, torch.ones(len(own), dtype=torch.bool, device=device), bad, loader.wait_seconds, own)
 
 

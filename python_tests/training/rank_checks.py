@@ -106,6 +106,9 @@ def labels(ranks):
     some = owned.valid.clone()
     some[::50] = False
     partial = label_pass(heads, owned.embeddings, some, previous, **options)
+    own = shard_rows(IMAGES, ranks.world_size, ranks.rank)
+    even = owned.valid & (torch.arange(own.start, own.stop) % 20 > 0)
+    bounded = label_pass(heads, owned.embeddings, even, previous, size_bounds=[1.0, 1.5], which=[0], **options)
     estimated = label_pass(heads, owned.embeddings, owned.valid, previous, marginals="estimated", **options)
     return {
         "embeddings": whole.embeddings,
@@ -118,6 +121,7 @@ def labels(ranks):
         "spread": result.spread,
         "masked": (result.masked, partial.masked),
         "partial": torch.from_numpy(partial.labels),
+        "bounded": torch.from_numpy(bounded.labels[0]),
         "estimated": torch.from_numpy(estimated.labels),
     }
 

@@ -142,6 +142,14 @@ def test_images_that_were_not_seen_get_no_label_and_weigh_nothing(found, ranks):
 
 
 @several
+def test_bounds_of_cluster_sizes_are_multiples_of_an_equal_share_of_the_images_that_were_seen(found, ranks):
+    labels = found(ranks)[0]["bounded"]
+    assert torch.equal(labels, found(1)[0]["bounded"])
+    assert torch.equal((labels < 0).nonzero()[:, 0], torch.arange(0, 1001, 20))
+    assert torch.bincount(labels[labels >= 0]).min() > 90  # 95 of 950 images in 10 clusters, but for rounding
+
+
+@several
 def test_shares_that_the_network_estimates_are_those_of_all_ranks(found, ranks):
     agree = (found(1)[0]["estimated"] == found(ranks)[0]["estimated"]).float().mean()
     assert agree > 0.999  # sums in another order

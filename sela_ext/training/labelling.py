@@ -203,7 +203,7 @@ def label_pass(
                         tol=tol,
                         method=method,
                         max_passes=max_passes,
-                        **size_options(marginals, relax, size_bounds, logits[position], ranks),
+                        **size_options(marginals, relax, size_bounds, logits[position], ranks, unseen),
                         balance=balance,
                         storage=_storage_of(logits[position], ranks),
                         group=ranks.group,

@@ -147,6 +147,17 @@ def test_a_file_that_is_cut_off_is_refused_before_it_is_read(tmp_path, small_par
     assert "\n" not in str(refusal.value)
 
 
+def test_a_file_that_is_cut_off_between_two_passes_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "SMALLEST", 0)  # a map that one part holds
+    logits = on_disk(tmp_path, peaked(2000, 64))
+
+    def cut(entry):
+        os.truncate(tmp_path / "logits.npy", 511_000)
+
+    with pytest.raises(DataError, match=r"for 2,000 rows, found 511,000"):
+        sela_ext.assign(logits, method="sinkhorn", tol=0, max_passes=3, progress=cut)
+
+
 def test_a_file_that_is_deleted_meanwhile_lives_on(tmp_path, small_parts):
     logits = peaked(1000, 30)
     found = on_disk(tmp_path, logits)

@@ -1,6 +1,7 @@
 import os
 import stat
 
+import numpy as np
 import pytest
 
 import sela_ext
@@ -120,3 +121,23 @@ def test_the_command_tells_the_format_by_the_suffix(capsys, digits_run, tmp_path
     code, out, _ = sela(capsys, "export", digits_run, "--out", tmp_path / "any", "--format", "npy", "--threads", "1")
     assert code == 0
     assert "1,797 rows of 128 numbers" in out
+
+
+@pytest.mark.parametrize(
+    ("format", "given"),
+    [
+        ("csv", {"embeddings": True}),
+        ("npy", {"embeddings": np.zeros((1797, 2), np.float32)}),
+        ("csv", {"images": True}),
+        ("parquet", {"link": "hard"}),
+        ("safetensors", {"opset": 20}),
+        ("npy", {"head": 0}),
+        ("onnx", {"data": "digits"}),
+        ("torchvision", {"data": "digits"}),
+    ],
+)
+def test_an_option_that_a_format_makes_no_use_of_is_refused(digits_run, tmp_path, format, given):
+    (name,) = given
+    with pytest.raises(OptionError, match=rf"{name}: expected format .* with it, found {format}; leave {name} out"):
+        sela_ext.export(digits_run, tmp_path / "out", format, **given)
+    assert not list(tmp_path.iterdir())

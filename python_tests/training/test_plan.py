@@ -219,6 +219,30 @@ def test_more_ranks_than_cuda_devices_are_refused_before_any_is_started(monkeypa
         device_number(2, 2)
 
 
+@pytest.mark.parametrize("method", ["sela", "deepcluster", "kmeans", "sela-v2"])
+def test_a_dry_run_plans_for_as_many_ranks_as_are_asked_for(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(module, "_MEASURE_SECONDS", 0.01)
+    given = {"dry_run": True, "method": method, "batch_size": 256, "epochs": 1, "threads": 1, "progress": False}
+    images = np.zeros((600, 16, 16), np.uint8)
+    one = sela_ext.train(images, out=tmp_path / "run", **given)
+    four = sela_ext.train(images, out=tmp_path / "run", devices=4, **given)
+
+    def activations(plan):
+        return next(part.nbytes for part in plan.parts if part.name == "activations")
+
+    assert activations(four) < 0.5 * activations(one)
+    assert "; 4 processes" in four.speed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_what_the_ranks_would_refuse(tmp_path):
+    given = {"out": tmp_path / "run", "dry_run": True, "threads": 1, "progress": False}
+    with pytest.raises(OptionError, match="batch_size: expected a multiple of the 3 ranks"):
+        sela_ext.train("digits", devices=3, batch_size=256, **given)
+    with pytest.raises(OptionError, match="sync_batch_norm: expected several CUDA devices, found 2 x cpu"):
+        sela_ext.train("digits", devices=2, sync_batch_norm=True, device="cpu", **given)
+
+
 def test_a_dry_run_with_a_budget_takes_the_budget(tmp_path):
     plan = sela_ext.train("digits", out=tmp_path / "run", dry_run=True, budget="5min", threads=1, progress=False)
     assert 300 <= plan.seconds < 400

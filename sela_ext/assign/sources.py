@@ -155,12 +155,18 @@ def whole_pass(
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
 ) -> CpuPass | None:
-    """`logits_pass` over an array in memory, for many calls; None where it goes through parts, or is no array of numpy.
+    """`logits_pass` over an array in memory, for many calls; None for a map, or what is no array of numpy.
+
+    Whether the file of a map is still long enough is looked at before every pass.
 
     Raises:
         OptionError: an argument of a wrong shape or value.
+        DataError: a mapped file is too short.
     """
-    if not isinstance(logits, (np.ndarray, StoredLogits)) or _mapped(logits) is not None:
+    if isinstance(logits, np.ndarray):
+        if MappedRows.find(logits, "logits") is not None:
+            return None
+    elif not isinstance(logits, StoredLogits):
         return None
     check_threads(threads)
     return CpuPass(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from collections.abc import Callable
@@ -32,6 +33,17 @@ SUFFIXES = {
 }
 
 
+# Options that only some formats look at; elsewhere they would be ignored without a word.
+_ONLY_FOR = {
+    "embeddings": ("parquet",),
+    "images": ("parquet",),
+    "link": (FOLDERS,),
+    "opset": ("onnx",),
+    "head": ("torchvision", "safetensors", "onnx", "csv", "parquet", FOLDERS),
+    "data": ("csv", "parquet", "npy", FOLDERS),
+}
+
+
 def format_of(path: Path) -> str | None:
     """The format that a file's suffix tells.
 
@@ -52,6 +64,7 @@ def write(request: Request, out: str | os.PathLike[str], format: str, *, overwri
     path = Path(out).expanduser()
     if format not in SUFFIXES:
         raise OptionError(f"format: expected {', '.join(SUFFIXES)}, found {format!r}")
+    _check_options(request, format)
     if format == FOLDERS:
         check_folder(path)
         return write_folders(path, request)
@@ -64,6 +77,23 @@ def write(request: Request, out: str | os.PathLike[str], format: str, *, overwri
     for file in (path, sizes_path(path)) if format == "csv" else (path,):
         check_file(file, overwrite=overwrite)
     return _WRITERS[format](path, request, overwrite=overwrite)
+
+
+def _check_options(request: Request, format: str) -> None:
+    """Refuse options that the format makes no use of.
+
+    Raises:
+        OptionError: there is one.
+    """
+    for spec in dataclasses.fields(request):
+        formats = _ONLY_FOR.get(spec.name, (format,))
+        value = getattr(request, spec.name)
+        unset = value is None or value is False or (isinstance(value, (str, int)) and value == spec.default)
+        if format not in formats and not unset:
+            raise OptionError(
+                f"{spec.name}: expected format {' or '.join(formats)} with it, found {format}; leave {spec.name} out, "
+                "or write the other format too"
+            )
 
 
 def _csv(path: Path, request: Request, *, overwrite: bool) -> Exported:

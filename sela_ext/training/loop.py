@@ -99,7 +99,7 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
         RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
         result: TrainResult = launch(_train_rank, (data, out, options), wanted)
         return result
-    if started == 1:  # a dry run of several does without the others
+    if started == 1:  # a dry run starts no ranks, and plans for the first one of those that there would be
         joined = Ranks(world_size=wanted, local_world_size=wanted)
     else:
         joined = Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence)

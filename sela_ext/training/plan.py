@@ -296,24 +296,26 @@ def with_time(plan: RunPlan, run: Run, views: Sequence[Augment]) -> RunPlan:
         run: the run.
         views: of a training step.
     """
-    opt, count = run.options, len(run.source)
+    opt, count, ranks = run.options, len(run.source), run.ranks.world_size
     try:
         step, forward = _step_seconds(run, views)
     except Exception as error:  # as in plan_run
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return replace(plan, notes=(*plan.notes, f"the time is not known: {reason}"))
     load = _load_seconds(run, views)
-    ranks = run.ranks.world_size
-    rate = ranks / max(step, load, 1e-9)
     limit = "the network" if step >= load else "the loader"
+    step, forward, load = step / ranks, forward / ranks, load / ranks
+    rate = 1.0 / max(step, load, 1e-9)
     speed = f"{rate:,.0f} images/s, by {limit}"
+    if ranks > 1:
+        speed += f"; {ranks} processes that never wait for each other"
     if run.plan.budget_seconds is not None:
-        seconds = run.plan.budget_seconds + count * forward / ranks
+        seconds = run.plan.budget_seconds + count * forward
         return replace(plan, seconds=seconds, speed=f"the budget, then an evaluation; {speed}")
     looks = 1 + (opt.epochs // opt.evaluate_every if opt.evaluate_every else 0)
     if opt.label_source != "bank":
         looks += min(opt.label_passes, 10**6)
-    seconds = opt.epochs * run.per_epoch / rate + looks * count * max(forward, load) / ranks
+    seconds = opt.epochs * run.per_epoch / rate + looks * count * max(forward, load)
     return replace(plan, seconds=seconds, speed=f"{opt.epochs} epochs at {speed}; label solver not counted")
 
 

@@ -8,6 +8,7 @@ from torch import nn
 import sela_ext
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.training import plan as module
+from sela_ext.training.loop import _number_of_ranks
 from sela_ext.training.machine import Interrupt
 from sela_ext.training.options import make_options
 from sela_ext.training.plan import (
@@ -22,6 +23,7 @@ from sela_ext.training.plan import (
     size,
     with_time,
 )
+from sela_ext.training.ranks import device_number
 from sela_ext.training.resolve import resolve
 from sela_ext.training.run import make_run
 from sela_ext.training.run_folder import RunFolder
@@ -190,6 +192,31 @@ def test_a_dry_run_tells_memory_and_time_and_writes_nothing(tmp_path, capsys):
     assert "most at once" in shown
     assert "time  about" in shown
     assert {part.when for part in plan.parts} >= {ALWAYS, STEPS, PASSES, CHECKPOINTS}
+
+
+def test_a_dry_run_of_several_ranks_tells_what_the_first_needs_beside_the_others(tmp_path):
+    options = {"dry_run": True, "threads": 1, "epochs": 2, "batch_size": 64, "precision": "float32", "progress": False}
+    alone = sela_ext.train("digits", out=tmp_path / "run", **options)
+    plan = sela_ext.train("digits", out=tmp_path / "run", devices=4, **options)
+    assert 4 * part_of(plan, "batches of images") == part_of(alone, "batches of images")
+    assert part_of(plan, "activations") < 0.6 * part_of(alone, "activations")
+    others = {part.when: part.nbytes for part in plan.parts if part.name == "3 more ranks of this machine"}
+    own = [part.nbytes for part in plan.parts if part.when == STEPS and "more ranks" not in part.name]
+    assert others[STEPS] == 3 * sum(own)
+    assert others[CHECKPOINTS] == 0  # the first alone writes them
+    assert plan.peak("cpu")[0] > alone.peak("cpu")[0]
+    with pytest.raises(OptionError, match="batch_size: expected a multiple of the 3 ranks"):
+        sela_ext.train("digits", out=tmp_path / "run", devices=3, **options)
+
+
+def test_more_ranks_than_cuda_devices_are_refused_before_any_is_started(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert _number_of_ranks(2, 1, torch.device("cuda")) == 2
+    assert _number_of_ranks(3, 1, torch.device("cpu")) == 3
+    with pytest.raises(OptionError, match="devices: expected at most 2, the CUDA devices of this machine, found 3"):
+        _number_of_ranks(3, 1, torch.device("cuda"))
+    with pytest.raises(OptionError, match="found 2 and rank 2 of it"):
+        device_number(2, 2)
 
 
 @pytest.mark.parametrize("method", ["sela", "deepcluster", "kmeans", "sela-v2"])

@@ -88,6 +88,36 @@ def test_a_look_at_all_images_has_the_same_bits_for_any_number_of_ranks(found, r
 
 
 @several
+def test_a_look_in_train_mode_does_not_wait_for_batches_that_other_ranks_have_not(found, ranks):
+    first = found(ranks)[0]
+    assert torch.equal(first["with shared norms"], found(1)[0]["embeddings"])
+    assert first["left"] == []
+
+
+@several
+def test_as_many_unreadable_images_are_accepted_as_by_one_process(found, ranks):
+    for part in found(ranks):
+        accepted, refused = part["unreadable"]
+        assert accepted == part["bad"]
+        assert "8 of 400 images cannot be read, more than max_bad_fraction=0.0175" in refused
+
+
+@several
+def test_vectors_that_are_read_where_they_lie_are_shared_out_and_brought_together(found, ranks):
+    one = found(1)[0]
+    for part in found(ranks):
+        assert torch.equal(part["vector labels"], one["vector labels"])
+        assert part["vector masked"] == one["vector masked"] == 0
+    assert (one["vector labels"] < 0).nonzero().tolist() == [[head, row] for head in range(2) for row in (5, 700)]
+    for mine, theirs in zip(found(ranks)[0]["vectors"], one["vectors"], strict=True):
+        valid = theirs[2]
+        assert torch.equal(mine[2], valid)
+        assert valid.sum() == 999
+        for a, b in zip(mine[:2], theirs[:2], strict=True):
+            assert torch.equal(a[valid], b[valid])
+
+
+@several
 def test_a_label_pass_has_the_same_bits_for_any_number_of_ranks(found, ranks):
     one = found(1)[0]
     for part in found(ranks):
@@ -109,6 +139,14 @@ def test_images_that_were_not_seen_get_no_label_and_weigh_nothing(found, ranks):
     assert len(sizes) == 10
     assert sizes.min() > 60
     assert all(torch.equal(part["partial"], first["partial"]) for part in found(ranks))
+
+
+@several
+def test_bounds_of_cluster_sizes_are_multiples_of_an_equal_share_of_the_images_that_were_seen(found, ranks):
+    labels = found(ranks)[0]["bounded"]
+    assert torch.equal(labels, found(1)[0]["bounded"])
+    assert torch.equal((labels < 0).nonzero()[:, 0], torch.arange(0, 1001, 20))
+    assert torch.bincount(labels[labels >= 0]).min() > 90  # 95 of 950 images in 10 clusters, but for rounding
 
 
 @several

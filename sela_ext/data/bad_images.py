@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from sela_ext.data.source import Int64Array, Source
 from sela_ext.errors import DataError
@@ -14,22 +15,19 @@ class BadImages:
     Args:
         source: The images.
         skip: Leave them out and list them; else the first one is an error.
-        max_fraction: Share of `share` that may be left out, 0..1.
-        share: Images that this process reads in an epoch.
+        max_fraction: Share of the images that may be left out, 0..1. Over several epochs any of several processes may
+            meet any image, so each has the limit of all.
         remedy: What to remove, for the message.
 
     Attributes:
         listed: (index, name, reason) of each, once, in the order in which they were met.
     """
 
-    def __init__(
-        self, source: Source, *, skip: bool, max_fraction: float, share: int, remedy: str = "the file"
-    ) -> None:
+    def __init__(self, source: Source, *, skip: bool, max_fraction: float, remedy: str = "the file") -> None:
         self.listed: list[tuple[int, str, str]] = []
         self._source = source
         self._skip = skip
         self._max_fraction = max_fraction
-        self._share = share
         self._remedy = remedy
         self._known: set[int] = set()
         self._lock = threading.Lock()
@@ -54,9 +52,23 @@ class BadImages:
                 return
             self._known.add(index)
             self.listed.append((index, self._source.name(index), str(error)))
-            if len(self._known) > self._max_fraction * self._share:
-                first = "; ".join(reason for _, _, reason in self.listed[:3])
-                raise DataError(
-                    f"{len(self._known)} of {self._share} images cannot be read, more than "
-                    f"max_bad_fraction={self._max_fraction:g}: {first}; remove or repair them, or allow more"
-                )
+            check_share(self.listed, len(self._source), self._max_fraction)
+
+
+def check_share(listed: Sequence[tuple[int, str, str]], count: int, max_fraction: float) -> None:
+    """See that not too many of `count` images are bad.
+
+    Args:
+        listed: (index, name, reason) of each, once.
+        count: Images, N.
+        max_fraction: Share of them that may be, 0..1.
+
+    Raises:
+        DataError: There are more.
+    """
+    if len(listed) > max_fraction * count:
+        first = "; ".join(reason for _, _, reason in listed[:3])
+        raise DataError(
+            f"{len(listed)} of {count} images cannot be read, more than max_bad_fraction={max_fraction:g}: {first}; "
+            "remove or repair them, or allow more"
+        )

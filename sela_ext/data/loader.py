@@ -116,7 +116,7 @@ class Loader:
         device: "cpu", or "cuda" ("cuda:1", ...): batches are copied from pinned memory while others are made.
         on_bad_image: "raise", or "skip": leave the image out of its batch and list it in `bad_images`. A batch of which
             nothing is left is not yielded.
-        max_bad_fraction: Share of this rank's images that may be skipped, 0..1, before it is an error after all.
+        max_bad_fraction: Share of the images that may be skipped, 0..1, before it is an error after all.
         labels: True labels, see `open_source`.
         view: Number of the (first) view, 0..255: another draw of the augmentation for the same image and epoch.
         exact: Resample JPEG images as RGB pixels, as torchvision does, instead of as the planes that they are stored
@@ -132,6 +132,7 @@ class Loader:
         source: The images.
         augment: What is applied.
         views: The same as a tuple, one per view.
+        max_bad_fraction: As given.
         bad_images: (index, name, reason) of each image that was skipped, once.
         seconds: Total time that epochs took, from the first batch that was asked for to the end.
         wait_seconds: Part of it that the consumer waited for batches.
@@ -211,11 +212,11 @@ class Loader:
         self.augment: Augment | Sequence[Augment] = _default_augment(self.source) if augment is None else augment
         self.views: tuple[Augment, ...] = check_views(self.augment, first_view, dtype)
         self._share = Share(len(self.source), number, ranks, size, last, check_flag("whole_batches", whole_batches))
+        self.max_bad_fraction = float(max_bad_fraction)
         self._bad = BadImages(
             self.source,
             skip=on_bad_image == "skip",
-            max_fraction=float(max_bad_fraction),
-            share=len(self._share),
+            max_fraction=self.max_bad_fraction,
         )
         self.bad_images: list[tuple[int, str, str]] = self._bad.listed
         self.seconds: float = 0.0

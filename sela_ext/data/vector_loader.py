@@ -42,6 +42,7 @@ class VectorLoader:
 
     Attributes:
         source: The vectors.
+        max_bad_fraction: As given.
         bad_images: (index, name, reason) of each row that is skipped.
         seconds: Total time that epochs took.
         wait_seconds: Part of it that the consumer waited for batches.
@@ -87,9 +88,8 @@ class VectorLoader:
         self._threads = threads
         self._device = torch.device(device)
         self._share = Share(len(source), rank, world_size, batch_size, drop_last, whole_batches)
-        self._bad = BadImages(
-            source, skip=on_bad_image == "skip", max_fraction=max_bad_fraction, share=len(source), remedy="the row"
-        )
+        self.max_bad_fraction = max_bad_fraction
+        self._bad = BadImages(source, skip=on_bad_image == "skip", max_fraction=max_bad_fraction, remedy="the row")
         for row in vectors.statistics(threads).bad:
             self._bad.add(int(row), DataError(f"{vectors.name(int(row))}: holds NaN or infinity"))
         self.bad_images: list[tuple[int, str, str]] = self._bad.listed

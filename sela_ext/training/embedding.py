@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,12 +17,13 @@ from torch import Tensor, nn
 
 from sela_ext.assign import shard_rows
 from sela_ext.data import Augment, Loader, Source, VectorLoader
+from sela_ext.data.bad_images import check_share
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
 from sela_ext.training.compilation import uncompiled
 from sela_ext.training.ranks import Ranks
-from sela_ext.training.vector_embeddings import first_of_all, is_on_demand, on_demand, rows_of
+from sela_ext.training.vector_embeddings import on_demand, rows_of, rows_of_all
 
 
 @dataclass(frozen=True)
@@ -303,7 +306,7 @@ def _embed_own_batches(
         for batch in loader.epoch(epoch):
             if train_mode and len(batch.index) < 2:
                 continue  # batch norm cannot normalise a batch of one
-            with arithmetic.autocast(), uncompiled(network):
+            with arithmetic.autocast(), uncompiled(network), _norms_of_own(network):
                 feature = network.features(batch.images)
                 embeddings.append(network.projection(feature))
             if keep_features:
@@ -322,8 +325,25 @@ def _embed_own_batches(
     own = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=device)
     seen = torch.cat(embeddings) if embeddings else like.to(device)
     kept = torch.cat(features) if features else None if kind is None else kind.to(device)
-    bad = [one for part in ranks.gather(list(loader.bad_images)) for one in part]
+    bad = list({one[0]: one for part in ranks.gather(list(loader.bad_images)) for one in part}.values())
+    ranks.together(lambda: check_share(bad, count, loader.max_bad_fraction))
     return Embedded(kept, seen, torch.ones(len(own), dtype=torch.bool, device=device), bad, loader.wait_seconds, own)
+
+
+@contextlib.contextmanager
+def _norms_of_own(network: nn.Module) -> Iterator[None]:
+    """Have batch norms that look at the images of all ranks look at a batch's own: ranks have other numbers of batches.
+
+    They would wait for each other in their forward pass, the last one for ever.
+    """
+    shared = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm)]
+    for module in shared:
+        module.forward = functools.partial(nn.BatchNorm2d.forward, module)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in shared:
+            del module.forward
 
 
 def to_owners(seen: Embedded, count: int, ranks: Ranks) -> Embedded:
@@ -355,6 +375,10 @@ def to_owners(seen: Embedded, count: int, ranks: Ranks) -> Embedded:
         if rows is None:
             parts.append(None)
             continue
+        own_rows = rows_of_all(rows, torch.arange(own.start, own.stop))
+        if own_rows is not None:
+            parts.append(own_rows)
+            continue
         dealt = ranks.deal(rows, target)
         held = torch.zeros((own.stop - own.start, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
         held[places] = dealt
@@ -376,8 +400,9 @@ def to_first(seen: Embedded, count: int, ranks: Ranks) -> Embedded:
             parts.append(None)
             continue
         size = count if ranks.first else 0
-        if is_on_demand(part):
-            parts.append(first_of_all(part, size))
+        all_rows = rows_of_all(part, torch.arange(size))
+        if all_rows is not None:
+            parts.append(all_rows)
             continue
         whole = torch.zeros((size, *part.shape[1:]), dtype=part.dtype, device=part.device)
         for places, theirs in zip(rows, ranks.rows_to_first(part), strict=True):

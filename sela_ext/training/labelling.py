@@ -173,7 +173,7 @@ def label_pass(
     spread = _spread_over_ranks(embeddings, valid, ranks)
     unseen = 0
     if ranks.several:  # shards must end at multiples of 128 rows: none is left out
-        if not everything:
+        if not everything and not is_on_demand(embeddings):  # vectors that cannot be used are no numbers as they lie
             embeddings = embeddings.clone()
             embeddings[~valid] = math.nan
         unseen = int(ranks.totals([len(valid) - len(places)])[0])
@@ -203,9 +203,9 @@ def label_pass(
                         tol=tol,
                         method=method,
                         max_passes=max_passes,
-                        **size_options(marginals, relax, size_bounds, logits[position], ranks),
+                        **size_options(marginals, relax, size_bounds, logits[position], ranks, unseen),
                         balance=balance,
-                        storage=_storage_of(logits[position]),
+                        storage=_storage_of(logits[position], ranks),
                         group=ranks.group,
                     )
 
@@ -423,17 +423,18 @@ def _at_once(work: Callable[[int], _Solved], count: int, workers: int) -> Iterat
         yield from pool.map(work, range(count))
 
 
-def _storage_of(logits: Tensor | FeatureLogits) -> str:
-    """What the solver keeps logits in: those that are computed when read, in 16 bits where that fits."""
+def _storage_of(logits: Tensor | FeatureLogits, ranks: Ranks) -> str:
+    """What the solver keeps logits in: those that are computed when read, in 16 bits where that fits on every rank."""
     if isinstance(logits, Tensor) or logits.device.type != "cpu":
         return "auto"
     rows, clusters = logits.shape
-    return "fixed16" if 2.0 * rows * clusters <= _MEMORY_SHARE * _free_memory(logits.device) else "auto"
+    fits = 2.0 * rows * clusters <= _MEMORY_SHARE * _free_memory(logits.device, ranks)
+    return "fixed16" if ranks.least(float(fits)) else "auto"
 
 
 def _groups(heads: Heads, chosen: Sequence[int], rows: int, device: torch.device, ranks: Ranks) -> Iterator[list[int]]:
     """Heads whose logits are stored together."""
-    room = min(_TOGETHER, _MEMORY_SHARE * ranks.least(_free_memory(device)))
+    room = min(_TOGETHER, _MEMORY_SHARE * ranks.least(_free_memory(device, ranks)))
     rows = -int(ranks.least(-rows))
     group: list[int] = []
     for head in chosen:
@@ -451,7 +452,7 @@ def _logits_of(
     """Logits of some heads for these rows (None = all): stored, or where one takes most of the memory, computed."""
     count = len(embeddings) if rows is None else len(rows)
     share = _MEMORY_SHARE_ON_DEMAND if is_on_demand(embeddings) else _MEMORY_SHARE
-    most, free = -ranks.least(-count), ranks.least(_free_memory(embeddings.device))
+    most, free = -ranks.least(-count), ranks.least(_free_memory(embeddings.device, ranks))
     if 4.0 * most * max(heads.clusters[head] for head in group) > share * free:
         chosen = embeddings if rows is None else rows_of(embeddings, rows)
         chosen = chosen.float() if chosen.dtype == torch.float64 else chosen
@@ -502,12 +503,12 @@ def _numpy(value: Any) -> NDArray[Any]:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
-def _free_memory(device: torch.device) -> float:
-    """Bytes that can still be had on a device; inf where nobody says."""
+def _free_memory(device: torch.device, ranks: Ranks) -> float:
+    """Bytes that this rank can still have on a device; inf where nobody says. Ranks of a machine share its memory."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     free = available_memory()
-    return math.inf if free is None else float(free)
+    return math.inf if free is None else float(free) / ranks.local_world_size
 
 
 def choose_head(records: Iterable[dict[str, Any]]) -> int:

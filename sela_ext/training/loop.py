@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import inspect
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,7 +39,7 @@ from sela_ext.training.outcome import (
 )
 from sela_ext.training.plan import RunPlan, plan_run, with_time
 from sela_ext.training.progress import RunProgress
-from sela_ext.training.ranks import PlannedRanks, Ranks, world_size_of_environment
+from sela_ext.training.ranks import Ranks, world_size_of_environment
 from sela_ext.training.recipes import make_recipe
 from sela_ext.training.resolve import Plan, check_device, choose_device, resolve
 from sela_ext.training.run import Run, make_run
@@ -95,16 +94,17 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
     check_outputs(chosen)
     device = check_device(chosen.device if chosen.device != AUTO else choose_device()[0])
     started = world_size_of_environment()
-    wanted = _number_of_ranks(chosen.devices, started)
+    wanted = _number_of_ranks(chosen.devices, started, device)
     if started == 1 and wanted > 1 and not dry_run:
         RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
         result: TrainResult = launch(_train_rank, (data, out, options), wanted)
         return result
-    joined = Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence)
+    if started == 1:  # a dry run starts no ranks, and plans for the first one of those that there would be
+        joined = Ranks(world_size=wanted, local_world_size=wanted)
+    else:
+        joined = Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence)
     with joined as ranks, out_of_memory("use a smaller batch_size or model, fewer clusters or heads, or fewer threads"):
-        # A dry run starts no ranks, and plans for the first one of those that there would be.
-        meant = PlannedRanks(wanted) if started == 1 < wanted else ranks
-        return _train(data, out, chosen, _given(options), ranks, meant)
+        return _train(data, out, chosen, _given(options), ranks)
 
 
 def _train_rank(data: Any, out: str | os.PathLike[str], options: dict[str, Any]) -> TrainResult:
@@ -113,11 +113,11 @@ def _train_rank(data: Any, out: str | os.PathLike[str], options: dict[str, Any])
     return result
 
 
-def _number_of_ranks(devices: Any, started: int) -> int:
+def _number_of_ranks(devices: Any, started: int, device: torch.device) -> int:
     """How many processes are to share the run, of which so many were started already.
 
     Raises:
-        OptionError: `devices` is no number, or another one than was started.
+        OptionError: `devices` is no number, another one than was started, or more than there are.
     """
     if isinstance(devices, str) and devices == AUTO:
         return started
@@ -128,13 +128,19 @@ def _number_of_ranks(devices: Any, started: int) -> int:
             f"devices: expected auto or {started}, the number of processes that were started, found {devices}; leave "
             "it out under torchrun"
         )
+    there = torch.cuda.device_count() if device.type == "cuda" else devices
+    if started == 1 and devices > there:
+        raise OptionError(
+            f"devices: expected at most {there}, the CUDA devices of this machine, found {devices}; use fewer, or "
+            "device cpu"
+        )
     return devices
 
 
 def _train(
-    data: Any, out: str | os.PathLike[str], chosen: Options, given: set[str], ranks: Ranks, meant: Ranks
+    data: Any, out: str | os.PathLike[str], chosen: Options, given: set[str], ranks: Ranks
 ) -> TrainResult | RunPlan:
-    """The run, as one of its ranks; options are resolved for the ranks that are meant, which a dry run lacks."""
+    """The run, as one of its ranks."""
     with contextlib.ExitStack() as closing:
 
         def prepare() -> tuple[Plan, Images, RunFolder]:
@@ -145,7 +151,7 @@ def _train(
             refuse_own_folder(chosen.fixed_labels, folder.path)
             images = choose_images(data, chosen)
             is_digits = isinstance(data, str) and data == "digits"
-            plan = resolve(chosen, given, images.train, digits=is_digits, fixed=images.fixed, ranks=meant)
+            plan = resolve(chosen, given, images.train, digits=is_digits, fixed=images.fixed, ranks=ranks)
             if ranks.first and not chosen.dry_run:
                 folder.create()
                 closing.enter_context(RunLock(folder.path))
@@ -154,7 +160,7 @@ def _train(
 
         plan, images, folder = ranks.together(prepare)
         if chosen.dry_run:
-            return _dry_run(plan, images, folder, meant)
+            return _dry_run(plan, images, folder, ranks)
         ranks.must_agree("options", snapshot.shared_options(plan.options))
         ranks.must_agree("data", images.everything.fingerprint())
         closing.enter_context(torch_settings(plan.options.threads))
@@ -283,12 +289,10 @@ def _run(data: Any, run: Run) -> TrainResult:
         if not ranks.several:
             halted = bool(watcher.stopped)
             return interrupt.number, not interrupt.number and time_to_save()
-        number, first = interrupt.number, ranks.first
-        wishes = [number == signal.SIGINT, number == signal.SIGTERM, first and time_to_save()]
-        told = ranks.totals([*map(float, wishes), float(first and bool(watcher.stopped)), first * state["seconds"]])
-        halted, state["seconds"] = bool(told[3]), told[4]
-        interrupt.number = int(signal.SIGTERM if told[1] else signal.SIGINT if told[0] else 0)
-        return interrupt.number, bool(told[2])
+        wishes = [time_to_save(), bool(watcher.stopped), state["seconds"]]
+        number, told = interrupt.agree(ranks.totals, [ranks.first * float(wish) for wish in wishes])
+        halted, state["seconds"] = bool(told[1]), told[2]
+        return number, bool(told[0])
 
     def sum_over_ranks() -> None:
         """Means over ranks of the losses that were looked at, into the sums that the log is made of."""
@@ -451,7 +455,7 @@ def _run(data: Any, run: Run) -> TrainResult:
 
 
 def _dry_run(plan: Plan, images: Images, folder: RunFolder, ranks: Ranks) -> RunPlan:
-    """Say what the run would need on the first of its ranks, and write nothing."""
+    """Say what this rank of the run would need, the first one aloud, and write nothing."""
     unwritten = dataclasses.replace(plan, options=dataclasses.replace(plan.options, index="off"))
     with torch_settings(plan.options.threads), Interrupt() as interrupt, torch.random.fork_rng():
         run = make_run(unwritten, images, folder, interrupt, ranks)

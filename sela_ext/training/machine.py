@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -101,6 +101,27 @@ class Interrupt:
         self.number = number
         if second or self._immediate:
             self.leave("stopped; continue from the last checkpoint with resume")
+
+    def agree(
+        self, totals: Callable[[Sequence[float]], list[float]], beside: Sequence[float]
+    ) -> tuple[int, list[float]]:
+        """Have all ranks know what signal any of them got; one that comes meanwhile stays for the next time.
+
+        Args:
+            totals: sums over all ranks, see `sela_ext.training.ranks.Ranks.totals`.
+            beside: further numbers to add up.
+
+        Returns:
+            The signal, SIGTERM before SIGINT, 0 for none; and the sums of `beside`.
+        """
+        mine = self.number
+        interrupts, terminations, *sums = totals([float(mine == signal.SIGINT), float(mine == signal.SIGTERM), *beside])
+        agreed = int(signal.SIGTERM if terminations else signal.SIGINT if interrupts else 0)
+        if agreed:
+            # Whoever sends it to one rank sends it to all: what comes to this one in a moment is the same.
+            self._since = self._since if self.number else time.monotonic()
+            self.number = agreed
+        return agreed, sums
 
     def leave(self, message: str) -> None:
         """End the run: KeyboardInterrupt for SIGINT, exit status 143 for SIGTERM."""

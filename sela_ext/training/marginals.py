@@ -87,7 +87,12 @@ def _is_number(value: Any) -> bool:
 
 
 def size_options(
-    marginals: Any, relax: Any, size_bounds: Any, logits: Tensor | FeatureLogits, ranks: Ranks | None = None
+    marginals: Any,
+    relax: Any,
+    size_bounds: Any,
+    logits: Tensor | FeatureLogits,
+    ranks: Ranks | None = None,
+    unseen: int = 0,
 ) -> dict[str, Any]:
     """Arguments of `sela_ext.assign` for the cluster sizes of one head.
 
@@ -97,6 +102,7 @@ def size_options(
         size_bounds: lowest and highest size, as multiples of an equal share; or None.
         logits: of the head, [N, K], before they are multiplied by lambda.
         ranks: who holds other rows of them; None: nobody.
+        unseen: rows of all ranks that are no images: they are there, and weigh nothing.
 
     Returns:
         marginals, relax and size_bounds; bounds in images.
@@ -106,7 +112,7 @@ def size_options(
     if isinstance(marginals, str):
         marginals = estimated_shares(logits, ranks).numpy()
     if size_bounds is not None:
-        rows = int(ranks.totals([rows])[0])
+        rows = int(ranks.totals([rows])[0]) - unseen
         low, high = (float(one) * rows / clusters for one in size_bounds)
         size_bounds = low, high
     return {"marginals": marginals, "relax": relax, "size_bounds": size_bounds}

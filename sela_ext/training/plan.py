@@ -150,25 +150,52 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
         views: of a training step, one per view of an image.
         opening: the run in a line.
     """
+    notes, ranks, device = [], run.ranks, run.arithmetic.device.type
+    try:
+        activations = activation_bytes(run, views)
+    except Exception as error:  # a module of the user's, which may refuse a copy or two images in any way
+        activations = 0, 0
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        notes.append(f"activations are not known: {reason}")
+    parts = _parts(run, views, activations, first=ranks.first)
+    if ranks.local_world_size > 1:
+        others = _parts(run, views, activations, first=False)
+        parts += _of_neighbours([part for part in others if part.device == "cpu"], ranks.local_world_size - 1)
+    free: dict[str, int | None] = {"cpu": available_memory()}
+    if device == "cuda":
+        free = {"cuda": int(torch.cuda.mem_get_info(run.arithmetic.device)[0]), **free}
+    return RunPlan(tuple(parts), free, notes=tuple(notes), opening=opening)
+
+
+def _of_neighbours(parts: Sequence[Part], ranks: int) -> list[Part]:
+    """What so many other ranks of the machine take of its memory, which each of them needs `parts` of."""
+    return [
+        Part(
+            f"{ranks} more rank{'s' * (ranks > 1)} of this machine",
+            ranks * sum(part.nbytes for part in parts if part.when == when and not part.there),
+            "cpu",
+            when,
+            "fewer ranks on this machine",
+        )
+        for when in (ALWAYS, STEPS, PASSES, EVALUATION, CHECKPOINTS)
+    ]
+
+
+def _parts(run: Run, views: Sequence[Augment], activations: tuple[int, int], *, first: bool) -> list[Part]:
+    """What one rank needs: the first, or another one."""
     opt, network, count, ranks = run.options, run.network, len(run.source), run.ranks
+    several, (fixed, per_image) = ranks.world_size > 1, activations
     batch_size, own = opt.batch_size // ranks.world_size, -(-count // ranks.world_size)  # of this rank
-    gathered = count if ranks.first else 0  # at the end of the run
+    gathered = count if first else 0  # at the end of the run
     device, item = run.arithmetic.device.type, run.arithmetic.dtype.itemsize
     weights = _nbytes([*network.parameters(), *network.buffers()])
     learnt = _nbytes([p for p in network.parameters() if p.requires_grad])
-    notes = []
-    try:
-        fixed, per_image = activation_bytes(run, views)
-    except Exception as error:  # a module of the user's, which may refuse a copy or two images in any way
-        fixed, per_image = 0, 0
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        notes.append(f"activations are not known: {reason}")
     parts = [
         Part("network", weights, device, ALWAYS, "a smaller model", there=True),
         # Of the last step: they stay until the next one, through label passes and checkpoints.
         Part(
             "gradients",
-            learnt * (2 if ranks.several else 1),  # and as they are exchanged
+            learnt * (2 if several else 1),  # and as they are exchanged
             device,
             ALWAYS,
             "a smaller model, fewer clusters or heads",
@@ -205,30 +232,27 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
     if opt.method == "sela-v2":  # one bank per large crop, in 16 bits
         bank = parse_crops(opt.crops)[0].count * own * network.embedding_dim * 2
     if opt.label_source == "bank":
-        waiting = bank if ranks.several else 0  # what an epoch writes for other ranks
+        waiting = bank if several else 0  # what an epoch writes for other ranks
         parts.append(Part("bank of embeddings", bank + waiting, device, ALWAYS, narrower))
     else:
         parts.append(Part("embeddings of all images", kept_rows * wide, device, PASSES, narrower))
-    solver = _solver_bytes(run, own)
+    solver = _solver_bytes(run, own, ranks.local_world_size)
     fewer = f"fewer clusters (now up to {max(opt.clusters)})"
     parts.append(Part("label solver", solver, device, PASSES, fewer))
     parts.append(Part("labels", count * len(opt.clusters) * (4 + 4 + 4), "cpu", ALWAYS, "fewer heads"))
     if device != "cpu":
         parts.append(Part("labels", count * len(opt.clusters) * 4, device, ALWAYS, "fewer heads"))
     # Evaluation keeps features beside the embeddings, and solves too.
-    seen = (0 if as_they_lie else own + (gathered if ranks.several else 0)) * (network.feature_dim * 4 + wide)
+    seen = (0 if as_they_lie else own + (gathered if several else 0)) * (network.feature_dim * 4 + wide)
     parts.append(Part("features of all images", seen, device, EVALUATION, "fewer images, or a narrower model"))
     parts.append(
-        Part("label solver at the end", _solver_bytes(run, gathered) if gathered else 0, device, EVALUATION, fewer)
+        Part("label solver at the end", _solver_bytes(run, gathered, 1) if gathered else 0, device, EVALUATION, fewer)
     )
     # A checkpoint is written from one piece of memory.
     whole_bank = bank * ranks.world_size if opt.label_source == "bank" else 0
-    kept = (weights + learnt * _moments(run) + whole_bank) if ranks.first else 0
+    kept = (weights + learnt * _moments(run) + whole_bank) if first else 0
     parts.append(Part("checkpoint being written", 2 * kept, "cpu", CHECKPOINTS, "a smaller model or label_source=eval"))
-    free: dict[str, int | None] = {"cpu": available_memory()}
-    if device == "cuda":
-        free = {"cuda": int(torch.cuda.mem_get_info(run.arithmetic.device)[0]), **free}
-    return RunPlan(tuple(parts), free, notes=tuple(notes), opening=opening)
+    return parts
 
 
 def activation_bytes(run: Run, views: Sequence[Augment]) -> tuple[int, int]:
@@ -365,12 +389,15 @@ def _load_seconds(run: Run, views: Sequence[Augment]) -> float:
     return seconds / max(images, 1)
 
 
-def _solver_bytes(run: Run, count: int) -> int:
-    """Memory of a label pass of so many rows beside the embeddings: heads are solved one after the other."""
+def _solver_bytes(run: Run, count: int, ranks: int) -> int:
+    """Memory of a label pass of so many rows beside the embeddings, on a machine with so many ranks at it.
+
+    Heads are solved one after the other.
+    """
     clusters = max(run.options.clusters)
     stored = memory_plan(count, clusters, balance=run.options.balance)
     free = available_memory() if run.arithmetic.device.type == "cpu" else None
-    if free is not None and stored.logits > free / 2:  # as the label pass decides: computed when they are read
+    if free is not None and stored.logits > free / ranks / 2:  # as the label pass decides: computed when they are read
         stored = memory_plan(count, clusters, balance=run.options.balance, source="features")
     return stored.total
 

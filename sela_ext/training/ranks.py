@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import socket
 import time
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sela_ext import errors
-from sela_ext.errors import DistributedError, SelaError
+from sela_ext.errors import DistributedError, OptionError, SelaError
 from sela_ext.training.heartbeat import Heartbeat, connect, open_store
 
 Found = TypeVar("Found")
@@ -91,7 +92,7 @@ class Ranks:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         backend = "nccl" if device.type == "cuda" else "gloo"
         if backend == "nccl":
-            device = torch.device("cuda", local % max(1, torch.cuda.device_count()))
+            device = torch.device("cuda", device_number(local, torch.cuda.device_count()))
             torch.cuda.set_device(device)
         try:
             dist.init_process_group(
@@ -149,7 +150,7 @@ class Ranks:
 
     @property
     def several(self) -> bool:
-        """Whether there are others."""
+        """Whether there are others to speak to; none in a dry run of several."""
         return self.group is not None
 
     def barrier(self) -> None:
@@ -290,7 +291,7 @@ class Ranks:
             yield rows
             return
         counts = self.gather(len(rows))
-        step = max(1, _PIECE // max(1, rows[:1].numel() * rows.element_size()))
+        step = max(1, _PIECE // max(1, _row_bytes(rows)))  # the same on all ranks, those without rows too
         if not self.first:
             for start in range(0, len(rows), step):
                 dist.send(_bytes_of(rows[start : start + step].contiguous()), 0)
@@ -317,7 +318,7 @@ class Ranks:
         order = torch.argsort(target, stable=True)
         counts = torch.bincount(target, minlength=self.world_size).cpu()
         table = torch.stack(self.gather(counts))  # [from, to]
-        width = rows[:1].numel() * rows.element_size() if len(rows) else rows.new_empty((1, *rows.shape[1:])).nbytes
+        width = _row_bytes(rows)
         incoming = table[:, self.rank].tolist()
         found = torch.empty((sum(incoming), *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
         dist.all_to_all_single(
@@ -350,20 +351,22 @@ class Ranks:
             raise error
 
 
-class PlannedRanks(Ranks):
-    """The first of the ranks that a run on this machine would have, for a plan: nobody is there to talk to.
+def device_number(local_rank: int, devices: int) -> int:
+    """The CUDA device of a rank, by its number among those of its machine; the only one where each sees its own.
 
-    Args:
-        world_size: number of them.
+    Raises:
+        OptionError: there are fewer devices than ranks.
+
+    Example:
+        >>> device_number(2, 4), device_number(2, 1)
+        (2, 0)
     """
-
-    def __init__(self, world_size: int) -> None:
-        super().__init__(world_size=world_size, local_world_size=world_size)
-
-    @property
-    def several(self) -> bool:
-        """Whether there would be others."""
-        return self.world_size > 1
+    if devices > 1 and local_rank >= devices:
+        raise OptionError(
+            f"devices: expected a CUDA device for every rank of this machine, found {devices} and rank {local_rank} of "
+            "it; start fewer ranks, or use device cpu"
+        )
+    return local_rank if devices > 1 else 0
 
 
 def world_size_of_environment() -> int:
@@ -376,6 +379,11 @@ def world_size_of_environment() -> int:
     if not text.isdecimal() or int(text) < 1:
         raise DistributedError(f"WORLD_SIZE: expected a number of ranks >= 1, found {text!r}; start with torchrun")
     return int(text)
+
+
+def _row_bytes(rows: Tensor) -> int:
+    """Bytes of one row of [n, ...], n >= 0."""
+    return math.prod(rows.shape[1:]) * rows.element_size()
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

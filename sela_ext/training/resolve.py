@@ -249,7 +249,7 @@ def _settle_device(draft: _Draft) -> torch.device:
     if values["precision"] == "float16" and device.type == "cpu":
         raise OptionError("precision: expected float32 or bfloat16 on the CPU, found float16")
     values["devices"] = ranks.world_size
-    if draft.options.sync_batch_norm and (device.type != "cuda" or not ranks.several):
+    if draft.options.sync_batch_norm and (device.type != "cuda" or ranks.world_size == 1):
         raise OptionError(
             f"sync_batch_norm: expected several CUDA devices, found {ranks.world_size} x {device.type}; leave it out"
         )
@@ -556,9 +556,9 @@ def _shared_batch(batch: int, asked: int | None, images: int, ranks: Ranks) -> i
         DataError: there are too few images.
         OptionError: the number that was asked for cannot be shared out.
     """
-    if not ranks.several:
-        return batch
     size = ranks.world_size
+    if size == 1:
+        return batch
     if images < 2 * size:
         raise DataError(f"expected at least two images for each of the {size} ranks, found {images}; use fewer ranks")
     if asked == batch and (batch % size or batch < 2 * size):

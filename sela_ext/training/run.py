@@ -20,7 +20,7 @@ from sela_ext.kernels import IndexStore, device_verdict
 from sela_ext.kernels.device import place_of, usable
 from sela_ext.models import Backbone, Network, build_backbone, build_vector_backbone
 from sela_ext.training.averaging import WeightAverage
-from sela_ext.training.compilation import compile_backbone
+from sela_ext.training.compilation import compile_backbone, uncompiled
 from sela_ext.training.crops import parse_crops
 from sela_ext.training.embedding import Arithmetic, Embedded, embed, open_index, to_first, to_owners
 from sela_ext.training.machine import Interrupt
@@ -247,7 +247,7 @@ class Run:
     def replicate(self) -> None:
         """Have gradients averaged over ranks from now on; all ranks get rank 0's weights."""
         if self.ranks.several:
-            examples = _examples(self.plan, self.source, self.half_resolution, self.arithmetic.device)
+            examples = _examples(self.plan, self.source, self.half_resolution, self.arithmetic.device, self.ranks)
             self.replica = _replicate(self.network, next(examples)[:2], self.arithmetic.device)
 
     def step(self, forward: Callable[[Batch], StepOutput], batch: Batch) -> StepOutput:
@@ -319,7 +319,9 @@ def make_run(plan: Plan, images: Images, folder: RunFolder, interrupt: Interrupt
     # The sampler of clusters sees to it itself, so that all clusters are drawn equally often.
     drop_last = opt.sampler == "images" and count > opt.batch_size and 0 < short < opt.batch_size / 2
     if opt.compile:
-        reason = compile_backbone(network, _examples(plan, source, half_resolution, arithmetic.device), arithmetic)
+        reason = compile_backbone(
+            network, _examples(plan, source, half_resolution, arithmetic.device, ranks), arithmetic
+        )
         if reason:
             plan.reasons["compile"] = f"not used: {reason}"
     if opt.sync_batch_norm:
@@ -358,19 +360,14 @@ def device_of(name: str, ranks: Ranks) -> torch.device:
     """The device of this rank.
 
     Raises:
-        OptionError: one device was named for several ranks, or there are fewer devices than ranks on this machine.
+        OptionError: one device was named for several ranks.
     """
     device = torch.device(name)
     if not ranks.several or device.type != "cuda":
         return device
     if ":" in name:
         raise OptionError(f"device: expected cuda with {ranks.world_size} ranks, one device each; found {name}")
-    if ranks.local_rank >= torch.cuda.device_count():
-        raise OptionError(
-            f"devices: expected a CUDA device for every rank of this machine, found {torch.cuda.device_count()} and "
-            f"rank {ranks.local_rank} of it; start fewer ranks, or use device cpu"
-        )
-    return torch.device("cuda", ranks.local_rank)
+    return ranks.device
 
 
 def _replicate(network: Network, example: Tensor, device: torch.device) -> nn.Module:
@@ -404,10 +401,12 @@ def first_use(device: torch.device, log: Callable[[str], None]) -> None:
         log(f"device {device_verdict(place)}")
 
 
-def _examples(plan: Plan, source: Source, half_resolution: float, device: torch.device) -> Iterator[Tensor]:
-    """A batch of every shape that the network sees in training."""
+def _examples(
+    plan: Plan, source: Source, half_resolution: float, device: torch.device, ranks: Ranks
+) -> Iterator[Tensor]:
+    """A batch of every shape that the network of a rank sees in training."""
     opt = plan.options
-    batch = min(opt.batch_size, len(source))
+    batch = min(opt.batch_size, len(source)) // ranks.world_size
     if source.vectors is not None:
         yield torch.zeros(batch, source.vectors.width, device=device)
         return
@@ -474,7 +473,8 @@ def _has_idle_parameters(network: Network, example: Tensor) -> bool:
     was_training = network.training
     network.eval()
     try:
-        embedding = network(example).float()
+        with uncompiled(network):
+            embedding = network(example).float()
         total = network.heads(embedding).sum()
         if network.rotation is not None:
             total = total + network.rotation(embedding).sum()

@@ -90,13 +90,16 @@ def is_on_demand(embeddings: Any) -> bool:
     return isinstance(embeddings, VectorEmbeddings)
 
 
-def first_of_all(embeddings: Any, count: int) -> Tensor:
-    """The first of all rows behind embeddings on demand: every rank can read them, so that none need be sent."""
-    return cast(Tensor, embeddings.whole().subset(torch.arange(count)))
-
-
 def rows_of(embeddings: Any, rows: Tensor) -> Tensor:
     """Some rows, int64 [B], of embeddings; those that are computed on demand stay so."""
     if isinstance(embeddings, VectorEmbeddings):
         return cast(Tensor, embeddings.subset(rows))
     return cast(Tensor, embeddings[rows])
+
+
+def rows_of_all(embeddings: Any, rows: Tensor) -> Tensor | None:
+    """These rows, int64 [B], of all vectors, where embeddings are computed on demand: every rank has the vectors.
+
+    None where they are not: then only whoever holds a row has it.
+    """
+    return cast(Tensor, embeddings.whole().subset(rows)) if isinstance(embeddings, VectorEmbeddings) else None

@@ -121,7 +121,7 @@ def prepared(bench: Bench, name: str, data: Any, **options: Any) -> Iterator[Our
     folder = RunFolder.check(bench.folder / name, resume=False, overwrite=False, data=data)
     images = choose_images(data, chosen)
     plan = resolve(chosen, set(given), images.train, digits=isinstance(data, str) and data == "digits")
-    folder.create(overwrite=False)
+    folder.create()
     with ExitStack() as stack:
         stack.enter_context(torch_settings(plan.options.threads))
         run = make_run(plan, images, folder, stack.enter_context(Interrupt()))

@@ -95,7 +95,7 @@ def test_labels_come_from_a_list_or_a_file(tmp_path):
         ([[1], [2], [3], [4]], r"of shape \[4\]"),
         ([[1], [2, 3], [3], [4]], "ragged"),
         ([0, 1, 2, -2], "found -2"),
-        ("nowhere.npy", "nowhere.npy: expected a readable"),
+        ("nowhere.npy", "nowhere.npy: expected labels, a readable"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, match):

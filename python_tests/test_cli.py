@@ -59,7 +59,7 @@ def test_train_reads_the_options_of_cluster_sizes(capsys, monkeypatch, arguments
         (["train", "--data", "digits", "--out", "x", "--epochs", "many"], 2, "epochs: expected a whole number"),
         (["train", "--data", "digits", "--out", "x", "--lr", "nan"], 2, "lr: expected a number > 0"),
         (["train", "--data", "absent/folder", "--out", "x"], 3, "absent/folder"),
-        (["train", "--data", "a\n\x1b[31mb", "--out", "x"], 3, r"a \x1b[31mb: no such file or folder"),
+        (["train", "--data", "a\n\x1b[31mb", "--out", "x"], 3, r"a\n\x1b[31mb: no such file or folder"),
         (["train", "--data", "", "--out", "x"], 3, "found an empty path"),
         (["train", "--data", "a" * 5000, "--out", "x"], 3, "cannot be opened: File name too long"),
         (["train", "--data", "digits"], 2, "--out"),

@@ -19,7 +19,7 @@ from sela_ext.kernels.augment import (
     sample_parameters,
 )
 from sela_ext.kernels.augment import augment as augment_on_cpu
-from sela_ext.kernels.device import cuda_place, is_tensor, usable
+from sela_ext.kernels.device import cuda_place, first_line, is_tensor, usable
 
 if TYPE_CHECKING:
     import torch
@@ -309,7 +309,7 @@ def run_cuda(
                 card.stream(),
             )
         except RuntimeError as error:
-            raise ResourceError(str(error)) from error
+            raise ResourceError(first_line(error)) from error
     return result, drawn
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from sela_ext import _core
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.kernels.bounds import ChunkBounds, check_bounds
-from sela_ext.kernels.device import cuda_place, is_tensor, usable
+from sela_ext.kernels.device import cuda_place, first_line, is_tensor, usable
 from sela_ext.kernels.logits import STEPS, StoredLogits, rows_of
 from sela_ext.kernels.logits import check_logits as check_logits
 from sela_ext.kernels.sinkhorn_sums import (
@@ -575,7 +575,7 @@ def prepared_pass(
                     all_rows,
                 )
         except RuntimeError as error:
-            raise ResourceError(str(error)) from error
+            raise ResourceError(first_line(error)) from error
 
     def collect() -> SinkhornSums:
         with card.current():

@@ -176,7 +176,9 @@ def kill_at_random(server, runs, unbroken, command, folder, *, kills, ranks=1):
                 break
             told = [one.printed() for one in started]
             assert -9 in statuses, f"{statuses}: {told}"
-            assert all(status in (-9, 6) for status in statuses), f"{statuses}: {told}"
+            # A rank that is killed when all work is done leaves the others nothing to fail at.
+            over = (out / "report.html").exists() and 0 in statuses
+            assert over or all(status in (-9, 6) for status in statuses), f"{statuses}: {told}"
             hits += 1
         runs.assert_tidy(out)
         runs.assert_equal_runs(whole, out)

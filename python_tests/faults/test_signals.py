@@ -102,8 +102,12 @@ def test_d13_a_signal_between_steps_is_answered_with_a_checkpoint_of_that_step(s
 def test_d13_a_second_signal_ends_the_run_at_once_and_the_last_checkpoint_stands(
     server, runs, command, unbroken, tmp_path, fault
 ):
-    out, every = tmp_path / "run", [*command, "--checkpoint-seconds", "0"]
-    status, printed = signal_at(server, runs, every, out, fault, signal.SIGINT, signal.SIGTERM, same_signal=-1)
+    every = [*command, "--checkpoint-seconds", "0"]
+    for attempt in range(5):  # the first may have been answered before the system delivers the second
+        out = tmp_path / f"run{attempt}"
+        status, printed = signal_at(server, runs, every, out, fault, signal.SIGINT, signal.SIGTERM, same_signal=-1)
+        if status == 143:
+            break
     assert status == 143
     assert "stopped; continue from the last checkpoint with resume" in printed
     assert "checkpoint written" not in printed

@@ -16,6 +16,7 @@ from sela_ext.data import Augment
 from sela_ext.data.loader import Batch
 from sela_ext.errors import OptionError
 from sela_ext.training.bank import Bank
+from sela_ext.training.cluster_pass import usable_rows
 from sela_ext.training.crops import crop_losses, crop_views, embed_views, parse_crops
 from sela_ext.training.embedding import Embedded
 from sela_ext.training.evaluate import Evaluation
@@ -77,9 +78,12 @@ class SelaRecipe(Recipe):
         """Place the prototypes, by rank 0 alone, for all: see `place_prototypes`."""
         run, opt = self.run, self.run.options
         whole, heads = run.whole(first), run.network.heads
-        run.on_first(
-            lambda: place_prototypes(heads, whole.embeddings, whole.valid, opt.seed, opt.threads, run.stage, **rounds)
-        )
+
+        def place() -> None:
+            valid, _ = usable_rows(whole.embeddings, whole.valid)
+            place_prototypes(heads, whole.embeddings, valid, opt.seed, opt.threads, run.stage, **rounds)
+
+        run.on_first(place)
         run.ranks.broadcast_tensors(list(heads.parameters()))
 
     def relabel(self, which: list[int] | None) -> LabelPass:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -240,83 +240,72 @@ def _embed_batches(
     ranks: Ranks,
 ) -> Embedded:
     """Run the network over all batches of a loader, which is closed."""
+    looks = _looks(network, loader, arithmetic, epoch, train_mode, advance, ranks.world_size)
     if ranks.several:
-        return _embed_own_batches(
-            network,
-            loader,
-            arithmetic,
-            epoch=epoch,
-            train_mode=train_mode,
-            keep_features=keep_features,
-            advance=advance,
-            ranks=ranks,
-        )
-    source = loader.source
-    was_training = network.training
-    network.train(train_mode)
+        return _own_rows(looks, loader, arithmetic.device, keep_features, ranks)
+    count = len(loader.source)
     features = embeddings = None
-    valid = torch.zeros(len(source), dtype=torch.bool, device=arithmetic.device)
-    try:
-        for batch in loader.epoch(epoch):
-            if train_mode and len(batch.index) < 2:
-                continue  # batch norm cannot normalise a batch of one
-            with arithmetic.autocast(), uncompiled(network):
-                feature = network.features(batch.images)
-                embedding = network.projection(feature)
+    valid = torch.zeros(count, dtype=torch.bool, device=arithmetic.device)
+    with contextlib.closing(looks):
+        for rows, feature, embedding in looks:
             if embeddings is None:
                 if keep_features:
-                    features = torch.zeros(len(source), feature.shape[1], device=arithmetic.device)
-                embeddings = torch.zeros(
-                    len(source), embedding.shape[1], dtype=embedding.dtype, device=arithmetic.device
-                )
-            rows = batch.index.to(arithmetic.device)
+                    features = torch.zeros(count, feature.shape[1], device=arithmetic.device)
+                embeddings = torch.zeros(count, embedding.shape[1], dtype=embedding.dtype, device=arithmetic.device)
             if features is not None:
                 features[rows] = feature.float()
             embeddings[rows] = embedding
             valid[rows] = True
-            if advance is not None:
-                advance(batch.position)
-    finally:
-        network.train(was_training)
-        loader.close()
     if embeddings is None:
-        raise DataError(f"none of the {len(source)} images can be used; expected at least 2 that can be read")
+        raise DataError(f"none of the {count} images can be used; expected at least 2 that can be read")
     return Embedded(features, embeddings, valid, list(loader.bad_images), loader.wait_seconds)
 
 
-def _embed_own_batches(
+def _looks(
     network: Network,
     loader: Loader | VectorLoader,
     arithmetic: Arithmetic,
-    *,
     epoch: int,
     train_mode: bool,
-    keep_features: bool,
     advance: Callable[[int], None] | None,
-    ranks: Ranks,
-) -> Embedded:
-    """Run the network over the batches of this rank; what it gives has the rows of these, in their order."""
-    device, count = arithmetic.device, len(loader.source)
+    world_size: int,
+) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+    """Rows int64 [B], features and embeddings [B, ...] of each batch of a loader, which is closed at the end."""
     was_training = network.training
     network.train(train_mode)
-    rows: list[Tensor] = []
-    features: list[Tensor] = []
-    embeddings: list[Tensor] = []
     try:
         for batch in loader.epoch(epoch):
             if train_mode and len(batch.index) < 2:
                 continue  # batch norm cannot normalise a batch of one
             with arithmetic.autocast(), uncompiled(network), _norms_of_own(network):
                 feature = network.features(batch.images)
-                embeddings.append(network.projection(feature))
-            if keep_features:
-                features.append(feature.float())
-            rows.append(batch.index.to(device))
+                embedding = network.projection(feature)
+            yield batch.index.to(arithmetic.device), feature, embedding
             if advance is not None:
-                advance(min(count, batch.position * ranks.world_size))
+                advance(min(len(loader.source), batch.position * world_size))
     finally:
         network.train(was_training)
         loader.close()
+
+
+def _own_rows(
+    looks: Generator[tuple[Tensor, Tensor, Tensor], None, None],
+    loader: Loader | VectorLoader,
+    device: torch.device,
+    keep_features: bool,
+    ranks: Ranks,
+) -> Embedded:
+    """What the batches of this rank gave: the rows of these, in their order."""
+    count = len(loader.source)
+    rows: list[Tensor] = []
+    features: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    with contextlib.closing(looks):
+        for places, feature, embedding in looks:
+            rows.append(places)
+            embeddings.append(embedding)
+            if keep_features:
+                features.append(feature.float())
     # A rank without a batch learns from the others what a row is like.
     likes = ranks.gather((features[0][:0].cpu() if features else None, embeddings[0][:0].cpu() if embeddings else None))
     kind, like = next(((first, second) for first, second in likes if second is not None), (None, None))

@@ -204,7 +204,7 @@ def _run(data: Any, run: Run) -> TrainResult:
             state["clock"] = clock.seconds(loader.wait_seconds)
             state.update(finished=finished, metrics_length=folder.metrics_length() if ranks.first else 0)
             taken = snapshot.take(run, recipe)
-            run.on_first(lambda: save_checkpoint(folder.checkpoints, state["step"], taken) and None)
+            run.on_first(lambda: str(save_checkpoint(folder.checkpoints, state["step"], taken)))
         last_save = time.monotonic()
         save_seconds = last_save - began
 

@@ -39,3 +39,32 @@ def data(tmp_path_factory):
     np.save(folder / "images.npy", (digits.images[:160] * 15).astype(np.uint8))
     np.save(folder / "classes.npy", digits.target[:160])
     return ["--data", str(folder / "images.npy"), "--labels", str(folder / "classes.npy")]
+
+
+@pytest.fixture(scope="module")
+def command(request, data):
+    """A training with the options SMALL of the test's module; where to, the test adds."""
+    return ["train", *data, *request.module.SMALL]
+
+
+@pytest.fixture(scope="module")
+def unbroken(server, command, tmp_path_factory):
+    """The folder of such a run that nothing happens to."""
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    status, printed = server.run(*command, "--out", out)
+    assert status == 0, printed
+    return out
+
+
+@pytest.fixture
+def sela(capfd):
+    """The program in this process: its status, standard output and standard error, those of its children too."""
+    from sela_ext.cli import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(one) for one in arguments])
+        printed = capfd.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    return run

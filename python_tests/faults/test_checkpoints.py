@@ -46,19 +46,6 @@ DAMAGES = [flip, *(pytest.param(one, marks=pytest.mark.slow) for one in (cut, em
 
 
 @pytest.fixture(scope="module")
-def command(data):
-    return ["train", *data, *SMALL]
-
-
-@pytest.fixture(scope="module")
-def unbroken(server, command, tmp_path_factory):
-    out = tmp_path_factory.mktemp("unbroken") / "run"
-    status, printed = server.run(*command, "--out", out)
-    assert status == 0, printed
-    return out
-
-
-@pytest.fixture(scope="module")
 def killed(server, command, tmp_path_factory):
     """A run that was killed while it wrote the checkpoint of step 6."""
     out = tmp_path_factory.mktemp("killed") / "run"

@@ -25,19 +25,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def command(data):
-    return ["train", *data, *SMALL]
-
-
-@pytest.fixture(scope="module")
-def unbroken(server, command, tmp_path_factory):
-    out = tmp_path_factory.mktemp("unbroken") / "run"
-    status, printed = server.run(*command, "--out", out)
-    assert status == 0, printed
-    return out
-
-
 def assert_refused(status, printed, *names):
     """One line that names the file and says what to do."""
     assert status == 7, printed

@@ -17,7 +17,6 @@ from PIL import Image
 
 import sela_ext
 from sela_ext import Augment, Loader
-from sela_ext.cli import main
 from sela_ext.data import open_source
 from sela_ext.errors import DataError
 
@@ -29,14 +28,6 @@ FLAGS = [
     *("--model", "small-convnet", "--image-size", "16", "--epochs", "1", "--batch-size", "8", "--clusters", "2,3"),
     *("--projection", "0", "--label-source", "eval", "--label-passes", "1", "--threads", "1", "--no-progress"),
 ]
-
-
-def sela(capsys, *arguments):
-    """Status, standard output and standard error of the program."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(one) for one in arguments])
-    printed = capsys.readouterr()
-    return ended.value.code, printed.out, printed.err
 
 
 def picture(height, width, seed=0):
@@ -120,9 +111,9 @@ def with_damaged(kind, at=3, count=20):
 
 # D1
 @pytest.mark.parametrize("kind", list(DAMAGE))
-def test_d1_a_damaged_image_ends_a_run_with_its_name_and_status_3(tmp_path, capsys, kind):
+def test_d1_a_damaged_image_ends_a_run_with_its_name_and_status_3(tmp_path, sela, kind):
     folder = fill(tmp_path / "images", with_damaged(kind))
-    status, _, err = sela(capsys, "train", "--data", folder, "--out", tmp_path / "run", *FLAGS)
+    status, _, err = sela("train", "--data", folder, "--out", tmp_path / "run", *FLAGS)
     assert status == 3
     assert err.count("\n") == 1
     assert re.search(rf'03\.jpg: .*{DAMAGE[kind][1]}.*on_bad_image="skip"', err)
@@ -209,7 +200,7 @@ def test_d2_d4_every_kind_of_file_has_its_documented_pixels_on_every_path(tmp_pa
 
 
 # D2 D4
-def test_d2_d4_labels_features_and_report_are_the_same_on_every_path(tmp_path, capsys):
+def test_d2_d4_labels_features_and_report_are_the_same_on_every_path(tmp_path, sela):
     folder, paths = every_path(tmp_path, every_kind())
     pixels = pixels_of(folder, 24)
     run = sela_ext.train(folder, out=tmp_path / "run", **TINY)
@@ -226,7 +217,7 @@ def test_d2_d4_labels_features_and_report_are_the_same_on_every_path(tmp_path, c
     expected = {image.tobytes() for image in pixels}
     assert {image.tobytes() for image in shown_in(run.report)} == expected
     run.report.unlink()
-    assert sela(capsys, "report", run.out)[0] == 0
+    assert sela("report", run.out)[0] == 0
     assert {image.tobytes() for image in shown_in(run.report)} == expected
 
 
@@ -313,15 +304,13 @@ def test_d5_arrays_of_thin_and_tiny_images_are_trained_on(tmp_path, shape):
 
 
 # D6
-def test_d6_bad_images_are_listed_unlabelled_and_left_out_of_the_sizes(tmp_path, capsys):
+def test_d6_bad_images_are_listed_unlabelled_and_left_out_of_the_sizes(tmp_path, sela):
     files = {f"{i:02d}.jpg": encoded(picture(40, 30 + i, seed=i), "JPEG") for i in range(41)}
     for at, kind in ((4, "empty"), (17, "truncated"), (40, "text")):
         files[f"{at:02d}.jpg"] = DAMAGE[kind][0](files[f"{at:02d}.jpg"])
     folder, out = fill(tmp_path / "images", files), tmp_path / "run"
     skip = ["--on-bad-image", "skip", "--max-bad-fraction", "0.1"]
-    status, _, err = sela(
-        capsys, "train", "--data", folder, "--out", out, *FLAGS, *skip, "--balance", "exact", "--progress"
-    )
+    status, _, err = sela("train", "--data", folder, "--out", out, *FLAGS, *skip, "--balance", "exact", "--progress")
     assert (status, err) == (0, "")
     with open(out / "bad_images.csv", newline="") as file:
         rows = [(int(row["index"]), row["name"], row["reason"]) for row in csv.DictReader(file)]
@@ -336,12 +325,12 @@ def test_d6_bad_images_are_listed_unlabelled_and_left_out_of_the_sizes(tmp_path,
     for row, sizes in zip(labels, ([19, 19], [12, 13, 13]), strict=True):
         assert sorted(np.bincount(row[row >= 0]).tolist()) == sizes
     # New images likewise: an error that names the first, or no label.
-    status, _, err = sela(capsys, "predict", out, "--data", folder, "--out", tmp_path / "new.csv", "--threads", 1)
+    status, _, err = sela("predict", out, "--data", folder, "--out", tmp_path / "new.csv", "--threads", 1)
     assert (status, err.count("\n")) == (3, 1)
     assert "04.jpg" in err
     assert not (tmp_path / "new.csv").exists()
     flags = ["--threads", 1, "--on-bad-image", "skip"]
-    status, said, _ = sela(capsys, "predict", out, "--data", folder, "--out", tmp_path / "new.csv", *flags)
+    status, said, _ = sela("predict", out, "--data", folder, "--out", tmp_path / "new.csv", *flags)
     assert status == 0
     assert "3 could not be read" in said
     with open(tmp_path / "new.csv", newline="") as file:

@@ -19,11 +19,6 @@ WRITING = [place for place in PLACES if place.split()[-1] in ("write", "fsync", 
 OVERWRITING = "overwriting"
 
 
-@pytest.fixture(scope="module")
-def command(data):
-    return ["train", *data, *SMALL]
-
-
 class Unbroken:
     """Runs that nothing happens to, by command; the folder of each, and the seconds that it took."""
 

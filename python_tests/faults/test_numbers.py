@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import sela_ext
-from sela_ext.cli import main
 from sela_ext.errors import DataError, NumericsError
 from sela_ext.training.checkpoint import load_checkpoint
 
@@ -23,14 +22,6 @@ TINY = {
 }  # fmt: skip
 # White images, of which some networks below make nothing that is a number.
 WHITE = [3, 17, 40]
-
-
-def sela(capsys, *arguments):
-    """Status, standard output and standard error of the program."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(one) for one in arguments])
-    printed = capsys.readouterr()
-    return ended.value.code, printed.out, printed.err
 
 
 def images(count=80, white=WHITE):
@@ -162,13 +153,13 @@ def test_d18_a_network_that_gives_no_number_at_all_ends_the_run_with_status_5(tm
 
 
 # D18
-def test_d18_rows_of_a_file_of_logits_are_masked_and_single_impossible_labels_are_legal(tmp_path, capsys):
+def test_d18_rows_of_a_file_of_logits_are_masked_and_single_impossible_labels_are_legal(tmp_path, sela):
     logits = np.random.default_rng(0).standard_normal((1001, 7)).astype(np.float32)
     clean = sela_ext.assign(logits, tol=1e-6)
     logits[3, 4], logits[100], logits[1000, 6] = np.nan, -np.inf, np.inf
     logits[200:300, 2] = -np.inf
     np.save(tmp_path / "logits.npy", logits)
-    status, said, err = sela(capsys, "assign", tmp_path / "logits.npy", "--out", tmp_path / "labels.npy", "--tol", 1e-6)
+    status, said, err = sela("assign", tmp_path / "logits.npy", "--out", tmp_path / "labels.npy", "--tol", 1e-6)
     assert (status, err) == (0, "")
     assert "3 rows without a label" in said
     labels = np.load(tmp_path / "labels.npy")
@@ -177,7 +168,7 @@ def test_d18_rows_of_a_file_of_logits_are_masked_and_single_impossible_labels_ar
     assert (labels[400:1000] == clean.labels[400:1000]).mean() > 0.9
     # Nothing but such rows: one line, and no file.
     np.save(tmp_path / "none.npy", np.full((5, 3), np.nan, np.float32))
-    status, _, err = sela(capsys, "assign", tmp_path / "none.npy", "--out", tmp_path / "none-labels.npy")
+    status, _, err = sela("assign", tmp_path / "none.npy", "--out", tmp_path / "none-labels.npy")
     assert (status, err.count("\n")) == (3, 1)
     assert "5 of 5 rows hold NaN" in err
     assert not (tmp_path / "none-labels.npy").exists()
@@ -262,10 +253,10 @@ def test_d20_not_converged_stands_in_log_metrics_result_and_report(tmp_path, cap
 
 
 # D20
-def test_d20_the_program_assign_says_that_it_did_not_converge(tmp_path, capsys):
+def test_d20_the_program_assign_says_that_it_did_not_converge(tmp_path, sela):
     np.save(tmp_path / "logits.npy", 5 * np.random.default_rng(0).standard_normal((500, 9)))
     flags = ["--tol", 1e-12, "--max-passes", 3]
-    status, said, _ = sela(capsys, "assign", tmp_path / "logits.npy", "--out", tmp_path / "out.npz", *flags)
+    status, said, _ = sela("assign", tmp_path / "logits.npy", "--out", tmp_path / "out.npz", *flags)
     assert status == 0
     assert "NOT converged" in said
     with np.load(tmp_path / "out.npz") as saved:
@@ -336,7 +327,7 @@ def test_d21_a_run_stops_within_a_step_and_its_last_checkpoint_continues_to_the_
 
 
 # D21
-def test_d21_the_program_ends_with_status_5_and_names_the_files(tmp_path, capsys):
+def test_d21_the_program_ends_with_status_5_and_names_the_files(tmp_path, sela):
     flags = [
         *("--lr", "1000", "--head-kind", "linear", "--momentum", "0.99", "--weight-decay", "10", "--warmup", "0"),
         *("--epochs", "6", "--clusters", "10", "--projection", "0", "--precision", "float32", "--threads", "1"),
@@ -345,7 +336,7 @@ def test_d21_the_program_ends_with_status_5_and_names_the_files(tmp_path, capsys
     rng = np.random.default_rng(0)
     np.save(tmp_path / "images.npy", rng.integers(0, 256, (256, 16, 16), dtype=np.uint8))
     out = tmp_path / "run"
-    status, said, err = sela(capsys, "train", "--data", tmp_path / "images.npy", "--out", out, *flags)
+    status, said, err = sela("train", "--data", tmp_path / "images.npy", "--out", out, *flags)
     assert (status, said, err.count("\n")) == (5, "", 1)
     assert re.match(r"sela: error: (loss is (nan|-?inf) at step \d+, in a batch with \S+|weights are no numbers)", err)
     assert "lower lr (now 1000)" in err

@@ -17,7 +17,6 @@ from PIL import Image
 
 import sela_ext
 from sela_ext import Augment
-from sela_ext.cli import main
 from sela_ext.errors import DataError, OptionError, ResourceError, SelaError, one_line, shown
 from sela_ext.finetuning.options import FinetuneOptions
 from sela_ext.finetuning.options import make_options as make_finetune_options
@@ -32,14 +31,6 @@ FLAGS = [
     *("--model", "small-convnet", "--image-size", "16", "--epochs", "1", "--clusters", "2,3", "--projection", "0"),
     *("--label-source", "eval", "--label-passes", "1", "--threads", "1", "--no-progress"),
 ]
-
-
-def sela(capsys, *arguments):
-    """Status, standard output and standard error of the program."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(one) for one in arguments])
-    printed = capsys.readouterr()
-    return ended.value.code, printed.out, printed.err
 
 
 def images(count=40, side=12):
@@ -72,9 +63,9 @@ def nothing(tmp_path):
 
 
 # D7
-def test_d7_no_image_is_an_error_that_says_so_and_makes_nothing(tmp_path, capsys):
+def test_d7_no_image_is_an_error_that_says_so_and_makes_nothing(tmp_path, sela):
     for data in nothing(tmp_path):
-        status, _, err = sela(capsys, "train", "--data", data, "--out", tmp_path / "run", *FLAGS)
+        status, _, err = sela("train", "--data", data, "--out", tmp_path / "run", *FLAGS)
         assert (status, err.count("\n")) == (3, 1), data
         assert any(told in err for told in ("found none", "expected at least one", "found an empty file")), err
         assert str(data) in err or "shape [0, 8, 8, 3]" in err
@@ -103,12 +94,12 @@ def test_d7_one_image_is_an_error_and_two_are_enough(tmp_path):
 
 
 # D7
-def test_d7_more_clusters_than_images_are_an_error_that_says_both(tmp_path, capsys):
+def test_d7_more_clusters_than_images_are_an_error_that_says_both(tmp_path, sela):
     with pytest.raises(OptionError, match="clusters: expected at most the number of images, 40, found 41"):
         sela_ext.train(images(), out=tmp_path / "run", **{**TINY, "clusters": [4, 41]})
     np.save(tmp_path / "images.npy", images())
     flags = [*FLAGS, "--clusters", "100"]
-    status, _, err = sela(capsys, "train", "--data", tmp_path / "images.npy", "--out", tmp_path / "run", *flags)
+    status, _, err = sela("train", "--data", tmp_path / "images.npy", "--out", tmp_path / "run", *flags)
     assert (status, err.count("\n")) == (2, 1)
     assert "at most the number of images, 40, found 100" in err
     assert not (tmp_path / "run").exists()
@@ -139,10 +130,10 @@ def test_d7_fewer_images_than_ranks_are_an_error_that_says_both():
 
 # D7
 @pytest.mark.slow
-def test_d7_fewer_images_than_ranks_end_the_program_with_one_line(tmp_path, capfd):
+def test_d7_fewer_images_than_ranks_end_the_program_with_one_line(tmp_path, sela):
     np.save(tmp_path / "images.npy", images(3))
     status, _, err = sela(
-        capfd, "train", "--data", tmp_path / "images.npy", "--out", tmp_path / "run", *FLAGS, "--devices", "2"
+        "train", "--data", tmp_path / "images.npy", "--out", tmp_path / "run", *FLAGS, "--devices", "2"
     )
     assert (status, err.count("\n")) == (3, 1), err
     assert "for each of the 2 ranks, found 3" in err
@@ -173,7 +164,7 @@ def refused(make, name, value):
 
 
 # D8
-def test_d8_an_unknown_option_is_an_error_before_any_data_are_read(tmp_path, capsys):
+def test_d8_an_unknown_option_is_an_error_before_any_data_are_read(tmp_path, sela):
     absent = tmp_path / "absent"
     with pytest.raises(OptionError, match="unknown option 'epoch'; did you mean 'epochs'"):
         sela_ext.train(absent, out=tmp_path / "run", epoch=3)
@@ -187,7 +178,7 @@ def test_d8_an_unknown_option_is_an_error_before_any_data_are_read(tmp_path, cap
         (["--optimizer", "adam"], "did you mean 'adamw'?"),
         (["--exact=yes"], "ignored explicit argument 'yes'"),
     ):
-        status, _, err = sela(capsys, *train, *flags)
+        status, _, err = sela(*train, *flags)
         assert (status, err.count("\n")) == (2, 1)
         assert told in err
     assert list(tmp_path.iterdir()) == []
@@ -351,8 +342,8 @@ def test_d9_numbers_in_options_of_many_kinds_are_held_to_their_range_too(tmp_pat
     ],
     ids=lambda one: " ".join(one)[:30] if isinstance(one, list) else "",
 )
-def test_d9_the_program_says_the_range_and_ends_with_status_2(tmp_path, capsys, flags, told):
-    status, said, err = sela(capsys, "train", "--data", tmp_path / "absent", "--out", tmp_path / "run", *flags)
+def test_d9_the_program_says_the_range_and_ends_with_status_2(tmp_path, sela, flags, told):
+    status, said, err = sela("train", "--data", tmp_path / "absent", "--out", tmp_path / "run", *flags)
     assert (status, said, err.count("\n")) == (2, "", 1)
     assert told in err
     assert len(err) < 300
@@ -481,14 +472,14 @@ def test_d10_folders_that_a_run_cannot_have_are_distinct_errors_and_nothing_is_d
 
 
 # D10
-def test_d10_the_program_ends_with_the_status_of_the_mistake(places, capsys):
+def test_d10_the_program_ends_with_the_status_of_the_mistake(places, sela):
     here, data, found = places
     before = tree(here)
     for name in ("not empty", "foreign files", "a file", "the data", "read-only", "no name"):
         out, more, error, _ = found[name]
         flags = [f"--{option}" for option in more]
         with bound_by_permissions():
-            status, said, err = sela(capsys, "train", "--data", data, "--out", out, *FLAGS, *flags)
+            status, said, err = sela("train", "--data", data, "--out", out, *FLAGS, *flags)
         assert (status, said, err.count("\n")) == (error.exit_code, "", 1), name
         assert tree(here) == before, name
 

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import nn
 
 import sela_ext
-from sela_ext.cli import main
 from sela_ext.errors import CheckpointError
 from sela_ext.training import Options
 from sela_ext.training.presets import PRESETS
@@ -25,14 +24,6 @@ FLAGS = [
     *("--model", "small-convnet", "--image-size", "16", "--epochs", "1", "--batch-size", "12", "--clusters", "4,3"),
     *("--projection", "0", "--label-source", "eval", "--label-passes", "1", "--threads", "1", "--no-progress"),
 ]
-
-
-def sela(capsys, *arguments):
-    """Status, standard output and standard error of the program."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(one) for one in arguments])
-    printed = capsys.readouterr()
-    return ended.value.code, printed.out, printed.err
 
 
 def images(count=48, side=12, seed=0):
@@ -187,13 +178,13 @@ def test_d11_what_does_not_change_what_is_learnt_may_be_another(finished, tmp_pa
 
 
 # D11
-def test_d11_several_differences_are_all_listed_and_the_status_is_4(tmp_path, capsys):
+def test_d11_several_differences_are_all_listed_and_the_status_is_4(tmp_path, sela):
     np.save(tmp_path / "images.npy", images())
     train = ["train", "--data", tmp_path / "images.npy", "--out", tmp_path / "run", *FLAGS]
-    assert sela(capsys, *train)[0] == 0
+    assert sela(*train)[0] == 0
     before = tree(tmp_path / "run")
     other = ["--clusters", "5,6", "--model", "small-resnet", "--seed", "3", "--resume"]
-    status, said, err = sela(capsys, *train, *other)
+    status, said, err = sela(*train, *other)
     assert (status, said, err.count("\n")) == (4, "", 1)
     for part in (
         "clusters: was [4, 3], now [5, 6]",
@@ -202,13 +193,13 @@ def test_d11_several_differences_are_all_listed_and_the_status_is_4(tmp_path, ca
     ):
         assert part in err
     np.save(tmp_path / "images.npy", images(40))
-    status, said, err = sela(capsys, *train, "--resume")
+    status, said, err = sela(*train, "--resume")
     assert (status, said, err.count("\n")) == (4, "", 1)
     assert "count: was 48, now 40" in err
     assert tree(tmp_path / "run") == before
     # As it was started it goes on, and has nothing left to do.
     np.save(tmp_path / "images.npy", images())
-    assert sela(capsys, *train, "--resume")[0] == 0
+    assert sela(*train, "--resume")[0] == 0
 
 
 # D11
@@ -332,16 +323,16 @@ def test_d17_arrays_that_changed_are_refused(tmp_path):
 
 
 # D17
-def test_d17_images_that_vanished_before_a_resume_are_an_error_of_the_data(tmp_path, capsys):
+def test_d17_images_that_vanished_before_a_resume_are_an_error_of_the_data(tmp_path, sela):
     folder = fill(tmp_path / "images")
     train = ["train", "--data", folder, "--out", tmp_path / "run", *FLAGS]
-    assert sela(capsys, *train)[0] == 0
+    assert sela(*train)[0] == 0
     before = tree(tmp_path / "run")
     shutil.rmtree(folder)
-    status, _, err = sela(capsys, *train, "--resume")
+    status, _, err = sela(*train, "--resume")
     assert (status, err.count("\n")) == (3, 1)
     assert "no such file or folder" in err
     folder.mkdir()
-    status, _, err = sela(capsys, *train, "--resume")
+    status, _, err = sela(*train, "--resume")
     assert (status, err.count("\n")) == (3, 1)
     assert tree(tmp_path / "run") == before

@@ -23,11 +23,6 @@ SOON = 10.0
 
 
 @pytest.fixture(scope="module")
-def command(data):
-    return ["train", *data, *SMALL]
-
-
-@pytest.fixture(scope="module")
 def unbroken(server, command, tmp_path_factory):
     """A run that nothing happens to, and the seconds that it took."""
     out, began = tmp_path_factory.mktemp("unbroken") / "run", time.monotonic()

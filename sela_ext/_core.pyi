@@ -143,6 +143,42 @@ class NewtonRows:
     @property
     def weight(self) -> float: ...
 
+def anderson_cpu(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    row_weights: int,
+    largest_weight: float,
+    maxima: int,
+    maxima_scale: float,
+    reference: npt.NDArray[Any] | None,
+    target: npt.NDArray[np.float64],
+    log_target: npt.NDArray[np.float64],
+    potential: npt.NDArray[np.float64],
+    residual: npt.NDArray[np.float64],
+    error: float,
+    steps: npt.NDArray[np.float64],
+    changes: npt.NDArray[np.float64],
+    tolerance: float,
+    passes: int,
+    memory: int,
+    cap: float,
+    restart: float,
+    patience: int,
+    faint: float,
+    threads: int,
+    isa: str,
+) -> dict[str, Any]:
+    """Many passes with Anderson's acceleration, by addresses (0 = absent); see csrc/sela/anderson.h."""
+
+def anderson_next(
+    residual: npt.NDArray[np.float64], steps: npt.NDArray[np.float64], changes: npt.NDArray[np.float64], cap: float
+) -> npt.NDArray[np.float64]:
+    """The accelerated step from a residual [K], with steps and changes [m, K] behind it, of at most cap nats or so."""
+
 def augment_array(
     options: AugmentOptions,
     effect_options: EffectOptions,
@@ -211,6 +247,9 @@ def augment_resident_cuda(
 def build_info() -> dict[str, Any]:
     """Version, CUDA version and architectures, CPU instruction set in use, compiler."""
 
+def centred(x: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """x, shifted so that target . x = 0."""
+
 def check_parameters(
     options: AugmentOptions,
     parameters: npt.NDArray[np.void],
@@ -218,6 +257,11 @@ def check_parameters(
     width: int,
 ) -> None:
     """Raises ValueError for parameters that do not fit images of height x width."""
+
+def column_state(
+    columns: npt.NDArray[np.float64], weight: float, target: npt.NDArray[np.float64], potential: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float, float]:
+    """What column sums come to: (shares, their logarithms, error, target . potential)."""
 
 def cuda_device_count() -> int:
     """Number of CUDA devices; 0 without CUDA, without a driver or a card."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sela_ext.assign.problem import Evaluation, Problem
+from sela_ext.kernels.anderson import anderson_step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,42 +28,27 @@ PART_ROWS, PART_ROWS_PER_COLUMN, MORE_ROWS = 4096, 4, 8
 PART_ERROR, PART_PASSES = 0.05, 15
 
 
-def accelerated_step(residual: Vector, steps: Vector, changes: Vector) -> Vector:
-    """The Anderson step (type II) from the residual f = log b - log col at g.
-
-    Args:
-        residual: f at the current point [K].
-        steps: differences of successive potentials [K, m], oldest first.
-        changes: differences of the residuals at them [K, m].
-
-    Returns:
-        f - (steps + changes) gamma, where gamma minimises |f - changes gamma|.
-    """
-    if not steps.shape[1]:
-        return residual
-    scale = np.sqrt(np.add.reduce(changes * changes, axis=0))
-    scale[scale == 0] = 1.0
-    gamma = np.linalg.lstsq(changes / scale, residual, rcond=1e-10)[0] / scale
-    step: Vector = residual - (steps + changes) @ gamma
-    return step
-
-
 class Memory:
     """Differences of the latest potentials and of their residuals: a model of how the one changes the other."""
 
     def __init__(self, clusters: int) -> None:
         """Nothing is known."""
-        self._columns = np.empty((2, clusters, MEMORY))  # steps and changes, oldest first
+        self._rows = np.empty((2, MEMORY, clusters))  # steps and changes, oldest first
         self._known = 0
+
+    @property
+    def differences(self) -> Vector:
+        """Steps and changes, float64 [2, m, K]."""
+        return np.ascontiguousarray(self._rows[:, : self._known])
 
     def add(self, step: Vector, change: Vector) -> None:
         """A step of the potential, and what it changed of the residual."""
         if self._known == MEMORY:
-            self._columns[:, :, :-1] = self._columns[:, :, 1:]
+            self._rows[:, :-1] = self._rows[:, 1:]
         else:
             self._known += 1
-        self._columns[0, :, self._known - 1] = step
-        self._columns[1, :, self._known - 1] = change
+        self._rows[0, self._known - 1] = step
+        self._rows[1, self._known - 1] = change
 
     def clear(self) -> None:
         """Forget everything."""
@@ -70,15 +56,7 @@ class Memory:
 
     def step(self, residual: Vector) -> Vector:
         """The accelerated step from a residual, shortened where it goes too far."""
-        steps, changes = np.ascontiguousarray(self._columns[:, :, : self._known])
-        step = accelerated_step(residual, steps, changes)
-        if 2 * float(np.abs(step).max()) <= STEP_CAP:  # nor does it without its mean
-            return step
-        cap = max(STEP_CAP, 2 * float(np.abs(residual).max()))
-        size = float(np.abs(step - np.add.reduce(step) / len(step)).max())
-        if not math.isfinite(size):
-            return residual
-        return step * (cap / size) if size > cap else step
+        return anderson_step(residual, *self.differences, cap=STEP_CAP)
 
 
 def parts_of(problem: Problem) -> list[int]:
@@ -113,6 +91,30 @@ def solve_part(problem: Problem, start: Vector, every: int, memory: Memory) -> V
     return potential
 
 
+def one_by_one(problem: Problem, at: Evaluation, residual: Vector, memory: Memory, passes: int) -> Evaluation:
+    """`anderson_passes` for rows that are elsewhere, or with somebody who watches: the same passes, with equal bits."""
+    best, lowest, since = at, at.error, 0
+    for _ in range(passes):
+        potential = problem.centred(at.potential + memory.step(residual))
+        if not np.isfinite(potential).all():
+            break
+        new = problem.evaluate(potential, previous=at, look=True)
+        if not new.plain:
+            break
+        new_residual = problem.centred(new.sinkhorn_step(problem.target))
+        memory.add(new.potential - at.potential, new_residual - residual)
+        at, residual = new, new_residual
+        if at.error < best.error:
+            best = at
+        if at.error <= problem.tol:
+            return at
+        since = 0 if at.error < 0.5 * lowest else since + 1
+        lowest = lowest if since else at.error
+        if at.error > RESTART * best.error or since >= PATIENCE:
+            break
+    return problem.evaluate(best.potential)
+
+
 def solve_anderson(
     problem: Problem, start: Vector, first: Evaluation | None = None, parts: Sequence[int] = ()
 ) -> Evaluation:
@@ -133,6 +135,13 @@ def solve_anderson(
         start = solve_part(problem, start, every, memory)
     at = best = problem.evaluate(start) if first is None else first
     residual = problem.centred(at.sinkhorn_step(problem.target))
+    passes = problem.passes_to_spare(at)
+    if passes and best.error > problem.tol:
+        limits = {"memory": MEMORY, "cap": STEP_CAP, "restart": RESTART, "patience": PATIENCE}
+        further = problem.many_passes(at, residual, memory.differences, passes, **limits)
+        at = best = one_by_one(problem, at, residual, memory, passes) if further is None else further
+        residual = problem.centred(at.sinkhorn_step(problem.target))
+        memory.clear()
     plain = False  # the last step was the plain one from `best`
     lowest, since = best.error, 0  # passes since the error was last halved
     highest, resting = at, 0  # in the objective; plain iterations to come

@@ -14,6 +14,7 @@ from sela_ext.assign.marginals import EMPTY
 from sela_ext.assign.shards import Shard
 from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of, whole_pass
 from sela_ext.errors import DataError
+from sela_ext.kernels.anderson import anderson_passes, centred, column_state
 from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.sinkhorn import check_logits, rows_read
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
@@ -266,27 +267,17 @@ class Problem:
                 "no row is left to assign"
             )
         columns = sums.column_sums
-        shares = np.asarray(columns.cpu().numpy() if hasattr(columns, "cpu") else columns) / sums.weight
-        error = float(np.add.reduce(np.abs(shares - self.target)))
-        objective = float(self.target @ potential) - sums.objective / sums.weight
-        entry = {"passes": self.passes, "error": error, "objective": objective, "seconds": self.seconds}
-        if not whole:
-            entry |= {"lam": self.lam * factor, "rows": read}
-        if self.stored is not None:
-            entry["bits"] = 64 if self.dtype == "float64" else 16
+        columns = np.ascontiguousarray(columns.cpu().numpy() if hasattr(columns, "cpu") else columns, np.float64)
+        shares, log_shares, error, pulled = column_state(columns, sums.weight, self.target, potential)
+        objective = pulled - sums.objective / sums.weight
+        seconds = self.seconds
         faint = np.flatnonzero(shares < self.faint_level)
         plain = self.all_wanted and not len(faint)
-        log_shares: Vector
-        if plain:
-            log_shares = np.log(shares)
-        else:
-            with np.errstate(divide="ignore"):
-                log_shares = np.log(shares)
         if len(faint) and not look:
             log_shares = self._exact_log_shares(log_shares, faint, potential, sums, factor, every)
         at = self.judged(Evaluation(potential, shares, log_shares, error, objective, sums, plain), factor, every)
-        entry |= {"error": at.error, "objective": at.objective}
-        self.history.append(entry)
+        part = {} if whole else {"lam": self.lam * factor, "rows": read}
+        entry = self._note(at.error, at.objective, seconds, **part)
         if self.progress is not None:
             self.progress(entry)
         return at
@@ -302,6 +293,74 @@ class Problem:
         if reference is not None:
             reference = np.ascontiguousarray(reference, self._whole.lse_type)
         return self._whole(potential, reference=reference, **options)
+
+    def passes_to_spare(self, at: Evaluation) -> int:
+        """How many accelerated passes may follow a pass, where they cost less than what is around them; else 0.
+
+        That is a question of the problem alone, not of where its rows are or of who watches: the same everywhere.
+        """
+        small = self.rows * int(self.logits.shape[1]) <= SMALL
+        plain = type(self) is Problem and self.all_wanted and at.plain and self.tol > 0
+        return max(0, math.floor(self.max_passes - self.full_passes) - 2) if small and plain else 0
+
+    def many_passes(
+        self, at: Evaluation, residual: Vector, differences: Vector, passes: int, **limits: Any
+    ) -> Evaluation | None:
+        """Accelerated passes in one call, see `anderson_passes`.
+
+        Args:
+            at: a pass over all rows, the latest one.
+            residual: [K], the step there.
+            differences: [2, m, K], of the potential before and of the residual.
+            passes: at most so many.
+            limits: for `anderson_passes`.
+
+        Returns:
+            The evaluation that converged, or else one at the best potential; None where rows are elsewhere or somebody
+            watches.
+        """
+        here = type(self.shard) is Shard and self._whole is not None and self._passed is self.working
+        if not here or self.progress is not None or self._reference_factor != 1.0:
+            return None
+        assert self._whole is not None
+        reference = self._reference
+        before = self.seconds
+        found = anderson_passes(
+            self._whole,
+            self.target,
+            at.potential,
+            residual,
+            at.error,
+            scale=self.lam,
+            reference=None if reference is None else np.ascontiguousarray(reference, self._whole.lse_type),
+            steps=differences[0],
+            changes=differences[1],
+            tolerance=self.tol,
+            passes=passes,
+            faint=FAINT,
+            **limits,
+        )
+        for error, objective, seconds in zip(found.errors, found.objectives, found.seconds, strict=True):
+            self.full_passes += 1
+            self.passes += 1
+            self._note(float(error), float(objective), before + float(seconds))
+        if found.sums is None:
+            return self.evaluate(found.best)
+        self._reference = found.sums.lse
+        if not found.converged:
+            return self.evaluate(found.best)
+        columns = found.sums.column_sums
+        shares = np.asarray(columns.numpy() if hasattr(columns, "numpy") else columns) / found.sums.weight
+        errors = (float(found.errors[-1]), float(found.objectives[-1]))
+        return Evaluation(found.potential, shares, np.log(shares), *errors, found.sums, True)
+
+    def _note(self, error: float, objective: float, seconds: float, **more: float) -> dict[str, float]:
+        """A pass for the history."""
+        entry = {"passes": self.passes, "error": error, "objective": objective, "seconds": seconds, **more}
+        if self.stored is not None:
+            entry["bits"] = 64 if self.dtype == "float64" else 16
+        self.history.append(entry)
+        return entry
 
     def _common(self) -> dict[str, Any]:
         """Arguments that all passes have in common."""
@@ -388,4 +447,4 @@ class Problem:
 
     def centred(self, potential: Vector) -> Vector:
         """The potential shifted so that sum_k b_k g_k = 0: it is defined up to a constant."""
-        return potential - float(self.target @ potential)
+        return centred(potential, self.target)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sela_ext.kernels.anderson import anderson_step
 from sela_ext.kernels.augment import (
     EFFECTS,
     PARAMETERS,
@@ -95,6 +96,7 @@ __all__ = [
     "VectorView",
     "Verdict",
     "add_sums",
+    "anderson_step",
     "augment",
     "augment_planes",
     "augment_resident",

@@ -271,6 +271,12 @@ class CpuPass:
         rows: N.
         cols: K.
         lse_type: what log-sum-exp comes in.
+        logits: as they came.
+        stored: the same where they are a 16-bit copy, else None.
+        weights_at: address of the row weights; 0 without.
+        largest_weight: of the whole matrix.
+        threads: of the processor.
+        isa: CPU instruction set.
 
     Raises:
         OptionError: an argument of a wrong shape or value.
@@ -290,16 +296,21 @@ class CpuPass:
         self.name = check_logits(logits)
         self.rows, self.cols = (int(n) for n in logits.shape)
         self.lse_type = np.float64 if self.name == "float64" else np.float32
-        self._logits = logits
+        self.logits = logits
         self._weights = None if row_weights is None else check_weights(row_weights, self.rows)
-        self._largest = check_largest(largest_weight, self._weights)
-        self._threads, self._isa = threads, isa
+        self.largest_weight = check_largest(largest_weight, self._weights)
+        self.threads, self.isa = threads, isa
         self._first_row = first_row
         self._rows_in_all = first_row + self.rows if rows_in_all is None else rows_in_all
         # `_memory` holds what the addresses point into.
         self._memory, self._address, self._stride = rows_of(logits)
-        self._weights_at = 0 if self._weights is None else self._weights.ctypes.data
-        self._stored = logits if isinstance(logits, StoredLogits) else None
+        self.weights_at = 0 if self._weights is None else self._weights.ctypes.data
+        self.stored = logits if isinstance(logits, StoredLogits) else None
+
+    @property
+    def addresses(self) -> tuple[int, str, int, int, int]:
+        """Where the logits are: address, type, rows, columns, and elements from one row to the next."""
+        return self._address, self.name, self.rows, self.cols, self._stride
 
     def __call__(
         self,
@@ -315,27 +326,23 @@ class CpuPass:
     ) -> SinkhornSums:
         """One pass; potential [K] is finite, reference [N] of `lse_type`. See `sinkhorn_pass`."""
         if bounds is not None:
-            check_bounds(bounds, self._logits)
+            check_bounds(bounds, self.logits)
             if every > 1 and not bounds.complete:
                 bounds = None
         unit, maxima, maxima_scale = scale, 0, 0.0
-        if self._stored is not None:
-            unit, maxima, maxima_scale = unit_of(self._stored, scale), self._stored.maxima.ctypes.data, scale
+        if self.stored is not None:
+            unit, maxima, maxima_scale = unit_of(self.stored, scale), self.stored.maxima.ctypes.data, scale
         kept = None if keep is None else _core.Candidates(level=float(keep), limit=keep_at_most)
         columns, exact, lse, labels, objective, weight, masked, live = _core.sinkhorn_sums_cpu(
-            self._address,
-            self.name,
-            self.rows,
-            self.cols,
-            self._stride,
+            *self.addresses,
             unit,
             potential,
-            self._weights_at,
-            self._largest,
+            self.weights_at,
+            self.largest_weight,
             reference,
             want_labels,
-            self._threads,
-            self._isa,
+            self.threads,
+            self.isa,
             every,
             kept,
             self._first_row,
@@ -349,16 +356,16 @@ class CpuPass:
             bounds.complete = True
         end = self._first_row + self.rows
         return SinkhornSums(
-            like(self._logits, columns),
+            like(self.logits, columns),
             objective,
             weight,
-            like(self._logits, lse),
-            None if labels is None else like(self._logits, labels),
+            like(self.logits, lse),
+            None if labels is None else like(self.logits, labels),
             masked,
             kept,
             exact,
             self._rows_in_all,
-            self._largest,
+            self.largest_weight,
             (rows_read(end, every) - rows_read(self._first_row, every)) * self.cols,
             live,
         )

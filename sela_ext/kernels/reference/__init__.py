@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sela_ext.kernels.reference.anderson import anderson_step
 from sela_ext.kernels.reference.augment import (
     augment,
     augment_resident,
@@ -21,6 +22,7 @@ from sela_ext.kernels.reference.vectors import vector_rows
 
 __all__ = [
     "Reader",
+    "anderson_step",
     "augment",
     "augment_planes",
     "augment_resident",

@@ -18,7 +18,8 @@ def add_train(commands: Any, chosen: str) -> None:
         "device; options.json in the run folder says which value was taken and why.",
         epilog="examples: sela train --data digits --out runs/digits | "
         "sela train --data my/photos --out runs/photos --clusters 20 --epochs 50 | "
-        "sela train --data my/photos --out runs/photos --resume | "
+        "sela train --data my/photos --out runs/photos --clusters 20 --epochs 50 --resume | "
+        "sela train --config runs/photos/options.json --out runs/photos --resume | "
         "sela train --data features.npy --out runs/features --clusters 100 --labels y.npy | "
         "sela train --config run.yaml | "
         "sela train --config runs/digits/options.json --out runs/again",

@@ -1,7 +1,7 @@
 """Every command and code block of README and pages is executed, with small stand-ins for the files that they name.
 
-How commands are shortened is written down in conftest.py (`SHORTER`). Every page with blocks is in one of the three tables
-below, or a test fails.
+How commands are shortened is written down in conftest.py (`SHORTER`). Every page with blocks is in one of the tables below,
+or a test fails.
 """
 
 import shutil
@@ -77,13 +77,11 @@ def backbones(desk):
     released(desk)
     shutil.copytree("VOCdevkit/VOC2007", "VOCdevkit/VOC2012")
     finetune = sela_ext.finetune
-    desk.setattr(
-        sela_ext, "finetune", lambda *a, **k: finetune(*a, **{"out": "runs/py", "iterations": 2, **k, **SMALL})
-    )
+    desk.setattr(sela_ext, "finetune", lambda *a, **k: finetune(*a, **{"out": "runs/py", **k, **SMALL}))
 
 
 # Of a fine-tuning from Python; conftest.py has the same for the command line.
-SMALL = {"image_size": 64, "test_crops": "centre", "threads": 1, "progress": False}
+SMALL = {"iterations": 2, "image_size": 64, "test_crops": "centre", "threads": 1, "progress": False}
 
 
 # The page, what is there before it begins, and how many commands and blocks it must have had executed.

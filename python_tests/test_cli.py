@@ -1,6 +1,8 @@
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +65,17 @@ def test_train_reads_the_options_of_cluster_sizes(capsys, monkeypatch, arguments
         (["train", "--data", "", "--out", "x"], 3, "found an empty path"),
         (["train", "--data", "a" * 5000, "--out", "x"], 3, "cannot be opened: File name too long"),
         (["train", "--data", "digits"], 2, "--out"),
-        (["tran"], 2, "tran"),
+        (["tran"], 2, "expected one of train, assign, verify"),
+        (["tran"], 2, "found tran; did you mean 'train'?"),
+        (
+            ["export", "x", "--out", "y", "--format", "onx"],
+            2,
+            "--format: expected one of torchvision, safetensors, onnx",
+        ),
+        (["train", "--out", "x"], 2, "expected --data, or a --config"),
+        (["train", "--data", "digits", "--out", "x", "--augment", "cifra"], 2, "did you mean 'cifar'?"),
+        (["evaluate", "random:small-resnet", "--data", "digits", "--what", "lineal"], 2, "did you mean 'linear'?"),
+        (["train", "--config", "absent.yaml"], 2, "config: expected a YAML or JSON file of options"),
         ([], 2, "command"),
         (["assign", "absent.npy", "--out", "x.npy"], 3, "absent.npy: expected a .npy file"),
         (["report", "absent"], 3, "absent: expected a run folder"),
@@ -186,8 +198,72 @@ def test_assign_refuses_a_file_that_is_cut_off(capsys, logits_file):
 def test_info_names_versions_and_devices(capsys):
     code, out, _ = sela(capsys, "info")
     assert code == 0
-    assert "cpu_isa" in out
-    assert "torch" in out
+    names = {line.split()[0] for line in out.splitlines()}
+    assert {"version", "cpu_isa", "cuda_archs", "torch", "python", "device", "extra", "data", "presets"} <= names
+    assert " digits " in out
+
+
+def test_info_tells_which_extras_are_there(capsys, monkeypatch):
+    import importlib.metadata
+
+    def version(name):
+        if name == "timm":
+            raise importlib.metadata.PackageNotFoundError
+        return "9.8.7"
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    code, out, _ = sela(capsys, "info")
+    assert code == 0
+    assert "extra         timm absent: networks timm/NAME; pip install 'sela_ext[timm]'" in out.splitlines()
+    assert "extra         faiss 9.8.7: nearest neighbours among very many features" in out.splitlines()
+
+
+def test_info_is_one_json_object_on_request(capsys):
+    code, out, _ = sela(capsys, "info", "--json")
+    assert code == 0
+    assert json.loads(out)["version"] == sela_ext.__version__
+    code, out, _ = sela(capsys, "info", "--presets", "--json")
+    assert code == 0
+    assert "digits" in json.loads(out)
+
+
+def test_info_knows_every_extra_that_is_for_users(capsys):
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    extras = text.partition("[project.optional-dependencies]")[2].partition("[project.scripts]")[0]
+    declared = set(re.findall(r"^(\w+) = \[", extras, re.MULTILINE))
+    for_developers = {"test", "dev", "docs", "peers", "inspect"}
+    assert declared - for_developers == set(json.loads(sela(capsys, "info", "--json")[1])["extras"])
+
+
+COMMANDS = [
+    "train",
+    "assign",
+    "verify",
+    "evaluate",
+    "predict",
+    "embed",
+    "export",
+    "pack",
+    "finetune",
+    "report",
+    "doctor",
+    "info",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_ends_with_examples_each_on_a_line(capsys, command):
+    code, out, _ = sela(capsys, command, "--help")
+    assert code == 0
+    lines = re.split(r"^examples?:$", out, flags=re.MULTILINE)[1].strip("\n").splitlines()
+    assert lines
+    assert all(line.startswith(f"  sela {command}") for line in lines)
+
+
+def test_the_commands_are_these(capsys):
+    out = sela(capsys, "--help")[1]
+    assert re.search(r"\n    (\w+)  ", out)
+    assert re.findall(r"^    (\w+) ", out, re.MULTILINE) == COMMANDS
 
 
 @pytest.mark.parametrize(("version", "shown"), [("13.0", "no CUDA device"), (None, "this torch is built without CUDA")])

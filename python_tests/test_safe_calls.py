@@ -50,6 +50,7 @@ ALLOWED = {
     "data/pickled.py": {"pickle.Unpickler": "a subclass that finds none but five inert classes of its own module"},
     "export/optional.py": {"import_module of a name that is not written there": "packages that the formats name"},
     "kernels/__init__.py": {"import_module of a name that is not written there": "one of two names beside it"},
+    "training/config.py": {"import yaml": "takes texts apart, of which nothing is built: see `yaml` below"},
     "training/launch.py": {
         "pickle.loads": "from processes that it started itself, through files without a name",
         "import cloudpickle": "the same",
@@ -123,6 +124,8 @@ def faults_of_call(call, name):
         yield "import_module of a name that is not written there"
     if name == "jinja2.Environment" and keyword(call, "autoescape") is not True:
         yield "templates that do not escape"
+    if name.startswith("yaml.") and name != "yaml.compose":
+        yield f"{name}: yaml may take a text apart, and build nothing"
     if name == "csv.writer":
         yield "csv.writer, which leaves a carriage return bare"
 
@@ -184,6 +187,7 @@ def test_every_exception_is_still_needed():
         "eval(text)",
         "exec(text)",
         "import yaml\nyaml.load(text)",
+        "yaml.safe_load(text)",
         "def f():\n    from joblib import load",
         "import os\nos.system('ls')",
         "import os\nos.execvp(name, words)",

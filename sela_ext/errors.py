@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # Characters of a value in a message.
@@ -135,6 +136,17 @@ def out_of_memory(remedy: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         told = f" ({text[:200]})" if text else ""
         raise ResourceError(f"memory: expected more than this process can have{told}; {remedy}") from error
+
+
+def nearest(found: object, known: Iterable[str]) -> str:
+    """Words for the end of a message: the known name that is most like what was found; nothing where none is.
+
+    Example:
+        >>> nearest("resnt18", ["alexnet", "resnet18"]), nearest("x", ["alexnet"])
+        ("; did you mean 'resnet18'?", '')
+    """
+    near = difflib.get_close_matches(str(found)[:_SHOWN].lower(), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def shown(value: Any) -> str:

@@ -6,20 +6,36 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, nearest
+
+
+class _Help(argparse.HelpFormatter):
+    """Each example on a line of its own, whole, as it can be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        head, found, examples = text.partition(": ")
+        if not found or head not in ("example", "examples"):
+            return super()._fill_text(text, width, indent)
+        return "\n".join([f"{head}:", *(f"  {one}" for one in examples.split(" | "))])
+
+
+# What argparse says of a value that is none of those allowed; versions of Python differ in the quotes.
+_INVALID_CHOICE = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
     """Errors are one line, name the nearest option, and exit with status 2."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong as an OptionError."""
@@ -29,11 +45,18 @@ class Parser(argparse.ArgumentParser):
             known = [string for action in self._actions for string in action.option_strings]
             near = difflib.get_close_matches(wrong.split("=")[0], known, n=1)
             message = f"unknown {kind} {wrong}" + (f"; did you mean {near[0]}?" if near else "")
+        choice = _INVALID_CHOICE.fullmatch(message)
+        if choice:
+            known = [name.strip("'\"") for name in choice[3].split(", ")]
+            name, found = choice[1], choice[2]
+            message = f"{name}: expected one of {', '.join(known)}, found {found}{nearest(found, known)}"
         raise OptionError(f"{message}; see {self.prog} --help")
 
 
 def add_options(parser: argparse.ArgumentParser, options: Any) -> None:
     """Add every field of a dataclass of options, dashes for underscores."""
+    from sela_ext.training.option_text import read_option
+
     for spec in dataclasses.fields(options):
         meta = spec.metadata
         if spec.name == "callbacks":
@@ -48,7 +71,12 @@ def add_options(parser: argparse.ArgumentParser, options: Any) -> None:
             continue
         shown = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else meta["kind"].upper()
         parser.add_argument(
-            flag, dest=spec.name, default=argparse.SUPPRESS, metavar=shown, help=text, type=_reader(spec)
+            flag,
+            dest=spec.name,
+            default=argparse.SUPPRESS,
+            metavar=shown,
+            help=text,
+            type=functools.partial(read_option, spec),
         )
 
 
@@ -112,28 +140,3 @@ def result_table(path: str) -> Iterator[IO[str]]:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
         yield text
         text.detach()
-
-
-def _reader(spec: dataclasses.Field[Any]) -> Any:
-    """How the text of an option becomes a value; what it cannot read stays text, for the option's own check."""
-    kind = spec.metadata["kind"]
-
-    def number(text: str) -> Any:
-        for read in (int, float):
-            try:
-                return read(text)
-            except ValueError:
-                continue
-        return text
-
-    def numbers(text: str) -> Any:
-        parts = [number(part) for part in text.split(",")]
-        return parts if len(parts) > 1 else parts[0]
-
-    if kind in ("int", "float"):
-        return number
-    if kind in ("ints", "floats") or spec.name in ("marginals", "size_bounds"):
-        return numbers
-    if spec.name in ("holdout", "devices", "relax"):
-        return number
-    return str

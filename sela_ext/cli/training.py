@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from sela_ext.cli.parser import add_options
-from sela_ext.errors import SelaError, harmless
+from sela_ext.errors import OptionError, SelaError, harmless
 
 
 def add_train(commands: Any, chosen: str) -> None:
@@ -18,15 +18,23 @@ def add_train(commands: Any, chosen: str) -> None:
         "device; options.json in the run folder says which value was taken and why.",
         epilog="examples: sela train --data digits --out runs/digits | "
         "sela train --data my/photos --out runs/photos --clusters 20 --epochs 50 | "
-        "sela train --data my/photos --out runs/photos --resume | "
-        "sela train --data features.npy --out runs/features --clusters 100 --labels y.npy",
+        "sela train --data my/photos --out runs/photos --clusters 20 --epochs 50 --resume | "
+        "sela train --config runs/photos/options.json --out runs/photos --resume | "
+        "sela train --data features.npy --out runs/features --clusters 100 --labels y.npy | "
+        "sela train --config run.yaml | "
+        "sela train --config runs/digits/options.json --out runs/again",
     )
     train.add_argument(
         "--data",
-        required=True,
         help='"digits", a folder of images, IDX files, a .npy of uint8 images, or a .npy of feature vectors (floats)',
     )
-    train.add_argument("--out", required=True, help="run folder; empty or absent unless --resume or --overwrite")
+    train.add_argument("--out", help="run folder; empty or absent unless --resume or --overwrite")
+    train.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML or JSON file of options, data and out among them (options here go before it, it before a preset); "
+        "or options.json of a run, which repeats it",
+    )
     if chosen == "train":  # the options live beside torch, which takes a second to import
         from sela_ext.training.options import Options
 
@@ -59,8 +67,14 @@ def add_finetune(commands: Any, chosen: str) -> None:
 
 def add_report(commands: Any) -> None:
     """Add `report`."""
-    report = commands.add_parser("report", help="write the report of a run again")
-    report.add_argument("run_folder", help="run folder")
+    report = commands.add_parser(
+        "report",
+        help="write the report of a run again",
+        description="Write report.html of a run again, from what is in its folder; images are shown where the data are "
+        "still at their place.",
+        epilog="example: sela report runs/digits",
+    )
+    report.add_argument("run_folder", metavar="run", help="run folder")
     report.set_defaults(run=_report, parser=report)
 
 
@@ -68,8 +82,13 @@ def _train(given: argparse.Namespace) -> int:
     from sela_ext.training import train
     from sela_ext.training.plan import RunPlan
 
-    options = {k: v for k, v in vars(given).items() if k not in ("command", "run", "parser", "data", "out")}
-    found = train(given.data, out=given.out, **options)
+    options = {k: v for k, v in vars(given).items() if k not in ("command", "run", "parser", "data", "out", "config")}
+    missing = [flag for flag, value in (("--data", given.data), ("--out", given.out)) if value is None]
+    if missing and given.config is None:
+        raise OptionError(
+            f"train: expected {' and '.join(missing)}, or a --config that has them; see sela train --help"
+        )
+    found = train(given.data, out=given.out, config=given.config, **options)
     if isinstance(found, RunPlan) and not options.get("progress", True):
         print(found.table())  # without progress the run says nothing, but here the plan is what was asked for
     return 0

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sela_ext.data.source import Int64Array
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, nearest
 
 IMBALANCES = ("none", "light", "heavy")
 # Beyond the seeds of the other draws of a run, in the second half of the key.
@@ -44,7 +44,9 @@ def removed_counts(counts: npt.ArrayLike, imbalance: str) -> Int64Array:
         [0, 500, 1000, 1500, 2000, 2500, 3000, 3500, 4000, 4500]
     """
     if imbalance not in IMBALANCES:
-        raise OptionError(f"imbalance: expected one of {', '.join(IMBALANCES)}, found {imbalance!r}")
+        raise OptionError(
+            f"imbalance: expected one of {', '.join(IMBALANCES)}, found {imbalance!r}{nearest(imbalance, IMBALANCES)}"
+        )
     sizes = np.asarray(counts, np.int64)
     classes = len(sizes)
     if imbalance == "heavy":

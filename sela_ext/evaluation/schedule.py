@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from sela_ext.errors import OptionError
+from sela_ext.errors import OptionError, nearest
 
 
 @dataclass(frozen=True)
@@ -113,5 +113,7 @@ def named_schedule(schedule: str | ProbeSchedule, epochs: int | None = None) -> 
     elif schedule in known:
         found = known[schedule]
     else:
-        raise OptionError(f"schedule: expected {', '.join(known)} or a ProbeSchedule, found {schedule!r}")
+        raise OptionError(
+            f"schedule: expected {', '.join(known)} or a ProbeSchedule, found {schedule!r}{nearest(schedule, known)}"
+        )
     return found if epochs is None else found.stretched(epochs)

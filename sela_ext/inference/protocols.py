@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sela_ext import build_info
 from sela_ext.data import Source
-from sela_ext.errors import DataError, OptionError
+from sela_ext.errors import DataError, OptionError, nearest
 from sela_ext.evaluation import (
     Pooled,
     Stages,
@@ -142,7 +142,7 @@ def evaluate(
     """
     wanted = _wanted(what)
     if probe not in PROBES:
-        raise OptionError(f"probe: expected one of {', '.join(PROBES)}, found {probe!r}")
+        raise OptionError(f"probe: expected one of {', '.join(PROBES)}, found {probe!r}{nearest(probe, PROBES)}")
     neighbours = tuple(k) if isinstance(k, Iterable) else (int(k),)
     _check_numbers(neighbours, sigma, pca, crops, fractions, seed)
     begin = time.perf_counter()
@@ -208,7 +208,10 @@ def _wanted(what: str | Iterable[str]) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(_OTHER_NAMES.get(name, name) for name in names))
     wrong = [name for name in found if name not in WHAT]
     if wrong or not found:
-        raise OptionError(f"what: expected some of {', '.join(WHAT)}, found {wrong[0]!r}" if wrong else "what: empty")
+        if not wrong:
+            raise OptionError("what: empty")
+        hint = nearest(wrong[0], WHAT)
+        raise OptionError(f"what: expected some of {', '.join(WHAT)}, found {wrong[0]!r}{hint}")
     return found
 
 

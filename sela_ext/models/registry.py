@@ -158,6 +158,16 @@ def load_weights(module: nn.Module, file: str, name: str) -> None:
     module.load_state_dict({key: found[key] for key in wanted if key in found}, strict=False)
 
 
+def own_names() -> list[str]:
+    """Networks of this package, by the names that `model` takes.
+
+    Example:
+        >>> "alexnet" in own_names()
+        True
+    """
+    return list(_OWN)
+
+
 def from_user(model: Any) -> nn.Module:
     """The user's module, or the one that the user's callable returns.
 

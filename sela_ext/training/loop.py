@@ -23,6 +23,7 @@ from sela_ext.report import write_report
 from sela_ext.training import faults, snapshot
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
 from sela_ext.training.clock import Clock
+from sela_ext.training.config import Kept, merge, read_config
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.fixed_labels import refuse_own_folder
 from sela_ext.training.launch import launch
@@ -50,14 +51,30 @@ from sela_ext.training.split import Images, choose_images
 from sela_ext.training.turns import turns
 from sela_ext.training.watch import chance_level, check_outputs, watch
 
+_Path = str | os.PathLike[str]
+
 
 @overload
-def train(data: Any, *, out: str | os.PathLike[str], dry_run: Literal[True], **options: Any) -> RunPlan: ...
+def train(
+    data: Any = None, *, out: _Path | None = None, dry_run: Literal[True], config: _Path | None = None, **options: Any
+) -> RunPlan: ...
 @overload
 def train(
-    data: Any, *, out: str | os.PathLike[str], dry_run: Literal[False] = False, **options: Any
+    data: Any = None,
+    *,
+    out: _Path | None = None,
+    dry_run: Literal[False] = False,
+    config: _Path | None = None,
+    **options: Any,
 ) -> TrainResult: ...
-def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **options: Any) -> TrainResult | RunPlan:
+def train(
+    data: Any = None,
+    *,
+    out: _Path | None = None,
+    dry_run: bool = False,
+    config: _Path | None = None,
+    **options: Any,
+) -> TrainResult | RunPlan:
     """Train a network on unlabelled images by SeLa, and label the images.
 
     Args:
@@ -66,6 +83,9 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
             then trained on noisy views of the rows (see docs/embeddings.md).
         out: run folder; must be empty or absent unless `resume` or `overwrite`.
         dry_run: tell what memory and time the run would take, and end: nothing is trained or written.
+        config: a YAML or JSON file of options, data and out among them; what is given here goes before it, and it
+            before a preset. The options.json of a run repeats that run: what was "auto" is taken again as it was
+            chosen then, unless other options or data are given.
         **options: see `sela train --help` or `sela_ext.training.Options`; "auto" values are chosen from data and
             device, and written to options.json with the reason.
 
@@ -90,6 +110,13 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
     Source: Asano, Rupprecht, Vedaldi, "Self-labelling via simultaneous clustering and representation learning",
     ICLR 2020.
     """
+    kept = Kept()
+    given_options, given_data, given_out = options, data, out
+    if config is not None:
+        data, out, options, kept = merge(read_config(config), data, out, options)
+    if data is None or out is None:
+        name, kind = ("data", 'images, such as "digits" or a folder') if data is None else ("out", "a run folder")
+        raise OptionError(f"{name}: expected {kind}, found none; give it, or a config that does")
     chosen = make_options({**options, "dry_run": dry_run})
     check_outputs(chosen)
     device = check_device(chosen.device if chosen.device != AUTO else choose_device()[0])
@@ -97,17 +124,19 @@ def train(data: Any, *, out: str | os.PathLike[str], dry_run: bool = False, **op
     wanted = _number_of_ranks(chosen.devices, started, device)
     if started == 1 and wanted > 1 and not dry_run:
         RunFolder.check(out, resume=chosen.resume, overwrite=chosen.overwrite, data=data)
-        result: TrainResult = launch(_train_rank, (data, out, options), wanted)
+        result: TrainResult = launch(_train_rank, (given_data, given_out, {**given_options, "config": config}), wanted)
         return result
+    if wanted != kept.devices:
+        kept = Kept()
     if started == 1:  # a dry run starts no ranks, and plans for the first one of those that there would be
         joined = Ranks(world_size=wanted, local_world_size=wanted)
     else:
         joined = Ranks.join(device, timeout=chosen.rank_timeout, silence=chosen.rank_silence)
     with joined as ranks, out_of_memory("use a smaller batch_size or model, fewer clusters or heads, or fewer threads"):
-        return _train(data, out, chosen, _given(options), ranks)
+        return _train(data, out, chosen, _given(options), ranks, kept)
 
 
-def _train_rank(data: Any, out: str | os.PathLike[str], options: dict[str, Any]) -> TrainResult:
+def _train_rank(data: Any, out: _Path | None, options: dict[str, Any]) -> TrainResult:
     """What a rank that `launch` started does."""
     result: TrainResult = train(data, out=out, **options)
     return result
@@ -137,9 +166,7 @@ def _number_of_ranks(devices: Any, started: int, device: torch.device) -> int:
     return devices
 
 
-def _train(
-    data: Any, out: str | os.PathLike[str], chosen: Options, given: set[str], ranks: Ranks
-) -> TrainResult | RunPlan:
+def _train(data: Any, out: _Path, chosen: Options, given: set[str], ranks: Ranks, kept: Kept) -> TrainResult | RunPlan:
     """The run, as one of its ranks."""
     with contextlib.ExitStack() as closing:
 
@@ -151,7 +178,7 @@ def _train(
             refuse_own_folder(chosen.fixed_labels, folder.path)
             images = choose_images(data, chosen)
             is_digits = isinstance(data, str) and data == "digits"
-            plan = resolve(chosen, given, images.train, digits=is_digits, fixed=images.fixed, ranks=ranks)
+            plan = resolve(chosen, given, images.train, digits=is_digits, fixed=images.fixed, ranks=ranks, kept=kept)
             if ranks.first and not chosen.dry_run:
                 folder.create()
                 closing.enter_context(RunLock(folder.path))
@@ -493,6 +520,7 @@ def _described(data: Any, run: Run, memory: RunPlan) -> dict[str, Any]:
         "version": build_info()["version"],
         "options": {**snapshot.described_options(run.options), "data": data},
         "reasons": {**run.plan.reasons, "eval_data": run.images.reason},
+        "given": sorted(run.plan.given),
         "resolved": {
             "images": len(run.images.everything),
             "training_images": len(run.source),
@@ -529,11 +557,12 @@ def _given(options: dict[str, Any]) -> set[str]:
 
 
 def _signature() -> inspect.Signature:
-    """The signature that help() shows: data, out, and every option with its default."""
+    """The signature that help() shows: data, out, config, and every option with its default."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
-        inspect.Parameter("data", inspect.Parameter.POSITIONAL_OR_KEYWORD),
-        inspect.Parameter("out", keyword),
+        inspect.Parameter("data", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None),
+        inspect.Parameter("out", keyword, default=None),
+        inspect.Parameter("config", keyword, default=None),
         *(inspect.Parameter(spec.name, keyword, default=spec.default) for spec in dataclasses.fields(Options)),
     ]
     return inspect.Signature(parameters, return_annotation=TrainResult)

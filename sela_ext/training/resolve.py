@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from sela_ext.data import Augment, Source
-from sela_ext.errors import DataError, OptionError, shown
+from sela_ext.errors import DataError, OptionError, nearest, shown
 from sela_ext.kernels import VectorView
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
+from sela_ext.training.config import Kept
 from sela_ext.training.crops import crop_views, default_crops, parse_crops, takes_sizes
 from sela_ext.training.fixed_labels import FixedLabels
 from sela_ext.training.idle import refuse_idle
@@ -24,7 +25,7 @@ from sela_ext.training.presets import FAST, METHODS, PAPER, PRESETS
 from sela_ext.training.ranks import Ranks
 from sela_ext.training.schedule import MILESTONES
 from sela_ext.training.split import has_labels
-from sela_ext.training.vector_options import settle_vectors, view_of
+from sela_ext.training.vector_options import OF_IMAGES, settle_vectors, view_of
 
 # Below this many pixels on the longer side a set counts as small: the fast recipe and its networks.
 SMALL_IMAGES = 64
@@ -92,6 +93,7 @@ def resolve(
     digits: bool = False,
     fixed: FixedLabels | None = None,
     ranks: Ranks | None = None,
+    kept: Kept | None = None,
 ) -> Plan:
     """Replace every "auto".
 
@@ -102,12 +104,15 @@ def resolve(
         digits: the built-in digits, which must not be mirrored.
         fixed: the labels that `fixed_labels` gave.
         ranks: who shares the run; None: one process.
+        kept: what an earlier run chose for itself and this one takes again.
 
     Raises:
         OptionError: options that do not fit the data, or that this version does not have.
     """
     _refuse_together(options, given)
     draft = _Draft.begin(options, given, source, fixed, ranks or Ranks())
+    kept = (kept or Kept()).without(OF_IMAGES if source.vectors is not None else ())
+    draft.keep(kept)
     _settle_recipe(draft)
     device = _settle_device(draft)
     _settle_network(draft, device)
@@ -121,7 +126,7 @@ def resolve(
     refuse_idle(values, draft.asked, source.vectors is not None)
     return Plan(
         Options(**values),
-        draft.reasons,
+        {**{name: kept.reasons[name] for name in kept.values}, **draft.reasons_beside(kept)},
         draft.size,
         augment,
         plain,
@@ -190,6 +195,15 @@ class _Draft:
         return _Draft(
             options, given, asked, recipe, source, len(source), size, small, fast, budget, fixed, ranks, values
         )
+
+    def keep(self, kept: Kept) -> None:
+        """Begin with what an earlier run chose: no recipe replaces it, and nobody asked for it."""
+        self.values.update(kept.values)
+        self.given = {*self.given, *kept.values}
+
+    def reasons_beside(self, kept: Kept) -> dict[str, str]:
+        """Of what was chosen now."""
+        return {name: reason for name, reason in self.reasons.items() if name not in kept.values}
 
     def settle(self, name: str, value: Any, reason: str) -> None:
         """Set an option that is still open."""
@@ -675,7 +689,10 @@ def named_augment(name: Any, size: int, option: str = "augment") -> Augment:
     if isinstance(name, Augment):
         return name
     if name not in known:
-        raise OptionError(f"{option}: expected one of {', '.join(known)} or a sela_ext.Augment, found {shown(name)}")
+        hint = nearest(name, known)
+        raise OptionError(
+            f"{option}: expected one of {', '.join(known)} or a sela_ext.Augment, found {shown(name)}{hint}"
+        )
     if name == "swav":
         return Augment.multi_crop((size,), (1,), scales=((0.14, 1.0),))[0]
     preset: Augment = getattr(Augment, name)(size)

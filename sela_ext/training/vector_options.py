@@ -51,7 +51,7 @@ _REASONS = {
     "label_passes": "one at the start of every epoch",
 }
 # What only images have; the values are those that mean nothing was asked.
-_OF_IMAGES: dict[str, tuple[Any, ...]] = {
+OF_IMAGES: dict[str, tuple[Any, ...]] = {
     "augment": (AUTO, "none"),
     "image_size": (AUTO,),
     "half_resolution": (AUTO, 0, 0.0),
@@ -95,7 +95,7 @@ def settle_vectors(
     Raises:
         OptionError: an option that only images have.
     """
-    for name, neutral in _OF_IMAGES.items():
+    for name, neutral in OF_IMAGES.items():
         if values[name] not in neutral:
             raise OptionError(f"{name}: expected none with feature vectors, found {values[name]!r}; it is for images")
     if values["method"] == "sela-v2":

@@ -5,6 +5,7 @@ python_tests/kernels.
 """
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ RARE = {
     "largest": [(2, 4), (1, 1), (1, 1)],
 }
 PIXELS = 1 << 40
+FOLDER = Path(os.environ.get("SELA_DATA_DIR") or Path(__file__).resolve().parents[3] / "shared" / "data")
+PHOTOGRAPHS = sorted(FOLDER.glob("*.JPEG"))
 BAD_DATA, BAD_TURN, BAD_SAMPLE = 1, 2, 4
 
 
@@ -148,6 +151,23 @@ def test_a_photograph_sized_file_is_decoded_by_many_blocks(simt, writer):
     before = simt.statistics()["blocks"]
     check(simt, [writer.picture(rng, width, height, HALF, quality=6)])
     assert simt.statistics()["blocks"] > before
+
+
+@pytest.mark.plain_only
+@pytest.mark.skipif(not PHOTOGRAPHS, reason=f"no photographs in {FOLDER.name}: set SELA_DATA_DIR")
+@pytest.mark.parametrize("step", [60, pytest.param(1, marks=pytest.mark.slow)])
+def test_photographs_whole_and_in_part_give_the_cpus_planes(simt, step):
+    rng = np.random.default_rng(23)
+    taken = 0
+    for path in PHOTOGRAPHS[::step]:
+        data = path.read_bytes()
+        facts = simt.jpeg_header(data)
+        if facts["status"] != "ok":
+            continue
+        box = random_box(rng, facts["height"], facts["width"])
+        check(simt, [data, data], [box, (0, 0, 0, 0)])
+        taken += 1
+    assert taken > 0
 
 
 def test_planes_depend_neither_on_grid_nor_on_schedule_nor_on_what_lay_in_memory(simt, writer, schedule):
@@ -420,26 +440,19 @@ def test_random_checkpoints_do_no_harm(simt, writer):
 def test_coefficients_out_of_range_are_noticed_where_the_cpu_notices_them(simt, writer):
     rng = np.random.default_rng(18)
     found = {"ok": 0, "damaged": 0}
-    for trial in range(60 if simt.variant == "plain" else 10):
+    for trial in range(60 if simt.variant == "plain" else 15):
         blocks = np.zeros((1, 4, 64), int)
         blocks[0, :, 0] = rng.integers(-60, 60, 4)
-        for _ in range(int(rng.integers(0, 4))):
-            blocks[0, rng.integers(4), rng.integers(64)] = int(rng.choice([300, -300, 900, 2000, 32767, -90]))
+        for _ in range(int(rng.integers(0, 3))):
+            blocks[0, rng.integers(4), rng.integers(64)] = int(rng.choice([30, -30, 300, -300, 2000, 32767, -90]))
         quant = [int(rng.choice([1, 8, 255]))] * 64
         if trial % 3 == 0:
             blocks[0, :, 1:] = 0  # the short way
-            blocks[0, 2, 0] = int(rng.choice([511, 513, -513, 4000, -4097]))
+            blocks[0, 2, 0] = int(rng.choice([511, 513, -512, -513, 4000, -4097]))
             quant = [8] * 64
         data = writer.write(32, 8, GREY, [blocks], quant)
-        # No index is made of a file out of range: it is taken from one with small coefficients of the same lengths.
         status = on_cpu(simt, data)[0]
-        try:
-            index = index_of(simt, data)
-        except AssertionError:
-            index = None
-        if index is None:
-            index = first_checkpoint(data, 4, 1)
-        word, bits = judged(simt, data, index)
+        word, bits = judged(simt, data, first_checkpoint(data, 4, 1))  # of a file out of range no index is made
         assert word == "ok"
         assert (bits == 0) == (status == "ok")
         found[status] += 1

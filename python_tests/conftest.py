@@ -47,7 +47,7 @@ def as_cuda(monkeypatch, tmp_path):
     import torch
 
     from sela_ext import _core
-    from sela_ext.kernels import device, self_check
+    from sela_ext.kernels import device, jpeg_cuda, self_check
 
     callers = [importlib.import_module(f"sela_ext.kernels.{n}") for n in ("sinkhorn", "augment", "augment_resident")]
 
@@ -60,6 +60,7 @@ def as_cuda(monkeypatch, tmp_path):
 
     def play(card):
         monkeypatch.setattr(self_check, "open_device", lambda place: card)
+        monkeypatch.setattr(jpeg_cuda, "place_of", lambda device: card.place)
         for module in callers:
             monkeypatch.setattr(
                 module, "cuda_place", lambda value: card.place if isinstance(value, torch.Tensor) else None

@@ -28,6 +28,7 @@ class HostCore:
         self.calls = 0
         self.devices = 1
         self.AUGMENT_CUDA_SIDE = _core.AUGMENT_CUDA_SIDE
+        self.JpegBatch = HostBatch
 
     def cuda_device_count(self):
         return self.devices
@@ -77,6 +78,31 @@ class HostCore:
         further = effect_options(Augment.none(1))
         _core.augment_array(options, further, source, rows, params, None, out, dtype, channels_last, 1)
         self.spoil({"params": params, "out": out, "dtype": dtype, "given": bool(given)})
+
+    def decode_jpeg_cuda(self, batch, upload, coefficients, planes, status, stream):
+        self.calls += 1
+        found, words = array_at(planes, np.uint8, batch.plane_bytes), array_at(status, np.int32, batch.image_count)
+        for image, request in zip(batch.images(), batch.requests, strict=False):
+            if image["status"] != "ok":
+                continue
+            data, index, box = request
+            word, decoded, _ = _core.jpeg_planes(data, *box, 1, index, False, 1 << 40, "")
+            words[image["image"]] = word != "ok"
+            for place, plane in zip(image["planes"], decoded[1] if word == "ok" else (), strict=False):
+                shape, strides = (place["height"], place["width"]), (place["stride"], 1)
+                np.lib.stride_tricks.as_strided(found[place["offset"] :], shape, strides)[:] = plane["samples"]
+        self.spoil({"planes": found, "status": words})
+
+
+class HostBatch:
+    """A batch of JPEG files that knows what it was asked for."""
+
+    def __init__(self, files, indexes, boxes, *limits):
+        self.batch = _core.JpegBatch(files, indexes, boxes, *limits)
+        self.requests = list(zip(files, indexes, boxes, strict=True))
+
+    def __getattr__(self, name):
+        return getattr(self.batch, name)
 
 
 class HostCard(device.CudaDevice):

@@ -93,6 +93,43 @@ class Candidates:
     @property
     def rows(self) -> int: ...
 
+class JpegBatch:
+    """What a CUDA device needs of some indexed JPEG files."""
+
+    def __init__(
+        self,
+        files: Sequence[Buffer],
+        indexes: Sequence[Buffer | None],
+        boxes: Sequence[Sequence[int]],
+        most_coefficients: int,
+        most_pixels: int,
+    ) -> None: ...
+    def images(self) -> list[dict[str, Any]]:
+        """What became of each file that was taken, and where its planes will lie."""
+
+    def write(self, out: int) -> None:
+        """Writes the upload to an address."""
+
+    @property
+    def coefficient_bytes(self) -> int: ...
+    @property
+    def image_count(self) -> int:
+        """Statuses that the device writes."""
+
+    @property
+    def plane_bytes(self) -> int: ...
+    @property
+    def taken(self) -> int: ...
+    @property
+    def tile_count(self) -> int:
+        """Warps that transform."""
+
+    @property
+    def upload_bytes(self) -> int: ...
+    @property
+    def work_count(self) -> int:
+        """Blocks of threads that decode."""
+
 class NewtonRows:
     """Candidates in the form that Newton's method works on."""
 
@@ -266,6 +303,9 @@ def column_state(
 def cuda_device_count() -> int:
     """Number of CUDA devices; 0 without CUDA, without a driver or a card."""
 
+def decode_jpeg_cuda(batch: JpegBatch, upload: int, coefficients: int, planes: int, status: int, stream: int) -> None:
+    """Planes of a batch whose upload lies on the current CUDA device, by device addresses."""
+
 def jpeg_header(data: Buffer) -> dict[str, Any]:
     """What the headers say; status "ok" if the file may be decoded."""
 
@@ -348,6 +388,7 @@ def sample_parameters_cuda(
 
 def shuffle(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """A random permutation of 0 .. count - 1, keyed by (seed, epoch)."""
+
 def sinkhorn_resolution(rows: int, largest_weight: float) -> float:
     """Value of one unit of the integer column sums."""
 

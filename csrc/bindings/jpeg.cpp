@@ -33,23 +33,6 @@ Input input_of(const py::buffer& buffer) {
   return {std::move(info), data, size};
 }
 
-const char* word_of(JpegStatus status) {
-  switch (status) {
-    case JpegStatus::ok:
-      return "ok";
-    case JpegStatus::unsupported:
-      return "unsupported";
-    case JpegStatus::damaged:
-      return "damaged";
-    default:
-      return "foreign index";
-  }
-}
-
-const char* word_of(JpegColour colour) {
-  return colour == JpegColour::grey ? "grey" : colour == JpegColour::ycc ? "ycc" : "rgb";
-}
-
 /// Checks what the caller has looked up in the headers before; a height of 0 means the whole image.
 JpegBox box_of(const JpegFile& file, const JpegBox& box, int scale) {
   if (scale != 1 && scale != 2 && scale != 4 && scale != 8)
@@ -92,14 +75,14 @@ py::object index_bytes(const Opened& opened, const JpegIndex& built, bool build)
 py::dict jpeg_header(const py::buffer& data) {
   const Opened opened(data, py::none());
   py::dict out;
-  out["status"] = word_of(opened.status);
+  out["status"] = name_of(opened.status);
   if (opened.status != JpegStatus::ok) return out;
   const JpegFile& file = opened.file;
   py::list sampling;
   for (int c = 0; c < file.components; ++c) sampling.append(py::make_tuple(file.component[c].h, file.component[c].v));
   out["height"] = file.height;
   out["width"] = file.width;
-  out["colour"] = word_of(file.colour);
+  out["colour"] = name_of(file.colour);
   out["sampling"] = py::tuple(sampling);
   out["restart_interval"] = file.restart_interval;
   return out;
@@ -108,7 +91,7 @@ py::dict jpeg_header(const py::buffer& data) {
 py::tuple jpeg_rgb(const py::buffer& data, int64_t top, int64_t left, int64_t height, int64_t width, int scale,
                    const py::object& index, bool build, int64_t max_pixels, const std::string& isa) {
   const Opened opened(data, index);
-  if (opened.status != JpegStatus::ok) return py::make_tuple(word_of(opened.status), py::none(), py::none());
+  if (opened.status != JpegStatus::ok) return py::make_tuple(name_of(opened.status), py::none(), py::none());
   if (opened.file.height * opened.file.width > max_pixels) return py::make_tuple("too large", py::none(), py::none());
   const JpegBox box = box_of(opened.file, {top, left, height, width}, scale);
   const Isa chosen = isa_of(isa);
@@ -121,14 +104,14 @@ py::tuple jpeg_rgb(const py::buffer& data, int64_t top, int64_t left, int64_t he
     status = decode_jpeg_rgb(opened.input.data, opened.input.size, opened.file, box, scale, out, opened.index_or_null(),
                              build ? &built : nullptr, chosen);
   }
-  if (status != JpegStatus::ok) return py::make_tuple(word_of(status), py::none(), py::none());
+  if (status != JpegStatus::ok) return py::make_tuple(name_of(status), py::none(), py::none());
   return py::make_tuple("ok", rgb, index_bytes(opened, built, build));
 }
 
 py::tuple jpeg_planes(const py::buffer& data, int64_t top, int64_t left, int64_t height, int64_t width, int scale,
                       const py::object& index, bool build, int64_t max_pixels, const std::string& isa) {
   const Opened opened(data, index);
-  if (opened.status != JpegStatus::ok) return py::make_tuple(word_of(opened.status), py::none(), py::none());
+  if (opened.status != JpegStatus::ok) return py::make_tuple(name_of(opened.status), py::none(), py::none());
   if (opened.file.height * opened.file.width > max_pixels) return py::make_tuple("too large", py::none(), py::none());
   const JpegBox box = box_of(opened.file, {top, left, height, width}, scale);
   const JpegLayout layout = jpeg_layout(opened.file, box, scale);
@@ -142,7 +125,7 @@ py::tuple jpeg_planes(const py::buffer& data, int64_t top, int64_t left, int64_t
     status = decode_jpeg_planes(opened.input.data, opened.input.size, opened.file, layout, planes,
                                 opened.index_or_null(), build ? &built : nullptr, chosen);
   }
-  if (status != JpegStatus::ok) return py::make_tuple(word_of(status), py::none(), py::none());
+  if (status != JpegStatus::ok) return py::make_tuple(name_of(status), py::none(), py::none());
   py::list out;
   for (int c = 0; c < opened.file.components; ++c) {
     const JpegPlane& plane = layout.plane[c];
@@ -159,11 +142,28 @@ py::tuple jpeg_planes(const py::buffer& data, int64_t top, int64_t left, int64_t
     one["smooth_x"] = plane.smooth_x;
     out.append(one);
   }
-  return py::make_tuple("ok", py::make_tuple(word_of(opened.file.colour), py::tuple(out)),
+  return py::make_tuple("ok", py::make_tuple(name_of(opened.file.colour), py::tuple(out)),
                         index_bytes(opened, built, build));
 }
 
 }  // namespace
+
+const char* name_of(JpegStatus status) {
+  switch (status) {
+    case JpegStatus::ok:
+      return "ok";
+    case JpegStatus::unsupported:
+      return "unsupported";
+    case JpegStatus::damaged:
+      return "damaged";
+    default:
+      return "foreign index";
+  }
+}
+
+const char* name_of(JpegColour colour) {
+  return colour == JpegColour::grey ? "grey" : colour == JpegColour::ycc ? "ycc" : "rgb";
+}
 
 void bind_jpeg(py::module_& m) {
   m.def("jpeg_header", &jpeg_header, py::arg("data"),

@@ -24,14 +24,8 @@ namespace sela {
 namespace SELA_ISA {
 namespace {
 
-constexpr int kBits = 13, kKept = 2;
 /// Up to here in zigzag order, coefficients lie in the first four rows and columns.
 constexpr int kFewLast = 9;
-
-inline uint8_t sample(int32_t biased) {
-  const int32_t value = biased - (kJpegBias - 128);
-  return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
-}
 
 #if defined(SELA_ISA_avx512) || defined(SELA_ISA_avx2)
 
@@ -128,13 +122,13 @@ inline void islow(int16_t* in, const JpegTransform& task, uint16_t* range, uint8
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) v[i] = multiply(v[i], repeat_eight(task.quant + 8 * i));
   if (kFew) {
-    short_pass<kBits - kKept>(v, 0);
+    short_pass<kJpegFirstShift>(v, 0);
     transpose(v);
-    short_pass<kBits + kKept + 3>(v, kJpegBias);
+    short_pass<kJpegSecondShift>(v, kJpegBias);
   } else {
-    pass<kBits - kKept>(v, 0);
+    pass<kJpegFirstShift>(v, 0);
     transpose(v);
-    pass<kBits + kKept + 3>(v, kJpegBias);
+    pass<kJpegSecondShift>(v, kJpegBias);
   }
   const Shorts down = set1_shorts(kJpegBias - 128);
 #pragma GCC unroll 8
@@ -156,34 +150,6 @@ inline void islow(int16_t* in, const JpegTransform& task, uint16_t* range, uint8
 
 #else
 
-/// The product of a weight and a number, modulo 2^32 as in a vector.
-inline uint32_t times(int32_t weight, int32_t x) {
-  return static_cast<uint32_t>(weight) * static_cast<uint32_t>(x);
-}
-
-inline int32_t rounded(uint32_t sum, int shift) {
-  const int32_t value = static_cast<int32_t>(sum) >> shift;
-  return value < -32768 ? -32768 : value > 32767 ? 32767 : value;
-}
-
-/// One pass over eight numbers that lie `step` apart.
-inline void pass(int32_t* v, int step, int shift, int32_t bias) {
-  const int32_t x0 = v[0], x1 = v[step], x2 = v[2 * step], x3 = v[3 * step], x4 = v[4 * step], x5 = v[5 * step],
-                x6 = v[6 * step], x7 = v[7 * step];
-  const uint32_t rounding = static_cast<uint32_t>((bias << shift) + (1 << (shift - 1)));
-  const uint32_t sum = times(8192, x0 + x4) + rounding, difference = times(8192, x0 - x4) + rounding;
-  const uint32_t e2 = times(4433, x2) - times(10704, x6), e3 = times(10703, x2) + times(4433, x6);
-  const uint32_t base[4] = {sum + e3, difference + e2, difference - e2, sum - e3};
-  const uint32_t odd[4] = {times(11363, x1) + times(9633, x3) + times(6437, x5) + times(2260, x7),
-                           times(9633, x1) - times(2259, x3) - times(11362, x5) - times(6436, x7),
-                           times(6437, x1) - times(11362, x3) + times(2261, x5) + times(9633, x7),
-                           times(2260, x1) - times(6436, x3) + times(9633, x5) - times(11363, x7)};
-  for (int i = 0; i < 4; ++i) {
-    v[i * step] = rounded(base[i] + odd[i], shift);
-    v[(7 - i) * step] = rounded(base[i] - odd[i], shift);
-  }
-}
-
 template <bool kFew>
 inline void islow(int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
   int32_t v[64];
@@ -195,12 +161,12 @@ inline void islow(int16_t* in, const JpegTransform& task, uint16_t* range, uint8
   }
   std::memset(in, 0, 64 * sizeof(int16_t));
   uint32_t seen = wrong != 0 ? 0x8000 : 0;
-  for (int x = 0; x < 8; ++x) pass(v + x, 8, kBits - kKept, 0);
+  for (int x = 0; x < 8; ++x) jpeg_pass(v + x, 8, kJpegFirstShift, 0);
   for (int y = 0; y < 8; ++y) {
-    pass(v + 8 * y, 1, kBits + kKept + 3, kJpegBias);
+    jpeg_pass(v + 8 * y, 1, kJpegSecondShift, kJpegBias);
     for (int x = 0; x < 8; ++x) {
       seen |= static_cast<uint32_t>(v[8 * y + x]);
-      out[y * stride + x] = sample(v[8 * y + x]);
+      out[y * stride + x] = jpeg_sample(v[8 * y + x]);
     }
   }
   range[0] |= static_cast<uint16_t>(seen);
@@ -212,9 +178,9 @@ inline void islow(int16_t* in, const JpegTransform& task, uint16_t* range, uint8
 template <int n>
 inline void flat(int16_t* in, const JpegTransform& task, uint16_t* range, uint8_t* out, int64_t stride) {
   for (int lane = 0; lane < kLanes; ++lane) {
-    const int32_t biased = ((in[8 * lane] * task.quant[0] + 4) >> 3) + kJpegBias;
+    const int32_t biased = jpeg_flat(in[8 * lane] * task.quant[0]);
     range[0] |= static_cast<uint16_t>(biased | (biased >> 16));
-    const uint64_t eight = 0x0101010101010101u * sample(biased);
+    const uint64_t eight = 0x0101010101010101u * jpeg_sample(biased);
     for (int y = 0; y < n; ++y) std::memcpy(out + y * stride + n * lane, &eight, n);
     in[8 * lane] = 0;
   }
@@ -270,7 +236,7 @@ inline void reduced(const int16_t* in, const JpegTransform& task, uint16_t* rang
         x[r][8 * lane + c] = in[r * kWide + 8 * lane + c] * static_cast<int32_t>(task.quant[8 * r + c]);
   uint32_t wrong = too_large<8>(x);
   if (wrong == 0) {
-    reduced_pass<kSize>(x, kBits - kKept + (kSize == 4 ? 1 : 2), 0, columns);
+    reduced_pass<kSize>(x, kJpegFirstShift + (kSize == 4 ? 1 : 2), 0, columns);
     wrong = too_large<kSize>(columns);
   }
   if (wrong != 0) {
@@ -282,14 +248,14 @@ inline void reduced(const int16_t* in, const JpegTransform& task, uint16_t* rang
     for (int lane = 0; lane < kLanes; ++lane)
       for (int r = 0; r < kSize; ++r) turned[c][kSize * lane + r] = columns[r][8 * lane + c];
   }
-  reduced_pass<kSize>(turned, kBits + kKept + (kSize == 4 ? 4 : 5), kJpegBias, rows);
+  reduced_pass<kSize>(turned, kJpegSecondShift + (kSize == 4 ? 1 : 2), kJpegBias, rows);
   uint32_t seen = 0;
   for (int c = 0; c < kSize; ++c)
     for (int i = 0; i < kNarrow; ++i) seen |= static_cast<uint32_t>(rows[c][i]);
   range[0] |= static_cast<uint16_t>(seen | (seen >> 16));
   for (int r = 0; r < kSize; ++r)
     for (int lane = 0; lane < kLanes; ++lane)
-      for (int c = 0; c < kSize; ++c) out[r * stride + kSize * lane + c] = sample(rows[c][kSize * lane + r]);
+      for (int c = 0; c < kSize; ++c) out[r * stride + kSize * lane + c] = jpeg_sample(rows[c][kSize * lane + r]);
 }
 
 /// kLanes blocks of any size.  Clears the coefficients.

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "sela/jpeg.h"
+#include "sela/jpeg_transform.h"
 
 // Between the driver of the JPEG decoder (jpeg.cpp) and its loop bodies (jpeg_entropy_loops.cpp, jpeg_idct_loops.cpp,
 // jpeg_colour_loops.cpp, one copy per instruction set).
@@ -19,8 +20,6 @@ constexpr int kJpegAcBits = 11;
 constexpr int64_t kJpegSlack = kJpegBlocks * 64 * 4 + 64;
 /// Coefficients per block with its share of the place for writes that go nowhere: see Note [Interleaved blocks].
 constexpr int kJpegBlockRoom = 72;
-/// Results of a transform are biased by this, and in range while they lie in 0..1023.
-constexpr int kJpegBias = 512;
 
 /// Place, row by row, of the k-th coefficient in zigzag order.
 constexpr uint8_t kJpegZigzag[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,

@@ -3,12 +3,18 @@
 
 #include "sela/augment.h"
 #include "sela/device.h"
+#include "sela/jpeg_batch.h"
 #include "sela/sinkhorn.h"
 
 namespace sela {
 
 int cuda_device_count() {
   return 0;
+}
+
+void decode_jpeg_cuda(const JpegBatchSizes&, const uint8_t*, int16_t*, uint8_t*, uint32_t*, void*) {
+  throw std::runtime_error(
+      "decode_jpeg: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
 
 SinkhornWorkspace sinkhorn_workspace_cuda(int64_t, int64_t, LogitsType) {

@@ -21,7 +21,7 @@ import torch
 import sela_ext
 from sela_ext import _core, kernels
 from sela_ext.errors import DataError, OptionError, ResourceError
-from sela_ext.kernels import RefusedDeviceWarning, check_cases, device, reference, self_check
+from sela_ext.kernels import RefusedDeviceWarning, check_cases, check_jpeg, device, reference, self_check
 from sela_ext.kernels.device import runs_on
 
 LOGITS = torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
@@ -34,6 +34,7 @@ def few_cases(monkeypatch):
     monkeypatch.setattr(check_cases, "IMAGES", 5)
     monkeypatch.setattr(check_cases, "MANY_ROWS", 140)
     monkeypatch.setattr(check_cases, "MANY_IMAGES", 11)
+    monkeypatch.setattr(check_jpeg, "MANY_FILES", 7)
 
 
 def played_card():
@@ -72,6 +73,8 @@ def test_every_case_passes_on_a_device_that_does_as_the_cpu_does(host_card):
     for words in (
         f"float16 [{check_cases.MANY_ROWS}, 3]",
         f"augment, random box of 4 x 4 x 3 to 4, float16, NCHW, drawn parameters, {check_cases.MANY_IMAGES} images",
+        "decode_planes, 4:2:0, boxes",
+        f"decode_planes, grey 16 x 8, {check_jpeg.MANY_FILES} images",
         "sample_parameters, ",
         "augment, random box of 64 x 64 x 3",
         "x 1 to 28, bfloat16, NHWC, given",

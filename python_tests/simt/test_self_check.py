@@ -1,5 +1,7 @@
 """The self-check end to end: the kernels' own source behind the calls that a user's first pass makes."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
@@ -18,11 +20,12 @@ def play(torch, simt, request):
     as_cuda = request.getfixturevalue("as_cuda")
 
     def start(core=simt):
-        from sela_ext.kernels import check_cases
+        from sela_ext.kernels import check_cases, check_jpeg
 
         patch = request.getfixturevalue("monkeypatch")
         patch.setattr(check_cases, "MANY_ROWS", 1601)  # more than the 6 blocks take at once
         patch.setattr(check_cases, "MANY_IMAGES", 111)
+        patch.setattr(check_jpeg, "MANY_FILES", 33)
         card.core = core
         simt.set_device(3, 2)
         return as_cuda(card)
@@ -116,6 +119,14 @@ def swaps_images(simt):
     return {"augment_resident_cuda": augment_resident_cuda}
 
 
+def spoils_a_sample(simt):
+    def decode_jpeg_cuda(batch, upload, coefficients, planes, status, stream):
+        simt.decode_jpeg_cuda(batch, upload, coefficients, planes, status, stream)
+        (ctypes.c_uint8 * batch.plane_bytes).from_address(planes)[batch.plane_bytes // 2 + 5] ^= 1
+
+    return {"decode_jpeg_cuda": decode_jpeg_cuda}
+
+
 def launch_fails(simt):
     def sinkhorn_pass_cuda(*arguments):
         raise RuntimeError("fused_kernel (one warp): launch failed: too many resources requested for launch")
@@ -131,6 +142,7 @@ def launch_fails(simt):
         (leaves_columns_of_the_last_mapping, r"\[67, 8193\]"),
         (draws_of_another_view, "drawn parameters: parameter"),
         (swaps_images, "28 x 28 x 1 to 28, float32, NCHW"),
+        (spoils_a_sample, r"decode_planes, .*: image \d+: sample \(\d+, \d+\) of plane \d: expected"),
         (launch_fails, "found an error: fused_kernel .one warp.: launch failed: too many resources"),
     ],
 )

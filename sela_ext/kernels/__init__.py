@@ -33,6 +33,7 @@ from sela_ext.kernels.jpeg import (
     jpeg_index,
     try_decode_jpeg,
 )
+from sela_ext.kernels.jpeg_cuda import DevicePlane, DevicePlanes, decode_planes_cuda
 from sela_ext.kernels.logits import StoredLogits, empty_stored, store_logits
 from sela_ext.kernels.newton import (
     ColumnLaw,
@@ -77,6 +78,8 @@ __all__ = [
     "Candidates",
     "ChunkBounds",
     "ColumnLaw",
+    "DevicePlane",
+    "DevicePlanes",
     "IndexStore",
     "IndexStoreWarning",
     "JoinedPaths",
@@ -107,6 +110,7 @@ __all__ = [
     "decode_crop",
     "decode_jpeg",
     "decode_planes",
+    "decode_planes_cuda",
     "device_verdict",
     "empty_stored",
     "find_candidates",

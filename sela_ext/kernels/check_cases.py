@@ -4,7 +4,7 @@ Fixed inputs, drawn from Philox4x32-10. The Sinkhorn pass: every storage type, e
 aligned and unaligned rows, and rows that are to be masked or done again. The augmentation: every output type and memory
 order, one and three channels, boxes that are shrunk and enlarged, drawn and given parameters. And of both one case of
 more work than a card does at once: what a block does after its first tile of rows, or its first images, is what it does
-most of the time.
+most of the time. JPEG files: see check_jpeg.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from sela_ext.kernels.augment import Augment, augment, sample_parameters
+from sela_ext.kernels.check_jpeg import RunsJpeg, jpeg_cases
 from sela_ext.kernels.sinkhorn import pass_on_cpu
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
@@ -46,7 +47,7 @@ MANY_ROWS = 300_001
 MANY_IMAGES = 40_009
 
 
-class Runs(Protocol):
+class Runs(RunsJpeg, Protocol):
     """What the cases need of a device: host arrays in, host arrays out."""
 
     def sinkhorn_pass(
@@ -104,6 +105,7 @@ def cases(runs: Runs) -> Iterator[Case]:
     """Every case: what it is, and a call that gives None, or what was expected and what was found."""
     yield from _sinkhorn_cases(runs)
     yield from _augment_cases(runs)
+    yield from jpeg_cases(runs, uniform)
 
 
 def uniform(count: int, stream: int) -> npt.NDArray[np.float64]:

@@ -111,7 +111,7 @@ class JpegPlanes:
 
 def jpeg_header(data: Any) -> JpegHeader | None:
     """Headers of a file that the core may decode; None for any other. The image itself is not looked at."""
-    _check_bytes("data", data)
+    check_bytes("data", data)
     found = _core.jpeg_header(data)
     if found.pop("status") != "ok":
         return None
@@ -271,9 +271,9 @@ def _call(
     function: Any, data: Any, box: Box | None, scale: int, index: bytes | None, build: bool, max_pixels: int, isa: str
 ) -> tuple[str, Any, bytes | None]:
     """Call the core; a foreign index is left out, and a caller's fault is an OptionError."""
-    _check_bytes("data", data)
+    check_bytes("data", data)
     if index is not None:
-        _check_bytes("index", index)
+        check_bytes("index", index)
     four = (0, 0, 0, 0) if box is None else box
     try:
         status, found, built = function(data, *four, scale, index, build, max_pixels, isa)
@@ -284,7 +284,12 @@ def _call(
     return status, found, built
 
 
-def _check_bytes(name: str, value: Any) -> None:
+def check_bytes(name: str, value: Any) -> None:
+    """Refuse what holds no bytes.
+
+    Raises:
+        OptionError: an argument of another kind.
+    """
     try:
         memoryview(value)
     except TypeError as error:

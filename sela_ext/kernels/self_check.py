@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import torch
 
     from sela_ext.kernels.augment import Augment
+    from sela_ext.kernels.jpeg import Box
+    from sela_ext.kernels.jpeg_cuda import DevicePlanes
     from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 State = Literal["passed", "failed", "unsupported", "absent", "off"]
@@ -181,6 +183,14 @@ class OnCard:
         )
         self.card.synchronize()
         return result.cpu(), as_records(drawn)
+
+    def decode_planes(
+        self, files: Sequence[bytes], indexes: Sequence[bytes], boxes: Sequence[Box | None]
+    ) -> list[DevicePlanes]:
+        """The CUDA kernels on these files."""
+        from sela_ext.kernels.jpeg_cuda import run_cuda
+
+        return run_cuda(self.card, files, indexes, boxes)
 
 
 _lock = threading.RLock()

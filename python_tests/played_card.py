@@ -124,5 +124,8 @@ class OneCard(device.Cards):
     def has(self, place):
         return place.type == self.card.place.type
 
+    def count(self):
+        return 1
+
     def open(self, place):
         return self.card

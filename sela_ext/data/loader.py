@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ from sela_ext.data.upload import Upload, Uploader
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels import Augment, IndexStore
 from sela_ext.kernels.device import usable
-from sela_ext.kernels.resident import augment_kept
+from sela_ext.kernels.resident import augment_kept, resident_refusal
 
 # Batches that are ready or in the making while the consumer works on one.
 BATCHES_AHEAD = 3
@@ -84,7 +84,7 @@ class Batch:
     position: int
     views: tuple[torch.Tensor, ...]
     placed: torch.Tensor
-    drawn: Callable[[], Drawn]
+    drawn: Callable[[], Drawn] = field(repr=False)
 
     @cached_property
     def _records(self) -> Drawn:
@@ -294,8 +294,12 @@ class Loader:
         if isinstance(resident, ResidentImages):
             if not resident.fits(self.source):
                 raise OptionError(f"resident: expected images {list(resident.shape)}, found {self.source.describe()}")
-            self.residency = Residency(True, "kept on the device, for several loaders", resident.nbytes)
-            self._kept = resident
+            problem = next((no for view in self.views if (no := resident_refusal(resident.shape, view, dtype))), None)
+            if problem is None:
+                self.residency = Residency(True, "kept on the device, for several loaders", resident.nbytes)
+                self._kept = resident
+            else:
+                self.residency = Residency(False, f"not kept: images that CUDA kernels do not augment: {problem}")
         else:
             self.residency = plan_residency(self.source, self.views, dtype, self._device, wish=resident)
             if self.residency.kept:

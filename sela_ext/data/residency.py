@@ -21,7 +21,7 @@ import torch
 from sela_ext.data.source import Int64Array, Source, UInt8Array
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.kernels import Augment
-from sela_ext.kernels.device import indexed, on_card, usable
+from sela_ext.kernels.device import free_memory, indexed, on_card, usable
 from sela_ext.kernels.resident import resident_refusal
 
 Wish = bool | Literal["auto"]
@@ -84,9 +84,7 @@ def plan_residency(
             raise OptionError(f"resident: expected images that can be kept on the device, found {problem}")
         return Residency(False, f"not kept: {problem}")
     nbytes = bytes_of(source)
-    card = usable(indexed(device))
-    assert card is not None
-    free = float(card.free_memory())
+    free = float(free_memory(device))
     allowed = UNPLANNED_SHARE * free if room is None else room
     if nbytes > allowed:
         words = f"{size(nbytes)} of images, room for {size(max(allowed, 0))} of {size(free)} free on {device}"

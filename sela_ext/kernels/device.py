@@ -127,6 +127,12 @@ class Cards:
         """Whether kernels for tensors there are CUDA kernels."""
         return place.type == "cuda"
 
+    def count(self) -> int:
+        """How many there are."""
+        import torch
+
+        return torch.cuda.device_count()
+
     def open(self, place: torch.device) -> CudaDevice:
         """The device at a place that it has."""
         return CudaDevice(place)
@@ -139,6 +145,11 @@ _usable: dict[Any, CudaDevice | None] = {}
 def on_card(place: torch.device) -> bool:
     """Whether kernels for tensors at a place are CUDA kernels."""
     return cards.has(place)
+
+
+def free_memory(place: torch.device) -> int:
+    """Bytes that can still be had on a CUDA device."""
+    return cards.open(indexed(place)).free_memory()
 
 
 def indexed(place: torch.device) -> torch.device:
@@ -210,9 +221,9 @@ def place_of(device: Any) -> torch.device:
         place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise OptionError(f'device: expected "cuda" or "cuda:N", found {device!r}') from error
-    if place.type != "cuda":
+    if not cards.has(place):
         raise OptionError(f'device: expected "cuda" or "cuda:N", found {device!r}')
-    count = torch.cuda.device_count()
+    count = cards.count()
     if count == 0 or (place.index or 0) >= count:
         raise ResourceError(f"device: {place} is not there, {count} CUDA devices are; use the CPU")
     return indexed(place)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sela_ext.data import Augment, Source
+from sela_ext.data.residency import ResidentImages
 from sela_ext.evaluation import cluster_metrics, linear_probe, stability, weighted_knn
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
@@ -78,6 +79,7 @@ def evaluate_network(
     previous: NDArray[np.int32],
     options: Options,
     indexes: Mapping[str, IndexStore | None] | None = None,
+    residents: Mapping[str, ResidentImages] | None = None,
     stage: Stage = no_stage,
     label: Callable[[Embedded], LabelPass] | None = None,
     ranks: Ranks | None = None,
@@ -96,6 +98,7 @@ def evaluate_network(
         previous: labels so far, int32 [heads, N].
         options: of the run.
         indexes: of the loaders of "train", "held" and "judged" images: see `sela_ext.training.embedding.open_index`.
+        residents: images on the device, by the same names.
         stage: shows what is going on.
         label: makes the labels of the training images from the pass over them; None: balanced ones.
         ranks: share the passes over images; rank 0 does the rest, with the features of all images. None: one process.
@@ -121,6 +124,7 @@ def evaluate_network(
                 exact=options.exact,
                 exif=options.exif,
                 index=(indexes or {}).get(part),
+                resident=(residents or {}).get(part),
                 advance=advance,
                 ranks=ranks,
             )

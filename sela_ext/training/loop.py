@@ -41,6 +41,7 @@ from sela_ext.training.plan import RunPlan, plan_run, with_time
 from sela_ext.training.progress import RunProgress
 from sela_ext.training.ranks import Ranks, world_size_of_environment
 from sela_ext.training.recipes import make_recipe
+from sela_ext.training.resident import keep_images
 from sela_ext.training.resolve import Plan, check_device, choose_device, resolve
 from sela_ext.training.run import Run, make_run
 from sela_ext.training.run_folder import RunFolder
@@ -180,6 +181,7 @@ def _run(data: Any, run: Run) -> TrainResult:
     views = recipe.views()
     memory = plan_run(run, views)
     ranks.together(memory.check)
+    memory = keep_images(memory, run, views)
     loader = run.make_loader(views)
     run.replicate()
     saved = snapshot.shared(ranks, lambda: load_checkpoint(folder.checkpoints)) if opt.resume else None
@@ -462,7 +464,7 @@ def _dry_run(plan: Plan, images: Images, folder: RunFolder, ranks: Ranks) -> Run
         run.state.update(snapshot.first_state())
         views = make_recipe(run).views()
         found = plan_run(run, views, opening=opening_line(run.plan, images, run.backbone.name))
-        found = with_time(found, run, views)
+        found = with_time(keep_images(found, run, views), run, views)
     with RunProgress(plan.options.progress and ranks.first) as progress:
         progress.say(found.table())
     found.check()

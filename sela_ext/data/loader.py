@@ -116,6 +116,7 @@ class Known:
     effects: Records | tuple[Records | None, ...] | None
 
     def __call__(self) -> Drawn:
+        """Parameters and effects."""
         return self.params, self.effects
 
 
@@ -132,6 +133,7 @@ class DrawnAgain:
     first_view: int
 
     def __call__(self) -> Drawn:
+        """Parameters and effects."""
         params, effects = [], []
         for number, view in enumerate(self.views, self.first_view):
             key = {"seed": self.seed, "epoch": self.epoch, "view": number}

@@ -156,9 +156,8 @@ def indexed(place: torch.device) -> torch.device:
     """A device as its tensors name it: "cuda" is the current one of the CUDA devices."""
     import torch
 
-    if place.type != "cuda" or place.index is not None:
-        return place
-    return torch.device("cuda", torch.cuda.current_device())
+    named = place.type != "cuda" or place.index is not None
+    return place if named else torch.device("cuda", torch.cuda.current_device())
 
 
 def is_tensor(value: object) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from sela_ext.assign.plan import SPARE
 from sela_ext.data import Augment
 from sela_ext.data.residency import Residency, ResidentImages, plan_residency
+from sela_ext.errors import OptionError
 from sela_ext.training.plan import ALWAYS, Part, RunPlan
 from sela_ext.training.run import Run
 
@@ -29,10 +30,16 @@ def keep_images(memory: RunPlan, run: Run, views: Sequence[Augment]) -> RunPlan:
         OptionError: the option `resident` is True, and they cannot be kept.
         ResourceError: it is True, and there is no room.
     """
-    if run.source.vectors is not None:
-        _settle(run, Residency(False, "not kept: feature vectors, which are read where they lie"))
-        return memory
     device, dtype, wish = run.arithmetic.device, run.arithmetic.dtype, run.options.resident
+    if wish is False:
+        return memory
+    if run.source.vectors is not None:
+        if wish is True:
+            raise OptionError(
+                "resident: expected images, found feature vectors, which are sent row by row; leave it out"
+            )
+        _settle(run, Residency(False, "not kept: feature vectors, which are sent row by row"))
+        return memory
     images, plain = run.images, [run.plan.plain]
     judged = None if images.judged is images.held else images.judged
     room = room_for_images(memory, device.type)

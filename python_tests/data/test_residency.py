@@ -223,3 +223,16 @@ def test_without_a_card_resident_is_an_error_when_asked_for_and_nothing_by_itsel
 )
 def test_sizes_are_written_in_three_digits(nbytes, words):
     assert size(nbytes) == words
+
+
+def test_every_stream_waits_for_the_order_and_holds_what_it_reads(play, monkeypatch):
+    card = play()
+    log = []
+    monkeypatch.setattr(card, "mark", lambda: log.append("sent") or len(log))
+    monkeypatch.setattr(card, "follow", lambda mark: log.append(("waits", mark)))
+    monkeypatch.setattr(card, "hold", lambda *tensors: log.append(("holds", [tuple(t.shape) for t in tensors])))
+    options = {"batch_size": 40, "augment": Augment.cifar(20), "threads": 1}
+    order = np.arange(90) % 45
+    assert len(list(Loader(pictures(), **options).epoch(0, order=order))) == 3
+    held = [(101, 20, 17, 3), (90,), (90,)]
+    assert log == ["sent", *[("waits", 1), ("holds", held)] * 3]

@@ -139,6 +139,6 @@ def test_vectors_are_not_kept_and_the_cpu_keeps_nothing(tmp_path, request):
         sela_ext.train(vectors, out=tmp_path / "wanted", device="cpu", resident=True, **options)
     request.getfixturevalue("card")
     result = sela_ext.train(vectors, out=tmp_path / "played", device="cpu", **options)
-    assert saved(result)["reasons"]["resident"] == "not kept: feature vectors, which are sent row by row"
+    assert saved(result)["reasons"]["resident"] == "not kept: feature vectors, whose rows are sent"
     with pytest.raises(OptionError, match="resident: expected images, found feature vectors"):
         sela_ext.train(vectors, out=tmp_path / "refused", device="cpu", resident=True, **options)

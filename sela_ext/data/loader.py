@@ -410,10 +410,12 @@ class Loader:
         card = usable(images.device)
         assert card is not None
         orders = Orders(keys[start:] % len(self.source), keys[start:], images.device)
+        sent = card.mark()
         position = start
         try:
             for piece in share.pieces(keys, start):
                 placed, drawn_by = orders.piece(position - start, position - start + len(piece))
+                card.follow(sent)  # whichever stream is current now
                 card.hold(images, *orders.tensors)
                 views = tuple(
                     augment_kept(

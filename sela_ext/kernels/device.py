@@ -68,6 +68,20 @@ class CudaDevice:
         unused = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)
         return int(torch.cuda.mem_get_info(self.place)[0]) + max(0, unused)
 
+    def mark(self) -> Any:
+        """A mark behind all that the current stream was given so far, for `follow`."""
+        import torch
+
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.place))
+        return event
+
+    def follow(self, mark: Any) -> None:
+        """Have what the current stream is given from now on wait, on the device, for what lies before a mark."""
+        import torch
+
+        torch.cuda.current_stream(self.place).wait_event(mark)
+
     def hold(self, *tensors: torch.Tensor) -> None:
         """Have the memory of tensors stay theirs until the current stream has done what it was given so far.
 

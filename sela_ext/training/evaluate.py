@@ -252,7 +252,8 @@ def known_features(
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """Features and labels of the images that were read and have a label; evenly spread ones where they are too many.
 
-    Images of which the network makes no numbers are left out.
+    Images of which the network makes no numbers are left out. Features stay on their device, where kNN and the linear
+    probe then work.
     """
     assert seen.features is not None
     known = torch.from_numpy(truth >= 0) & seen.valid.cpu()
@@ -260,9 +261,9 @@ def known_features(
         places = known.nonzero()[:, 0]
         known[:] = False
         known[places[torch.linspace(0, len(places) - 1, most).long()]] = True
-    features, classes = seen.features[known.to(seen.features.device)].cpu(), truth[known.numpy()]
+    features, classes = seen.features[known.to(seen.features.device)], truth[known.numpy()]
     finite = torch.isfinite(features).all(1)
-    return (features, classes) if bool(finite.all()) else (features[finite], classes[finite.numpy()])
+    return (features, classes) if bool(finite.all()) else (features[finite], classes[finite.cpu().numpy()])
 
 
 @torch.no_grad()

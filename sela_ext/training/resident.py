@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from sela_ext.assign.plan import SPARE
 from sela_ext.data import Augment
@@ -30,15 +31,14 @@ def keep_images(memory: RunPlan, run: Run, views: Sequence[Augment]) -> RunPlan:
         OptionError: the option `resident` is True, and they cannot be kept.
         ResourceError: it is True, and there is no room.
     """
-    device, dtype, wish = run.arithmetic.device, run.arithmetic.dtype, run.options.resident
+    device, dtype = run.arithmetic.device, run.arithmetic.dtype
+    wish: Any = run.options.resident
     if wish is False:
         return memory
     if run.source.vectors is not None:
         if wish is True:
-            raise OptionError(
-                "resident: expected images, found feature vectors, which are sent row by row; leave it out"
-            )
-        _settle(run, Residency(False, "not kept: feature vectors, which are sent row by row"))
+            raise OptionError("resident: expected images, found feature vectors, whose rows are sent; leave it out")
+        _settle(run, Residency(False, "not kept: feature vectors, whose rows are sent"))
         return memory
     images, plain = run.images, [run.plan.plain]
     judged = None if images.judged is images.held else images.judged

@@ -1,7 +1,6 @@
 """Fixtures of several folders. Nothing heavy is imported here: some tests do without torch."""
 
 import functools
-import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -39,17 +38,13 @@ def host_card(host_core):
 
 @pytest.fixture
 def as_cuda(monkeypatch, tmp_path):
-    """Makes a card be the device of every torch tensor, so that calls take the CUDA path: `as_cuda(card)`.
+    """Makes the CPU of torch's tensors a card, so that calls take the CUDA path: `as_cuda(card)`.
 
     Verdicts of this test are its own: the cache is a fresh folder, nothing is known of any device, and the build says
     that it holds code for architecture 9.0.
     """
-    import torch
-
     from sela_ext import _core
     from sela_ext.kernels import device, jpeg_cuda, self_check
-
-    callers = [importlib.import_module(f"sela_ext.kernels.{n}") for n in ("sinkhorn", "augment", "augment_resident")]
 
     info = {**_core.build_info(), "cuda": True, "cuda_archs": ["80", "90"], "cuda_ptx": ["90"]}
     monkeypatch.setattr(_core, "build_info", lambda: dict(info))
@@ -59,12 +54,8 @@ def as_cuda(monkeypatch, tmp_path):
     monkeypatch.delenv("SELA_SELF_CHECK", raising=False)
 
     def play(card):
-        monkeypatch.setattr(self_check, "open_device", lambda place: card)
+        monkeypatch.setattr(device, "cards", played_card().OneCard(card))
         monkeypatch.setattr(jpeg_cuda, "place_of", lambda device: card.place)
-        for module in callers:
-            monkeypatch.setattr(
-                module, "cuda_place", lambda value: card.place if isinstance(value, torch.Tensor) else None
-            )
         return card
 
     return play

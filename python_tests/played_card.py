@@ -117,6 +117,7 @@ class HostCard(device.CudaDevice):
         self.driver = "550.54, CUDA 12.4"
         self.in_trouble = ""
         self.capturing = False
+        self.memory = 1 << 30
 
     def current(self):
         return contextlib.nullcontext()
@@ -127,8 +128,36 @@ class HostCard(device.CudaDevice):
     def synchronize(self):
         pass
 
+    def free_memory(self):
+        return self.memory
+
+    def mark(self):
+        return "mark"
+
+    def follow(self, mark):
+        assert mark == "mark"
+
+    def hold(self, *tensors):
+        pass
+
     def trouble(self):
         return self.in_trouble
 
     def refuse_capture(self, what):
         assert not self.capturing
+
+
+class OneCard(device.Cards):
+    """In place of `sela_ext.kernels.device.cards`: the processor is this card, wherever torch's tensors are asked."""
+
+    def __init__(self, card):
+        self.card = card
+
+    def has(self, place):
+        return place.type == self.card.place.type
+
+    def count(self):
+        return 1
+
+    def open(self, place):
+        return self.card

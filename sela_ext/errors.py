@@ -93,10 +93,10 @@ class ResourceError(SelaError):
 
 
 # What libraries say when a process gets no more memory, in errors of other kinds. Of a thread it is its stack that is
-# missing; the last words are oneDNN's.
+# missing; the last words are those of oneDNN, and of CUDA's libraries.
 _NO_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc"),
-    *("can't start new thread", "could not create a primitive"),
+    *("can't start new thread", "could not create a primitive", "status_alloc_failed"),
 )
 
 
@@ -135,7 +135,8 @@ def out_of_memory(remedy: str) -> Iterator[None]:
             raise
         text = " ".join(str(error).split())
         told = f" ({text[:200]})" if text else ""
-        raise ResourceError(f"memory: expected more than this process can have{told}; {remedy}") from error
+        place = "GPU memory" if "cuda" in text.lower() or "cudnn" in text.lower() else "memory"
+        raise ResourceError(f"{place}: expected more than this process can have{told}; {remedy}") from error
 
 
 def nearest(found: object, known: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ class Played:
                 played.events.append(self)
 
             def record(self, stream):
-                assert played.inside is stream
+                assert stream is played.consumer or played.inside is stream
                 self.recorded = True
                 played.log.append(("record", self.number, stream.name))
 
@@ -88,7 +88,8 @@ def test_the_consumers_stream_waits_for_the_copy_and_marks_its_memory(played):
     sent = uploader.send(tensors)
     assert played.log == [("record", 0, "copy1")]
     received = uploader.receive(sent)
-    assert played.log[1:] == [("wait", 0, "consumer"), ("mark", "consumer"), ("mark", "consumer")]
+    marks = [("mark", "consumer"), ("mark", "consumer")]
+    assert played.log[1:] == [("record", 1, "consumer"), ("wait", 0, "consumer"), *marks]
     for number, (copy, tensor) in enumerate(zip(received, tensors, strict=True)):
         assert copy.data_ptr() != tensor.data_ptr()
         assert copy.stride() == tensor.stride()
@@ -99,7 +100,7 @@ def test_memory_goes_back_to_the_ring_when_its_copy_is_done_and_not_before(playe
     uploader = Uploader(torch.device("cpu"))
     ring = TensorRing([(1, 2, 2)], rows=3, dtype=torch.float32)
     for _ in range(3):
-        uploader.receive(uploader.send(ring.lend(3)))
+        uploader.send(ring.lend(3))
     assert ring.free == 0
     played.advance(1)
     uploader.send(ring.lend(3))
@@ -107,6 +108,31 @@ def test_memory_goes_back_to_the_ring_when_its_copy_is_done_and_not_before(playe
     uploader.close()
     assert played.log[-2:] == [("synchronize", 2), ("synchronize", 3)]
     assert ring.free == 4
+
+
+def test_a_copy_waits_while_so_many_others_are_under_way(played):
+    uploader = Uploader(torch.device("cpu"))
+    ring = TensorRing([(1, 2, 2)], rows=3, dtype=torch.float32)
+    for _ in range(upload_module.COPIES):
+        uploader.send(ring.lend(3))
+    assert not [entry for entry in played.log if entry[0] == "synchronize"]
+    for number in range(4):
+        uploader.send(ring.lend(3))
+        assert played.log[-2] == ("synchronize", number)
+        assert ring.free == 1  # the memory of the one that was waited for is there for the next
+
+
+def test_a_batch_waits_until_the_device_has_come_to_one_some_batches_before(played):
+    uploader = Uploader(torch.device("cpu"))
+    followed = []
+    for number in range(8):
+        sent = uploader.send([torch.zeros(1)])
+        sent.done.happened = True
+        before = len(played.events)
+        uploader.receive(sent)
+        followed.append(before)
+        waited = [entry[1] for entry in played.log if entry[0] == "synchronize" and entry[1] in followed]
+        assert waited == followed[: max(0, number + 1 - upload_module.BATCHES_BEHIND)]
 
 
 class LateUploader:

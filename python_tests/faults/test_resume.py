@@ -134,7 +134,7 @@ OTHERS = {
 # What may be another when a run is continued: it does not change what is learnt.
 FREE = {
     "resume", "overwrite", "checkpoint_seconds", "progress", "threads", "index", "callbacks", "wandb", "dry_run",
-    "devices", "rank_timeout", "rank_silence",
+    "devices", "rank_timeout", "rank_silence", "resident",
 }  # fmt: skip
 
 

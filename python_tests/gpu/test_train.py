@@ -148,3 +148,75 @@ def test_a_label_pass_gives_the_labels_of_the_cpu(card):
     for head in (0, 1):
         assert np.isfinite(found.potentials[head]).all()
         assert found.heads[head]["error"] < 2e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_waits_for_nothing(cuda, tmp_path, monkeypatch, resident, precision, optimizer):
+    from sela_ext.training import loop
+
+    real, steps = loop.turns, []
+
+    def watched(*arguments, **keywords):
+        """From the first step of an epoch to its end, whatever waits for the device is an error."""
+        try:
+            for turn in real(*arguments, **keywords):
+                steps.append(turn.images)
+                torch.cuda.set_sync_debug_mode("error")
+                yield turn
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop, "turns", watched)
+    options = {"epochs": 2, "label_passes": 1, "resident": resident, "precision": precision, "optimizer": optimizer}
+    sela_ext.train("digits", out=tmp_path / "run", checkpoint_seconds=1e9, progress=False, threads=2, **options)
+    assert len(steps) >= 8
+
+
+@pytest.mark.gpu
+def test_a_look_at_all_images_waits_for_nothing(cuda):
+    from sela_ext.data import Augment, open_source
+    from sela_ext.data.residency import ResidentImages
+    from sela_ext.models import Network, build_backbone
+    from sela_ext.training import embedding
+
+    source = open_source("digits")
+    backbone = build_backbone("small-resnet", channels=1, image_size=(32, 32))
+    network = Network(backbone.module, backbone.feature_dim, [10], channels_in=backbone.channels_in).to(cuda.place)
+    arithmetic = embedding.Arithmetic(cuda.place, torch.float32)
+    kept = ResidentImages(source, cuda.place)
+    kept.images()
+    embedding.embed(network, source, Augment.none(32), arithmetic, batch_size=64, threads=2)  # warm
+    real = embedding._looks
+
+    def watched(*arguments):
+        for number, look in enumerate(real(*arguments)):
+            torch.cuda.set_sync_debug_mode("error" if number else "default")
+            yield look
+        torch.cuda.set_sync_debug_mode("default")
+
+    found = []
+    try:
+        for resident in (kept, None):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(embedding, "_looks", watched)
+                options = {"batch_size": 64, "threads": 2, "resident": resident}
+                found.append(embedding.embed(network, source, Augment.none(32), arithmetic, **options))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found[0].embeddings, found[1].embeddings, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_another_device_than_the_first_is_used_alone(cuda, tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device only")
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(0)
+    current = torch.cuda.current_device()
+    result = sela_ext.train("digits", out=tmp_path / "run", device="cuda:1", epochs=1, progress=False, threads=2)
+    assert next(result.network.parameters()).device == torch.device("cuda", 1)
+    assert torch.cuda.memory_reserved(0) == before
+    assert torch.cuda.current_device() == current

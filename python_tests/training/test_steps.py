@@ -166,9 +166,9 @@ def test_labels_of_a_batch_follow_every_label_pass(tmp_path, monkeypatch):
     found = []
     targets = Run.targets
 
-    def compared(self, index):
-        result = targets(self, index)
-        found.append(torch.equal(result, torch.from_numpy(self.labels[:, index.numpy()]).long()))
+    def compared(self, batch):
+        result = targets(self, batch)
+        found.append(torch.equal(result, torch.from_numpy(self.labels[:, batch.index.numpy()]).long()))
         return result
 
     monkeypatch.setattr(Run, "targets", compared)

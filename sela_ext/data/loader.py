@@ -8,7 +8,8 @@ Note [From image to batch]
     fill it: arrays as Note [Small batches of arrays] says; encoded images by the compiled reader, which opens, decodes
     and augments in threads of its own; what the reader does not take, and sources of another kind, by the fallback.
     While the last images of one batch are read the next has begun, and finished batches wait for the consumer.
-    Everything happens in this process: no worker processes, no shared memory.
+    Everything happens in this process: no worker processes, no shared memory. Small images that a CUDA device keeps are
+    augmented there instead, see Note [Kept on the device] in `sela_ext.data.residency`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -41,11 +43,14 @@ from sela_ext.data.order import Share, occurrence_keys
 from sela_ext.data.picking import Picking
 from sela_ext.data.prefetch import prefetch
 from sela_ext.data.reading import Reading, open_store
+from sela_ext.data.residency import Orders, Residency, ResidentImages, plan_residency
 from sela_ext.data.ring import TensorRing
 from sela_ext.data.source import Int64Array, Source
 from sela_ext.data.upload import Upload, Uploader
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels import Augment, IndexStore
+from sela_ext.kernels.device import usable
+from sela_ext.kernels.resident import augment_kept, resident_refusal
 
 # Batches that are ready or in the making while the consumer works on one.
 BATCHES_AHEAD = 3
@@ -53,6 +58,7 @@ BATCHES_AHEAD = 3
 DEFAULT_SIZE = 224
 
 Records = npt.NDArray[Any]
+Drawn = tuple["Records | tuple[Records, ...]", "Records | tuple[Records | None, ...] | None"]
 
 
 @dataclass(frozen=True)
@@ -66,21 +72,74 @@ class Batch:
             first of `views`.
         index: Numbers of the images in the source, int64 [B], on the CPU.
         labels: True labels, int64 [B], -1 where unknown, on the CPU; None if the source has none.
-        params: What was drawn for each image: structured array [B], see `sela_ext.kernels.sample_parameters`. A tuple
-            of them, one per view, where `augment` is a sequence.
         position: Images of this rank's order that are done with this batch: `epoch(e, start=position)` goes on here.
-        effects: What was drawn besides, see `sela_ext.kernels.sample_effects`; None if the augmentation draws none. A
-            tuple likewise.
         views: Every view of the images, one tensor [B, C, S_v, S_v] each.
+        placed: `index` on the device of the images.
+        drawn: Gives `params` and `effects`.
     """
 
     images: torch.Tensor
     index: torch.Tensor
     labels: torch.Tensor | None
-    params: Records | tuple[Records, ...]
     position: int
-    effects: Records | tuple[Records | None, ...] | None
     views: tuple[torch.Tensor, ...]
+    placed: torch.Tensor
+    drawn: Callable[[], Drawn] = field(repr=False)
+
+    @cached_property
+    def _records(self) -> Drawn:
+        return self.drawn()
+
+    @property
+    def params(self) -> Records | tuple[Records, ...]:
+        """What was drawn for each image: structured array [B], see `sela_ext.kernels.sample_parameters`.
+
+        A tuple of them, one per view, where `augment` is a sequence. Of images that are kept on a device they are drawn
+        again when they are asked for, on the CPU: the same bits.
+        """
+        return self._records[0]
+
+    @property
+    def effects(self) -> Records | tuple[Records | None, ...] | None:
+        """What was drawn besides, see `sela_ext.kernels.sample_effects`; None if the augmentation draws none.
+
+        A tuple likewise.
+        """
+        return self._records[1]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was drawn for a batch, at hand."""
+
+    params: Records | tuple[Records, ...]
+    effects: Records | tuple[Records | None, ...] | None
+
+    def __call__(self) -> Drawn:
+        """Parameters and effects."""
+        return self.params, self.effects
+
+
+@dataclass(frozen=True)
+class DrawnAgain:
+    """What a device has drawn for a batch: drawn again on the CPU."""
+
+    views: tuple[Augment, ...]
+    single: bool
+    sides: tuple[int, int]
+    keys: Int64Array
+    seed: int
+    epoch: int
+    first_view: int
+
+    def __call__(self) -> Drawn:
+        """Parameters and effects."""
+        params, effects = [], []
+        for number, view in enumerate(self.views, self.first_view):
+            key = {"seed": self.seed, "epoch": self.epoch, "view": number}
+            params.append(kernels.sample_parameters(view, *self.sides, self.keys, **key))
+            effects.append(kernels.sample_effects(view, self.keys, **key) if view.draws_effects else None)
+        return (params[0], effects[0]) if self.single else (tuple(params), tuple(effects))
 
 
 @dataclass(frozen=True)
@@ -113,7 +172,11 @@ class Loader:
         whole_batches: Deal out the batches that one process alone would have, rank, rank + world_size, ..., instead of
             images: every batch is then the same for any number of ranks. A rank may have none.
         drop_last: Leave a smaller last batch out.
-        device: "cpu", or "cuda" ("cuda:1", ...): batches are copied from pinned memory while others are made.
+        device: "cpu", or "cuda" ("cuda:1", ...): batches are copied from pinned memory while others are made, unless
+            the images are kept there.
+        resident: Whether the images are kept on the device and augmented there: "auto", where that can be done and they
+            take at most half of the free memory; True, or else it is an error; False; or a
+            `sela_ext.data.residency.ResidentImages` that loaders of the same source share.
         on_bad_image: "raise", or "skip": leave the image out of its batch and list it in `bad_images`. A batch of which
             nothing is left is not yielded.
         max_bad_fraction: Share of the images that may be skipped, 0..1, before it is an error after all.
@@ -134,13 +197,16 @@ class Loader:
         views: The same as a tuple, one per view.
         max_bad_fraction: As given.
         bad_images: (index, name, reason) of each image that was skipped, once.
+        residency: Whether the images are kept on the device, and why.
         seconds: Total time that epochs took, from the first batch that was asked for to the end.
         wait_seconds: Part of it that the consumer waited for batches.
 
     Raises:
-        OptionError: An option of wrong type or out of range, or no batch for this rank.
+        OptionError: An option of wrong type or out of range, no batch for this rank, or images that cannot be kept on
+            the device and are to be.
         DataError: See `open_source`; while iterating, an image that cannot be read, or too many of them.
-        ResourceError: `device` names a GPU that is not there; while iterating, too many open files.
+        ResourceError: `device` names a GPU that is not there, or has no room for images that are to be kept there;
+            while iterating, too many open files.
 
     Example:
         >>> loader = Loader("digits", batch_size=512, threads=1)
@@ -167,6 +233,7 @@ class Loader:
         whole_batches: bool = False,
         drop_last: bool = False,
         device: str | torch.device = "cpu",
+        resident: bool | Literal["auto"] | ResidentImages = "auto",
         on_bad_image: Literal["raise", "skip"] = "raise",
         max_bad_fraction: float = 0.01,
         labels: Any = None,
@@ -193,6 +260,8 @@ class Loader:
             raise OptionError(f"max_bad_fraction: expected a number 0..1, found {max_bad_fraction!r}")
         if not isinstance(index, (str, os.PathLike, IndexStore, type(None))):
             raise OptionError(f'index: expected "auto", a folder, an IndexStore or None, found {type(index).__name__}')
+        if not isinstance(resident, (bool, ResidentImages)) and resident != "auto":
+            raise OptionError(f'resident: expected "auto", True, False or ResidentImages, found {resident!r}')
         self._shuffle = check_flag("shuffle", shuffle)
         last, channels_last = check_flag("drop_last", drop_last), check_flag("channels_last", channels_last)
         self._exact = check_flag("exact", exact)
@@ -222,6 +291,21 @@ class Loader:
         self.seconds: float = 0.0
         self.wait_seconds: float = 0.0
         self._drawing = Drawing(self.views, self._seed, first_view, dtype, channels_last)
+        self._kept: ResidentImages | None = None
+        self._keeps_for_itself = not isinstance(resident, ResidentImages)
+        if isinstance(resident, ResidentImages):
+            if not resident.fits(self.source):
+                raise OptionError(f"resident: expected images {list(resident.shape)}, found {self.source.describe()}")
+            problem = next((no for view in self.views if (no := resident_refusal(resident.shape, view, dtype))), None)
+            if problem is None:
+                self.residency = Residency(True, "kept on the device, for several loaders", resident.nbytes)
+                self._kept = resident
+            else:
+                self.residency = Residency(False, f"not kept: images that CUDA kernels do not augment: {problem}")
+        else:
+            self.residency = plan_residency(self.source, self.views, dtype, self._device, wish=resident)
+            if self.residency.kept:
+                self._kept = ResidentImages(self.source, self._device)
         self._ring = self._make_ring(max(1, min(size, len(self._share))))
 
     def __len__(self) -> int:
@@ -267,10 +351,14 @@ class Loader:
         begin = check_integer("start", start, 0, len(share))
         if not len(share):
             return _no_batches()
+        if self._kept is not None and (order is None or not any(view.draws_effects for view in self.views)):
+            return self._deliver_kept(self._kept, number, share, keys, begin)
         return self._deliver(number, share, keys, begin)
 
     def close(self) -> None:
-        """End the compiled reader's threads and let go of its memory; a later epoch starts them again."""
+        """End the compiled reader's threads, and let go of memory, on the device too; a later epoch starts anew."""
+        if self._kept is not None and self._keeps_for_itself:
+            self._kept.close()
         with self._reader_lock:
             if self._reader is not None and self._reader[0] == os.getpid():
                 self._reader[1].close()
@@ -312,6 +400,70 @@ class Loader:
             if uploader is not None:
                 uploader.close()
             self._ring.trim()
+
+    def _deliver_kept(
+        self, kept: ResidentImages, epoch: int, share: Share, keys: Int64Array, start: int
+    ) -> Generator[Batch, None, None]:
+        """Batches of images on the device, each made when it is asked for, on the stream that is current then."""
+        last = time.perf_counter()
+        images = kept.images()
+        card = usable(images.device)
+        assert card is not None
+        orders = Orders(keys[start:] % len(self.source), keys[start:], images.device)
+        sent = card.mark()
+        position = start
+        try:
+            for piece in share.pieces(keys, start):
+                placed, drawn_by = orders.piece(position - start, position - start + len(piece))
+                card.follow(sent)  # whichever stream is current now
+                card.hold(images, *orders.tensors)
+                views = tuple(
+                    augment_kept(
+                        images,
+                        placed,
+                        drawn_by,
+                        view,
+                        seed=self._seed,
+                        epoch=epoch,
+                        view=number,
+                        dtype=self._drawing.dtype,
+                        channels_last=self._drawing.channels_last,
+                    )
+                    for number, view in enumerate(self.views, self._drawing.first_view)
+                )
+                position += len(piece)
+                batch = self._kept_batch(views, placed, piece, epoch, position, kept.shape[1:3])
+                last, before = time.perf_counter(), last
+                self.seconds += last - before
+                self.wait_seconds += last - before
+                yield batch
+                del batch, views
+                self.seconds += time.perf_counter() - last
+                last = time.perf_counter()
+        finally:
+            self.seconds += time.perf_counter() - last
+
+    def _kept_batch(
+        self,
+        views: tuple[torch.Tensor, ...],
+        placed: torch.Tensor,
+        keys: Int64Array,
+        epoch: int,
+        position: int,
+        sides: tuple[int, int],
+    ) -> Batch:
+        index = keys % len(self.source)
+        labels = self.source.labels_of(index)
+        single = isinstance(self.augment, Augment)
+        return Batch(
+            images=views[0],
+            index=torch.from_numpy(index),
+            labels=None if labels is None else torch.from_numpy(labels.copy()),
+            position=position,
+            views=views,
+            placed=placed,
+            drawn=DrawnAgain(self.views, single, sides, keys, self._seed, epoch, self._drawing.first_view),
+        )
 
     @property
     def wait_share(self) -> float:
@@ -377,22 +529,34 @@ class Loader:
             if not good.any():
                 return
             rows = rows.keep(good)
-        upload = None if uploader is None else uploader.send(rows.images)
-        images = tuple(rows.images if upload is None else upload.tensors)
+        index = torch.from_numpy(rows.index.copy())
+        upload, tensors = None, [*rows.images, index]
+        if uploader is not None:
+            upload = uploader.send([*rows.images, index.pin_memory() if self._pinned else index])
+            tensors = upload.tensors
+        *images, placed = tensors
         labels = self.source.labels_of(rows.index)
         single = isinstance(self.augment, Augment)
         yield (
             Batch(
                 images=images[0],
-                index=torch.from_numpy(rows.index.copy()),
+                index=index,
                 labels=None if labels is None else torch.from_numpy(labels.copy()),
-                params=rows.params[0] if single else tuple(rows.params),
                 position=begun.position,
-                effects=rows.effects[0] if single else tuple(rows.effects),
-                views=images,
+                views=tuple(images),
+                placed=placed,
+                drawn=Known(
+                    rows.params[0] if single else tuple(rows.params),
+                    rows.effects[0] if single else tuple(rows.effects),
+                ),
             ),
             upload,
         )
+
+    @property
+    def _pinned(self) -> bool:
+        """Whether batches are made in memory that a GPU can copy from while the processor goes on."""
+        return self._device.type == "cuda"
 
     def _make_ring(self, rows: int) -> TensorRing:
         """Memory for batches of at most so many images."""
@@ -402,7 +566,7 @@ class Loader:
             rows=rows,
             dtype=self._drawing.dtype,
             channels_last=self._drawing.channels_last,
-            pinned=self._device.type == "cuda",
+            pinned=self._pinned,
         )
 
     def _open_reader(self) -> kernels.Reader:

@@ -5,6 +5,12 @@ Note [Order of a copy]
     reads the batch. The device's memory was taken on the copy's stream, so it is marked as used by the consumer's too:
     it is handed out again only when both have passed. The host's memory is held here until the event has happened;
     then it goes back to the ring that it came from.
+
+Note [Who waits for whom]
+    Nobody waits in a step, as long as the device keeps up. A copy is not begun while `COPIES` others are under way: the
+    pinned memory stays bounded where the bus is the slowest. A batch is not handed over while the device has yet to
+    begin what followed on the one `BATCHES_BEHIND` before: a consumer that only queues work, as a pass without a loss
+    to look at, would otherwise have all batches of an epoch on the device at once.
 """
 
 from __future__ import annotations
@@ -14,6 +20,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# Copies under way at once.
+COPIES = 3
+# Batches that the consumer may be ahead of the device: one that is worked on, and two that wait for it.
+BATCHES_BEHIND = 3
 
 
 @dataclass(frozen=True)
@@ -40,10 +51,14 @@ class Uploader:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._held: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
+        self._followed: deque[torch.cuda.Event] = deque()
 
     def send(self, tensors: list[Tensor]) -> Upload:
         """Begin a copy; `tensors` are held until it is done."""
         self._let_go()
+        while len(self._held) >= COPIES:
+            self._held[0][0].synchronize()
+            self._held.popleft()
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):
             copies = [torch.empty_like(tensor, device=self._device) for tensor in tensors]
@@ -56,6 +71,11 @@ class Uploader:
     def receive(self, upload: Upload) -> list[Tensor]:
         """The tensors of a copy, for use on the current stream, which waits for it on the device."""
         stream = torch.cuda.current_stream(self._device)
+        followed = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        followed.record(stream)  # behind all that was done with the batches before
+        self._followed.append(followed)
+        while len(self._followed) > BATCHES_BEHIND:
+            self._followed.popleft().synchronize()
         stream.wait_event(upload.done)
         for tensor in upload.tensors:
             tensor.record_stream(stream)

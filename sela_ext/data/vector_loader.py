@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from sela_ext.data.bad_images import BadImages
-from sela_ext.data.loader import BATCHES_AHEAD, Batch
+from sela_ext.data.loader import BATCHES_AHEAD, Batch, Known
 from sela_ext.data.order import Share, occurrence_keys
 from sela_ext.data.prefetch import prefetch
 from sela_ext.data.source import Int64Array, Source
+from sela_ext.data.upload import Upload, Uploader
 from sela_ext.errors import DataError
 from sela_ext.kernels import VectorView, vector_rows
 
@@ -122,8 +123,7 @@ class VectorLoader:
             keys = share.order(seed=self._seed, epoch=epoch, shuffle=self._shuffle)
         else:
             share, keys = share.given(occurrence_keys(keys, len(self.source)))
-        made = self._batches(epoch, share.pieces(keys, start), start)
-        return self._deliver(prefetch(made, depth=BATCHES_AHEAD, on_wait=self._waited))
+        return self._deliver(epoch, share.pieces(keys, start), start)
 
     def close(self) -> None:
         """Nothing is kept between epochs."""
@@ -131,35 +131,55 @@ class VectorLoader:
     def _waited(self, seconds: float) -> None:
         self.wait_seconds += seconds
 
-    def _deliver(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    def _deliver(self, epoch: int, pieces: Iterator[Int64Array], start: int) -> Generator[Batch, None, None]:
+        """What the consumer's thread does: wait for batches, and for their copies on a device."""
+        uploader = None if self._device.type == "cpu" else Uploader(self._device)
+        made = self._batches(epoch, pieces, start, uploader)
+        batches = prefetch(made, depth=BATCHES_AHEAD, on_wait=self._waited)
         last = time.perf_counter()
         try:
-            for batch in batches:
+            for batch, upload in batches:
+                if uploader is not None and upload is not None:
+                    uploader.receive(upload)
                 last, before = time.perf_counter(), last
                 self.seconds += last - before
                 yield batch
+                del batch, upload
         finally:
             self.seconds += time.perf_counter() - last
             batches.close()
+            if uploader is not None:
+                uploader.close()
 
-    def _batches(self, epoch: int, pieces: Iterator[Int64Array], start: int) -> Generator[Batch, None, None]:
+    def _batches(
+        self, epoch: int, pieces: Iterator[Int64Array], start: int, uploader: Uploader | None
+    ) -> Generator[tuple[Batch, Upload | None], None, None]:
+        """What the background thread does: make batches, and send them to the device."""
         position = start
         for piece in pieces:
             position += len(piece)
             keys = self._bad.without_known(piece)
             if not len(keys):
                 continue
-            index = keys % len(self.source)
-            labels = self.source.labels_of(index)
-            seen = tuple(self._seen(index, keys, epoch, view) for view in range(self._views))
-            yield Batch(
-                images=seen[0],
-                index=torch.from_numpy(index.copy()),
-                labels=None if labels is None else torch.from_numpy(labels.copy()),
-                params=(),
-                position=position,
-                effects=None,
-                views=seen,
+            index = torch.from_numpy(keys % len(self.source))
+            labels = self.source.labels_of(index.numpy())
+            tensors = [self._seen(index.numpy(), keys, epoch, view) for view in range(self._views)] + [index]
+            upload = None
+            if uploader is not None:
+                upload = uploader.send([tensor.pin_memory() for tensor in tensors])
+                tensors = upload.tensors
+            *seen, placed = tensors
+            yield (
+                Batch(
+                    images=seen[0],
+                    index=index,
+                    labels=None if labels is None else torch.from_numpy(labels.copy()),
+                    position=position,
+                    views=tuple(seen),
+                    placed=placed,
+                    drawn=Known((), None),
+                ),
+                upload,
             )
 
     def _seen(self, index: Int64Array, keys: Int64Array, epoch: int, view: int) -> torch.Tensor:
@@ -173,4 +193,4 @@ class VectorLoader:
             view_number=view,
             threads=self._threads,
         )
-        return torch.from_numpy(rows).to(self._device)
+        return torch.from_numpy(rows)

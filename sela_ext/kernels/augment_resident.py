@@ -19,7 +19,7 @@ from sela_ext.kernels.augment import (
     sample_parameters,
 )
 from sela_ext.kernels.augment import augment as augment_on_cpu
-from sela_ext.kernels.device import cuda_place, first_line, is_tensor, usable
+from sela_ext.kernels.device import cuda_place, first_line, is_tensor, on_card, usable
 
 if TYPE_CHECKING:
     import torch
@@ -260,7 +260,7 @@ def run_cuda(
     index: Any,
     augment: Augment,
     key: tuple[int, int, int],
-    params: npt.NDArray[np.void] | None,
+    params: npt.NDArray[np.void] | torch.Tensor | None,
     out: torch.Tensor | None,
     dtype: torch.dtype | None,
     channels_last: bool,
@@ -269,13 +269,14 @@ def run_cuda(
     """Check, allocate and launch, whatever the device's self-check says.
 
     Returns the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for). Without params they are
-    drawn with key = (seed, epoch, view).
+    drawn with key = (seed, epoch, view). Params that the device has drawn itself, int32 [B, 15] there, are not looked
+    at.
     """
     import torch
 
     device = images.device
     check_resident(images, augment)
-    if is_tensor(index) and index.device == device and device.type == "cuda":
+    if is_tensor(index) and index.device == device and on_card(device):
         if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
             raise DataError(f"index: expected integers, found {index.dtype}")
         rows = index.detach().reshape(-1).to(torch.int64).contiguous()
@@ -285,8 +286,10 @@ def run_cuda(
     height, width = int(images.shape[1]), int(images.shape[2])
     options = augment_options(augment, channels)
     result = check_output(out, (len(rows), channels, augment.size, augment.size), dtype, channels_last, device)
-    given = None
-    if params is not None:
+    given: torch.Tensor | None = None
+    if isinstance(params, torch.Tensor):
+        given = params
+    elif params is not None:
         given = torch.from_numpy(_words(params, len(rows), options, height, width)).to(device)
     drawn = torch.empty(len(rows) if want_parameters else 0, _WORDS, dtype=torch.int32, device=device)
     with card.current():

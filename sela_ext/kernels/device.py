@@ -61,6 +61,38 @@ class CudaDevice:
 
         torch.cuda.synchronize(self.place)
 
+    def free_memory(self) -> int:
+        """Bytes that can still be had there: what the driver has left, and what torch holds without using it."""
+        import torch
+
+        unused = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)
+        return int(torch.cuda.mem_get_info(self.place)[0]) + max(0, unused)
+
+    def mark(self) -> Any:
+        """A mark behind all that the current stream was given so far, for `follow`."""
+        import torch
+
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.place))
+        return event
+
+    def follow(self, mark: Any) -> None:
+        """Have what the current stream is given from now on wait, on the device, for what lies before a mark."""
+        import torch
+
+        torch.cuda.current_stream(self.place).wait_event(mark)
+
+    def hold(self, *tensors: torch.Tensor) -> None:
+        """Have the memory of tensors stay theirs until the current stream has done what it was given so far.
+
+        Tensors of another stream need it; those of the current one lose nothing by it.
+        """
+        import torch
+
+        stream = torch.cuda.current_stream(self.place)
+        for tensor in tensors:
+            tensor.record_stream(stream)
+
     def trouble(self) -> str:
         """What keeps torch from working on it, in one line; empty when nothing does.
 
@@ -99,7 +131,47 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+class Cards:
+    """The CUDA devices: which places are such, and how one is opened.
+
+    Whatever asks where tensors live asks `cards`, so that a test can put a device of its own in its place.
+    """
+
+    def has(self, place: torch.device) -> bool:
+        """Whether kernels for tensors there are CUDA kernels."""
+        return place.type == "cuda"
+
+    def count(self) -> int:
+        """How many there are."""
+        import torch
+
+        return torch.cuda.device_count()
+
+    def open(self, place: torch.device) -> CudaDevice:
+        """The device at a place that it has."""
+        return CudaDevice(place)
+
+
+cards = Cards()
 _usable: dict[Any, CudaDevice | None] = {}
+
+
+def on_card(place: torch.device) -> bool:
+    """Whether kernels for tensors at a place are CUDA kernels."""
+    return cards.has(place)
+
+
+def free_memory(place: torch.device) -> int:
+    """Bytes that can still be had on a CUDA device."""
+    return cards.open(indexed(place)).free_memory()
+
+
+def indexed(place: torch.device) -> torch.device:
+    """A device as its tensors name it: "cuda" is the current one of the CUDA devices."""
+    import torch
+
+    named = place.type != "cuda" or place.index is not None
+    return place if named else torch.device("cuda", torch.cuda.current_device())
 
 
 def is_tensor(value: object) -> bool:
@@ -110,7 +182,7 @@ def is_tensor(value: object) -> bool:
 
 def cuda_place(value: Any) -> torch.device | None:
     """Where a CUDA tensor lives; None for a tensor elsewhere, and for what is no tensor."""
-    if not is_tensor(value) or value.device.type != "cuda":
+    if not is_tensor(value) or not cards.has(value.device):
         return None
     place: torch.device = value.device
     return place
@@ -162,12 +234,12 @@ def place_of(device: Any) -> torch.device:
         place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise OptionError(f'device: expected "cuda" or "cuda:N", found {device!r}') from error
-    if place.type != "cuda":
+    if not cards.has(place):
         raise OptionError(f'device: expected "cuda" or "cuda:N", found {device!r}')
-    count = torch.cuda.device_count()
+    count = cards.count()
     if count == 0 or (place.index or 0) >= count:
         raise ResourceError(f"device: {place} is not there, {count} CUDA devices are; use the CPU")
-    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
+    return indexed(place)
 
 
 def built_architectures() -> list[str]:

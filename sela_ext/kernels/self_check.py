@@ -266,7 +266,7 @@ def _no_verdict(place: torch.device, message: str) -> ResourceError:
 
 def open_device(place: torch.device) -> CudaDevice:
     """The device at a place."""
-    return CudaDevice(place)
+    return device.cards.open(place)
 
 
 def judge(card: CudaDevice) -> Verdict:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sela_ext.assign import shard_rows
 from sela_ext.data import Augment, Loader, Source, VectorLoader
 from sela_ext.data.bad_images import check_share
+from sela_ext.data.residency import ResidentImages
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
@@ -108,6 +109,7 @@ def embed(
     exact: bool = False,
     exif: bool = False,
     index: IndexStore | None = None,
+    resident: ResidentImages | None = None,
     advance: Callable[[int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> Embedded:
@@ -132,6 +134,7 @@ def embed(
         exact: of the loader.
         exif: of the loader.
         index: of the loader; what `open_index` gave for the same source, where there are more passes to come.
+        resident: the images on the device, where they are kept there; for one pass they are not sent.
         advance: called with the number of images done, after each batch.
         ranks: who shares the work; None: nobody.
     """
@@ -177,6 +180,7 @@ def embed(
         exact=exact,
         exif=exif,
         index=index,
+        resident=False if resident is None else resident,
     )
     return _embed_batches(
         network,
@@ -280,7 +284,7 @@ def _looks(
             with arithmetic.autocast(), uncompiled(network), _norms_of_own(network):
                 feature = network.features(batch.images)
                 embedding = network.projection(feature)
-            yield batch.index.to(arithmetic.device), feature, embedding
+            yield batch.placed, feature, embedding
             if advance is not None:
                 advance(min(len(loader.source), batch.position * world_size))
     finally:

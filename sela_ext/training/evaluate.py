@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sela_ext.data import Augment, Source
+from sela_ext.data.residency import ResidentImages
 from sela_ext.evaluation import cluster_metrics, linear_probe, stability, weighted_knn
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
@@ -78,6 +79,7 @@ def evaluate_network(
     previous: NDArray[np.int32],
     options: Options,
     indexes: Mapping[str, IndexStore | None] | None = None,
+    residents: Mapping[str, ResidentImages] | None = None,
     stage: Stage = no_stage,
     label: Callable[[Embedded], LabelPass] | None = None,
     ranks: Ranks | None = None,
@@ -96,6 +98,7 @@ def evaluate_network(
         previous: labels so far, int32 [heads, N].
         options: of the run.
         indexes: of the loaders of "train", "held" and "judged" images: see `sela_ext.training.embedding.open_index`.
+        residents: images on the device, by the same names.
         stage: shows what is going on.
         label: makes the labels of the training images from the pass over them; None: balanced ones.
         ranks: share the passes over images; rank 0 does the rest, with the features of all images. None: one process.
@@ -121,6 +124,7 @@ def evaluate_network(
                 exact=options.exact,
                 exif=options.exif,
                 index=(indexes or {}).get(part),
+                resident=(residents or {}).get(part),
                 advance=advance,
                 ranks=ranks,
             )
@@ -248,7 +252,8 @@ def known_features(
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """Features and labels of the images that were read and have a label; evenly spread ones where they are too many.
 
-    Images of which the network makes no numbers are left out.
+    Images of which the network makes no numbers are left out. Features stay on their device, where kNN and the linear
+    probe then work.
     """
     assert seen.features is not None
     known = torch.from_numpy(truth >= 0) & seen.valid.cpu()
@@ -256,9 +261,9 @@ def known_features(
         places = known.nonzero()[:, 0]
         known[:] = False
         known[places[torch.linspace(0, len(places) - 1, most).long()]] = True
-    features, classes = seen.features[known.to(seen.features.device)].cpu(), truth[known.numpy()]
+    features, classes = seen.features[known.to(seen.features.device)], truth[known.numpy()]
     finite = torch.isfinite(features).all(1)
-    return (features, classes) if bool(finite.all()) else (features[finite], classes[finite.numpy()])
+    return (features, classes) if bool(finite.all()) else (features[finite], classes[finite.cpu().numpy()])
 
 
 @torch.no_grad()

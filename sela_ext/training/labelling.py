@@ -35,6 +35,7 @@ from sela_ext.assign.solve import assign_silently
 from sela_ext.errors import DataError, NumericsError
 from sela_ext.evaluation import label_change, label_statistics, mutual_information
 from sela_ext.kernels import sinkhorn_pass
+from sela_ext.kernels.device import free_memory, on_card
 from sela_ext.models import Heads
 from sela_ext.training import faults
 from sela_ext.training.marginals import size_options
@@ -180,7 +181,7 @@ def label_pass(
         places, everything = torch.arange(len(valid), device=valid.device), True
     rows = places.cpu().numpy()
     labels, confidence = previous.copy(), np.zeros(previous.shape, np.float32)
-    workers = 1 if embeddings.device.type == "cuda" else threads_of(threads)
+    workers = 1 if on_card(embeddings.device) else threads_of(threads)
     chosen = list(range(len(heads.clusters)) if which is None else which)
     solved: dict[int, _Solved] = {}
     complaints: list[str] = []
@@ -369,7 +370,7 @@ def _solve(
     passes, warnings = 0.0, []
     exact = options["relax"] is None and options["size_bounds"] is None
     nearby = start is not None and exact and options["method"] == "auto" and options["tol"] >= _LOOSE
-    if nearby and isinstance(logits, Tensor) and logits.device.type == "cpu" and logits.shape[1] <= _FEW_CLUSTERS:
+    if nearby and isinstance(logits, Tensor) and not on_card(logits.device) and logits.shape[1] <= _FEW_CLUSTERS:
         few = {**options, "method": "anderson", "max_passes": min(_NEARBY_PASSES, options["max_passes"])}
         found = assign_silently(logits, start=start, threads=threads, **few)
         passes, warnings = float(found.passes), list(found.warnings)
@@ -395,7 +396,7 @@ def _log_probabilities(logits: Tensor | FeatureLogits, found: Assignment, thread
     """Log softmax(logits) at the labels, float32 [rows]; whatever it is where there is no label."""
     if not logits.shape[0]:  # a rank without rows
         return np.zeros(0, np.float32)
-    if isinstance(logits, Tensor) and logits.device.type == "cpu":
+    if isinstance(logits, Tensor) and not on_card(logits.device):
         values, own = logits.numpy(), np.maximum(_numpy(found.labels), 0)
         sums = sinkhorn_pass(values, np.zeros(values.shape[1]), scale=1.0, threads=threads)
         log_p: NDArray[np.float32] = values[np.arange(len(values)), own] - sums.lse
@@ -425,7 +426,7 @@ def _at_once(work: Callable[[int], _Solved], count: int, workers: int) -> Iterat
 
 def _storage_of(logits: Tensor | FeatureLogits, ranks: Ranks) -> str:
     """What the solver keeps logits in: those that are computed when read, in 16 bits where that fits on every rank."""
-    if isinstance(logits, Tensor) or logits.device.type != "cpu":
+    if isinstance(logits, Tensor) or on_card(logits.device):
         return "auto"
     rows, clusters = logits.shape
     fits = 2.0 * rows * clusters <= _MEMORY_SHARE * _free_memory(logits.device, ranks)
@@ -467,7 +468,7 @@ def _logits_of(
     normalize = parts[0][2]
     widths = [heads.clusters[head] for head in group]
     logits = [torch.empty(count, k, device=embeddings.device) for k in widths]
-    step = _CHUNK if embeddings.device.type == "cuda" else _TILE
+    step = _CHUNK if on_card(embeddings.device) else _TILE
     narrow = embeddings.dtype in (torch.bfloat16, torch.float16)
 
     def tile(first: int) -> None:
@@ -505,8 +506,8 @@ def _numpy(value: Any) -> NDArray[Any]:
 
 def _free_memory(device: torch.device, ranks: Ranks) -> float:
     """Bytes that this rank can still have on a device; inf where nobody says. Ranks of a machine share its memory."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+    if on_card(device):
+        return float(free_memory(device))
     free = available_memory()
     return math.inf if free is None else float(free) / ranks.local_world_size
 

@@ -8,7 +8,7 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -41,9 +41,11 @@ from sela_ext.training.outcome import (
 from sela_ext.training.plan import RunPlan, plan_run, with_time
 from sela_ext.training.progress import RunProgress
 from sela_ext.training.ranks import Ranks, world_size_of_environment
+from sela_ext.training.readback import Readback
 from sela_ext.training.recipes import make_recipe
+from sela_ext.training.resident import keep_images
 from sela_ext.training.resolve import Plan, check_device, choose_device, resolve
-from sela_ext.training.run import Run, make_run
+from sela_ext.training.run import Run, device_of, make_run
 from sela_ext.training.run_folder import RunFolder
 from sela_ext.training.run_lock import RunLock
 from sela_ext.training.schedule import label_pass_times, learning_rate, passes_due
@@ -190,7 +192,7 @@ def _train(data: Any, out: _Path, chosen: Options, given: set[str], ranks: Ranks
             return _dry_run(plan, images, folder, ranks)
         ranks.must_agree("options", snapshot.shared_options(plan.options))
         ranks.must_agree("data", images.everything.fingerprint())
-        closing.enter_context(torch_settings(plan.options.threads))
+        closing.enter_context(torch_settings(plan.options.threads, device_of(plan.options.device, ranks)))
         interrupt = closing.enter_context(Interrupt())
         closing.enter_context(contextlib.closing(folder))
         run = ranks.together(lambda: make_run(plan, images, folder, interrupt, ranks))
@@ -207,6 +209,7 @@ def _run(data: Any, run: Run) -> TrainResult:
     views = recipe.views()
     memory = plan_run(run, views)
     ranks.together(memory.check)
+    memory = keep_images(memory, run, views)
     loader = run.make_loader(views)
     run.replicate()
     saved = snapshot.shared(ranks, lambda: load_checkpoint(folder.checkpoints)) if opt.resume else None
@@ -219,8 +222,8 @@ def _run(data: Any, run: Run) -> TrainResult:
     save_seconds, seconds_before = 0.0, state["seconds"]
     images_done = images_shown = 0
     halted = False  # a callback ended the run
-    # Loss, its parts and images of the last step, not yet looked at; and what it weighs among the ranks.
-    pending: tuple[torch.Tensor, Mapping[str, torch.Tensor], torch.Tensor, float] | None = None
+    # Loss and its parts of the last step, not looked at yet; names of the parts; images; its weight among the ranks.
+    pending: tuple[Readback, list[str], torch.Tensor, float] | None = None
     losses: list[list[float]] = []  # of the last steps on this rank, and their parts, not yet added up over ranks
     named: list[str] = []  # the parts
 
@@ -338,7 +341,7 @@ def _run(data: Any, run: Run) -> TrainResult:
         nonlocal pending
         if pending is None:
             return
-        value, share = float(pending[0]), pending[3]
+        (value, *parts), share = pending[0].read(), pending[3]
         if not np.isfinite(value):
             names = ", ".join(run.source.name(i) for i in pending[2].tolist()[:3])
             raise NumericsError(
@@ -346,7 +349,7 @@ def _run(data: Any, run: Run) -> TrainResult:
                 f"{folder.checkpoints} is intact; lower lr (now {opt.lr:g}) or use precision float32"
             )
         named[:] = pending[1]
-        losses.append([value * share, *(float(part) * share for part in pending[1].values())])
+        losses.append([value * share, *(part * share for part in parts)])
         pending = None
         if not ranks.several:
             sum_over_ranks()
@@ -402,7 +405,8 @@ def _run(data: Any, run: Run) -> TrainResult:
                         output = run.step(recipe.step, turn.batch)
                         run.update.take(output.loss if turn.share == 1 else output.loss * turn.share)
                         check_loss()
-                        pending = output.loss.detach(), output.parts, turn.batch.index, turn.share
+                        told = Readback([output.loss, *output.parts.values()])
+                        pending = told, list(output.parts), turn.batch.index, turn.share
                         recipe.after_step(turn.batch, output)
                         state["step"] += 1
                         images_done += turn.images
@@ -433,8 +437,8 @@ def _run(data: Any, run: Run) -> TrainResult:
                         save()
                     if ends:
                         ranks.leave_together()
-                        told = f"stopped at step {state['step']}, checkpoint written; continue with resume"
-                        interrupt.leave(told if ranks.first else "")
+                        words = f"stopped at step {state['step']}, checkpoint written; continue with resume"
+                        interrupt.leave(words if ranks.first else "")
                     if halted or (plan.budget_seconds is not None and done()):
                         break
                 else:
@@ -484,12 +488,13 @@ def _run(data: Any, run: Run) -> TrainResult:
 def _dry_run(plan: Plan, images: Images, folder: RunFolder, ranks: Ranks) -> RunPlan:
     """Say what this rank of the run would need, the first one aloud, and write nothing."""
     unwritten = dataclasses.replace(plan, options=dataclasses.replace(plan.options, index="off"))
-    with torch_settings(plan.options.threads), Interrupt() as interrupt, torch.random.fork_rng():
+    settings = torch_settings(plan.options.threads, device_of(plan.options.device, ranks))
+    with settings, Interrupt() as interrupt, torch.random.fork_rng():
         run = make_run(unwritten, images, folder, interrupt, ranks)
         run.state.update(snapshot.first_state())
         views = make_recipe(run).views()
         found = plan_run(run, views, opening=opening_line(run.plan, images, run.backbone.name))
-        found = with_time(found, run, views)
+        found = with_time(keep_images(found, run, views), run, views)
     with RunProgress(plan.options.progress and ranks.first) as progress:
         progress.say(found.table())
     found.check()

@@ -20,18 +20,21 @@ _SAME_SIGNAL = 2.0
 
 
 @contextlib.contextmanager
-def torch_settings(threads: int) -> Iterator[None]:
+def torch_settings(threads: int, device: torch.device | None = None) -> Iterator[None]:
     """Set torch up for a run, and back afterwards.
 
     Threads as asked; cuDNN by algorithms that give the same bits every time; denormals flushed, since they cost time
-    and carry nothing here.
+    and carry nothing here. A CUDA device is the current one meanwhile: what libraries take without being told where
+    goes there, and no other device of the machine is touched.
     """
     before = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.set_num_threads(threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.set_flush_denormal(True)
+    current = device is not None and device.type == "cuda"
     try:
-        yield
+        with torch.cuda.device(device) if current else contextlib.nullcontext():
+            yield
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(before[0])

@@ -40,12 +40,15 @@ def build_optimizer(options: Options, network: nn.Module) -> torch.optim.Optimiz
         {"params": matrices, "weight_decay": options.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    # One kernel for all tensors; and with a scaled loss it is told of an overflow on the device, and nobody reads that
+    # back in every step.
+    fused = True if trained and all(p.device.type == "cuda" for p in trained) else None
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, _BETA_2))
+        return torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, _BETA_2), fused=fused)
     if options.optimizer == "lars":
         groups[1]["adapt"] = False
         return Lars(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
 
 
 class Lars(torch.optim.Optimizer):

@@ -258,6 +258,11 @@ class Options:
         "processes that share the run, one per GPU (or on the CPU): auto = what torchrun started, else one",
         kind="any",
     )
+    resident: bool = option(
+        AUTO,
+        "keep small images on the GPU, and augment them there; auto = where they fit beside all else",
+        kind="bool",
+    )
     sync_batch_norm: bool = option(
         False, "batch norm by the images of all devices together, with several GPUs", kind="bool"
     )

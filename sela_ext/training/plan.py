@@ -17,6 +17,7 @@ from sela_ext.assign.plan import SPARE, available_memory, memory_plan
 from sela_ext.data import Augment
 from sela_ext.data.loader import BATCHES_AHEAD
 from sela_ext.errors import ResourceError
+from sela_ext.kernels.device import free_memory
 from sela_ext.training.clock import words
 from sela_ext.training.crops import parse_crops
 from sela_ext.training.run import Run
@@ -163,7 +164,7 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
         parts += _of_neighbours([part for part in others if part.device == "cpu"], ranks.local_world_size - 1)
     free: dict[str, int | None] = {"cpu": available_memory()}
     if device == "cuda":
-        free = {"cuda": int(torch.cuda.mem_get_info(run.arithmetic.device)[0]), **free}
+        free = {"cuda": free_memory(run.arithmetic.device), **free}
     return RunPlan(tuple(parts), free, notes=tuple(notes), opening=opening)
 
 

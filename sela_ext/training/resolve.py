@@ -13,6 +13,7 @@ import torch
 from sela_ext.data import Augment, Source
 from sela_ext.errors import DataError, OptionError, nearest, shown
 from sela_ext.kernels import VectorView
+from sela_ext.kernels.device import on_card
 from sela_ext.models import BUILT_FOR_224
 from sela_ext.processors import available_processors
 from sela_ext.training.config import Kept
@@ -42,8 +43,8 @@ class Plan:
     """A run, fully decided.
 
     Attributes:
-        options: no field but `holdout` (see `sela_ext.training.split`) is "auto"; `clusters` is a list with one entry
-            per head.
+        options: no field is "auto" but `holdout` (see `sela_ext.training.split`) and, on a GPU, `resident` (see
+            `sela_ext.training.resident`); `clusters` is a list with one entry per head.
         reasons: why each "auto", or default replaced by a recipe, became what it is.
         image_size: height and width of the images, as far as they were looked at.
         augment: of the training steps.
@@ -263,6 +264,13 @@ def _settle_device(draft: _Draft) -> torch.device:
     if values["precision"] == "float16" and device.type == "cpu":
         raise OptionError("precision: expected float32 or bfloat16 on the CPU, found float16")
     values["devices"] = ranks.world_size
+    if not on_card(device):
+        if values["resident"] is True:
+            raise OptionError(
+                f"resident: expected False on {device}, where batches are made in the memory that they are read from, "
+                "found True; leave it out"
+            )
+        settle("resident", False, "not kept: batches are made on the CPU, where the images are")
     if draft.options.sync_batch_norm and (device.type != "cuda" or ranks.world_size == 1):
         raise OptionError(
             f"sync_batch_norm: expected several CUDA devices, found {ranks.world_size} x {device.type}; leave it out"

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from sela_ext.assign import shard_rows
 from sela_ext.data import Augment, Loader, Source, VectorLoader
 from sela_ext.data.loader import Batch
+from sela_ext.data.residency import ResidentImages
 from sela_ext.errors import OptionError
 from sela_ext.kernels import IndexStore, device_verdict
-from sela_ext.kernels.device import place_of, usable
+from sela_ext.kernels.device import indexed, on_card, usable
 from sela_ext.models import Backbone, Network, build_backbone, build_vector_backbone
 from sela_ext.training.averaging import WeightAverage
 from sela_ext.training.compilation import compile_backbone, uncompiled
@@ -74,6 +75,7 @@ class Run:
         ranks: the processes that share the run.
         replica: the network as torch's DistributedDataParallel has it, which averages gradients over ranks; None with
             one process.
+        residents: images that are kept on the device, by the same names; see `sela_ext.training.resident`.
         stage: shows that something other than steps is going on, see `sela_ext.training.progress`.
         labels: int32 [heads, N]; a label pass replaces them, and nothing changes them in place.
         state: counters; saved with every checkpoint.
@@ -93,10 +95,10 @@ class Run:
     per_epoch: int
     ranks: Ranks = field(default_factory=Ranks)
     replica: nn.Module | None = None
+    residents: dict[str, ResidentImages] = field(default_factory=dict)
     stage: Stage = no_stage
     labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 0), np.int32))
     state: dict[str, Any] = field(default_factory=dict)
-    _placed: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     _table: tuple[NDArray[np.int32], Tensor] | None = field(default=None, repr=False)
 
     @property
@@ -131,20 +133,11 @@ class Run:
         """Epochs that are done, with the part of the present one."""
         return float(self.state["seen"] / self.per_epoch)
 
-    def place(self, index: Tensor) -> Tensor:
-        """Numbers of a batch's images, int64 [B], on the device; it is not waited for, and sent once per batch."""
-        device = self.arithmetic.device
-        if device.type == "cpu":
-            return index
-        if self._placed is None or self._placed[0] is not index:
-            self._placed = index, index.pin_memory().to(device, non_blocking=True)
-        return self._placed[1]
-
-    def targets(self, index: Tensor) -> Tensor:
+    def targets(self, batch: Batch) -> Tensor:
         """Labels of a batch's images, int64 [heads, B] on the device, from a table that is kept there."""
         if self._table is None or self._table[0] is not self.labels:
             self._table = self.labels, torch.from_numpy(self.labels).to(self.arithmetic.device)
-        return self._table[1][:, self.place(index)].long()
+        return self._table[1][:, batch.placed].long()
 
     def make_loader(self, views: Sequence[Augment]) -> Loader | VectorLoader:
         """The loader of the training steps, with one view of every image per entry of `views`."""
@@ -183,6 +176,7 @@ class Run:
             exact=opt.exact,
             exif=opt.exif,
             index=self.indexes["train"],
+            resident=self.residents.get("train", False),
         )
 
     def embed(
@@ -213,6 +207,7 @@ class Run:
                 exact=opt.exact,
                 exif=opt.exif,
                 index=self.indexes["train"],
+                resident=self.residents.get("train"),
                 advance=advance,
                 ranks=self.ranks,
             )
@@ -239,7 +234,12 @@ class Run:
         return self.ranks.lead(alone) if self.ranks.several else work()
 
     def close(self) -> None:
-        """Close the indexes: whoever keeps the run, as the traceback of an error does, does not keep them open."""
+        """Close the indexes, and let go of images on the device.
+
+        Whoever keeps the run, as the traceback of an error does, does not keep them.
+        """
+        for images in self.residents.values():
+            images.close()
         for store in self.indexes.values():
             if store is not None:
                 store.close()
@@ -395,8 +395,8 @@ def first_use(device: torch.device, log: Callable[[str], None]) -> None:
     Raises:
         ResourceError: the device cannot be used.
     """
-    if device.type == "cuda":
-        place = place_of(device)
+    if on_card(device):
+        place = indexed(device)
         usable(place)
         log(f"device {device_verdict(place)}")
 

@@ -79,6 +79,7 @@ class Recipe(ABC):
             previous=run.labels,
             options=run.options,
             indexes=run.indexes,
+            residents=run.residents,
             stage=run.stage,
             label=label,
             ranks=run.ranks,

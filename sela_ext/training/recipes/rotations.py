@@ -61,7 +61,9 @@ def rotation_accuracy(run: Run) -> float:
     opt, network = run.options, run.evaluated
     assert network.rotation is not None
     source = run.source if run.images.held is None else run.images.held
+    resident = run.residents.get("train" if run.images.held is None else "held")
     if len(source) > _JUDGED:
+        resident = None
         source = source.subset(np.linspace(0, len(source) - 1, _JUDGED).astype(np.int64))
     loader = Loader(
         source,
@@ -76,6 +78,7 @@ def rotation_accuracy(run: Run) -> float:
         max_bad_fraction=1.0,
         exact=opt.exact,
         exif=opt.exif,
+        resident=False if resident is None else resident,
     )
     was_training = network.training
     network.eval()

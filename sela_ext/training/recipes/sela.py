@@ -153,7 +153,7 @@ class SelaRecipe(Recipe):
         if opt.crops is not None:
             return self.step_of_crops(batch)
         pictures = half_resolution(run, batch.images)
-        target, rotation = run.targets(batch.index), run.network.rotation
+        target, rotation = run.targets(batch), run.network.rotation
         with run.arithmetic.autocast():
             everything = run.network(pictures if rotation is None else four_rotations(pictures))
         embedding = everything[: len(pictures)]
@@ -174,7 +174,7 @@ class SelaRecipe(Recipe):
         """Write the bank."""
         if self.bank is not None:
             first = output.embedding[: len(batch.index)]  # of several crops the first
-            self.bank.write(self.run.place(batch.index), first)
+            self.bank.write(batch.placed, first)
 
     def evaluate_with(self, label: Callable[[Embedded], LabelPass] | None) -> Evaluation:
         """The evaluation, and how well rotations are told apart, where they are learnt."""
@@ -204,7 +204,7 @@ class SelaRecipe(Recipe):
     def step_of_crops(self, batch: Batch) -> StepOutput:
         """The same with several crops of every image, each of which learns the image's label; see Note [Multi-crop]."""
         run = self.run
-        target = run.targets(batch.index)
+        target = run.targets(batch)
         with run.arithmetic.autocast():
             embeddings = embed_views(run.network, batch.views)
         losses = crop_losses(run.network.heads, embeddings, target)

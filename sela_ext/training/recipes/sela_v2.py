@@ -80,7 +80,7 @@ class SelaV2Recipe(SelaRecipe):
         """Write the banks: embeddings of the crops come in the order of the views, the large ones first."""
         rows = len(batch.index)
         for number, bank in enumerate(self.banks):
-            bank.write(self.run.place(batch.index), _unit(output.embedding[number * rows : (number + 1) * rows]))
+            bank.write(batch.placed, _unit(output.embedding[number * rows : (number + 1) * rows]))
 
     def state(self) -> dict[str, Any]:
         """The banks, and what plain SeLa keeps."""

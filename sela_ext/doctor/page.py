@@ -11,10 +11,10 @@ from sela_ext.doctor.drawings import charts
 from sela_ext.doctor.duplicates import Duplicates, Group
 from sela_ext.doctor.suggestions import heads_in_words
 from sela_ext.doctor.table import Table
-from sela_ext.report.contact_sheet import data_uri
-from sela_ext.report.page import environment
 from sela_ext.report.page import write_page as write_text
 from sela_ext.report.summary import Tile, duration
+from sela_ext.report.text import environment
+from sela_ext.report.thumbnails import data_uri
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # Groups and images of a group that are shown, bad images and classes that are listed.

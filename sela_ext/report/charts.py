@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ class Series:
         colour: number of the colour, 0 .. 5.
         strong: drawn bold, in front, with points where there is room.
         dashed: a reference line rather than a measurement.
+        name: what it is called where it is read off; "": its legend, or the chart's title.
+        group: legend that it belongs to, where that stands for several curves; "": its own.
     """
 
     x: Numbers
@@ -38,6 +40,8 @@ class Series:
     colour: int = 0
     strong: bool = True
     dashed: bool = False
+    name: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Chart:
         x_label, y_label: what the axes show, with units.
         reference: height of a dashed horizontal line, None for none.
         legend: the curves that have an entry in the legend.
+        series: the curves as they were given.
+        from_zero, ceiling: as they were given.
     """
 
     title: str
@@ -92,6 +98,9 @@ class Chart:
     bars: list[Bar] = field(default_factory=list)
     reference: float | None = None
     legend: list[Series] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    from_zero: bool = False
+    ceiling: float | None = None
     width: int = WIDTH
     height: int = HEIGHT
     left: int = _LEFT
@@ -154,7 +163,7 @@ def line_chart(
         from_zero: the y axis starts at 0 when all values are positive.
         ceiling: y that the axis reaches at least.
     """
-    shown = [_thinned(curve) for curve in series]
+    shown = [thinned(curve) for curve in series]
     finite = [np.isfinite(curve.x) & np.isfinite(curve.y) for curve in shown]
     if not any(mask.any() for mask in finite):
         return None
@@ -192,6 +201,9 @@ def line_chart(
         y_ticks=[Tick(to_y(v), short_number(v)) for v in nice_ticks(y_low, y_high, 5)],
         paths=paths,
         legend=[curve for curve in series if curve.legend],
+        series=list(series),
+        from_zero=from_zero,
+        ceiling=ceiling,
     )
 
 
@@ -260,16 +272,16 @@ def _padded(low: float, high: float, share: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _thinned(curve: Series) -> Series:
-    """Average neighbouring points where there are more than can be seen; a bin with a non-finite point keeps it."""
+def thinned(curve: Series, most: int = _MOST_POINTS) -> Series:
+    """Average neighbouring points where there are more than `most`; a bin with a non-finite point keeps it."""
     count = curve.x.size
-    if count <= _MOST_POINTS:
+    if count <= most:
         return curve
-    edges = np.linspace(0, count, _MOST_POINTS + 1).astype(np.int64)[:-1]
+    edges = np.linspace(0, count, most + 1).astype(np.int64)[:-1]
     lengths = np.diff(np.append(edges, count))
     with np.errstate(invalid="ignore"):
         x, y = np.add.reduceat(curve.x, edges) / lengths, np.add.reduceat(curve.y, edges) / lengths
-    return Series(x, y, curve.legend, curve.colour, curve.strong, curve.dashed)
+    return replace(curve, x=x, y=y)
 
 
 def _path_data(places: Sequence[tuple[float, float] | None]) -> str:

@@ -404,12 +404,21 @@ def _head_series(run: RunFolder, events: list[Event], name: str, *, ln_k: bool =
         heads = [head for head in curves if counts.get(head, 0) == clusters and head != run.head]
         for place, head in enumerate(heads):
             text = f"K = {clusters:,}" if clusters else "other heads"
-            legend = f"{text} ({_count(len(heads), 'head')})" if place == 0 else ""
-            series.append(Series(*curves[head], legend=legend, colour=colour[clusters], strong=False))
+            group = f"{text} ({_count(len(heads), 'head')})"
+            series.append(
+                Series(
+                    *curves[head],
+                    legend=group if place == 0 else "",
+                    colour=colour[clusters],
+                    strong=False,
+                    name=f"head {head}",
+                    group=group,
+                )
+            )
     if run.head in curves:
         clusters = counts.get(run.head, 0)
         title = f"head {run.head}" + (f" (shown, K = {clusters:,})" if clusters else " (shown)")
-        series.append(Series(*curves[run.head], legend=title, colour=colour[clusters]))
+        series.append(Series(*curves[run.head], legend=title, colour=colour[clusters], name=f"head {run.head}"))
     if ln_k:
         every = np.concatenate([x for x, _ in curves.values()])
         every = every[np.isfinite(every)]

@@ -17,10 +17,12 @@ from sela_ext.data.residency import ResidentImages
 from sela_ext.evaluation import cluster_metrics, linear_probe, stability, weighted_knn
 from sela_ext.kernels import IndexStore
 from sela_ext.models import Network
+from sela_ext.report.overview import Overview
 from sela_ext.training import faults
 from sela_ext.training.embedding import Arithmetic, Embedded, embed, to_first
 from sela_ext.training.labelling import LabelPass, choose_head, label_pass
 from sela_ext.training.options import Options
+from sela_ext.training.overview import make_overview
 from sela_ext.training.progress import Stage, no_stage
 from sela_ext.training.ranks import Ranks
 from sela_ext.training.split import Images, has_labels
@@ -54,6 +56,7 @@ class Evaluation:
             `sela_ext.evaluation.stability`.
         masked: images that were read and have no label, since the network's output for them is no number; the largest
             number over heads.
+        overview: what the report shows beside labels and log; None where it was not asked for.
     """
 
     labels: NDArray[np.int32]
@@ -68,6 +71,7 @@ class Evaluation:
     held_bad: list[tuple[int, str, str]]
     stability: dict[int, float] = field(default_factory=dict)
     masked: int = 0
+    overview: Overview | None = None
 
 
 def evaluate_network(
@@ -84,6 +88,7 @@ def evaluate_network(
     label: Callable[[Embedded], LabelPass] | None = None,
     ranks: Ranks | None = None,
     alone: Callable[[Callable[[], Evaluation]], Evaluation] | None = None,
+    overview: bool = False,
 ) -> Evaluation:
     """Label all images in eval mode without augmentation, and measure labels and features.
 
@@ -103,6 +108,7 @@ def evaluate_network(
         label: makes the labels of the training images from the pass over them; None: balanced ones.
         ranks: share the passes over images; rank 0 does the rest, with the features of all images. None: one process.
         alone: has rank 0 do something, and tells all what came of it; see `sela_ext.training.run.Run.on_first`.
+        overview: make what the report shows too: a map of some images, clusters that are alike.
 
     Source: protocols of the SeLa paper, section 4 and appendix.
     """
@@ -141,7 +147,7 @@ def evaluate_network(
 
     def judge() -> Evaluation:
         result = _balanced(network, seen, previous, options, stage) if label is None else label(seen)
-        return _judge(network, images, result, seen, held, judged, truth, options, stage)
+        return _judge(network, images, result, seen, held, judged, truth, options, stage, overview)
 
     return judge() if alone is None else alone(judge)
 
@@ -156,6 +162,7 @@ def _judge(
     truth: NDArray[np.int64] | None,
     options: Options,
     stage: Stage,
+    overview: bool,
 ) -> Evaluation:
     """Measure labels and features, of images that were looked at."""
     if truth is not None:
@@ -188,6 +195,11 @@ def _judge(
     if held is not None:
         held_labels, held_confidence = label_new(network, held, result.potentials, options.lam)
         masked += int((held_labels < 0)[:, held.valid.cpu().numpy()].sum(1).max())
+    shown = None
+    if overview:
+        with stage("map of the embedding", 0) as advance:
+            advance(0)
+            shown = make_overview(images, result.labels[head], network.heads.clusters[head], head, seen, held)
     return Evaluation(
         result.labels,
         result.confidence,
@@ -201,6 +213,7 @@ def _judge(
         [] if held is None else held.bad,
         agree,
         masked,
+        shown,
     )
 
 

@@ -457,6 +457,7 @@ def _run(data: Any, run: Run) -> TrainResult:
         if not state["finished"]:
             with interrupt.deferred():
                 save(finished=True)
+        run.at_end = True
         result = evaluate("end")
         images = run.images
         all_labels, all_confidence = spread_labels(result, images)
@@ -468,6 +469,7 @@ def _run(data: Any, run: Run) -> TrainResult:
             faults.at("before labels")
             folder.write_labels(all_labels, all_confidence, images.everything.names)
             folder.write_bad_images(bad)
+            folder.write_overview(result.overview)
             save_network(folder, run.evaluated, opt, result, run.backbone.name)
             watcher.close()
             faults.at("before report")

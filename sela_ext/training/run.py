@@ -79,6 +79,7 @@ class Run:
         stage: shows that something other than steps is going on, see `sela_ext.training.progress`.
         labels: int32 [heads, N]; a label pass replaces them, and nothing changes them in place.
         state: counters; saved with every checkpoint.
+        at_end: whether training is over: the evaluation then makes what the report shows, too.
     """
 
     plan: Plan
@@ -99,6 +100,7 @@ class Run:
     stage: Stage = no_stage
     labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 0), np.int32))
     state: dict[str, Any] = field(default_factory=dict)
+    at_end: bool = False
     _table: tuple[NDArray[np.int32], Tensor] | None = field(default=None, repr=False)
 
     @property

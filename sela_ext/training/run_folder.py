@@ -27,6 +27,7 @@ from sela_ext.data.memory import free_memory
 from sela_ext.data.safe_files import read_json
 from sela_ext.errors import CheckpointError, OptionError, ResourceError, one_line, shown
 from sela_ext.report.metrics import read_metrics
+from sela_ext.report.overview import Overview
 from sela_ext.training import faults
 from sela_ext.training.checkpoint import write_atomically, writing
 from sela_ext.training.run_lock import NAMES as LOCKS
@@ -41,6 +42,7 @@ _FILES = (
     "labels.npz",
     "network.pt",
     "bad_images.csv",
+    "report.npz",
     "report.html",
 )
 _FOLDERS = ("checkpoints", "tensorboard", "index", "wandb")
@@ -254,6 +256,11 @@ class RunFolder:
         writer.writerow(["index", "name", "reason"])
         writer.writerows(sorted(set(bad)))
         write_atomically(self.path / "bad_images.csv", text.getvalue().encode("utf-8", "backslashreplace"))
+
+    def write_overview(self, overview: Overview | None) -> None:
+        """Write report.npz, what the report shows beside labels and log; nothing where there is none."""
+        if overview is not None:
+            write_atomically(self.path / "report.npz", overview.to_bytes())
 
     def close(self) -> None:
         """Close the logs."""

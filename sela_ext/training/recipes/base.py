@@ -84,6 +84,7 @@ class Recipe(ABC):
             label=label,
             ranks=run.ranks,
             alone=run.on_first,
+            overview=run.at_end,
         )
 
     def state(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 namespace sela {
 
 void bind_augment(pybind11::module_& m);
+void bind_augment_device(pybind11::module_& m);
 void bind_build(pybind11::module_& m);
 void bind_jpeg(pybind11::module_& m);
 void bind_newton(pybind11::module_& m);
@@ -16,6 +17,7 @@ void bind_vectors(pybind11::module_& m);
 inline void bind_all(pybind11::module_& m) {
   bind_build(m);
   bind_augment(m);
+  bind_augment_device(m);
   bind_jpeg(m);
   bind_newton(m);
   bind_reader(m);

@@ -230,6 +230,34 @@ def augment_array(
 ) -> None:
     """The fused pass over rows of one array [N, H, W, C]; out is an address."""
 
+def augment_device_cuda(
+    options: AugmentOptions,
+    effect_options: EffectOptions,
+    resident: int,
+    resident_count: int,
+    crops: int,
+    planes: int,
+    exact: bool,
+    height: int,
+    width: int,
+    channels: int,
+    index: int,
+    count: int,
+    needs: tuple[bool, bool, bool, float],
+    seed: int,
+    epoch: int,
+    view: int,
+    given: int,
+    given_effects: int,
+    drawn: int,
+    workspace: int,
+    out: int,
+    dtype: str,
+    channels_last: bool,
+    stream: int,
+) -> None:
+    """The fused pass over images of any size of the current CUDA device, by device addresses (0 = absent)."""
+
 def augment_list(
     options: AugmentOptions,
     effect_options: EffectOptions,
@@ -281,6 +309,17 @@ def augment_resident_cuda(
 ) -> None:
     """The fused pass over images of the current CUDA device, by device addresses (0 = absent)."""
 
+def augment_workspace_cuda(
+    options: AugmentOptions,
+    effect_options: EffectOptions,
+    channels: int,
+    height: int,
+    width: int,
+    count: int,
+    needs: tuple[bool, bool, bool, float],
+) -> int:
+    """Bytes that augment_device_cuda needs for its workspace; needs: (contrast, tone, effects, longest blur)."""
+
 def build_info() -> dict[str, Any]:
     """Version, CUDA version and architectures, CPU instruction set in use, compiler."""
 
@@ -294,6 +333,13 @@ def check_parameters(
     width: int,
 ) -> None:
     """Raises ValueError for parameters that do not fit images of height x width."""
+
+def check_planes(
+    options: AugmentOptions,
+    source: Sequence[tuple[Any, ...]],
+    parameters: npt.NDArray[np.void],
+) -> None:
+    """Raises ValueError for planes that lack samples, or parameters that do not fit them."""
 
 def column_state(
     columns: npt.NDArray[np.float64], weight: float, target: npt.NDArray[np.float64], potential: npt.NDArray[np.float64]
@@ -349,6 +395,9 @@ def needed_boxes(
 
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> npt.NDArray[np.uint32]:
     """Four random words: Philox4x32-10 of one counter."""
+
+def plane_records(source: Sequence[tuple[Any, ...]], addresses: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Records for augment_device_cuda of images as augment_planes takes them, whose planes lie at these addresses."""
 
 def sample_effects(
     options: EffectOptions,

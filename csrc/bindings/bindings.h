@@ -5,6 +5,7 @@ namespace sela {
 
 void bind_anderson(pybind11::module_& m);
 void bind_augment(pybind11::module_& m);
+void bind_augment_device(pybind11::module_& m);
 void bind_build(pybind11::module_& m);
 void bind_jpeg(pybind11::module_& m);
 void bind_jpeg_batch(pybind11::module_& m);
@@ -19,6 +20,7 @@ inline void bind_all(pybind11::module_& m) {
   bind_build(m);
   bind_anderson(m);
   bind_augment(m);
+  bind_augment_device(m);
   bind_jpeg(m);
   bind_jpeg_batch(m);
   bind_newton(m);

@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "sela/augment.h"
+#include "sela/augment_device.h"
 #include "sela/device.h"
 #include "sela/jpeg_batch.h"
 #include "sela/sinkhorn.h"
@@ -28,6 +29,17 @@ void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64
 
 void augment_resident_cuda(const AugmentOptions&, const ResidentImages&, const int64_t*, int64_t, const DrawKey&,
                            const AugmentParameters*, AugmentParameters*, const AugmentOutput&, void*) {
+  throw std::runtime_error("augment: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+AugmentWorkspace augment_workspace_cuda(const AugmentOptions&, const EffectOptions&, const DeviceImages&, int64_t,
+                                        const AugmentNeeds&) {
+  return {};
+}
+
+void augment_device_cuda(const AugmentOptions&, const EffectOptions&, const DeviceImages&, int64_t, const AugmentNeeds&,
+                         const DrawKey&, const AugmentParameters*, const AugmentEffects*, AugmentParameters*, void*,
+                         const AugmentOutput&, void*) {
   throw std::runtime_error("augment: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
 

@@ -57,6 +57,46 @@ class HostCore:
         outputs["masked"][0] = count
         self.spoil(outputs)
 
+    def find_candidates_cuda(
+        self, logits, name, rows, cols, stride, scale, prices, label_prices, bonus, labels, selected, n, count, *rest
+    ):
+        slack, floor, tie, columns, values, found, regret, first_row, _stream = rest
+        self.calls += 1
+        kind = np.float64 if name == "float64" else np.float32
+        numbers = [
+            None if not at else array_at(at, dtype, cols).astype(np.float64)
+            for at, dtype in ((prices, kind), (label_prices, kind), (bonus, np.float32))
+        ]
+        _core.find_candidates_cpu(
+            *(logits, name, rows, cols, stride, scale),
+            *(0 if one is None else one.ctypes.data for one in numbers),
+            *(labels, selected, n, count, slack, floor, tie, columns, values, found, regret, 1, "", first_row),
+        )
+        width = 2 * count + 2
+        outputs = {
+            "columns": array_at(columns, np.int32, n, width),
+            "values": array_at(values, np.float32, n, width),
+            "found": array_at(found, np.int32, n),
+            "regret": array_at(regret, np.float32, n),
+        }
+        self.spoil(outputs)
+
+    def column_margins_workspace_cuda(self, selected_count, cols):
+        return 8
+
+    def column_margins_cuda(
+        self, logits, name, rows, cols, stride, scale, prices, labels, selected, n, margins, scratch, stream
+    ):
+        self.calls += 1
+        kind = np.float64 if name == "float64" else np.float32
+        chosen = array_at(selected, np.int64, n) if selected else np.arange(n)
+        found = _core.column_margins_cpu(
+            *(logits, name, rows, cols, stride, scale, array_at(prices, kind, cols).astype(np.float64)),
+            *(array_at(labels, np.int32, rows), chosen, 1, ""),
+        )
+        array_at(margins, np.float32, 4, cols)[...] = found
+        self.spoil({"margins": array_at(margins, np.float32, 4, cols)})
+
     def sample_parameters_cuda(self, options, height, width, index, count, seed, epoch, view, drawn, stream):
         self.calls += 1
         rows, out = array_at(index, np.int64, count), array_at(drawn, PARAMETERS, count)

@@ -594,6 +594,52 @@ def column_margins_cpu(
 ) -> npt.NDArray[np.float32]:
     """The four smallest losses of each column among rows."""
 
+def find_candidates_cuda(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    prices: int,
+    label_prices: int,
+    bonus: int,
+    labels: int,
+    selected: int,
+    selected_count: int,
+    count: int,
+    slack: float,
+    floor: float,
+    tie: float,
+    columns: int,
+    values: int,
+    found: int,
+    regret: int,
+    first_row: int,
+    stream: int,
+) -> None:
+    """The best columns of rows on the current CUDA device, by device addresses (selected: 0 = all rows)."""
+
+def column_margins_workspace_cuda(selected_count: int, cols: int) -> int:
+    """Bytes of device memory that column_margins_cuda needs."""
+
+def column_margins_cuda(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    prices: int,
+    labels: int,
+    selected: int,
+    selected_count: int,
+    margins: int,
+    scratch: int,
+    stream: int,
+) -> None:
+    """The four smallest losses of each column on the current CUDA device, by device addresses."""
+
 def smooth_prices(
     columns: npt.NDArray[np.int32],
     values: npt.NDArray[np.float32],

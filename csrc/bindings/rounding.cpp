@@ -85,6 +85,54 @@ Floats column_margins(std::uintptr_t logits, const std::string& type, int64_t ro
   return margins;
 }
 
+CandidateSearch device_search(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols,
+                              int64_t stride, double scale, std::uintptr_t labels, std::uintptr_t selected,
+                              int64_t selected_count) {
+  CandidateSearch search;
+  search.logits = pointer<const void>(logits);
+  search.type = logits_type(type);
+  search.rows = rows;
+  search.cols = cols;
+  search.stride = stride;
+  search.scale = scale;
+  search.labels = pointer<const int32_t>(labels);
+  search.selected = pointer<const int64_t>(selected);
+  search.selected_count = selected_count;
+  return search;
+}
+
+void candidates_on_device(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                          double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t bonus,
+                          std::uintptr_t labels, std::uintptr_t selected, int64_t selected_count, int32_t count,
+                          float slack, float floor, float tie, std::uintptr_t columns, std::uintptr_t values,
+                          std::uintptr_t found, std::uintptr_t regret, int64_t first_row, std::uintptr_t stream) {
+  CandidateSearch search = device_search(logits, type, rows, cols, stride, scale, labels, selected, selected_count);
+  search.first_row = first_row;
+  search.count = count;
+  search.slack = slack;
+  search.floor = floor;
+  search.tie = tie;
+  const DevicePrices device{pointer<const void>(prices), pointer<const void>(label_prices),
+                            pointer<const float>(bonus)};
+  CandidateLists lists;
+  lists.columns = pointer<int32_t>(columns);
+  lists.values = pointer<float>(values);
+  lists.found = pointer<int32_t>(found);
+  lists.regret = pointer<float>(regret);
+  const py::gil_scoped_release release;
+  find_candidates_cuda(search, device, lists, pointer<void>(stream));
+}
+
+void margins_on_device(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                       double scale, std::uintptr_t prices, std::uintptr_t labels, std::uintptr_t selected,
+                       int64_t selected_count, std::uintptr_t margins, std::uintptr_t scratch, std::uintptr_t stream) {
+  const CandidateSearch search =
+      device_search(logits, type, rows, cols, stride, scale, labels, selected, selected_count);
+  const DevicePrices device{pointer<const void>(prices), nullptr, nullptr};
+  const py::gil_scoped_release release;
+  column_margins_cuda(search, device, pointer<float>(margins), pointer<void>(scratch), pointer<void>(stream));
+}
+
 py::tuple smooth_prices(const Ints& columns, const Floats& values, const Ints& found, const Doubles& wanted,
                         const Doubles& prices, const Ints& labels, const std::vector<std::pair<double, int>>& stages,
                         double relaxation, double tolerance, double tie, int threads, const std::string& isa) {
@@ -162,6 +210,21 @@ void bind_rounding(py::module_& m) {
   m.def("column_margins_cpu", &column_margins, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("labels"), py::arg("selected"),
         py::arg("threads"), py::arg("isa"), "The four smallest losses of each column among rows.");
+
+  m.def("find_candidates_cuda", &candidates_on_device, py::arg("logits"), py::arg("type"), py::arg("rows"),
+        py::arg("cols"), py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("label_prices"),
+        py::arg("bonus"), py::arg("labels"), py::arg("selected"), py::arg("selected_count"), py::arg("count"),
+        py::arg("slack"), py::arg("floor"), py::arg("tie"), py::arg("columns"), py::arg("values"), py::arg("found"),
+        py::arg("regret"), py::arg("first_row"), py::arg("stream"),
+        "The best columns of rows on the current CUDA device, by device addresses (selected: 0 = all rows).");
+
+  m.def("column_margins_workspace_cuda", &column_margins_workspace_cuda, py::arg("selected_count"), py::arg("cols"),
+        "Bytes of device memory that column_margins_cuda needs.");
+
+  m.def("column_margins_cuda", &margins_on_device, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
+        py::arg("stride"), py::arg("scale"), py::arg("prices"), py::arg("labels"), py::arg("selected"),
+        py::arg("selected_count"), py::arg("margins"), py::arg("scratch"), py::arg("stream"),
+        "The four smallest losses of each column on the current CUDA device, by device addresses.");
 
   m.def("smooth_prices", &smooth_prices, py::arg("columns"), py::arg("values"), py::arg("found"), py::arg("wanted"),
         py::arg("prices"), py::arg("labels"), py::arg("stages"), py::arg("relaxation"), py::arg("tolerance"),

@@ -24,9 +24,7 @@ namespace {
 constexpr int64_t W = vfloat::kLanes;
 constexpr int64_t G = kCandidateGroups;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int kHalvings = 10;
 constexpr int32_t kFewGroups = 8;
-constexpr int32_t kShort = 6;
 
 inline double number(const float* x) {
   return static_cast<double>(*x);
@@ -116,9 +114,8 @@ inline int32_t count_above(const float* x, float bound) {
   return count;
 }
 
-/// A hair below x, for strict comparisons; not the next float, which may count as zero.
 inline float below(float x) {
-  return x - (1e-30f + 1e-6f * std::fabs(x));
+  return candidate_below(x);
 }
 
 /// A number that at least `count` of n maxima are above, found by halving; below(floor) when no more are above that.
@@ -133,7 +130,7 @@ inline float halved(const float* top, int32_t count, float floor) {
   }
   float low = -reduce_max(set1(0.0f) - least), high = largest<n>(top);
   low = below(low > floor ? low : floor);
-  for (int step = 0; step < kHalvings; ++step) {
+  for (int step = 0; step < kCandidateHalvings; ++step) {
     const float middle = 0.5f * low + 0.5f * high;
     const int32_t above = count_above<n>(top, middle);
     if (above == count) return middle;
@@ -148,7 +145,7 @@ inline float halved(const float* top, int32_t count, float floor) {
 /// The bound that the columns of a row's list are above.  Short lists need no more than the maxima of 16 larger groups.
 inline float bound_of(const float* top, int32_t count, float floor) {
   if (count >= G) return below(floor);
-  if (count > kShort) return halved<G>(top, count, floor);
+  if (count > kCandidateShort) return halved<G>(top, count, floor);
   float larger[G / 4];
   for (int64_t v = 0; v < G / 4; v += W)
     store(larger + v,

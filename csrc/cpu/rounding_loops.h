@@ -11,10 +11,8 @@ namespace sela {
 
 /// Rows per block.
 constexpr int64_t kCandidateRows = 128;
-/// Columns are padded to a multiple of this in scratch arrays; also the number of groups whose maxima bound the lists.
-constexpr int64_t kCandidateGroups = 64;
 
-/// What a worker needs.  All arrays hold padded columns.
+/// What a worker needs.  All arrays hold padded columns, up to a multiple of kCandidateGroups.
 struct CandidateScratch {
   float* scores = nullptr;
   float* smallest = nullptr;  ///< [kColumnMargins, padded] for margins

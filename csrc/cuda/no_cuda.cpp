@@ -5,6 +5,7 @@
 #include "sela/augment_device.h"
 #include "sela/device.h"
 #include "sela/jpeg_batch.h"
+#include "sela/rounding.h"
 #include "sela/sinkhorn.h"
 
 namespace sela {
@@ -25,6 +26,20 @@ SinkhornWorkspace sinkhorn_workspace_cuda(int64_t, int64_t, LogitsType) {
 void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*, void*) {
   throw std::runtime_error(
       "sinkhorn_pass: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+void find_candidates_cuda(const CandidateSearch&, const DevicePrices&, const CandidateLists&, void*) {
+  throw std::runtime_error(
+      "find_candidates: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+int64_t column_margins_workspace_cuda(int64_t, int64_t) {
+  return 0;
+}
+
+void column_margins_cuda(const CandidateSearch&, const DevicePrices&, float*, void*, void*) {
+  throw std::runtime_error(
+      "column_margins: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
 
 void augment_resident_cuda(const AugmentOptions&, const ResidentImages&, const int64_t*, int64_t, const DrawKey&,

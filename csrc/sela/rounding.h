@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "sela/dispatch.h"
+#include "sela/host_device.h"
 #include "sela/sinkhorn.h"
 
 namespace sela {
@@ -51,6 +52,32 @@ struct CandidateLists {
 /// Throws std::invalid_argument for sizes out of range.
 void find_candidates_cpu(const CandidateSearch& search, const CandidateLists& lists, int threads, Isa isa);
 
+/// Prices as the kernels use them, in device memory at multiples of 16 bytes: float, or double where the logits are
+/// float64.
+struct DevicePrices {
+  const void* prices = nullptr;        ///< [cols]
+  const void* label_prices = nullptr;  ///< [cols]; not for margins
+  const float* bonus = nullptr;        ///< [cols] or null
+};
+
+/// The same on the current CUDA device, in the order of `stream` (a cudaStream_t): all pointers are device memory, and
+/// prices and bonus those of `prices`.  Lists are the CPU's, number by number (its generic loops excepted, whose last
+/// bits may differ).  Labels and selected rows must be in range.  Nothing waits for the device.
+/// Throws std::runtime_error without CUDA, on a device the build has no code for, and when the launch fails.
+void find_candidates_cuda(const CandidateSearch& search, const DevicePrices& prices, const CandidateLists& lists,
+                          void* stream);
+
+/// What bounds a list (cpu/rounding_loops.cpp, Note [Bound of the list]): groups of columns, column % kCandidateGroups;
+/// steps of halving; and lists of up to so many columns go by the maxima of 16 larger groups.
+constexpr int64_t kCandidateGroups = 64;
+constexpr int kCandidateHalvings = 10;
+constexpr int32_t kCandidateShort = 6;
+
+/// A hair below x, for strict comparisons; not the next float, which may count as zero.
+SELA_SHARED_INLINE float candidate_below(float x) {
+  return x - (1e-30f + 1e-6f * (x < 0.0f ? -x : x));
+}
+
 /// Number of losses that column_margins_cpu looks for.
 constexpr int kColumnMargins = 4;
 
@@ -58,6 +85,14 @@ constexpr int kColumnMargins = 4;
 /// rows, m < kColumnMargins; +inf where fewer rows lose anything finite.  Of the search logits, scale, prices, labels
 /// and selected count.
 void column_margins_cpu(const CandidateSearch& search, float* margins, int threads, Isa isa);
+
+/// Bytes of device memory that column_margins_cuda needs for so many selected rows.
+int64_t column_margins_workspace_cuda(int64_t selected_count, int64_t cols);
+
+/// The same as column_margins_cpu on the current CUDA device; see find_candidates_cuda.  margins and scratch are device
+/// memory, scratch at a multiple of 8 bytes.
+void column_margins_cuda(const CandidateSearch& search, const DevicePrices& prices, float* margins, void* scratch,
+                         void* stream);
 
 /// So many sharp Sinkhorn iterations.
 struct SmoothStage {

@@ -11,7 +11,7 @@ import numpy as np
 from sela_ext.assign.balance import admissible_sizes, least_price
 from sela_ext.assign.marginals import cluster_shares
 from sela_ext.assign.result import Assignment
-from sela_ext.assign.sources import row_blocks
+from sela_ext.assign.sources import on_cuda, row_blocks
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels.sinkhorn import check_logits, check_vector, check_weights
 
@@ -124,7 +124,8 @@ def verify(
 ) -> Certificate:
     """Judge labels and a potential by the logits alone: numpy in float64, a chunk of rows at a time.
 
-    Uses nothing of the compiled kernels and nothing that a solver reported. Two reads of the logits.
+    Uses nothing of the compiled kernels and nothing that a solver reported. Two reads of the logits. Those on a CUDA
+    device are judged there, by torch in float64, and what comes to the host is the margin of every row.
 
     Args:
         logits: [N, K] of any float type, numpy (memory-mapped, too) or torch, or FeatureLogits: those that were solved.
@@ -180,32 +181,16 @@ def verify(
     good = np.ones(rows, bool)
     margin = np.full(rows, np.nan)
     impossible = 0
-    for part, block in _chunks(logits):
-        fine = ~np.isnan(block).any(axis=1) & ~(block == np.inf).any(axis=1) & (block > -np.inf).any(axis=1)
-        good[part] = fine
-        block, w = block[fine], weights[part][fine]
-        if not len(block):
-            continue
-        t = scale * block + scores
-        plan, lse = _softmax(t)
-        columns += w @ plan
-        lse_sum.append(float(w @ lse))
-        weight.append(float(w.sum()))
-        if given is None:
-            continue
-        own = given[part][fine]
-        places = np.flatnonzero(own >= 0)
-        own = own[places]
-        mine = t[places, own]
-        others = t[places]
-        others[np.arange(len(places)), own] = -np.inf
-        with np.errstate(invalid="ignore"):
-            margin[np.arange(rows)[part][fine][places]] = mine - others.max(axis=1, initial=-np.inf)
-        impossible += int((block[places, own] == -np.inf).sum())
-        counted = places[w[places] > 0]
-        value_sum.append(float(block[counted, given[part][fine][counted]].sum()))
-        if p is not None:
-            best_sum.append(float((scale * block[counted] + p).max(axis=1).sum()))
+    for part, look in _looks(logits, scale, scores, p, weights, given):
+        good[part] = look.fine
+        columns += look.columns
+        lse_sum.append(look.lse)
+        weight.append(look.weight)
+        if given is not None:
+            margin[np.arange(rows)[part][look.places]] = look.margins
+            impossible += look.impossible
+            value_sum.append(look.value)
+            best_sum.append(look.best)
     total = math.fsum(weight)
     if not total > 0:
         raise DataError(f"logits: all of {rows} rows are masked or of weight 0: nothing to judge")
@@ -277,6 +262,79 @@ def _check_labels(labels: Any, rows: int, cols: int) -> npt.NDArray[np.int64]:
     return found.astype(np.int64)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a block of rows adds to a certificate.
+
+    Attributes:
+        fine: bool [n]: rows that can have a label.
+        columns: float64 [K], weighted sums of the plan's rows.
+        lse: weighted sum of the rows' log-sum-exp.
+        weight: sum of the weights.
+        places: int [m]: labelled rows among them.
+        margins: float64 [m] of these, nats.
+        impossible: labels at -inf.
+        value: sum of the logits at the labels of rows with a weight.
+        best: sum of their best scores at the prices; 0 without prices.
+    """
+
+    fine: npt.NDArray[np.bool_]
+    columns: Vector
+    lse: float
+    weight: float
+    places: npt.NDArray[np.int64]
+    margins: Vector
+    impossible: int
+    value: float
+    best: float
+
+
+def _looks(
+    logits: Any, scale: float, scores: Vector, prices: Vector | None, weights: Vector, labels: Any
+) -> Iterator[tuple[slice, Look]]:
+    """Looks at all rows, block by block, where the logits are."""
+    if on_cuda(logits):
+        from sela_ext.assign.certificate_device import looks
+
+        yield from looks(logits, scale, scores, prices, weights, labels)
+        return
+    for part, block in _chunks(logits):
+        yield part, _look(block, scale, scores, prices, weights[part], None if labels is None else labels[part])
+
+
+def _look(block: Vector, scale: float, scores: Vector, prices: Vector | None, weights: Vector, labels: Any) -> Look:
+    fine = ~np.isnan(block).any(axis=1) & ~(block == np.inf).any(axis=1) & (block > -np.inf).any(axis=1)
+    where = np.flatnonzero(fine)
+    block, w = block[where], weights[where]
+    t = scale * block + scores
+    plan, lse = _softmax(t)
+    nothing = np.zeros(0)
+    sums: dict[str, Any] = {"columns": w @ plan, "lse": float(w @ lse), "weight": float(w.sum())}
+    if labels is None:
+        return Look(fine, **sums, places=nothing.astype(np.int64), margins=nothing, impossible=0, value=0.0, best=0.0)
+    own = labels[where]
+    places = np.flatnonzero(own >= 0)
+    own = own[places]
+    mine = t[places, own]
+    others = t[places]
+    others[np.arange(len(places)), own] = -np.inf
+    with np.errstate(invalid="ignore"):
+        margins = mine - others.max(axis=1, initial=-np.inf)
+    counted = w[places] > 0
+    logit = block[places, own]
+    return Look(
+        fine,
+        **sums,
+        places=where[places],
+        margins=margins,
+        impossible=int((logit == -np.inf).sum()),
+        value=float(logit[counted].sum()),
+        best=0.0
+        if prices is None
+        else float((scale * block[places[counted]] + prices).max(axis=1, initial=-np.inf).sum()),
+    )
+
+
 def _chunks(logits: Any) -> Iterator[tuple[slice, Vector]]:
     """Consecutive rows in float64, numpy."""
     return row_blocks(logits, max(1, ENTRIES_AT_ONCE // int(logits.shape[1])))
@@ -299,6 +357,10 @@ def _cost_of_mended_plan(logits: Any, scale: float, g: Vector, mass: Vector, sha
     keep = np.minimum(1.0, np.divide(target, shares, out=np.ones_like(target), where=shares > 0))
     lacking = np.maximum(target - shares * keep, 0.0)
     lacking /= max(float(lacking.sum()), 1e-300)
+    if on_cuda(logits):
+        from sela_ext.assign.certificate_device import mended_costs
+
+        return math.fsum(mended_costs(logits, scale, g, mass, keep, lacking))
     cost = []
     for part, block in _chunks(logits):
         a = mass[part]

@@ -14,8 +14,8 @@ import numpy as np
 from sela_ext.assign.mapped import MappedRows
 from sela_ext.assign.plan import threads_of
 from sela_ext.errors import DataError, OptionError
-from sela_ext.kernels.device import is_tensor
-from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, SAMPLE_ROWS
+from sela_ext.kernels.device import cache_and_multiprocessors, is_tensor
+from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, SAMPLE_ROWS, on_cuda
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,21 @@ BLOCK = ROWS_TOGETHER  # rows of one product, those of one block of a pass
 TILE_ENTRIES = 1 << 20
 MOST_BLOCKS = 64  # per tile
 MOST_SAMPLED = 32  # times as large when only some rows are computed
-DEVICE_ENTRIES = 1 << 26  # of a tile on a CUDA device: 256 MiB
+# Note [Tiles on a device]
+# The product of a tile is written, and read again by the pass. Where both find it in the second-level cache, 8 bytes
+# per entry need not go to memory and back: 2.7 ps on an H100. Three things speak against small tiles. A product should
+# fill the device: it is cut into blocks of 128 x 128 entries, of which each multiprocessor should get two. Each tile
+# costs the host two launches, some 40 us, which are hidden only behind a product that takes longer: 6.5 million entries
+# (half of an H100's cache) are such a tile from 256 features on, or 2,048 where products may be rounded to TF32
+# (torch.set_float32_matmul_precision), which are ten times as fast. And the weights want to stay in the cache, too.
+#   So: up to half of the cache that the weights leave, but no less than two blocks for each multiprocessor; or, where
+# products are short, a tile that makes the launches rare. Rows are 128 times a power of 2, so that tiles of several
+# heads begin at the same rows. Whether 40 us and ten times are so has not been measured yet.
+DEVICE_ENTRIES = 1 << 26  # of the largest tile: 256 MiB
+PRODUCT_BLOCK, BLOCKS_EACH = 128 * 128, 2
+LONG, LONG_IN_TF32 = 256, 2048  # features
+# Features on the host that take at most this part of the device's free memory are copied there once, for all reads.
+RESIDENT_SHARE = 0.25
 
 
 class FeatureLogits:
@@ -43,14 +57,15 @@ class FeatureLogits:
     In torch: ``F.linear(features.float(), weight, bias)``, or with normalize ``F.linear(F.normalize(features.float()),
     weight, bias)``. The product is always that of 128 rows, on one thread each, so that a row's logits have the same
     bits for any number of threads, in any part of the rows that begins at a multiple of 128, and in every read.
-    They may differ between processors and between versions of torch.
+    They may differ between processors and between versions of torch. On a CUDA device products have `tile_rows` rows
+    instead, so that the same holds for parts that begin at multiples of those.
 
     Args:
         features: [N, D] float32, float16 or bfloat16, numpy (memory-mapped, too) or torch; or an object that computes
             its rows when they are read: `shape`, `dtype`, `device`, `on_demand` = True, and torch rows by slice or
             numbers.
         weight: [K, D] of any float type; used in float32. Where it lives is where the products are computed: weights on
-            a CUDA device take the features there tile by tile.
+            a CUDA device take the features there: once where they fit well, else tile by tile.
         bias: [K], or None. It changes no label, but what the logits are.
         normalize: scale every row of features to length one, as a cosine head does (its weights must come normalised
             and divided by the temperature).
@@ -95,6 +110,8 @@ class FeatureLogits:
         if self.weight.device.type not in ("cpu", "cuda"):
             raise OptionError(f"weight: expected it on cpu or cuda, found {self.weight.device}; move it")
         self._local = threading.local()
+        self._resident: torch.Tensor | None = None
+        self._tile_rows = self._choose_tile_rows()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -110,7 +127,7 @@ class FeatureLogits:
     @property
     def on_cuda(self) -> bool:
         """Whether the products are computed on a CUDA device."""
-        return self.weight.device.type == "cuda"
+        return on_cuda(self.weight)
 
     @property
     def dim(self) -> int:
@@ -120,9 +137,22 @@ class FeatureLogits:
     @property
     def tile_rows(self) -> int:
         """Rows of a tile, a multiple of 128."""
-        if self.on_cuda:
-            return BLOCK * max(1, DEVICE_ENTRIES // (BLOCK * self.shape[1]))
-        return BLOCK * max(1, min(MOST_BLOCKS, TILE_ENTRIES // (BLOCK * self.shape[1])))
+        return self._tile_rows
+
+    def _choose_tile_rows(self) -> int:
+        import torch
+
+        rows, cols = self.shape
+        if not self.on_cuda:
+            return BLOCK * max(1, min(MOST_BLOCKS, TILE_ENTRIES // (BLOCK * cols)))
+        exact = torch.get_float32_matmul_precision() == "highest"
+        wanted = device_tile_rows(cols, self.dim, *cache_and_multiprocessors(self.device), exact=exact)
+        return min(wanted, BLOCK * max(1, -(-rows // BLOCK)))
+
+    @property
+    def product_rows(self) -> int:
+        """Rows of each product: always the same, so that no shape changes a bit."""
+        return self._tile_rows if self.on_cuda else BLOCK
 
     def mapped(self) -> MappedRows | None:
         """The file that the features are mapped from, where they are.
@@ -134,8 +164,40 @@ class FeatureLogits:
         return None if computed or self._rows.device.type != "cpu" else MappedRows.find(self.features, "features")
 
     def rows_read(self, first: int, last: int) -> torch.Tensor:
-        """Features of these rows, copied."""
-        return self._rows[first:last].clone()
+        """Features of these rows, copied to where the products are computed."""
+        rows = self._source()[first:last]
+        return rows.clone() if rows.device == self.device else rows.to(self.device)
+
+    @property
+    def uploaded_in_tiles(self) -> bool:
+        """Whether every read takes the features from the host to a CUDA device."""
+        return self.on_cuda and self._rows.device.type == "cpu" and not self._fits_there()
+
+    def _fits_there(self) -> bool:
+        """Whether a copy of the features takes little of the free memory of the device."""
+        if not is_tensor(self._rows):  # they are read where they lie, for memory's sake
+            return False
+        return self._rows.numel() * self._rows.element_size() <= RESIDENT_SHARE * free_on(self.device)
+
+    def _source(self) -> torch.Tensor:
+        """Where the features are read: on a CUDA device a copy there, made at the first read, if it takes little room.
+
+        Objects that compute their rows stay what they are.
+        """
+        import torch
+
+        if self._resident is not None:
+            return self._resident
+        if not self.on_cuda or self._rows.device == self.device or not self._fits_there():
+            return self._rows
+        copy = torch.empty(self._rows.shape, dtype=self._rows.dtype, device=self.device)
+        mapped, step = self.mapped(), 1 << 16
+        for first in range(0, self.shape[0], step):
+            copy[first : first + step].copy_(self._rows[first : first + step])
+            if mapped is not None:
+                mapped.done(first, first + step)
+        self._resident = copy
+        return copy
 
     def __getitem__(self, rows: Any) -> Any:
         """Logits of some rows, float32, of the kind of the features (torch where the weights are).
@@ -152,34 +214,37 @@ class FeatureLogits:
         if columns is not None and not (isinstance(columns, slice) and columns == slice(None)):
             chosen = torch.arange(self.shape[1])[columns].to(self.device)
             weight, bias = weight[chosen].contiguous(), None if bias is None else bias[chosen]
+        step, source = self.product_rows, self._source()
         with one_thread():
             if isinstance(rows, slice):
-                first, last, step = rows.indices(self.shape[0])
-                if step != 1:
-                    raise OptionError(f"rows: expected a slice of step 1, found {step}; use an array of row numbers")
+                first, last, stride = rows.indices(self.shape[0])
+                if stride != 1:
+                    raise OptionError(f"rows: expected a slice of step 1, found {stride}; use an array of row numbers")
                 last = max(first, last)
-                begin = first // BLOCK * BLOCK  # from a multiple on: the same products, whatever the slice
-                out = torch.empty(-(-(last - begin) // BLOCK) * BLOCK, len(weight), device=self.device)
-                for at in range(begin, last, BLOCK):
-                    self._product(self._rows[at : at + BLOCK], out[at - begin : at - begin + BLOCK], weight, bias)
+                begin = first // step * step  # from a multiple on: the same products, whatever the slice
+                out = torch.empty(-(-(last - begin) // step) * step, len(weight), device=self.device)
+                for at in range(begin, last, step):
+                    self._product(source[at : at + step], out[at - begin : at - begin + step], weight, bias)
                 block = out[first - begin : last - begin]
             else:
-                numbers = torch.arange(self.shape[0])[torch.as_tensor(rows)].to(self._rows.device).reshape(-1)
-                out = torch.empty(-(-len(numbers) // BLOCK) * BLOCK, len(weight), device=self.device)
-                for at in range(0, len(numbers), BLOCK):
-                    self._product(self._rows[numbers[at : at + BLOCK]], out[at : at + BLOCK], weight, bias)
+                numbers = torch.arange(self.shape[0])[torch.as_tensor(rows)].to(source.device).reshape(-1)
+                out = torch.empty(-(-len(numbers) // step) * step, len(weight), device=self.device)
+                for at in range(0, len(numbers), step):
+                    self._product(source[numbers[at : at + step]], out[at : at + step], weight, bias)
                 block = out[: len(numbers)]
         return block if is_tensor(self.features) else block.cpu().numpy()
 
     def _product(self, rows: torch.Tensor, out: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Logits of up to 128 rows into out [128, K]; always the product of 128, so that no shape changes a bit."""
+        """Logits of up to `product_rows` rows into out [product_rows, K]."""
         import torch
 
         x = getattr(self._local, "x", None)
         if x is None:
-            x = self._local.x = torch.zeros(BLOCK, self.dim, device=self.device)
-        x[: len(rows)].copy_(rows)
-        x[len(rows) :] = 0.0
+            x = self._local.x = torch.zeros(self.product_rows, self.dim, device=self.device)
+        # From the host as they are: 16 bits travel as 16 bits.
+        x[: len(rows)].copy_(rows if rows.device == x.device else rows.to(x.device))
+        if len(rows) < len(x):
+            x[len(rows) :] = 0.0
         if self.normalize:
             x /= x.norm(dim=1, keepdim=True).clamp_(min=1e-12)
         if bias is None:
@@ -198,15 +263,16 @@ class FeatureLogits:
             rows: features of these rows, where the caller has them at hand.
         """
         out = self._buffer("out", last - first)
-        rows = self._rows[first:last] if rows is None else rows
+        rows = self._source()[first:last] if rows is None else rows
+        step = self.product_rows
         if every == 1:
-            for at in range(0, last - first, BLOCK):
-                self._product(rows[at : at + BLOCK], out[at : at + BLOCK], self.weight, self.bias)
+            for at in range(0, last - first, step):
+                self._product(rows[at : at + step], out[at : at + step], self.weight, self.bias)
         else:
             numbers = _sampled(first, last, every, first_row) - first
-            products = self._buffer("products", BLOCK)
-            for at in range(0, len(numbers), BLOCK):
-                chosen = numbers[at : at + BLOCK]
+            products = self._buffer("products", step)
+            for at in range(0, len(numbers), step):
+                chosen = numbers[at : at + step]
                 self._product(rows[chosen], products, self.weight, self.bias)
                 out[chosen] = products[: len(chosen)]
         block = out[: last - first]
@@ -218,7 +284,8 @@ class FeatureLogits:
 
         buffer: torch.Tensor | None = getattr(self._local, name, None)
         if buffer is None or len(buffer) < rows:
-            buffer = torch.empty(-(-rows // BLOCK) * BLOCK, self.shape[1], device=self.device)
+            step = self.product_rows
+            buffer = torch.empty(-(-rows // step) * step, self.shape[1], device=self.device)
             setattr(self._local, name, buffer)
         return buffer
 
@@ -258,15 +325,43 @@ class FeatureLogits:
             return task(first, self.tile(first, last, every=every, first_row=first_row))
 
         workers = 1 if self.on_cuda else threads_of(threads)
-        yield from in_order(work, starts, workers, reading=self.mapped(), step=step)
+        reading = self.mapped() if self._source() is self._rows else None
+        yield from in_order(work, starts, workers, reading=reading, step=step)
 
     def step(self, every: int) -> int:
         """Rows of a tile of which only every so many groups are computed."""
-        return self.tile_rows * min(every, MOST_SAMPLED)
+        room = max(1, DEVICE_ENTRIES // (self.tile_rows * self.shape[1])) if self.on_cuda else MOST_SAMPLED
+        return self.tile_rows * min(every, MOST_SAMPLED, room)
 
     def is_read(self, first: int, last: int, every: int, first_row: int) -> bool:
         """Whether one of these rows is read."""
         return every == 1 or len(_sampled(first, min(last, self.shape[0]), every, first_row)) > 0
+
+
+def device_tile_rows(cols: int, dim: int, cache: int, multiprocessors: int, *, exact: bool) -> int:
+    """Rows of a tile on a CUDA device, see Note [Tiles on a device]: 128 times a power of 2.
+
+    Args:
+        cols: K.
+        dim: D.
+        cache: bytes of the second-level cache.
+        multiprocessors: of the device.
+        exact: whether products are those of float32 numbers, not rounded to TF32.
+    """
+    entries = DEVICE_ENTRIES
+    if dim >= (LONG if exact else LONG_IN_TF32):
+        half = max(0, cache - 4 * cols * dim) // 2 // 4
+        entries = min(DEVICE_ENTRIES, max(half, BLOCKS_EACH * multiprocessors * PRODUCT_BLOCK))
+    blocks = max(1, entries // (BLOCK * cols))
+    blocks = max(1, min(blocks, DEVICE_ENTRIES // (BLOCK * dim)))  # the features of a tile are float32, too
+    return BLOCK * (1 << (blocks.bit_length() - 1))
+
+
+def free_on(place: torch.device) -> float:
+    """Free bytes of a CUDA device; 0 for what is none."""
+    import torch
+
+    return float(torch.cuda.mem_get_info(place)[0]) if place.type == "cuda" else 0.0
 
 
 def in_order(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,10 @@ def assign_heads(
         heads: (weight [K, D], bias [K]) or (weight, None) or a weight alone, for each head.
         normalize: see `FeatureLogits`.
         joint: whether to read the features once for all heads. None: where they lie in a file that the page cache
-            cannot hold; otherwise the products take the time, and head by head takes the least memory. Heads that do
-            not fit into memory together are taken in groups. Not with group=, whose ranks go head by head.
+            cannot hold, or on the host and too large for the CUDA device where the products are computed, which they
+            then travel to once for all heads; otherwise the products take the time, and head by head takes the least
+            memory. Heads that do not fit into memory together are taken in groups. Not with group=, whose ranks go head
+            by head.
         marginals: one for each head, see `assign`; None: equal shares.
         start: one for each head, see `assign`; entries may be None.
         threads: CPU threads, 0 for all.
@@ -84,28 +87,43 @@ def assign_heads(
         if joint:
             raise OptionError("joint: expected False or None with group=, found True; ranks go head by head")
         joint = False
-    if joint is None:
+    if joint is None and logits[0].on_cuda:
+        joint = logits[0].uploaded_in_tiles
+    elif joint is None:
         mapped = logits[0].mapped()
         free = available_memory()
         joint = mapped is not None and free is not None and mapped.rows * mapped.stride > free
-    group = _heads_at_once(logits, options) if joint and not logits[0].on_cuda else 1
+    group = _heads_at_once(logits, options) if joint else 1
     results: list[Assignment] = []
     for first in range(0, len(heads), group):
         some = range(first, min(first + group, len(heads)))
         if len(some) == 1:
             results.append(assign(logits[first], **own[first]))
         else:
-            results += _Meeting(threads_of(threads)).solve([logits[i] for i in some], [own[i] for i in some])
+            workers = 1 if logits[0].on_cuda else threads_of(threads)
+            results += _Meeting(workers).solve([logits[i] for i in some], [own[i] for i in some])
     return results
 
 
 def _heads_at_once(logits: Sequence[FeatureLogits], options: dict[str, Any]) -> int:
-    """Heads whose solves fit into memory side by side."""
+    """Heads whose solves fit into memory side by side; on a CUDA device each takes little more than its rows."""
+    if logits[0].on_cuda:
+        return len(logits)
     known = {name: options[name] for name in ("method", "storage", "balance", "stop") if name in options}
     known["storage"] = "float32" if known.get("storage", "auto") == "auto" else known["storage"]
     largest = max(memory_plan(*one.shape, source="features", **known).extra for one in logits)
     free = available_memory()
     return len(logits) if free is None else max(1, min(len(logits), int(SPARE * free / largest)))
+
+
+def _stream_of(logits: FeatureLogits) -> Callable[[], AbstractContextManager[Any]]:
+    """What puts another thread on this one's CUDA stream, in whose order tiles are computed."""
+    if logits.device.type != "cuda":
+        return nullcontext
+    import torch
+
+    stream = torch.cuda.current_stream(logits.device)
+    return lambda: torch.cuda.stream(stream)
 
 
 @dataclass
@@ -177,10 +195,12 @@ class _Meeting:
         """Run the solves in threads of their own, and read for them in this one."""
         results: list[Any] = [None] * len(logits)
         errors: list[BaseException] = []
+        stream = _stream_of(logits[0])
 
         def run(i: int) -> None:
             try:
-                results[i] = assign(logits[i], **options[i])
+                with stream():
+                    results[i] = assign(logits[i], **options[i])
             except BaseException as error:  # it is raised again below
                 errors.append(error)
             finally:
@@ -239,18 +259,20 @@ class _Meeting:
         """All requests on all rows, each part of the features read once."""
         logits = requests[0].logits
         rows = logits.shape[0]
+        # On a CUDA device a product has the rows of a tile, 128 times a power of 2: it begins where it would alone.
+        step = max(r.logits.product_rows for r in requests) if logits.on_cuda else ROWS_TOGETHER
 
         def work(first: int) -> list[list[Any]]:
-            last = min(first + ROWS_TOGETHER, rows)
+            last = min(first + step, rows)
             held = logits.rows_read(first, last)
             return [request.work(first, last, held) for request in requests]
 
         starts = [
             first
-            for first in range(0, rows, ROWS_TOGETHER)
-            if any(r.logits.is_read(first, first + ROWS_TOGETHER, r.every, r.first_row) for r in requests)
+            for first in range(0, rows, step)
+            if any(r.logits.is_read(first, first + step, r.every, r.first_row) for r in requests)
         ]
         mapped: MappedRows | None = logits.mapped()
-        for found in in_order(work, starts, self.threads, reading=mapped, step=ROWS_TOGETHER):
+        for found in in_order(work, starts, self.threads, reading=mapped, step=step):
             for request, results in zip(requests, found, strict=True):
                 request.results += results

@@ -12,10 +12,11 @@ import numpy as np
 
 from sela_ext.assign.marginals import EMPTY
 from sela_ext.assign.shards import Shard
-from sela_ext.assign.sources import bounds_of, logits_pass, on_cuda, rows_of, whole_pass
+from sela_ext.assign.sources import bounds_of, device_columns, logits_pass, on_cuda, rows_of, whole_pass
 from sela_ext.errors import DataError
 from sela_ext.kernels.anderson import anderson_passes, centred, column_state
 from sela_ext.kernels.device import is_tensor
+from sela_ext.kernels.logits import StoredLogits
 from sela_ext.kernels.sinkhorn import check_logits, rows_read
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
+    import torch
 
     from sela_ext.kernels.bounds import ChunkBounds
     from sela_ext.kernels.newton import ColumnLaw
@@ -400,23 +402,24 @@ class Problem:
     ) -> Vector:
         """Log of the shares, with faint columns taken from the logits themselves (counted as their part of a pass)."""
 
-        def terms() -> Iterator[Vector]:
+        def terms() -> Iterator[Any]:
+            if self.on_cuda and not isinstance(self.working, StoredLogits):
+                return self._terms_on_device(faint, potential, sums, factor, every)
             return self._terms(faint, potential, sums, factor, every)
 
         count = len(faint)
         cache = list(terms()) if self.rows * count <= AT_ONCE else None
         top = np.full(count, -np.inf)
         for t in terms() if cache is None else cache:
-            top = np.maximum(top, t.max(axis=0, initial=-np.inf))
+            top = np.maximum(top, _largest_terms(t))
         top = self.shard.largest("the largest terms of faint columns", top)
         shift = np.where(top > -np.inf, top, 0.0)
         # Terms of 0 .. 1 in two integers, of 26 and 27 binary places: their sum depends on no order.
         high, low = np.zeros(count, np.int64), np.zeros(count, np.int64)
         for t in terms() if cache is None else cache:
-            x = np.ldexp(np.exp(t - shift), 26)
-            whole = np.rint(x)
-            high += whole.astype(np.int64).sum(axis=0)
-            low += np.rint(np.ldexp(x - whole, 27)).astype(np.int64).sum(axis=0)
+            more_high, more_low = _sums_of_terms(t, shift)
+            high += more_high
+            low += more_low
         high = self.shard.total("sums of faint columns, high parts", high)
         low = self.shard.total("sums of faint columns, low parts", low)
         self.passes += count / int(self.logits.shape[1]) / every
@@ -437,6 +440,22 @@ class Problem:
             good = ~np.isnan(lse[part])
             yield factor * self.lam * block[good] + potential[faint] + (log_weights[part] - lse[part])[good][:, None]
 
+    def _terms_on_device(
+        self, faint: npt.NDArray[np.int64], potential: Vector, sums: SinkhornSums, factor: float, every: int
+    ) -> Iterator[torch.Tensor]:
+        """The same for logits on a CUDA device: float64 tensors there."""
+        import torch
+
+        place = self.working.device
+        lse = torch.as_tensor(sums.lse).to(place, torch.float64)
+        log_weights = torch.zeros_like(lse)
+        if self.row_weights is not None:
+            log_weights = torch.as_tensor(self.row_weights).to(place, torch.float64).log()
+        g = torch.from_numpy(potential[faint]).to(place)
+        for part, block in device_columns(self.working, columns=faint, every=every, first_row=self.shard.first_row):
+            good = ~lse[part].isnan()
+            yield factor * self.lam * block[good] + g + (log_weights[part] - lse[part])[good][:, None]
+
     def scaled(self, potential: Vector, ratio: float) -> Vector:
         """The potential that stands for the same prices at another lambda, `ratio` times as large."""
         return potential * ratio
@@ -448,3 +467,26 @@ class Problem:
     def centred(self, potential: Vector) -> Vector:
         """The potential shifted so that sum_k b_k g_k = 0: it is defined up to a constant."""
         return centred(potential, self.target)
+
+
+def _largest_terms(t: Any) -> Vector:
+    """The largest of each column of terms [n, m], numpy or on a device; -inf without rows."""
+    if isinstance(t, np.ndarray):
+        found: Vector = t.max(axis=0, initial=-np.inf)
+        return found
+    on_host: Vector = t.amax(0).cpu().numpy() if len(t) else np.full(t.shape[1], -np.inf)
+    return on_host
+
+
+def _sums_of_terms(t: Any, shift: Vector) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Sums over rows of exp(terms - shift), 0 .. 1 each, in two integers of 26 and 27 binary places."""
+    if isinstance(t, np.ndarray):
+        x = np.ldexp(np.exp(t - shift), 26)
+        whole = np.rint(x)
+        return whole.astype(np.int64).sum(axis=0), np.rint(np.ldexp(x - whole, 27)).astype(np.int64).sum(axis=0)
+    import torch
+
+    y = (t - torch.from_numpy(shift).to(t.device)).exp() * 2.0**26
+    rounded = y.round()  # to even, as numpy's
+    rest = ((y - rounded) * 2.0**27).round()
+    return rounded.long().sum(0).cpu().numpy(), rest.long().sum(0).cpu().numpy()

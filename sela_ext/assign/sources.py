@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sela_ext.assign.features import BLOCK, FeatureLogits
+from sela_ext.assign.features import FeatureLogits
 from sela_ext.assign.mapped import MappedRows
 from sela_ext.assign.plan import available_memory
 from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
-from sela_ext.kernels.device import is_tensor
+from sela_ext.kernels.device import cuda_place, is_tensor, usable
 from sela_ext.kernels.logits import StoredLogits
 from sela_ext.kernels.rounding import Candidates, check_search, column_margins, find_candidates
 from sela_ext.kernels.sinkhorn import (
@@ -30,13 +30,16 @@ from sela_ext.kernels.sinkhorn import (
 from sela_ext.kernels.sinkhorn import backend_of as backend_of_array
 from sela_ext.kernels.sinkhorn import on_cuda as array_on_cuda
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums, add_sums, from_exact, like
+from sela_ext.kernels.tiled_pass import TiledPass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
+    import torch
 
 ENTRIES_AT_ONCE = 1 << 18  # of rows in float64: 2 MiB
+DEVICE_ENTRIES_AT_ONCE = 1 << 23  # the same on a CUDA device: 64 MiB
 
 
 def on_cuda(logits: Any) -> bool:
@@ -144,6 +147,32 @@ def logits_pass(
         nothing = slice(0, 0)
         joined.add(0, 0, part_of(0, np.empty((0, cols), np.float32) if computed is not None else logits[nothing], 1))
     return joined.result(options["rows_in_all"], options["largest_weight"])
+
+
+def _pass_on_device(
+    computed: FeatureLogits,
+    part_of: Any,
+    potential: Any,
+    *,
+    every: int,
+    keep: float | None,
+    **options: Any,
+) -> SinkhornSums:
+    """A pass over tiles that are computed on a CUDA device: one launch each, and one look at what all of them gave.
+
+    A part of the rows, candidates, and devices whose kernels are not used: tile by tile.
+    """
+    place = cuda_place(computed.weight)
+    card = None if place is None else usable(place)
+    if card is None or every > 1 or keep is not None:
+        parts = computed.tiles(
+            lambda first, block: part_of(first, block, 1), every=every, first_row=options["first_row"]
+        )
+        return add_sums(list(parts))
+    tiled = TiledPass(card, *computed.shape, potential, **options)
+    for _ in computed.tiles(tiled.take):
+        pass
+    return tiled.result()
 
 
 def whole_pass(
@@ -283,7 +312,7 @@ def row_blocks(logits: Any, step: int) -> Iterator[tuple[slice, npt.NDArray[np.f
     rows = int(logits.shape[0])
     mapped = None
     if isinstance(logits, FeatureLogits):
-        step = -(-step // BLOCK) * BLOCK  # whole products
+        step = -(-step // logits.product_rows) * logits.product_rows
     else:
         mapped = _mapped(logits)
     for first in range(0, rows, step):
@@ -291,6 +320,39 @@ def row_blocks(logits: Any, step: int) -> Iterator[tuple[slice, npt.NDArray[np.f
         yield part, as_double(logits[part])
         if mapped is not None:
             mapped.done(part.start, part.stop)
+
+
+def device_columns(
+    logits: Any, *, columns: Any, every: int = 1, first_row: int = 0
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """`rows_of` for logits on a CUDA device: row numbers (a slice, or a tensor there) and the block [n, m], there."""
+    import torch
+
+    rows = int(logits.shape[0])
+    chosen = torch.from_numpy(np.asarray(columns, np.int64)).to(logits.device)
+    step = max(1, DEVICE_ENTRIES_AT_ONCE // max(1, len(columns)))
+    if isinstance(logits, FeatureLogits):
+        step = -(-step // logits.product_rows) * logits.product_rows
+    for first in range(0, rows, step * every):
+        last = min(rows, first + step * every)
+        where: Any = slice(first, last)
+        if every > 1:
+            numbers = torch.arange(first, last, device=logits.device)
+            where = numbers[(first_row + numbers) // SAMPLE_ROWS % every == 0]
+        block = logits[where, columns] if isinstance(logits, FeatureLogits) else logits[where].detach()[:, chosen]
+        yield where, block.double()
+
+
+def device_blocks(logits: Any, step: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Consecutive rows of logits on a CUDA device in float64, there, so many at a time."""
+    rows = int(logits.shape[0])
+    whole = logits.product_rows if isinstance(logits, FeatureLogits) else step
+    for first in range(0, rows, max(step, whole)):
+        last = min(rows, first + max(step, whole))
+        block = logits[first:last].detach()  # of computed logits whole products
+        for at in range(first, last, step):
+            part = slice(at, min(last, at + step))
+            yield part, block[at - first : part.stop - first].double()
 
 
 def as_double(block: Any) -> npt.NDArray[np.float64]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext.assign.shards import Shard
-from sela_ext.assign.sources import row_blocks
+from sela_ext.assign.sources import DEVICE_ENTRIES_AT_ONCE, device_blocks, on_cuda, row_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,12 +83,33 @@ def _tied(
     logits: Any, labels: npt.NDArray[np.int32], potential: npt.NDArray[np.float64], lam: float
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
     """Numbers of the labelled rows without a preference, and for each of them which clusters tie; a block at a time."""
+    if on_cuda(logits):
+        yield from _tied_on_device(logits, labels, potential, lam)
+        return
     for part, block in row_blocks(logits, max(1, ENTRIES_AT_ONCE // len(potential))):
         with np.errstate(invalid="ignore", over="ignore"):
             score = lam * block + potential
             near = score >= score.max(axis=1, keepdims=True) - TIE
         tied = np.flatnonzero((near.sum(axis=1) > 1) & (labels[part] >= 0))
         yield part.start + tied, near[tied]
+
+
+def _tied_on_device(
+    logits: Any, labels: npt.NDArray[np.int32], potential: npt.NDArray[np.float64], lam: float
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+    """The same where the logits are; of rows that tie alike (equal images, say) one comes to the host."""
+    import torch
+
+    g = torch.from_numpy(potential).to(logits.device)
+    labelled = torch.from_numpy(labels >= 0).to(logits.device)
+    for part, block in device_blocks(logits, max(1, DEVICE_ENTRIES_AT_ONCE // len(potential))):
+        score = lam * block + g
+        near = score >= score.amax(1, keepdim=True) - TIE
+        tied = ((near.sum(1) > 1) & labelled[part]).nonzero()[:, 0]
+        if not len(tied):
+            continue
+        kinds, of = torch.unique(near[tied].to(torch.uint8), dim=0, return_inverse=True)
+        yield part.start + tied.cpu().numpy(), kinds.cpu().numpy().astype(np.bool_)[of.cpu().numpy()]
 
 
 def words_on_balance(

@@ -2,9 +2,10 @@
 
 Fixed inputs, drawn from Philox4x32-10. The Sinkhorn pass: every storage type, every mapping of threads to columns,
 aligned and unaligned rows, and rows that are to be masked or done again. The augmentation: every output type and memory
-order, one and three channels, boxes that are shrunk and enlarged, drawn and given parameters. And of both one case of
-more work than a card does at once: what a block does after its first tile of rows, or its first images, is what it does
-most of the time. JPEG files: see check_jpeg.py.
+order, one and three channels, boxes that are shrunk and enlarged, drawn and given parameters. The candidate search and
+the margins of columns: every storage type, aligned and unaligned rows, plain rows, equal columns and columns that crowd
+a few groups. And of all one case of more work than a card does at once: what a block does after its first tile of rows,
+or its first images, is what it does most of the time. JPEG files: see check_jpeg.py.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from sela_ext import _core
 from sela_ext.kernels.augment import Augment, augment, sample_parameters
 from sela_ext.kernels.check_jpeg import RunsJpeg, jpeg_cases
+from sela_ext.kernels.rounding import Candidates, candidates_on_cpu, margins_on_cpu
 from sela_ext.kernels.sinkhorn import pass_on_cpu
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
@@ -36,6 +39,8 @@ FLOAT64_COLUMNS = (31, 1001, 8193)  # one mapping for all of them
 SCALE = 4.0
 SPANS = (0.1, 2.0, 16.0)  # logits of row i lie in a range this wide: from nearly even rows to one live entry
 ALIGNMENT = 16  # elements
+
+LIST_COLUMNS = (1, 33, 257, 1001, 3001)  # parts of a warp's turn, and one or several turns; a cut piece at the end
 
 KEY = (0x5E1A_0123_4567_89AB, 7, 2)  # seed, epoch, view
 PIXEL = 0.01 / 255  # how far a pixel may be off, in [0, 1]
@@ -61,6 +66,16 @@ class Runs(RunsJpeg, Protocol):
         want_labels: bool,
     ) -> SinkhornSums:
         """The CUDA kernels on a copy of the logits that has the same strides and offset."""
+
+    def find_candidates(
+        self, logits: torch.Tensor, prices: Any, labels: npt.NDArray[np.int32], **options: Any
+    ) -> Candidates:
+        """The CUDA kernel on such a copy; all options of `find_candidates` that count."""
+
+    def column_margins(
+        self, logits: torch.Tensor, prices: Any, labels: npt.NDArray[np.int32], **options: Any
+    ) -> npt.NDArray[np.float32]:
+        """Likewise."""
 
     def sample_parameters(
         self, augment: Augment, height: int, width: int, index: npt.NDArray[np.int64]
@@ -104,6 +119,7 @@ DOUBLE = Tolerance(columns=1e-10, lse=1e-10, relative=1e-12, tie=1e-9)
 def cases(runs: Runs) -> Iterator[Case]:
     """Every case: what it is, and a call that gives None, or what was expected and what was found."""
     yield from _sinkhorn_cases(runs)
+    yield from _rounding_cases(runs)
     yield from _augment_cases(runs)
     yield from jpeg_cases(runs, uniform)
 
@@ -229,6 +245,117 @@ def sinkhorn_difference(
         in_range = 0 <= mine < len(score) and theirs >= 0
         if not in_range or not float(score[theirs] - score[mine]) <= tolerance.tie:
             return f"label of row {row}: expected {theirs}, found {mine}"
+    return None
+
+
+def _rounding_cases(runs: Runs) -> Iterator[Case]:
+    import torch
+
+    for cols in LIST_COLUMNS:
+        rows = 37 if cols <= 257 else 11
+        for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            for aligned in (True, False):
+                logits = _placed(_list_logits(rows, cols).to(dtype), aligned)
+                name, placing = str(dtype).removeprefix("torch."), "aligned" if aligned else "unaligned"
+                what = f"{name} [{rows}, {cols}], {placing} rows"
+                yield f"find_candidates, {what}", partial(_lists_differ, runs, logits)
+                yield f"column_margins, {what}", partial(_margins_differ, runs, logits)
+    few = _list_logits(1001, 3)
+    for dtype in (torch.float32, torch.float16):
+        what = f"{str(dtype).removeprefix('torch.')} [{MANY_ROWS}, 3]"
+        many = partial(_placed_many, few.to(dtype))
+        yield f"find_candidates, {what}", partial(_many_lists_differ, runs, many)
+
+
+def _list_logits(rows: int, cols: int) -> torch.Tensor:
+    """Float64 [rows, cols]: plain rows; equal columns; columns that crowd a group; one row without any, one impossible.
+
+    No NaN: rows that hold it have no label, and are never searched.
+    """
+    import torch
+
+    values = uniform(rows * cols, 6).reshape(rows, cols) - 0.5
+    values[3::8] = np.round(values[3::8])
+    values[4::8, ::64] += 5.0
+    values[5] = -np.inf
+    values[6, 0] = -np.inf
+    return torch.from_numpy(values)
+
+
+def _placed_many(few: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return _placed(few[torch.arange(MANY_ROWS) % len(few)], True)
+
+
+def _list_arguments(logits: torch.Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """Prices and labels; some rows have none."""
+    rows, cols = logits.shape
+    prices = np.round(2.0 * uniform(cols, 7) - 1.0, 1)
+    labels = (uniform(rows, 8) * cols).astype(np.int32)
+    labels[7::9] = -1
+    return prices, labels
+
+
+def _lists_differ(runs: Runs, logits: torch.Tensor) -> str | None:
+    """Lists of all rows, and of some, where only good columns of rows with a loss count."""
+    rows, cols = logits.shape
+    prices, labels = _list_arguments(logits)
+    own = prices.copy()
+    own[: cols // 2] += 0.25
+    some = (uniform(2 * rows, 9) * rows).astype(np.int64)
+    usual: dict[str, Any] = {"scale": SCALE, "label_prices": prices, "slack": -np.inf, "floor": -np.inf, "first_row": 0}
+    plans: tuple[dict[str, Any], ...] = (
+        {"count": 4, "tie": 2e-5, "bonus": None, "selected": None},
+        {"count": 8, "tie": 0.0, "bonus": None, "selected": None},
+        {"count": 16, "tie": 2e-5, "bonus": uniform(cols, 10), "selected": some, "floor": -1.5, "first_row": 12_345},
+        {"count": 4, "tie": 0.0, "bonus": None, "selected": some, "slack": 0.5, "label_prices": own},
+    )
+    for plan in plans:
+        options = usual | plan | {"count": min(plan["count"], cols)}
+        expected = candidates_on_cpu(logits, prices, labels, threads=1, **options)
+        difference = list_difference(runs.find_candidates(logits, prices, labels, **options), expected)
+        if difference is not None:
+            return f"lists of {options['count']}: {difference}"
+    return None
+
+
+def _many_lists_differ(runs: Runs, many: Callable[[], torch.Tensor]) -> str | None:
+    return _lists_differ(runs, many())
+
+
+def list_difference(found: Candidates, expected: Candidates) -> str | None:
+    """What of candidate lists is not as expected, in words; None when all is.
+
+    All numbers must be the same, unless the CPU's loops are the generic ones, which round a fma twice: then columns and
+    lengths may differ in one row of fifty.
+    """
+    exact = _core.build_info()["cpu_isa"] != "generic"
+    for name, words in (("regret", "loss"), ("found", "length"), ("columns", "columns"), ("values", "values")):
+        mine, wanted = getattr(found, name), getattr(expected, name)
+        same = np.equal(mine, wanted)
+        if not exact and name == "regret":
+            with np.errstate(invalid="ignore"):
+                same |= np.abs(mine - wanted) <= FLOAT.tie
+        wrong = ~same.reshape(len(same), -1).all(axis=1)
+        if wrong.sum() > (0 if exact or name == "regret" else 1 + len(wrong) // 50):
+            place = int(wrong.argmax())
+            return f"{words} at place {place}: expected {wanted[place].tolist()}, found {mine[place].tolist()}"
+    return None
+
+
+def _margins_differ(runs: Runs, logits: torch.Tensor) -> str | None:
+    prices, labels = _list_arguments(logits)
+    for selected in (None, np.arange(0, len(labels), 2)[::-1].copy()):
+        options: dict[str, Any] = {"scale": SCALE, "selected": selected}
+        expected = margins_on_cpu(logits, prices, labels, threads=1, **options)
+        found = runs.column_margins(logits, prices, labels, **options)
+        near = 0.0 if _core.build_info()["cpu_isa"] != "generic" else FLOAT.tie
+        with np.errstate(invalid="ignore"):
+            wrong = ~((found == expected) | (np.abs(found - expected) <= near))
+        if wrong.any():
+            m, column = (int(n) for n in np.argwhere(wrong)[0])
+            return f"loss {m} of column {column}: expected {expected[m, column]:.9g}, found {found[m, column]:.9g}"
     return None
 
 

@@ -221,6 +221,17 @@ def driver_version() -> str:
     return ", ".join(words) or "unknown"
 
 
+@functools.cache
+def cache_and_multiprocessors(place: torch.device) -> tuple[int, int]:
+    """Bytes of a CUDA device's second-level cache, and how many multiprocessors it has; (0, 1) for what is none."""
+    import torch
+
+    if place.type != "cuda":
+        return 0, 1
+    properties = torch.cuda.get_device_properties(place)
+    return int(getattr(properties, "L2_cache_size", 4 << 20)), int(properties.multi_processor_count)
+
+
 def place_of(device: Any) -> torch.device:
     """A CUDA device with its index, from "cuda", "cuda:1", 1 or a torch.device.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sela_ext import _core
 from sela_ext.errors import OptionError
-from sela_ext.kernels.device import is_tensor
+from sela_ext.kernels.device import cuda_place, is_tensor, usable
 from sela_ext.kernels.logits import StoredLogits, check_logits, rows_of
 from sela_ext.kernels.sinkhorn import check_scale
 
@@ -96,7 +96,9 @@ def find_candidates(
 
     In torch: ``score.topk(count)``; up to 2 * count columns when that comes cheaper, but none is left out that scores
     more than one that is in. Of equal scores those columns come first that follow ((first_row + row) * count) % K,
-    cyclically. Columns at -inf are not listed. Logits on CUDA are searched there, by torch.
+    cyclically. Columns at -inf are not listed. Logits on CUDA are searched there: the lists are the CPU's, number by
+    number (unless its instruction set is "generic"); on a device whose self-check failed, by torch, with lists of
+    exactly the best `count`.
 
     Args:
         logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch.
@@ -131,10 +133,31 @@ def find_candidates(
         logits, prices, label_prices, labels, scale, count, selected
     )
     extra = None if bonus is None else check_bonus(bonus, len(price))
-    if is_tensor(logits) and logits.device.type != "cpu":
-        from sela_ext.kernels.reference.rounding import find_candidates as on_device
+    place = cuda_place(logits)
+    card = None if place is None else usable(place)
+    if card is not None:
+        from sela_ext.kernels.rounding_device import candidates_on_device
 
-        return on_device(
+        return candidates_on_device(
+            card,
+            logits,
+            name,
+            prices=price,
+            label_prices=own,
+            bonus=extra,
+            labels=label,
+            selected=chosen,
+            scale=scale,
+            count=count,
+            slack=slack,
+            floor=floor,
+            tie=tie,
+            first_row=first_row,
+        )
+    if is_tensor(logits) and (place is not None or logits.device.type != "cpu"):
+        from sela_ext.kernels.reference.rounding import find_candidates as in_torch
+
+        return in_torch(
             logits,
             price,
             label,
@@ -148,8 +171,44 @@ def find_candidates(
             selected=chosen,
             first_row=first_row,
         )
+    return candidates_on_cpu(
+        logits,
+        price,
+        label,
+        scale=scale,
+        count=count,
+        label_prices=own,
+        slack=slack,
+        floor=floor,
+        bonus=extra,
+        tie=tie,
+        selected=chosen,
+        threads=threads,
+        isa=isa,
+        first_row=first_row,
+    )
+
+
+def candidates_on_cpu(
+    logits: Any,
+    prices: Vector,
+    labels: npt.NDArray[np.int32],
+    *,
+    scale: float,
+    count: int,
+    label_prices: Vector,
+    slack: float,
+    floor: float,
+    bonus: Vector | None,
+    tie: float,
+    selected: npt.NDArray[np.int64] | None,
+    threads: int,
+    isa: str = "",
+    first_row: int = 0,
+) -> Candidates:
+    """`find_candidates` by the CPU kernels; the logits are on the host, all arguments are checked."""
     rows, cols = (int(n) for n in logits.shape)
-    n = rows if chosen is None else len(chosen)
+    n = rows if selected is None else len(selected)
     lists = Candidates(
         np.zeros((n, 2 * count + 2), np.int32),
         np.zeros((n, 2 * count + 2), np.float32),
@@ -160,16 +219,16 @@ def find_candidates(
     keep, address, stride = rows_of(logits)
     _core.find_candidates_cpu(
         address,
-        name,
+        check_logits(logits),
         rows,
         cols,
         stride,
         scale,
-        price.ctypes.data,
-        own.ctypes.data,
-        0 if extra is None else extra.ctypes.data,
-        label.ctypes.data,
-        0 if chosen is None else chosen.ctypes.data,
+        prices.ctypes.data,
+        label_prices.ctypes.data,
+        0 if bonus is None else bonus.ctypes.data,
+        labels.ctypes.data,
+        0 if selected is None else selected.ctypes.data,
         n,
         count,
         slack,
@@ -200,7 +259,7 @@ def column_margins(
     """How far columns are from rows that have another best column: the four smallest losses among the rows.
 
     In torch, with score = scale * logits + prices and loss = score.amax(1, keepdim=True) - score:
-    ``loss.where(loss > 0, inf).sort(0).values[:4]``. Logits on CUDA are read there, by torch.
+    ``loss.where(loss > 0, inf).sort(0).values[:4]``. Logits on CUDA are read there.
 
     Args:
         logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch.
@@ -221,22 +280,42 @@ def column_margins(
     name, scale, price, _, label, chosen, _ = check_search(
         logits, prices, np.zeros_like(prices), labels, scale, 1, selected
     )
-    if is_tensor(logits) and logits.device.type != "cpu":
-        from sela_ext.kernels.reference.rounding import column_margins as on_device
+    place = cuda_place(logits)
+    card = None if place is None else usable(place)
+    if card is not None:
+        from sela_ext.kernels.rounding_device import margins_on_device
 
-        return on_device(logits, price, label, scale=scale, selected=chosen)
+        return margins_on_device(card, logits, name, prices=price, labels=label, selected=chosen, scale=scale)
+    if is_tensor(logits) and (place is not None or logits.device.type != "cpu"):
+        from sela_ext.kernels.reference.rounding import column_margins as in_torch
+
+        return in_torch(logits, price, label, scale=scale, selected=chosen)
+    return margins_on_cpu(logits, price, label, scale=scale, selected=chosen, threads=threads, isa=isa)
+
+
+def margins_on_cpu(
+    logits: Any,
+    prices: Vector,
+    labels: npt.NDArray[np.int32],
+    *,
+    scale: float,
+    selected: npt.NDArray[np.int64] | None,
+    threads: int,
+    isa: str = "",
+) -> npt.NDArray[np.float32]:
+    """`column_margins` by the CPU kernels; the logits are on the host, all arguments are checked."""
     rows, cols = (int(n) for n in logits.shape)
     keep, address, stride = rows_of(logits)
     margins = _core.column_margins_cpu(
         address,
-        name,
+        check_logits(logits),
         rows,
         cols,
         stride,
         scale,
-        price,
-        label,
-        np.arange(rows) if chosen is None else chosen,
+        prices,
+        labels,
+        np.arange(rows) if selected is None else selected,
         threads,
         isa,
     )

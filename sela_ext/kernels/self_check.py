@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sela_ext.kernels.augment import Augment
     from sela_ext.kernels.jpeg import Box
     from sela_ext.kernels.jpeg_cuda import DevicePlanes
+    from sela_ext.kernels.rounding import Candidates
     from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 State = Literal["passed", "failed", "unsupported", "absent", "off"]
@@ -114,19 +115,12 @@ class OnCard:
         want_labels: bool,
     ) -> SinkhornSums:
         """The CUDA kernels on a copy of the logits that has the same strides and offset."""
-        import torch
-
         from sela_ext.kernels.sinkhorn import pass_on_device
         from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
-        rows = logits.shape[0]
-        offset, stride = logits.storage_offset(), logits.stride(0)
-        room = torch.full((offset + rows * stride,), float("nan"), dtype=logits.dtype, device=self.card.place)
-        copy = room.as_strided(logits.shape, logits.stride(), offset)
-        copy.copy_(logits)
         sums = pass_on_device(
             self.card,
-            copy,
+            self._copy(logits),
             potential,
             scale=scale,
             row_weights=row_weights,
@@ -136,6 +130,38 @@ class OnCard:
         self.card.synchronize()
         labels = None if sums.labels is None else sums.labels.cpu()
         return SinkhornSums(sums.column_sums.cpu(), sums.objective, sums.weight, sums.lse.cpu(), labels, sums.masked)
+
+    def _copy(self, logits: torch.Tensor) -> torch.Tensor:
+        """On the card, with the same strides and offset; NaN lies between the rows."""
+        import torch
+
+        offset, stride = logits.storage_offset(), logits.stride(0)
+        room = torch.full((offset + len(logits) * stride,), float("nan"), dtype=logits.dtype, device=self.card.place)
+        return room.as_strided(logits.shape, logits.stride(), offset).copy_(logits)
+
+    def find_candidates(
+        self, logits: torch.Tensor, prices: Any, labels: npt.NDArray[np.int32], **options: Any
+    ) -> Candidates:
+        """The CUDA kernel on a copy of the logits that has the same strides and offset."""
+        from sela_ext.kernels.logits import check_logits
+        from sela_ext.kernels.rounding_device import candidates_on_device
+
+        name, copy = check_logits(logits), self._copy(logits)
+        found = candidates_on_device(self.card, copy, name, prices=prices, labels=labels, **options)
+        self.card.synchronize()
+        return found
+
+    def column_margins(
+        self, logits: torch.Tensor, prices: Any, labels: npt.NDArray[np.int32], **options: Any
+    ) -> npt.NDArray[np.float32]:
+        """Likewise."""
+        from sela_ext.kernels.logits import check_logits
+        from sela_ext.kernels.rounding_device import margins_on_device
+
+        name, copy = check_logits(logits), self._copy(logits)
+        found = margins_on_device(self.card, copy, name, prices=prices, labels=labels, **options)
+        self.card.synchronize()
+        return found
 
     def sample_parameters(
         self, augment: Augment, height: int, width: int, index: npt.NDArray[np.int64]

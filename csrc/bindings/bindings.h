@@ -7,6 +7,7 @@ void bind_augment(pybind11::module_& m);
 void bind_build(pybind11::module_& m);
 void bind_jpeg(pybind11::module_& m);
 void bind_newton(pybind11::module_& m);
+void bind_newton_device(pybind11::module_& m);
 void bind_reader(pybind11::module_& m);
 void bind_rounding(pybind11::module_& m);
 void bind_sinkhorn(pybind11::module_& m);
@@ -18,6 +19,7 @@ inline void bind_all(pybind11::module_& m) {
   bind_augment(m);
   bind_jpeg(m);
   bind_newton(m);
+  bind_newton_device(m);
   bind_reader(m);
   bind_rounding(m);
   bind_sinkhorn(m);

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from sela_ext.kernels import check_newton
 from sela_ext.kernels.augment import Augment, augment, sample_parameters
 from sela_ext.kernels.sinkhorn import pass_on_cpu
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
@@ -46,7 +47,7 @@ MANY_ROWS = 300_001
 MANY_IMAGES = 40_009
 
 
-class Runs(Protocol):
+class Runs(check_newton.Runs, Protocol):
     """What the cases need of a device: host arrays in, host arrays out."""
 
     def sinkhorn_pass(
@@ -103,6 +104,7 @@ DOUBLE = Tolerance(columns=1e-10, lse=1e-10, relative=1e-12, tie=1e-9)
 def cases(runs: Runs) -> Iterator[Case]:
     """Every case: what it is, and a call that gives None, or what was expected and what was found."""
     yield from _sinkhorn_cases(runs)
+    yield from check_newton.newton_cases(runs, uniform, MANY_ROWS)
     yield from _augment_cases(runs)
 
 

@@ -37,11 +37,11 @@ void launch_rows(const RowsArguments& a, void* stream) {
   const int64_t tiles = tiles_of(a.rows);
   // Lanes that have nothing to do cost as much as those that have: fewest for rows of few entries, on the average.
   if (a.rows.entries <= 4 * a.rows.rows)
-    launch_over("newton_rows_kernel (2 lanes)", newton_rows_kernel<2>, tiles, kRowThreads, a, stream);
+    launch_over("newton_rows_kernel (2 lanes)", newton_rows_kernel<2>, tiles, kNewtonRowThreads, a, stream);
   else if (a.rows.entries <= 16 * a.rows.rows)
-    launch_over("newton_rows_kernel (8 lanes)", newton_rows_kernel<8>, tiles, kRowThreads, a, stream);
+    launch_over("newton_rows_kernel (8 lanes)", newton_rows_kernel<8>, tiles, kNewtonRowThreads, a, stream);
   else
-    launch_over("newton_rows_kernel (32 lanes)", newton_rows_kernel<32>, tiles, kRowThreads, a, stream);
+    launch_over("newton_rows_kernel (32 lanes)", newton_rows_kernel<32>, tiles, kNewtonRowThreads, a, stream);
 }
 
 float smallest_of(double level) {
@@ -49,7 +49,7 @@ float smallest_of(double level) {
 }
 
 int64_t blocks_of(int64_t rows) {
-  return (rows + kCountThreads - 1) / kCountThreads;
+  return (rows + kNewtonCountThreads - 1) / kNewtonCountThreads;
 }
 
 }  // namespace
@@ -58,14 +58,14 @@ void newton_count_cuda(const NewtonDeviceRows& rows, const float* plan, double l
                        void* stream) {
   check(rows);
   const CountArguments a{rows, plan, smallest_of(level), kept, counts};
-  launch_over("newton_count_kernel", newton_count_kernel, blocks_of(rows.rows), kCountThreads, a, stream);
+  launch_over("newton_count_kernel", newton_count_kernel, blocks_of(rows.rows), kNewtonCountThreads, a, stream);
 }
 
 void newton_compact_cuda(const NewtonDeviceRows& rows, const float* plan, double level, const int64_t* ends,
                          int64_t* offsets, int32_t* columns, float* values, float* weights, void* stream) {
   check(rows);
   const CompactArguments a{rows, plan, smallest_of(level), ends, offsets, columns, values, weights};
-  launch_over("newton_compact_kernel", newton_compact_kernel, blocks_of(rows.rows), kCountThreads, a, stream);
+  launch_over("newton_compact_kernel", newton_compact_kernel, blocks_of(rows.rows), kNewtonCountThreads, a, stream);
 }
 
 void newton_sums_cuda(const NewtonDeviceRows& rows, double ratio, const double* d, const NewtonDeviceSums& sums,
@@ -106,7 +106,7 @@ void newton_rounds_cuda(const NewtonDeviceRows& rows, const NewtonDeviceSolve& s
   a.state = solve.state;
   const ColumnsArguments c{solve, sums.columns, sums.totals, tiles_of(rows), rows.cols, rows.units};
   const int64_t warps = (rows.cols + kWarp - 1) / kWarp;
-  const int threads = static_cast<int>(std::min<int64_t>(kColumnThreads, warps * kWarp));
+  const int threads = static_cast<int>(std::min<int64_t>(kNewtonColumnThreads, warps * kWarp));
   for (int64_t round = 0; round < rounds; ++round) {
     launch_rows(a, stream);
     launch("newton_columns_kernel", newton_columns_kernel, dim3(1), dim3(threads), 0, stream, c);

@@ -32,10 +32,10 @@ namespace sela {
 namespace newton_cuda {
 
 constexpr int kWarp = 32;
-constexpr int kRowThreads = 128;     // of newton_rows_kernel
-constexpr int kColumnThreads = 512;  // of newton_columns_kernel, at most
-constexpr int kCountThreads = 256;   // of newton_count_kernel and newton_compact_kernel
-constexpr int kTileRows = static_cast<int>(kNewtonTileRows);
+constexpr int kNewtonRowThreads = 128;     // of newton_rows_kernel
+constexpr int kNewtonColumnThreads = 512;  // of newton_columns_kernel, at most
+constexpr int kNewtonCountThreads = 256;   // of newton_count_kernel and newton_compact_kernel
+constexpr int kTile = static_cast<int>(kNewtonTileRows);
 constexpr int kMost = 4;                         // sums over columns that are reduced together
 constexpr int kTrials = 12;                      // of a line search
 constexpr double kTiny = 1e-200, kHuge = 1e200;  // a direction beyond these is none
@@ -158,8 +158,8 @@ __device__ __forceinline__ void multiply_row(const RowsArguments& a, const doubl
 
 /// One sum or product over all rows; within a solve, the one that it waits for.
 template <int G>
-__global__ void __launch_bounds__(kRowThreads) newton_rows_kernel(const RowsArguments a) {
-  SELA_SHARED_ARRAY(double, parts, kRowThreads / kWarp);
+__global__ void __launch_bounds__(kNewtonRowThreads) newton_rows_kernel(const RowsArguments a) {
+  SELA_SHARED_ARRAY(double, parts, kNewtonRowThreads / kWarp);
   const int64_t phase = a.state != nullptr ? a.state->phase : a.phase;
   if (phase == kNewtonDone) return;
   const double* x = a.state != nullptr ? a.vectors + vector_of(*a.state) * a.rows.cols : a.x;
@@ -167,11 +167,11 @@ __global__ void __launch_bounds__(kRowThreads) newton_rows_kernel(const RowsArgu
   const double units =
       product ? newton_product_units(a.rows.units, a.state != nullptr ? a.state->largest : a.largest) : 0.0;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % G;
-  const int64_t tiles = (a.rows.rows + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (a.rows.rows + kTile - 1) / kTile;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     double objective = 0.0;
-    for (int turn = 0; turn < kTileRows; turn += kRowThreads / G) {
-      const int64_t row = tile * kTileRows + turn + thread / G;
+    for (int turn = 0; turn < kTile; turn += kNewtonRowThreads / G) {
+      const int64_t row = tile * kTile + turn + thread / G;
       const bool there = row < a.rows.rows;
       const int64_t begin = there ? a.rows.offsets[row] : 0;
       const int64_t count = there ? a.rows.offsets[row + 1] - begin : 0;
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kRowThreads) newton_rows_kernel(const RowsArgu
 struct Solver {
   const ColumnsArguments& a;
   NewtonState s;
-  double* shared;  // [kMost][kColumnThreads / kWarp]
+  double* shared;  // [kMost][kNewtonColumnThreads / kWarp]
 
   __device__ __forceinline__ double* vector(int which) const { return a.solve.vectors + which * a.cols; }
   /// Vector 0 (d), 1 (gradient), 2 (curvature) or 3 (diagonal) of a point.
@@ -218,14 +218,14 @@ struct Solver {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       values[n] = kMax ? lanes_max<kWarp>(values[n]) : lanes_sum<kWarp>(values[n]);
-      if (threadIdx.x % kWarp == 0) shared[n * (kColumnThreads / kWarp) + warp] = values[n];
+      if (threadIdx.x % kWarp == 0) shared[n * (kNewtonColumnThreads / kWarp) + warp] = values[n];
     }
     __syncthreads();
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      values[n] = shared[n * (kColumnThreads / kWarp)];
+      values[n] = shared[n * (kNewtonColumnThreads / kWarp)];
       for (int w = 1; w < warps; ++w) {
-        const double other = shared[n * (kColumnThreads / kWarp) + w];
+        const double other = shared[n * (kNewtonColumnThreads / kWarp) + w];
         values[n] = kMax ? (other > values[n] ? other : values[n]) : values[n] + other;
       }
     }
@@ -496,8 +496,8 @@ struct Solver {
 };
 
 /// What a solve makes of the sums over its rows: the next thing that they are to be summed for.
-__global__ void __launch_bounds__(kColumnThreads) newton_columns_kernel(const ColumnsArguments a) {
-  SELA_SHARED_ARRAY(double, shared, kMost*(kColumnThreads / kWarp));
+__global__ void __launch_bounds__(kNewtonColumnThreads, 1) newton_columns_kernel(const ColumnsArguments a) {
+  SELA_SHARED_ARRAY(double, shared, kMost*(kNewtonColumnThreads / kWarp));
   Solver solver{a, *a.solve.state, shared};
   __syncthreads();  // the state is written again
   if (solver.s.phase == kNewtonDone) return;
@@ -521,7 +521,7 @@ __device__ __forceinline__ int64_t row_step() {
   return static_cast<int64_t>(gridDim.x) * blockDim.x;
 }
 
-__global__ void __launch_bounds__(kCountThreads) newton_count_kernel(const CountArguments a) {
+__global__ void __launch_bounds__(kNewtonCountThreads) newton_count_kernel(const CountArguments a) {
   for (int64_t row = first_row(); row < a.rows.rows; row += row_step()) {
     int64_t count = 0;
     int32_t column = 0;
@@ -538,7 +538,7 @@ __global__ void __launch_bounds__(kCountThreads) newton_count_kernel(const Count
   }
 }
 
-__global__ void __launch_bounds__(kCountThreads) newton_compact_kernel(const CompactArguments a) {
+__global__ void __launch_bounds__(kNewtonCountThreads) newton_compact_kernel(const CompactArguments a) {
   for (int64_t row = first_row(); row < a.rows.rows; row += row_step()) {
     const int64_t end = a.ends[row], number = a.ends[a.rows.rows + row];
     int64_t to = row > 0 ? a.ends[row - 1] : 0;

@@ -13,6 +13,7 @@ torchvision for images, on the same card.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -30,7 +31,11 @@ from sela_ext import kernels
 from sela_ext.errors import ResourceError, SelaError
 from sela_ext.kernels import Augment
 from sela_ext.kernels.check_cases import augment_difference
+from sela_ext.kernels.check_newton import on_the_cpu, rows_difference, sums_difference
 from sela_ext.kernels.device import CudaDevice, driver_version
+from sela_ext.kernels.device_candidates import DeviceCandidates
+from sela_ext.kernels.newton_device import CudaRows, SolveOptions, Wanted
+from sela_ext.kernels.reference.newton_device import TorchRows
 from sela_ext.kernels.self_check import open_device
 from sela_ext.kernels.sinkhorn import pass_in_torch, prepared_pass
 
@@ -293,6 +298,79 @@ def solve_case(card: Card, copy: float) -> list[dict[str, Any]]:
     return recorded
 
 
+def newton_candidates(rows: int, cols: int, entries: int) -> dict[str, Any]:
+    """Candidates as arrays: as many in every row, near one another, as in rows that come sorted by class."""
+    rng = np.random.default_rng(SEED)
+    first = (np.arange(rows) * cols // rows + rng.integers(0, 20, rows)) % cols
+    log_p = -8.0 * rng.random((rows, entries)) ** 2
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    return {
+        "offsets": entries * np.arange(rows + 1),
+        "columns": ((first[:, None] + 7 * np.arange(entries)) % cols).astype(np.int32).ravel(),
+        "values": log_p.astype(np.float32).ravel(),
+        "weights": np.zeros(0, np.float32),
+        "cols": cols,
+    }
+
+
+def newton_case(card: Card, copy: float, rounds: int) -> list[dict[str, Any]]:
+    """Newton's method on candidates of ImageNet's size: rows, sums and a product, and a whole inner solve."""
+    rows, cols, entries = max(2000, IMAGENET[0] // card.tiny), 100 if card.dry else IMAGENET[1], 6
+    arrays = newton_candidates(rows, cols, entries)
+
+    def on_card() -> DeviceCandidates:
+        offsets, columns, values = (
+            torch.from_numpy(arrays[name]).to(card.place) for name in ("offsets", "columns", "values")
+        )
+        return DeviceCandidates(16.0, len(values), False, rows, cols, offsets, columns, values)
+
+    kinds: dict[str, Any] = {"torch": TorchRows(on_card())}
+    if card.device is not None:
+        kinds = {"sela_ext": CudaRows(card.device, on_card()), **kinds}
+    expected = on_the_cpu(arrays)
+    wave = np.sin(1.0 + 2.3 * np.arange(cols))
+    for name, found in kinds.items():
+        difference = rows_difference(found, expected) or sums_difference(found, expected, 1.3, wave)
+        if difference is not None:
+            raise SystemExit(f"no agreement: Newton's method, {name}: {difference}; nothing is timed")
+    share = expected.sums(1.0, np.zeros(cols), 1, "")[0]
+    wanted = Wanted(share * (1 + 0.2 * wave) * share.sum() / (share @ (1 + 0.2 * wave)), np.zeros(cols))
+    options = SolveOptions(1.0, 1e-9, 40, 400, 4.0, math.inf, 0.0)
+    count = rows * entries
+    works: dict[str, tuple[int, Callable[[Any], Any]]] = {
+        "sums": (count * 12 + rows * 8, lambda made: made[0].sums(1.3, wave)),
+        "product": (count * 8 + rows * 8, lambda made: made[0].product(made[1], wave)),
+        "solve to 1e-9": (0, lambda made: made[0].solve(wanted, np.zeros(cols), options)),
+    }
+    table, recorded = [], []
+    for what, (moved, work) in works.items():
+        given = {name: (found, found.sums(1.3, wave)[3]) for name, found in kinds.items()}
+        competitors = {name: lambda made=made, work=work: work(made) for name, made in given.items()}
+        seconds = card.medians(competitors, 3 if moved == 0 else rounds)
+        for name, value in seconds.items():
+            part = moved / 1e9 / value / copy if moved and name == "sela_ext" else None
+            table.append((f"{what}, {name}", value * 1e3, part and f"{part:.0%}"))
+            recorded.append(
+                {
+                    "case": "newton",
+                    "what": f"{what}, {name}",
+                    "rows": rows,
+                    "cols": cols,
+                    "entries": count,
+                    "seconds": value,
+                    "bytes": moved,
+                    "share_of_copy": part,
+                }
+            )
+    common.table(
+        f"Newton's method, {rows} rows of {entries} candidates in {cols} columns; sums and products as the caller gets "
+        "them, on the host; they agree with the CPU's",
+        ("", "ms", "of copy bandwidth"),
+        table,
+    )
+    return recorded
+
+
 # ---------------------------------------------------------------- images
 
 
@@ -397,6 +475,7 @@ def run(quick: bool, dry: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             rows += solver_case(card, *size, dtype, measured["copy"], rounds)
     if not quick:
         rows += solver_case(card, 50_000, 1000, torch.float64, measured["copy"], rounds)
+    rows += newton_case(card, measured["copy"], rounds)
     rows += images_case(card, measured["copy"], rounds)
     rows += solve_case(card, measured["copy"])
     return rows, {**facts, **{f"{name}_gb_s": round(value, 1) for name, value in measured.items()}}

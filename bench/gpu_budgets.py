@@ -219,6 +219,15 @@ class Constants:
         raise KeyError(f"expected a number or a name, found {word!r}")
 
 
+# Newton's method: the constant of each kernel's threads.
+NEWTON_THREADS = {
+    "newton_rows_kernel": "kNewtonRowThreads",
+    "newton_columns_kernel": "kNewtonColumnThreads",
+    "newton_count_kernel": "kNewtonCountThreads",
+    "newton_compact_kernel": "kNewtonCountThreads",
+}
+
+
 def shape(kernel: str, arguments: Mapping[str, str], constants: Constants) -> Shape:
     """How a kernel is launched: what its launcher does, said once more. Threads are those of its widest rows.
 
@@ -244,6 +253,8 @@ def shape(kernel: str, arguments: Mapping[str, str], constants: Constants) -> Sh
         return Shape(constants.value("kThreads", given), size=size, fixed=fixed)
     if kernel == "sample_kernel":
         return Shape(constants.value("kSampleThreads", given))
+    if kernel in NEWTON_THREADS:
+        return Shape(constants.value(NEWTON_THREADS[kernel], given), size=8)
     raise KeyError(f"{kernel}: expected a rule for its shape in bench/gpu_budgets.py, found none: add one")
 
 
@@ -296,6 +307,12 @@ BUDGETS = (
     Budget("augment_kernel", {"kChannels": ("3",)}, 64, 0, wide_stores=3),
     Budget("augment_kernel", {"kChannels": ("1",)}, 64, 0, wide_stores=1),
     Budget("sample_kernel", {}, 56, 0),
+    # Newton's method. Rows: no loop of a known length per entry; six blocks of 128 threads hide the latency of the
+    # second-level cache. Columns: one block, whose registers cost nothing.
+    Budget("newton_rows_kernel", {}, 80, 32),
+    Budget("newton_columns_kernel", {}, 128, 512),
+    Budget("newton_count_kernel", {}, 40, 0),
+    Budget("newton_compact_kernel", {}, 40, 0),
 )
 
 # ---- Work at the standard sizes.
@@ -357,4 +374,7 @@ WORK = (
     wide("wide_columns_kernel", 10_000, "half"),
     Work("augment 32 x 32, half", "augment_kernel", _RESIDENT, CIFAR, 3072, 3072 + 8 + 6144, issued=5700),
     Work("sample parameters", "sample_kernel", {}, CIFAR, 1, 8 + 60, issued=1000 // 32),
+    # Rows of 6 candidates: a product reads columns and plan; instructions from the disassembly, 8 lanes per row.
+    Work("Newton, product, 6 entries a row", "newton_rows_kernel", {"G": "8"}, IMAGENET, 6, 6 * 8 + 8, issued=30),
+    Work("Newton, pruning, 6 entries a row", "newton_compact_kernel", {}, IMAGENET, 6, 6 * 20 + 32, issued=4),
 )

@@ -9,16 +9,124 @@ import torch
 from sela_ext import _core
 from sela_ext.kernels import PARAMETERS, Augment, device
 from sela_ext.kernels.augment import effect_options
+from sela_ext.kernels.newton_device import STATE
 
 
 def array_at(address, dtype, *shape):
     """A numpy view of memory that somebody else owns."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize
+    if not size:  # the address may be anything
+        return np.zeros(shape, dtype)
     return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
 
 
-class HostCore:
+class PlayedNewton:
+    """Newton's method on a device, done by the CPU kernels: every solve ends in its first rounds."""
+
+    NEWTON_TILE_ROWS, NEWTON_VECTORS = _core.NEWTON_TILE_ROWS, _core.NEWTON_VECTORS
+    NEWTON_POINT, NEWTON_PER_POINT = _core.NEWTON_POINT, _core.NEWTON_PER_POINT
+
+    def newton_count_cuda(self, rows, plan, level, kept, counts, stream):
+        self.calls += 1
+        offsets, columns, _, weights, units = arrays_of(rows)
+        row, keep = kept_entries(offsets, plan, level)
+        lengths = np.bincount(row[keep], minlength=rows[4])
+        array_at(kept, np.int64, 2, rows[4])[:] = np.where(lengths > 1, lengths, 0), lengths > 1
+        single = keep & (lengths[row] == 1)
+        np.add.at(
+            array_at(counts, np.int64, rows[5]), columns[single], np.rint(weights[row[single]] * units).astype(np.int64)
+        )
+
+    def newton_compact_cuda(self, rows, plan, level, ends, offsets, columns, values, weights, stream):
+        self.calls += 1
+        before, columns_before, values_before, weights_before, _ = arrays_of(rows)
+        entries, several = (int(n) for n in array_at(ends, np.int64, 2, rows[4])[:, -1])
+        row, keep = kept_entries(before, plan, level)
+        lengths = np.bincount(row[keep], minlength=rows[4])
+        keep &= lengths[row] > 1
+        array_at(offsets, np.int64, several + 1)[1:] = np.cumsum(lengths[lengths > 1])
+        array_at(columns, np.int32, entries)[:] = columns_before[keep]
+        array_at(values, np.float32, entries)[:] = values_before[keep]
+        if weights:
+            array_at(weights, np.float32, several)[:] = weights_before[lengths > 1]
+
+    def newton_sums_cuda(self, rows, ratio, d, sums, stream):
+        self.calls += 1
+        columns, diagonal, objective, plan = host_rows(rows).sums(ratio, array_at(d, np.float64, rows[5]), 1, "")
+        array_at(sums[0], np.int64, 2, rows[5])[:] = np.rint(np.stack([columns, diagonal]) * rows[7])
+        totals = array_at(sums[1], np.float64, -(-rows[4] // self.NEWTON_TILE_ROWS))
+        totals[:] = 0
+        totals[:1] = objective
+        array_at(sums[2], np.float32, rows[6])[:] = plan
+        self.spoil({"newton_columns": array_at(sums[0], np.int64, 2, rows[5])})
+
+    def newton_product_cuda(self, rows, x, largest, sums, stream):
+        self.calls += 1
+        units = np.ldexp(rows[7], -(np.frexp(largest)[1] + 2))
+        plan = array_at(sums[2], np.float32, rows[6])
+        product = host_rows(rows).product(plan, array_at(x, np.float64, rows[5]), 1, "")
+        array_at(sums[0], np.int64, rows[5])[:] = np.rint(product * units)
+
+    def newton_rounds_cuda(self, rows, columns, counts, weight, total, *arguments):
+        ratio, tolerance, steps, products, clip, reach, want_plan, vectors, state, sums, _, _ = arguments
+        self.calls += 1
+        cols = rows[5]
+        single = array_at(counts, np.int64, cols) / rows[7]
+        played = host_rows(rows, single)
+        points = array_at(vectors, np.float64, self.NEWTON_VECTORS, cols)[self.NEWTON_POINT :: self.NEWTON_PER_POINT]
+        given = [array_at(a, np.float64, cols).copy() if a else None for a in columns[:5]]
+        target, defect, offset, low, high = given
+        options = (ratio, tolerance, steps, products, clip, reach, 0.0, 1, "")
+        found = played.solve(target, defect, points[0].copy(), *options, offset, columns[5], low, high)
+        points[0] = found[0]
+        if want_plan:
+            array_at(sums[2], np.float32, rows[6])[:] = played.sums(ratio, found[0], 1, "")[3]
+        end = np.zeros(1, STATE)
+        for name, value in zip(("error", "steps", "products", "sums", "stalled"), found[1:], strict=True):
+            end[name] = value
+        array_at(state, STATE, 1)[:] = end
+
+
+def arrays_of(rows):
+    """Offsets, columns, values and weights (ones where there are none) at the addresses of rows on a device; units."""
+    offsets, columns, values, weights, count, _, entries, units = rows
+    given = array_at(weights, np.float32, count) if weights else np.ones(count, np.float32)
+    return (
+        array_at(offsets, np.int64, count + 1),
+        array_at(columns, np.int32, entries),
+        array_at(values, np.float32, entries),
+        given,
+        units,
+    )
+
+
+def kept_entries(offsets, plan, level):
+    """The row of each entry, and whether it is above exp(-level) in a plan."""
+    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    if not plan:
+        return row, np.ones(len(row), bool)
+    return row, array_at(plan, np.float32, len(row)) > np.float32(np.exp(-level))
+
+
+def host_rows(rows, single=None):
+    """The same rows for the CPU kernels, with as many more of a single candidate as there are, by their weight."""
+    offsets, columns, values, weights, _ = arrays_of(rows)
+    more = np.zeros(0, np.int64) if single is None else np.flatnonzero(single)
+    return _core.NewtonRows(
+        _core.Candidates.of(
+            offsets=np.concatenate([offsets, offsets[-1] + 1 + np.arange(len(more))]),
+            columns=np.concatenate([columns, more]),
+            values=np.concatenate([values, np.zeros(len(more), np.float32)]),
+            weights=np.concatenate([weights, np.zeros(0) if single is None else single[more]]),
+            cols=rows[5],
+            level=16.0,
+            limit=2**40,
+        )
+    )
+
+
+class HostCore(PlayedNewton):
     """What the compiled module offers for CUDA, done by the CPU kernels; `spoil(outputs)` may change what comes out."""
 
     __file__ = _core.__file__

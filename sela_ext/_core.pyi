@@ -6,6 +6,10 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 AUGMENT_CUDA_SIDE: int
+NEWTON_PER_POINT: int
+NEWTON_POINT: int
+NEWTON_TILE_ROWS: int
+NEWTON_VECTORS: int
 most_features: int
 
 class AugmentOptions:
@@ -173,6 +177,8 @@ class NewtonRows:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float, npt.NDArray[np.float32]]:
         """Column sums, diagonal of the Hessian, objective and plan at d."""
 
+    @property
+    def cols(self) -> int: ...
     @property
     def entries(self) -> int: ...
     @property
@@ -392,6 +398,68 @@ def needed_boxes(
     smooth: Sequence[bool] | None,
 ) -> npt.NDArray[np.int32]:
     """Top, left, bottom, right of the pixels whose samples each record of parameters needs, [count, 4]."""
+
+def newton_compact_cuda(
+    rows: tuple[int, int, int, int, int, int, int, float],
+    plan: int,
+    level: float,
+    ends: int,
+    offsets: int,
+    columns: int,
+    values: int,
+    weights: int,
+    stream: int,
+) -> None:
+    """The rows of the entries that remain, by device addresses."""
+
+def newton_count_cuda(
+    rows: tuple[int, int, int, int, int, int, int, float],
+    plan: int,
+    level: float,
+    kept: int,
+    counts: int,
+    stream: int,
+) -> None:
+    """Entries that remain per row, and rows with a single one counted, by device addresses."""
+
+def newton_product_cuda(
+    rows: tuple[int, int, int, int, int, int, int, float],
+    x: int,
+    largest: float,
+    sums: tuple[int, int, int],
+    stream: int,
+) -> None:
+    """The Hessian at a plan times x, by device addresses."""
+
+def newton_rounds_cuda(
+    rows: tuple[int, int, int, int, int, int, int, float],
+    columns: tuple[int, int, int, int, int, float],
+    counts: int,
+    weight: float,
+    total: float,
+    ratio: float,
+    tolerance: float,
+    steps: int,
+    products: int,
+    clip: float,
+    reach: float,
+    want_plan: bool,
+    vectors: int,
+    state: int,
+    sums: tuple[int, int, int],
+    count: int,
+    stream: int,
+) -> None:
+    """So many rounds of Newton's method, by device addresses."""
+
+def newton_sums_cuda(
+    rows: tuple[int, int, int, int, int, int, int, float],
+    ratio: float,
+    d: int,
+    sums: tuple[int, int, int],
+    stream: int,
+) -> None:
+    """Sums over candidates at d, by device addresses."""
 
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> npt.NDArray[np.uint32]:
     """Four random words: Philox4x32-10 of one counter."""

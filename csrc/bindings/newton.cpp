@@ -169,6 +169,7 @@ void bind_newton(py::module_& m) {
   py::class_<NewtonRows>(m, "NewtonRows", py::module_local(), "Candidates in the form that Newton's method works on.")
       .def(py::init([](Candidates& candidates) { return std::make_unique<NewtonRows>(std::move(candidates)); }),
            py::arg("candidates"), "Takes the arrays out of the candidates, which are empty afterwards.")
+      .def_property_readonly("cols", &NewtonRows::cols)
       .def_property_readonly("rows", &NewtonRows::rows)
       .def_property_readonly("entries", &NewtonRows::entries)
       .def_property_readonly("weight", &NewtonRows::weight)

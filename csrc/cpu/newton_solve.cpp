@@ -37,7 +37,7 @@ class Objective {
       : evaluator_(evaluator),
         columns_(columns),
         cols_(static_cast<size_t>(rows.cols())),
-        exact_(!(columns.strength > 0.0) && columns.low == nullptr),
+        exact_(columns.exact()),
         weight_(std::max(rows.weight(), 1e-300)) {
     set_gauge(Vector(columns.target, columns.target + cols_));
   }
@@ -66,10 +66,8 @@ class Objective {
   void move(const Point& from, const Vector& x, double length, Point& to) const {
     to.d = from.d;
     for (size_t j = 0; j < cols_; ++j) {
-      to.d[j] += length * x[j];
-      if (columns_.low == nullptr || x[j] == 0.0) continue;
-      const double before = columns_.offset[j] + from.d[j], after = columns_.offset[j] + to.d[j];
-      if (before != 0.0 ? before * after < 0.0 : after * from.gradient[j] > 0.0) to.d[j] = -columns_.offset[j];
+      const int64_t column = static_cast<int64_t>(j);
+      to.d[j] = newton_moved(columns_, column, from.d[j], length * x[j], from.gradient[j]);
     }
   }
 
@@ -78,7 +76,7 @@ class Objective {
 
   /// Whether a column takes part in a step from here: not when it rests at its kink.
   bool moves(const Point& at, size_t j) const {
-    return moves(j) && (columns_.low == nullptr || at.gradient[j] != 0.0 || columns_.offset[j] + at.d[j] != 0.0);
+    return newton_moves(columns_, static_cast<int64_t>(j), at.d[j], at.gradient[j]);
   }
 
   void set_gauge(const Vector& columns) {
@@ -100,12 +98,11 @@ class Objective {
     double all_grown = 0.0;
     for (size_t j = 0; j < cols_; ++j) {
       if (!moves(j)) continue;
-      const double r = columns_.defect[j];
-      const double grown = r > 0.0 ? r * std::exp(std::min(at.d[j] - mean, 300.0)) : r;
-      at.value += r > 0.0 ? grown : r * (at.d[j] - mean);
-      at.curvature[j] = r > 0.0 ? grown : 0.0;
-      at.gradient[j] = grown;
-      all_grown += grown;
+      const NewtonTerm grown = newton_defect(columns_.defect[j], at.d[j] - mean);
+      at.value += grown.value;
+      at.curvature[j] = grown.curvature;
+      at.gradient[j] = grown.gradient;
+      all_grown += grown.gradient;
     }
     const double share = exact_ ? 0.0 : all_grown / gauge_sum_;  // of the mean in the defect
     for (size_t j = 0; j < cols_; ++j)
@@ -118,26 +115,10 @@ class Objective {
 
   /// What is wanted of a column whose sum is `sum`.
   void add_law(Point& at, size_t j, double sum) const {
-    const double target = columns_.target[j];
-    if (exact_) {
-      at.value -= target * at.d[j];
-      at.gradient[j] = sum - target;
-      return;
-    }
-    const double w = columns_.offset[j] + at.d[j];
-    if (columns_.strength > 0.0) {
-      const double asked = target * std::exp(std::min(-w / columns_.strength, 300.0));
-      at.value += columns_.strength * asked;
-      at.gradient[j] = sum - asked;
-      at.curvature[j] += asked / columns_.strength;
-      return;
-    }
-    const double low = columns_.low[j], high = columns_.high[j];
-    at.value -= (w > 0.0 ? low : high) * w;
-    if (w > 0.0 || (w == 0.0 && sum < low))
-      at.gradient[j] = sum - low;
-    else
-      at.gradient[j] = w < 0.0 || sum > high ? sum - high : 0.0;
+    const NewtonTerm wanted = newton_wanted(columns_, static_cast<int64_t>(j), at.d[j], sum);
+    at.value += wanted.value;
+    at.gradient[j] = wanted.gradient;
+    at.curvature[j] += wanted.curvature;
   }
 
   /// Takes from a gradient what no step in the subspace can use: a multiple of the gauge.
@@ -268,10 +249,8 @@ NewtonResult newton_solve(NewtonRows& rows, const NewtonColumns& columns, double
       break;
     }
     if (result.steps >= options.steps) break;
-    // The extra diagonal keeps every column, and every group of columns that few rows tie to the others, from moving
-    // much further than `clip`; it vanishes with the gradient, and convergence is quadratic.
     for (size_t j = 0; j < cols; ++j)
-      extra[j] = at.curvature[j] + std::fabs(at.gradient[j]) / options.clip + 1e-9 * columns.target[j] + 1e-14 * total;
+      extra[j] = newton_extra(at.curvature[j], at.gradient[j], options.clip, columns.target[j], total);
     const double reduction = std::min(0.05, at.error);
     result.products += objective.step(at, extra, plan.data(), reduction, options.products, x);
     ++result.steps;

@@ -6,6 +6,7 @@
 #include "sela/device.h"
 #include "sela/jpeg_batch.h"
 #include "sela/rounding.h"
+#include "sela/newton_device.h"
 #include "sela/sinkhorn.h"
 
 namespace sela {
@@ -62,6 +63,35 @@ void sample_parameters_cuda(const AugmentOptions&, int32_t, int32_t, const int64
                             AugmentParameters*, void*) {
   throw std::runtime_error(
       "sample_parameters: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+namespace {
+
+[[noreturn]] void no_newton() {
+  throw std::runtime_error("newton: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+}  // namespace
+
+void newton_count_cuda(const NewtonDeviceRows&, const float*, double, int64_t*, int64_t*, void*) {
+  no_newton();
+}
+
+void newton_compact_cuda(const NewtonDeviceRows&, const float*, double, const int64_t*, int64_t*, int32_t*, float*,
+                         float*, void*) {
+  no_newton();
+}
+
+void newton_sums_cuda(const NewtonDeviceRows&, double, const double*, const NewtonDeviceSums&, void*) {
+  no_newton();
+}
+
+void newton_product_cuda(const NewtonDeviceRows&, const double*, double, const NewtonDeviceSums&, void*) {
+  no_newton();
+}
+
+void newton_rounds_cuda(const NewtonDeviceRows&, const NewtonDeviceSolve&, const NewtonDeviceSums&, int64_t, void*) {
+  no_newton();
 }
 
 }  // namespace sela

@@ -4,6 +4,7 @@
 
 #include "sela/candidates.h"
 #include "sela/dispatch.h"
+#include "sela/newton_columns.h"
 
 namespace sela {
 
@@ -89,20 +90,6 @@ struct NewtonResult {
   int64_t products = 0;  ///< Hessian products
   int64_t sums = 0;      ///< evaluations of sums
   bool stalled = false;  ///< no step made it better, or the steps were used up
-};
-
-/// What is wanted of the columns.  With w[j] = offset[j] + d[j] nats and the column sums c[j]:
-///   exact     c = target                       (neither strength nor bounds)
-///   pulled    c = target exp(-w / strength)    (strength > 0): the optimum of columns that are relaxed by KL
-///   bounded   low <= c <= high, c = low where w > 0, c = high where w < 0    (low and high)
-/// F then holds, for target[j] d[j], -strength target exp(-w / strength), and min(low w, high w).
-struct NewtonColumns {
-  const double* target = nullptr;  ///< [cols] >= 0; 0 keeps a column where it is
-  const double* defect = nullptr;  ///< [cols] column sums of the pass minus those over the candidates, at d = 0
-  const double* offset = nullptr;  ///< [cols], where the columns are pulled or bounded
-  double strength = 0.0;           ///< nats, > 0: pulled
-  const double* low = nullptr;     ///< [cols] >= 0
-  const double* high = nullptr;    ///< [cols] >= low
 };
 
 /// Minimises F from d in place by truncated Newton-CG.

@@ -91,6 +91,11 @@ def test_rows_hold_what_a_later_reader_needs(script, as_cuda, host_card, host_co
     assert {row["case"] for row in images} == {"augment 32 px"}
     for row in images:
         assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"])
+    newton = script.newton_case(card, copy=10.0, rounds=1)
+    assert [row["what"] for row in newton] == [
+        f"{what}, {name}" for what in ("sums", "product", "solve to 1e-9") for name in ("sela_ext", "torch")
+    ]
+    assert all(row["entries"] == 6 * row["rows"] and row["seconds"] > 0 for row in newton)
     (loose, tight) = script.solve_case(card, copy=10.0)
     assert (loose["tol"], tight["tol"]) == (1e-2, 1e-4)
     assert tight["passes"] >= loose["passes"]
@@ -102,7 +107,9 @@ def test_nothing_is_timed_where_results_differ(script, as_cuda, host_card, host_
     card = script.Card(as_cuda(host_card).place, host_card, 500, torch.empty(8))
 
     def spoil(outputs):
-        if "columns" in outputs:
+        if "newton_columns" in outputs:
+            outputs["newton_columns"][0, 0] += np.abs(outputs["newton_columns"]).sum() // 100
+        elif "columns" in outputs:
             outputs["columns"][0] += np.abs(outputs["columns"]).sum() // 100
         else:
             outputs["params"]["flip"][5] ^= 1
@@ -110,6 +117,8 @@ def test_nothing_is_timed_where_results_differ(script, as_cuda, host_card, host_
     host_core.spoil = spoil
     with pytest.raises(SystemExit, match=r"no agreement: .*columns differ by .*nothing is timed"):
         script.solver_case(card, 300_000, 31, torch.float16, copy=10.0, rounds=2)
+    with pytest.raises(SystemExit, match="no agreement: Newton's method, sela_ext: column sum 0"):
+        script.newton_case(card, copy=10.0, rounds=1)
     with pytest.raises(SystemExit, match="no agreement: parameters differ"):
         script.images_case(card, copy=10.0, rounds=1)
 

@@ -57,6 +57,7 @@ class Unit:
 
 
 UNITS = (
+    Unit("newton", ("newton.cu", "newton_kernels.cuh"), ("python_tests/simt/test_newton.py",)),
     Unit(
         "sinkhorn",
         ("sinkhorn.cu", "sinkhorn_kernels.cuh"),

@@ -45,7 +45,9 @@ def test_the_page_asks_for_nothing_from_elsewhere(full_run):
     (_, style), *others = page.styles
     assert not others
     assert not re.search(r"https?:|@import|expression", style)
-    assert all(found.startswith(('"data:image/png', '"data:image/jpeg')) for found in re.findall(r"url\(([^)]*)", style))
+    assert all(
+        found.startswith(('"data:image/png', '"data:image/jpeg')) for found in re.findall(r"url\(([^)]*)", style)
+    )
     assert page.allows_only_its_own()
 
 
@@ -241,7 +243,7 @@ def test_headings_tables_and_pictures_can_be_read_aloud(full_run):
 def test_everything_that_a_run_holds_is_on_its_page(full_run):
     page = render(full_run)
     found = [attributes["aria-labelledby"] for attributes in page.all("section")]
-    assert found == "clusters map classes heads sizes curves passes filters bad options".split()
+    assert found == ["clusters", "map", "classes", "heads", "sizes", "curves", "passes", "filters", "bad", "options"]
     linked = {link["href"] for link in page.all("a") if not link["href"].startswith("#cluster-")}
     assert linked == {f"#{name}" for name in found}
     assert "3 <script>alert(4)</script>.png <b>damaged</b>" in page.words
@@ -265,7 +267,9 @@ def test_true_classes_are_told_in_cards_edges_and_the_table(tmp_path):
         index = int(re.match(r"image-(\d+)", image["title"])[1])
         assert image["title"].endswith(f"class {('a cat', 'a dog', 'a hen')[truth[index]]}")
         assert f"e{truth[index]}" in image["class"].split()
-    assert re.search(r"Cluster 0 10 images · mean confidence [\d.]+% · purity 100.0% · entropy 0.00 a cat 100%", page.words)
+    assert re.search(
+        r"Cluster 0 10 images · mean confidence [\d.]+% · purity 100.0% · entropy 0.00 a cat 100%", page.words
+    )
     # Clusters 0, 3 and 6 are the first class, 1 and 4 the second, 2 and 5 the third; rows are classes.
     assert "class 0 3 6 1 4 2 5 all a cat 10 10 10 30 a dog 10 10 20 a hen 10 10 20" in page.words
 

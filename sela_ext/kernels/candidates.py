@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext import _core
+from sela_ext.kernels.device_candidates import DeviceCandidates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,12 +15,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-def candidate_arrays(candidates: _core.Candidates) -> list[npt.NDArray[Any]]:
+def candidate_arrays(candidates: _core.Candidates | DeviceCandidates) -> list[npt.NDArray[Any]]:
     """Entries per row int32 [rows], columns uint16 or uint32 [entries], log p float32 [entries], row weights or empty.
 
     Args:
-        candidates: of a pass, without overflow.
+        candidates: of a pass, without overflow; from a device they are copied to the host.
     """
+    if isinstance(candidates, DeviceCandidates):
+        lengths = candidates.offsets.diff().int().cpu().numpy()
+        columns = candidates.columns.cpu().numpy().astype(np.uint16 if candidates.cols <= 65536 else np.uint32)
+        weights = np.zeros(0, np.float32) if candidates.weights is None else candidates.weights.cpu().numpy()
+        return [lengths, columns, candidates.values.cpu().numpy(), weights]
     lengths = np.diff(candidates.offsets()).astype(np.int32)
     columns = candidates.columns().astype(np.uint16 if candidates.cols <= 65536 else np.uint32, copy=False)
     return [lengths, columns, candidates.values(), candidates.weights()]
@@ -53,6 +59,29 @@ def join_candidates(
             whole.append(part)
     assert whole is not None
     return whole
+
+
+def like_candidates(model: Any, found: _core.Candidates) -> _core.Candidates | DeviceCandidates:
+    """Candidates in the form, and on the device, of others."""
+    if not isinstance(model, DeviceCandidates):
+        return found
+    import torch
+
+    place = model.values.device
+    rows = max(found.rows, 0)
+    offsets = np.zeros(rows + 1, np.int64) if found.overflow else found.offsets()
+    weights = found.weights()
+    return DeviceCandidates(
+        found.level,
+        found.limit,
+        found.overflow,
+        rows,
+        found.cols,
+        torch.from_numpy(offsets).to(place),
+        torch.from_numpy(found.columns().astype(np.int32)).to(place),
+        torch.from_numpy(found.values()).to(place),
+        torch.from_numpy(weights).to(place) if len(weights) else None,
+    )
 
 
 def too_many_candidates(cols: int, level: float) -> _core.Candidates:

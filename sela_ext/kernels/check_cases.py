@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from sela_ext import _core
+from sela_ext.kernels import check_newton
 from sela_ext.kernels.augment import Augment, augment, sample_parameters
 from sela_ext.kernels.check_jpeg import RunsJpeg, jpeg_cases
 from sela_ext.kernels.rounding import Candidates, candidates_on_cpu, margins_on_cpu
@@ -52,7 +53,7 @@ MANY_ROWS = 300_001
 MANY_IMAGES = 40_009
 
 
-class Runs(RunsJpeg, Protocol):
+class Runs(RunsJpeg, check_newton.Runs, Protocol):
     """What the cases need of a device: host arrays in, host arrays out."""
 
     def sinkhorn_pass(
@@ -120,6 +121,7 @@ def cases(runs: Runs) -> Iterator[Case]:
     """Every case: what it is, and a call that gives None, or what was expected and what was found."""
     yield from _sinkhorn_cases(runs)
     yield from _rounding_cases(runs)
+    yield from check_newton.newton_cases(runs, uniform, MANY_ROWS)
     yield from _augment_cases(runs)
     yield from jpeg_cases(runs, uniform)
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from sela_ext import _core
 from sela_ext.errors import OptionError
+from sela_ext.kernels.device_candidates import DeviceCandidates
+from sela_ext.kernels.newton_device import DeviceRows, SolveOptions, Wanted, device_rows
 from sela_ext.kernels.sinkhorn import check_vector
 
 if TYPE_CHECKING:
@@ -28,13 +30,13 @@ class NewtonSums:
         columns: float64 [K], sum over rows of weight times q[i, k].
         diagonal: float64 [K], sum of weight q (1 - q): the Hessian's diagonal.
         objective: sum of weight times log-sum-exp.
-        plan: float32 [entries], q of the rows with two candidates or more.
+        plan: float32 [entries], q of the rows with two candidates or more; where the rows are.
     """
 
     columns: Vector
     diagonal: Vector
     objective: float
-    plan: npt.NDArray[np.float32]
+    plan: Any
 
 
 @dataclass(frozen=True)
@@ -73,18 +75,22 @@ class ColumnLaw:
     bounds: tuple[Vector, Vector] | None = None
 
 
-def newton_rows(candidates: Any) -> _core.NewtonRows:
+def newton_rows(candidates: Any) -> _core.NewtonRows | DeviceRows:
     """Rows with two candidates or more, and the count per column of those with one; takes the arrays over.
+
+    The functions below take what comes of it. Rows of candidates on a CUDA device stay there, and so do plans; vectors
+    of columns are numpy arrays all the same (see `sela_ext.kernels.newton_device`).
 
     Args:
         candidates: of a `sinkhorn_pass` with `keep`; they are empty afterwards.
 
     Raises:
         OptionError: there were too many candidates to keep.
+        ResourceError: a launch that failed, or a stream that is being captured.
     """
     if candidates.overflow:
         raise OptionError("candidates: there were more than keep_at_most, none are there; raise it, or solve otherwise")
-    return _core.NewtonRows(candidates)
+    return device_rows(candidates) if isinstance(candidates, DeviceCandidates) else _core.NewtonRows(candidates)
 
 
 def newton_sums(rows: Any, d: Any, *, ratio: float = 1.0, threads: int = 0, isa: str = "") -> NewtonSums:
@@ -107,9 +113,10 @@ def newton_sums(rows: Any, d: Any, *, ratio: float = 1.0, threads: int = 0, isa:
     Raises:
         OptionError: an argument of a wrong shape or value.
     """
-    point = check_vector("d", d, len(rows.counts()))
-    columns, diagonal, objective, plan = rows.sums(check_ratio(ratio), point, threads, isa)
-    return NewtonSums(columns, diagonal, objective, plan)
+    point = check_vector("d", d, rows.cols)
+    check_ratio(ratio)
+    found = rows.sums(ratio, point) if isinstance(rows, DeviceRows) else rows.sums(ratio, point, threads, isa)
+    return NewtonSums(*found)
 
 
 def newton_prune(rows: Any, plan: Any, level: float) -> None:
@@ -125,7 +132,7 @@ def newton_prune(rows: Any, plan: Any, level: float) -> None:
     """
     if not level > 0:
         raise OptionError(f"level: expected a number of nats > 0, found {level}")
-    rows.prune(_plan(rows, plan), level)
+    rows.prune(plan if isinstance(rows, DeviceRows) else _plan(rows, plan), level)
 
 
 def newton_product(rows: Any, plan: Any, x: Any, *, threads: int = 0, isa: str = "") -> Vector:
@@ -146,7 +153,12 @@ def newton_product(rows: Any, plan: Any, x: Any, *, threads: int = 0, isa: str =
     Raises:
         OptionError: an argument of a wrong shape or value.
     """
-    product: Vector = rows.product(_plan(rows, plan), check_vector("x", x, len(rows.counts())), threads, isa)
+    point = check_vector("x", x, rows.cols)
+    product: Vector
+    if isinstance(rows, DeviceRows):
+        product = rows.product(plan, point)
+    else:
+        product = rows.product(_plan(rows, plan), point, threads, isa)
     return product
 
 
@@ -197,7 +209,7 @@ def newton_solve(
     Raises:
         OptionError: an argument of a wrong shape or value.
     """
-    clusters = len(rows.counts())
+    clusters = rows.cols
     wanted = check_vector("target", target, clusters)
     if not (float(wanted.min()) >= 0 and float(wanted.sum()) > 0):
         raise OptionError(f"target: expected numbers >= 0 and one above, found {wanted.min()} .. {wanted.max()}")
@@ -206,6 +218,9 @@ def newton_solve(
     point = check_vector("d", d, clusters)
     missing = check_vector("defect", defect, clusters)
     offset, strength, low, high = check_law(law, clusters)
+    if isinstance(rows, DeviceRows):
+        options = SolveOptions(check_ratio(ratio), tolerance, steps, products, clip, reach, prune, strength)
+        return NewtonSolution(*rows.solve(Wanted(wanted, missing, offset, low, high), point, options))
     return NewtonSolution(
         *rows.solve(
             wanted,

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sela_ext import _core
 from sela_ext.errors import OptionError, ResourceError, SelaError
-from sela_ext.kernels import check_cases, device
+from sela_ext.kernels import check_cases, check_newton, device
 from sela_ext.kernels.device import CudaDevice
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sela_ext.kernels.augment import Augment
     from sela_ext.kernels.jpeg import Box
     from sela_ext.kernels.jpeg_cuda import DevicePlanes
+    from sela_ext.kernels.newton_device import DeviceRows
     from sela_ext.kernels.rounding import Candidates
     from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
@@ -162,6 +163,24 @@ class OnCard:
         found = margins_on_device(self.card, copy, name, prices=prices, labels=labels, **options)
         self.card.synchronize()
         return found
+
+    def newton_rows(self, arrays: dict[str, Any]) -> DeviceRows:
+        """Rows of candidates for the CUDA kernels."""
+        import torch
+
+        from sela_ext.kernels.device_candidates import DeviceCandidates
+        from sela_ext.kernels.newton_device import CudaRows
+
+        place = self.card.place
+        offsets, columns, values, weights = (
+            torch.from_numpy(arrays[name]).to(place) for name in ("offsets", "columns", "values", "weights")
+        )
+        rows = len(offsets) - 1
+        given = weights if len(weights) else None
+        return CudaRows(
+            self.card,
+            DeviceCandidates(16.0, len(values), False, rows, arrays["cols"], offsets, columns, values, given),
+        )
 
     def sample_parameters(
         self, augment: Augment, height: int, width: int, index: npt.NDArray[np.int64]
@@ -555,6 +574,6 @@ def cache_folder() -> Path | None:
 def build_identity(core: Any) -> str:
     """The version, and a hash of the compiled module and of what is checked."""
     digest = hashlib.sha256()
-    for path in (core.__file__, check_cases.__file__):
+    for path in (core.__file__, check_cases.__file__, check_newton.__file__):
         digest.update(Path(path).read_bytes())
     return f"{_core.build_info()['version']}+{digest.hexdigest()[:16]}"

@@ -140,13 +140,14 @@ def newton_product(rows: Any, plan: Any, x: Any, *, threads: int = 0, isa: str =
     return product
 
 
-class _Columns:
+class ColumnTerms:
     """Value, gradient and curvature of what is wanted of the columns, and of the defect."""
 
     def __init__(self, target: Vector, defect: Vector, law: ColumnLaw | None, gauge: Vector) -> None:
         self.target, self.defect, self.law, self.gauge = target, defect, law, gauge
 
     def __call__(self, d: Vector, sums: Vector) -> tuple[float, Vector, Vector]:
+        """At d, where the rows' column sums are these."""
         moving = self.target > 0
         share = self.gauge / self.gauge.sum()
         relative = d if self.law is None else d - share @ d
@@ -229,7 +230,7 @@ def newton_solve(
     at = np.array(d, np.float64)
     if law is None:
         at[t > 0] -= gauge @ at / gauge.sum()
-    columns = _Columns(t, r, law, gauge)
+    columns = ColumnTerms(t, r, law, gauge)
 
     def evaluate(point: Vector) -> tuple[float, Vector, Vector, NewtonSums]:
         nonlocal sums

@@ -7,6 +7,7 @@
 #include "sela/jpeg_batch.h"
 #include "sela/rounding.h"
 #include "sela/newton_device.h"
+#include "sela/logits.h"
 #include "sela/sinkhorn.h"
 
 namespace sela {
@@ -20,11 +21,18 @@ void decode_jpeg_cuda(const JpegBatchSizes&, const uint8_t*, int16_t*, uint8_t*,
       "decode_jpeg: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
 
-SinkhornWorkspace sinkhorn_workspace_cuda(int64_t, int64_t, LogitsType) {
+SinkhornWorkspace sinkhorn_workspace_cuda(const SinkhornPass&, SinkhornSample, bool) {
   return {};
 }
 
-void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*, void*) {
+void sinkhorn_candidates_cuda(const SinkhornPass&, SinkhornSample, double, const void*, const int64_t*, int32_t*,
+                              float*, void*) {
+  throw std::runtime_error(
+      "sinkhorn_candidates: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*, void*, SinkhornSample,
+                        SinkhornMarks) {
   throw std::runtime_error(
       "sinkhorn_pass: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
@@ -41,6 +49,11 @@ int64_t column_margins_workspace_cuda(int64_t, int64_t) {
 void column_margins_cuda(const CandidateSearch&, const DevicePrices&, float*, void*, void*) {
   throw std::runtime_error(
       "column_margins: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+void store_logits_cuda(const StoreLogits&, int64_t*, void*) {
+  throw std::runtime_error(
+      "store_logits: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
 
 void augment_resident_cuda(const AugmentOptions&, const ResidentImages&, const int64_t*, int64_t, const DrawKey&,

@@ -17,7 +17,7 @@ from sela_ext.errors import DataError
 from sela_ext.kernels.anderson import anderson_passes, centred, column_state
 from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.logits import StoredLogits
-from sela_ext.kernels.sinkhorn import check_logits, rows_read
+from sela_ext.kernels.sinkhorn import CpuPass, DevicePass, check_logits, rows_read
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from sela_ext.kernels.bounds import ChunkBounds
     from sela_ext.kernels.newton import ColumnLaw
-    from sela_ext.kernels.sinkhorn import CpuPass
 
     Vector = npt.NDArray[np.float64]
 
@@ -116,7 +115,7 @@ class Problem:
     _live_share: float = 1.0
     _bounds: ChunkBounds | None = None
     _bounded: Any | None = None
-    _whole: CpuPass | None = None
+    _whole: CpuPass | DevicePass | None = None
     _passed: Any | None = None
     _start: float = field(default_factory=time.perf_counter)
 
@@ -268,9 +267,7 @@ class Problem:
                 f"logits: {sums.masked} of {rows} rows hold NaN, +inf or nothing but -inf, the others have weight 0: "
                 "no row is left to assign"
             )
-        columns = sums.column_sums
-        columns = np.ascontiguousarray(columns.cpu().numpy() if hasattr(columns, "cpu") else columns, np.float64)
-        shares, log_shares, error, pulled = column_state(columns, sums.weight, self.target, potential)
+        shares, log_shares, error, pulled = column_state(sums.columns_on_host(), sums.weight, self.target, potential)
         objective = pulled - sums.objective / sums.weight
         seconds = self.seconds
         faint = np.flatnonzero(shares < self.faint_level)
@@ -291,6 +288,8 @@ class Problem:
             self._whole = whole_pass(self.working, **self._common())
         if self._whole is None or not np.isfinite(potential).all():
             return logits_pass(self.working, potential, **self._common(), **options)
+        if isinstance(self._whole, DevicePass):
+            return self._whole(potential, **options)
         reference = options.pop("reference")
         if reference is not None:
             reference = np.ascontiguousarray(reference, self._whole.lse_type)
@@ -321,10 +320,9 @@ class Problem:
             The evaluation that converged, or else one at the best potential; None where rows are elsewhere or somebody
             watches.
         """
-        here = type(self.shard) is Shard and self._whole is not None and self._passed is self.working
-        if not here or self.progress is not None or self._reference_factor != 1.0:
+        here = type(self.shard) is Shard and self._passed is self.working
+        if not (here and isinstance(self._whole, CpuPass)) or self.progress is not None or self._reference_factor != 1:
             return None
-        assert self._whole is not None
         reference = self._reference
         before = self.seconds
         found = anderson_passes(

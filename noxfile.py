@@ -88,6 +88,17 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as pages, in build/site; warnings, dead links among them, are errors. `-- serve` shows it."""
+    session.install(*requirements("docs"))
+    env = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    if "serve" in session.posargs:
+        session.run("mkdocs", "serve", env=env)
+        return
+    session.run("mkdocs", "build", "--strict", "--quiet", *session.posargs, env=env)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Wheels and the source archive: built with and without CUDA, looked into, imported. Needs no torch."""
     session.install(*requirements("test", "pytest", "pytest-timeout"), *requirements("dev", "build"), "numpy")

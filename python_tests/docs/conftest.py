@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import re
 import shlex
 from contextlib import redirect_stderr, redirect_stdout
@@ -180,10 +181,17 @@ def check_pytest():
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """A folder with stand-ins, and `sela_ext.train` that ends after one epoch."""
+def stand_ins(tmp_path, monkeypatch):
+    """A folder with stand-ins, in which the test works."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})  # one processor: what "auto" threads are
     write_stand_ins(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def desk(stand_ins, monkeypatch):
+    """The same with `sela_ext.train` that ends after one epoch."""
     train = sela_ext.train
 
     def shorter(data, **options):
@@ -193,7 +201,7 @@ def desk(tmp_path, monkeypatch):
         return train(data, **{**options, **limits, "threads": 1, "progress": False})
 
     monkeypatch.setattr(sela_ext, "train", shorter)
-    return Desk(tmp_path, monkeypatch)
+    return Desk(stand_ins, monkeypatch)
 
 
 @pytest.fixture(scope="session")

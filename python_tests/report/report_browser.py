@@ -147,10 +147,21 @@ class Chromium:
         return self.run(f"[...document.querySelectorAll({selector!r})].filter((e) => e.checkVisibility()).length")
 
     def place(self, selector):
-        """The middle of an element that is brought into view."""
+        """The middle of an element that is brought into view, once what comes into view with it has been laid out."""
         box = self.run(
-            f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center', behavior: "
-            "'instant'}); const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
+            f"""(async () => {{
+              const element = document.querySelector({selector!r});
+              const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+              let box = null;
+              for (let quiet = 0; quiet < 3; ) {{
+                element.scrollIntoView({{ block: "center", behavior: "instant" }});
+                await frame();
+                const now = element.getBoundingClientRect();
+                quiet = box && box.left === now.left && box.top === now.top ? quiet + 1 : 0;
+                box = now;
+              }}
+              return [box.left, box.top, box.width, box.height];
+            }})()"""
         )
         return box[0] + box[2] / 2, box[1] + box[3] / 2, box
 

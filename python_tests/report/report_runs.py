@@ -67,7 +67,7 @@ class Page(HTMLParser):
         return json.loads(found[0]) if found else None
 
     def allows_only_its_own(self):
-        """Whether the policy names the one script and the one style of the page, by their contents, and nothing else."""
+        """Whether the policy names the one program and the one style of the page, by their contents, and no more."""
         running = [text for attributes, text in self.scripts if attributes.get("type") != "application/json"]
         (policy,) = [meta["content"] for meta in self.all("meta") if "http-equiv" in meta]
         style, script = (
@@ -168,3 +168,7 @@ def render(folder, read_image=grey):
     path = write_report(folder, read_image)
     assert path == folder / "report.html"
     return Page(path.read_text(encoding="utf-8"))
+
+
+def write_log(folder, events):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")

@@ -50,6 +50,7 @@ def test_a_run_on_vectors_leaves_all_that_a_run_leaves(trained):
         "labels.npz",
         "network.pt",
         "report.html",
+        "report.npz",
     } <= names
     assert result.labels.shape == (2, 400)
     assert result.metrics["nmi"] > 0.9

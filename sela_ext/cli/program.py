@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from sela_ext.cli import exports, images, inference, information, labels, training
+from sela_ext.cli import exports, images, inference, information, labels, reports, training
 from sela_ext.cli.parser import Parser
 from sela_ext.errors import SelaError, one_line, out_of_memory
 
@@ -123,7 +123,7 @@ def _build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     exports.add_export(commands)
     images.add_pack(commands)
     training.add_finetune(commands, chosen)
-    training.add_report(commands)
+    reports.add_report(commands)
     images.add_doctor(commands)
     information.add_command(commands)
     return parser

@@ -1,4 +1,4 @@
-"""`sela train`, `sela finetune` and `sela report`."""
+"""`sela train` and `sela finetune`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from sela_ext.cli.parser import add_options
-from sela_ext.errors import OptionError, SelaError, harmless
+from sela_ext.errors import OptionError
 
 
 def add_train(commands: Any, chosen: str) -> None:
@@ -65,19 +65,6 @@ def add_finetune(commands: Any, chosen: str) -> None:
     finetune.set_defaults(run=_finetune, parser=finetune)
 
 
-def add_report(commands: Any) -> None:
-    """Add `report`."""
-    report = commands.add_parser(
-        "report",
-        help="write the report of a run again",
-        description="Write report.html of a run again, from what is in its folder; images are shown where the data are "
-        "still at their place.",
-        epilog="example: sela report runs/digits",
-    )
-    report.add_argument("run_folder", metavar="run", help="run folder")
-    report.set_defaults(run=_report, parser=report)
-
-
 def _train(given: argparse.Namespace) -> int:
     from sela_ext.training import train
     from sela_ext.training.plan import RunPlan
@@ -100,35 +87,4 @@ def _finetune(given: argparse.Namespace) -> int:
     own = ("command", "run", "parser", "backbone", "voc", "task", "out")
     options = {name: value for name, value in vars(given).items() if name not in own}
     finetune(given.backbone, voc=given.voc, task=given.task, out=given.out, **options)
-    return 0
-
-
-def _report(given: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from sela_ext.data import open_source
-    from sela_ext.data.npz import read_arrays
-    from sela_ext.data.safe_files import read_json
-    from sela_ext.errors import DataError
-    from sela_ext.report import write_report
-
-    folder = Path(given.run_folder)
-    try:
-        data = read_json(folder / "options.json")["options"]["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: expected a run folder with options.json, found none that can be read") from error
-    read_image = None
-    try:
-        if str(data).startswith("array "):
-            raise DataError(f"they were given from memory: {data}")
-        source = open_source(data)
-        names = read_arrays(folder / "labels.npz", ["names"], "the names of the images").get("names")
-        same = names is not None and names.tolist() == source.names
-        if same and source.vectors is None:
-            read_image = source.read
-        elif not same:
-            print(harmless(f"the images cannot be shown: those in {data} are not the ones that were labelled"))
-    except (SelaError, OSError, ValueError, KeyError) as error:
-        print(harmless(f"the images cannot be shown: {error}"))
-    print(write_report(folder, read_image))
     return 0

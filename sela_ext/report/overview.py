@@ -24,7 +24,7 @@ MAP_IMAGES = 800
 NEIGHBOURS = 6
 # More clusters than this have no neighbours: all pairs are compared.
 _MOST_COMPARED = 1 << 14
-_MOST_MAPPED = 1 << 14
+MOST_MAPPED = 1 << 14
 _NAMES = ("index", "tsne", "pca", "head", "neighbours", "truth", "classes")
 _PCA_SIDE = 50
 _PERPLEXITY = 30.0
@@ -184,9 +184,9 @@ def read_overview(path: Path, images: int) -> Overview | None:
     if "index" not in arrays or "tsne" not in arrays or "pca" not in arrays:
         raise DataError(f"{path}: expected arrays index, tsne and pca, found {sorted(arrays)}{remedy}")
     index, tsne, pca = arrays["index"], arrays["tsne"], arrays["pca"]
-    fits = index.ndim == 1 and index.dtype.kind in "iu" and index.size <= _MOST_MAPPED
+    fits = index.ndim == 1 and index.dtype.kind in "iu" and index.size <= MOST_MAPPED
     if not fits or (index.size and (int(index.min()) < 0 or int(index.max()) >= images)):
-        raise DataError(f"{path}: expected numbers of at most {_MOST_MAPPED} of {images} images{remedy}")
+        raise DataError(f"{path}: expected numbers of at most {MOST_MAPPED} of {images} images{remedy}")
     for places in (tsne, pca):
         if places.shape != (index.size, 2) or places.dtype.kind != "f" or not _in_unit(places):
             raise DataError(f"{path}: expected places in [0, 1], [{index.size}, 2], found {list(places.shape)}{remedy}")

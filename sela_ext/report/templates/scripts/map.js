@@ -20,7 +20,7 @@ if (mapData) {
 
   /** Places spread over the drawing; one axis is stretched at most twice as much as the other. */
   function fitted(points) {
-    const [left, bottom, width, height] = [30, 970, 1273, 940];
+    const [left, bottom, width, height] = [30, 970, 1440, 940];
     const axes = [0, 1].map((axis) => points.map((point) => point[axis]));
     const [low, high] = [axes.map((one) => Math.min(...one)), axes.map((one) => Math.max(...one))];
     const full = [width / Math.max(high[0] - low[0], 1), height / Math.max(high[1] - low[1], 1)];
@@ -93,7 +93,7 @@ if (mapData) {
 
   /** The next dot in a direction: near, and not far to the side. */
   function next(dx, dy) {
-    if (at < 0) return nearestTo(666, 500, Infinity);
+    if (at < 0) return nearestTo(750, 500, Infinity);
     const [x, y] = places[at];
     let best = at;
     let least = Infinity;

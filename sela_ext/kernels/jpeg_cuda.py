@@ -206,9 +206,9 @@ def _launch(
     with card.current():
         sent = upload.to(place, non_blocking=True)
         planes = torch.empty(batch.plane_bytes, dtype=torch.uint8, device=place)
-        coefficients = torch.empty(batch.coefficient_bytes, dtype=torch.uint8, device=place)
+        scratch = torch.empty(batch.workspace_bytes, dtype=torch.uint8, device=place)
         status = torch.zeros(batch.image_count, dtype=torch.int32, device=place)
-        addresses = [tensor.data_ptr() for tensor in (sent, coefficients, planes, status)]
+        addresses = [tensor.data_ptr() for tensor in (sent, scratch, planes, status)]
         try:
             card.core.decode_jpeg_cuda(batch, *addresses, card.stream())
         except RuntimeError as error:

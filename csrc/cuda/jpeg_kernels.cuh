@@ -75,9 +75,7 @@ struct Bits {
 /// Bytes at..at + 3, the first one highest.
 __device__ inline uint32_t four_bytes(const uint8_t* bytes, uint32_t at) {
   const uint32_t* words = reinterpret_cast<const uint32_t*>(bytes + (at & ~3u));
-  const uint64_t both = static_cast<uint64_t>(words[1]) << 32 | words[0];
-  const uint32_t w = static_cast<uint32_t>(both >> (8 * (at & 3)));
-  return w << 24 | (w & 0xff00u) << 8 | (w >> 8 & 0xff00u) | w >> 24;
+  return __byte_perm(words[0], words[1], 0x0123 + 0x1111 * (at & 3));
 }
 
 /// Whether one of four bytes is 0xFF.
@@ -195,9 +193,10 @@ __device__ inline uint32_t decode_entry(const Arguments& a, const JpegDeviceTabl
     if (r.count < 32) refill(r);
     const uint32_t which = (k == 0 ? codes : codes >> 2) & 3;
     uint32_t found = tables.fast[which][r.held >> (64 - kJpegFastBits)];
-    if (found == 0)
+    if (found == 0) {
       found = find_code(tables.set.code[which], static_cast<uint32_t>(r.held >> 48), kJpegFastBits + 1, 16);
-    if (found == 0) return kJpegBadData;
+      if (found == 0) return kJpegBadData;
+    }
     const uint32_t run = found >> 4 & 15;  // none of a DC symbol, which is below 16
     const int size = static_cast<int>(found & 15);
     drop(r, static_cast<int>(found >> 8));

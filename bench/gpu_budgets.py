@@ -244,6 +244,9 @@ def shape(kernel: str, arguments: Mapping[str, str], constants: Constants) -> Sh
         return Shape(constants.value("kThreads", given), size=size, fixed=fixed)
     if kernel == "sample_kernel":
         return Shape(constants.value("kSampleThreads", given))
+    if kernel in ("tables_kernel", "entropy_kernel", "transform_kernel"):
+        name = {"tables_kernel": "kTablesThreads", "entropy_kernel": "kEntropyThreads"}
+        return Shape(constants.value(name.get(kernel, "kTransformThreads"), given), size=1)
     raise KeyError(f"{kernel}: expected a rule for its shape in bench/gpu_budgets.py, found none: add one")
 
 
@@ -296,6 +299,10 @@ BUDGETS = (
     Budget("augment_kernel", {"kChannels": ("3",)}, 64, 0, wide_stores=3),
     Budget("augment_kernel", {"kChannels": ("1",)}, 64, 0, wide_stores=1),
     Budget("sample_kernel", {}, 56, 0),
+    # JPEG. sm_75 has no asynchronous copies: what copies the tables there keeps many values at a time.
+    Budget("tables_kernel", {}, 40, 0),
+    Budget("entropy_kernel", {}, 88, 17_984),
+    Budget("transform_kernel", {}, 48, 0),
 )
 
 # ---- Work at the standard sizes.
@@ -347,6 +354,32 @@ def wide(kernel: str, columns: int, type: str) -> Work:
 # Per image of 32 x 32 RGB: the bytes in and the index, the image out; csrc/cuda/augment_kernels.cuh has the operations.
 _RESIDENT = {"T": "half", "kChannels": "3", "kLast": "false"}
 
+# Per RandomResizedCrop box of a photograph, as bench/jpeg_checkpoints.py counts them: bytes of the upload, coefficients
+# cleared and read, samples out (the few bytes that are written of the coefficients stay in the second-level cache).
+# Instructions: the turns that a warp takes, 253 symbols per entry of which the longest of 32 has 1.54 times as many,
+# and about 120 in each, all its lanes' ways together; strips of four blocks.
+_ENTRIES, _UPLOAD, _COEFFICIENTS, _SAMPLES = 287, 62_500, 476_000, 238_000
+JPEG = (
+    Work(
+        "JPEG: entropy, box of a photograph",
+        "entropy_kernel",
+        {},
+        CIFAR,
+        _SAMPLES,
+        _UPLOAD + 2 * _COEFFICIENTS,
+        issued=int(_ENTRIES * 253 * 1.54 / 32) * 120,
+    ),
+    Work(
+        "JPEG: transform, box of a photograph",
+        "transform_kernel",
+        {},
+        CIFAR,
+        _SAMPLES,
+        _COEFFICIENTS + _SAMPLES,
+        issued=_SAMPLES // 256 * 270,
+    ),
+)
+
 WORK = (
     solver(3000, "half", "WideBlock"),
     solver(3000, "half", "WideBlock", labels=True),
@@ -357,4 +390,5 @@ WORK = (
     wide("wide_columns_kernel", 10_000, "half"),
     Work("augment 32 x 32, half", "augment_kernel", _RESIDENT, CIFAR, 3072, 3072 + 8 + 6144, issued=5700),
     Work("sample parameters", "sample_kernel", {}, CIFAR, 1, 8 + 60, issued=1000 // 32),
+    *JPEG,
 )

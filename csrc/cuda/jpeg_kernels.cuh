@@ -40,9 +40,10 @@
 namespace sela::jpeg_cuda {
 
 constexpr int kTablesThreads = 256;
-constexpr int kEntropyThreads = kJpegWorkEntries;
+constexpr int kEntropyThreads = 64;
 constexpr int kTransformThreads = 128;
 constexpr unsigned kWarp = 0xffffffffu;
+static_assert(kEntropyThreads == kJpegWorkEntries, "a thread per entry of a piece of work");
 
 struct Arguments {
   const uint8_t* scans;

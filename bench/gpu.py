@@ -25,6 +25,7 @@ from typing import Any
 import common
 import numpy as np
 import torch
+from gpu_jpeg import jpeg_case
 
 import sela_ext
 from sela_ext import kernels
@@ -477,6 +478,7 @@ def run(quick: bool, dry: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         rows += solver_case(card, 50_000, 1000, torch.float64, measured["copy"], rounds)
     rows += newton_case(card, measured["copy"], rounds)
     rows += images_case(card, measured["copy"], rounds)
+    rows += jpeg_case(card, measured["copy"], rounds)
     rows += solve_case(card, measured["copy"])
     return rows, {**facts, **{f"{name}_gb_s": round(value, 1) for name, value in measured.items()}}
 

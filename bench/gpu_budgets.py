@@ -259,6 +259,9 @@ def shape(kernel: str, arguments: Mapping[str, str], constants: Constants) -> Sh
         return Shape(constants.value("kSampleThreads", given))
     if kernel in NEWTON_THREADS:
         return Shape(constants.value(NEWTON_THREADS[kernel], given), size=8)
+    if kernel in ("tables_kernel", "entropy_kernel", "transform_kernel"):
+        name = {"tables_kernel": "kTablesThreads", "entropy_kernel": "kEntropyThreads"}
+        return Shape(constants.value(name.get(kernel, "kTransformThreads"), given), size=1)
     raise KeyError(f"{kernel}: expected a rule for its shape in bench/gpu_budgets.py, found none: add one")
 
 
@@ -321,6 +324,10 @@ BUDGETS = (
     Budget("newton_columns_kernel", {}, 128, 512),
     Budget("newton_count_kernel", {}, 40, 0),
     Budget("newton_compact_kernel", {}, 40, 0),
+    # JPEG. sm_75 has no asynchronous copies: what copies the tables there keeps many values at a time.
+    Budget("tables_kernel", {}, 40, 0),
+    Budget("entropy_kernel", {}, 88, 17_984),
+    Budget("transform_kernel", {}, 48, 0),
 )
 
 # ---- Work at the standard sizes.
@@ -372,6 +379,32 @@ def wide(kernel: str, columns: int, type: str) -> Work:
 # Per image of 32 x 32 RGB: the bytes in and the index, the image out; csrc/cuda/augment_kernels.cuh has the operations.
 _RESIDENT = {"T": "half", "kChannels": "3", "kLast": "false"}
 
+# Per RandomResizedCrop box of a photograph, as bench/jpeg_checkpoints.py counts them: bytes of the upload, coefficients
+# cleared and read, samples out (the few bytes that are written of the coefficients stay in the second-level cache).
+# Instructions: the turns that a warp takes, 253 symbols per entry of which the longest of 32 has 1.54 times as many,
+# and about 120 in each, all its lanes' ways together; strips of four blocks.
+_ENTRIES, _UPLOAD, _COEFFICIENTS, _SAMPLES = 287, 62_500, 476_000, 238_000
+JPEG = (
+    Work(
+        "JPEG: entropy, box of a photograph",
+        "entropy_kernel",
+        {},
+        CIFAR,
+        _SAMPLES,
+        _UPLOAD + 2 * _COEFFICIENTS,
+        issued=int(_ENTRIES * 253 * 1.54 / 32) * 120,
+    ),
+    Work(
+        "JPEG: transform, box of a photograph",
+        "transform_kernel",
+        {},
+        CIFAR,
+        _SAMPLES,
+        _COEFFICIENTS + _SAMPLES,
+        issued=_SAMPLES // 256 * 270,
+    ),
+)
+
 WORK = (
     solver(3000, "half", "WideBlock"),
     solver(3000, "half", "WideBlock", full=True),
@@ -385,4 +418,5 @@ WORK = (
     # Rows of 6 candidates: a product reads columns and plan; instructions from the disassembly, 8 lanes per row.
     Work("Newton, product, 6 entries a row", "newton_rows_kernel", {"G": "8"}, IMAGENET, 6, 6 * 8 + 8, issued=30),
     Work("Newton, pruning, 6 entries a row", "newton_compact_kernel", {}, IMAGENET, 6, 6 * 20 + 32, issued=4),
+    *JPEG,
 )

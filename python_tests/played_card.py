@@ -261,7 +261,7 @@ class HostCore(PlayedNewton):
         _core.augment_array(options, further, source, rows, params, None, out, dtype, channels_last, 1)
         self.spoil({"params": params, "out": out, "dtype": dtype, "given": bool(given)})
 
-    def decode_jpeg_cuda(self, batch, upload, coefficients, planes, status, stream):
+    def decode_jpeg_cuda(self, batch, upload, workspace, planes, status, stream):
         self.calls += 1
         found, words = array_at(planes, np.uint8, batch.plane_bytes), array_at(status, np.int32, batch.image_count)
         for image, request in zip(batch.images(), batch.requests, strict=False):

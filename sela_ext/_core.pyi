@@ -134,6 +134,9 @@ class JpegBatch:
     def work_count(self) -> int:
         """Blocks of threads that decode."""
 
+    @property
+    def workspace_bytes(self) -> int: ...
+
 class NewtonRows:
     """Candidates in the form that Newton's method works on."""
 
@@ -355,7 +358,7 @@ def column_state(
 def cuda_device_count() -> int:
     """Number of CUDA devices; 0 without CUDA, without a driver or a card."""
 
-def decode_jpeg_cuda(batch: JpegBatch, upload: int, coefficients: int, planes: int, status: int, stream: int) -> None:
+def decode_jpeg_cuda(batch: JpegBatch, upload: int, workspace: int, planes: int, status: int, stream: int) -> None:
     """Planes of a batch whose upload lies on the current CUDA device, by device addresses."""
 
 def jpeg_header(data: Buffer) -> dict[str, Any]:

@@ -102,12 +102,12 @@ class Batch {
   std::optional<JpegBatchPlan> plan_;
 };
 
-void decode(const Batch& batch, uintptr_t upload, uintptr_t coefficients, uintptr_t planes, uintptr_t status,
+void decode(const Batch& batch, uintptr_t upload, uintptr_t workspace, uintptr_t planes, uintptr_t status,
             uintptr_t stream) {
   const py::gil_scoped_release unlocked;
-  decode_jpeg_cuda(batch.plan().sizes(), reinterpret_cast<const uint8_t*>(upload),
-                   reinterpret_cast<int16_t*>(coefficients), reinterpret_cast<uint8_t*>(planes),
-                   reinterpret_cast<uint32_t*>(status), reinterpret_cast<void*>(stream));
+  decode_jpeg_cuda(batch.plan().sizes(), reinterpret_cast<const uint8_t*>(upload), reinterpret_cast<void*>(workspace),
+                   reinterpret_cast<uint8_t*>(planes), reinterpret_cast<uint32_t*>(status),
+                   reinterpret_cast<void*>(stream));
 }
 
 }  // namespace
@@ -127,9 +127,10 @@ void bind_jpeg_batch(py::module_& m) {
       .def_property_readonly("coefficient_bytes", number(&JpegBatchSizes::coefficient_bytes))
       .def_property_readonly("plane_bytes", number(&JpegBatchSizes::plane_bytes))
       .def_property_readonly("image_count", number(&JpegBatchSizes::image_count), "Statuses that the device writes.")
+      .def_property_readonly("workspace_bytes", number(&JpegBatchSizes::workspace_bytes))
       .def_property_readonly("work_count", number(&JpegBatchSizes::work_count), "Blocks of threads that decode.")
       .def_property_readonly("tile_count", number(&JpegBatchSizes::tile_count), "Warps that transform.");
-  m.def("decode_jpeg_cuda", &decode, py::arg("batch"), py::arg("upload"), py::arg("coefficients"), py::arg("planes"),
+  m.def("decode_jpeg_cuda", &decode, py::arg("batch"), py::arg("upload"), py::arg("workspace"), py::arg("planes"),
         py::arg("status"), py::arg("stream"),
         "Planes of a batch whose upload lies on the current CUDA device, by device addresses.");
 }

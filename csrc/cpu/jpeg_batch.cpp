@@ -32,22 +32,14 @@ int blocks_of(const JpegFile& file) {
 }
 
 void fill(const JpegCode& code, JpegDeviceCode& out) {
-  std::memset(&out, 0, sizeof(out));
   std::memcpy(out.symbols, code.symbols, sizeof(out.symbols));
   uint32_t next = 0;
   int k = 0;
-  for (int length = 1; length <= 16; ++length) {
-    const int count = code.counts[length - 1];
-    if (length >= kJpegFastBits) {
-      out.first[length - kJpegFastBits] = k - static_cast<int32_t>(next);
-      out.bound[length - kJpegFastBits] = (next + static_cast<uint32_t>(count)) << (16 - length);
-    }
-    for (int i = 0; i < count; ++i, ++k, ++next) {
-      if (length > kJpegFastBits) continue;
-      uint16_t* const begin = out.fast + (next << (kJpegFastBits - length));
-      std::fill(begin, begin + (1 << (kJpegFastBits - length)), static_cast<uint16_t>(length << 8 | code.symbols[k]));
-    }
-    next <<= 1;
+  for (int length = 1; length <= 16; ++length, next <<= 1) {
+    out.first[length - 1] = k - static_cast<int32_t>(next);
+    next += code.counts[length - 1];
+    k += code.counts[length - 1];
+    out.bound[length - 1] = next << (16 - length);
   }
 }
 
@@ -123,6 +115,7 @@ JpegBatchPlan::JpegBatchPlan(const JpegRequest* requests, int64_t count, int64_t
   s.tiles = part(s.tile_count * static_cast<int64_t>(sizeof(JpegDeviceTile)));
   s.scans = part(scan_bytes_ + kJpegScanRoom);
   s.bytes = at;
+  s.workspace_bytes = s.coefficient_bytes + s.set_count * static_cast<int64_t>(sizeof(JpegDeviceTables));
 }
 
 /// Adds an image, or sets a status other than ok and leaves out its entries.

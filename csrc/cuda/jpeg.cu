@@ -1,4 +1,4 @@
-// Launchers of the JPEG decoder: coefficients first, then samples.
+// Launchers of the JPEG decoder: tables, coefficients, samples.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -22,13 +22,13 @@ void launch_over(const char* name, Kernel kernel, int64_t work, int threads, con
 
 }  // namespace
 
-void decode_jpeg_cuda(const JpegBatchSizes& sizes, const uint8_t* upload, int16_t* coefficients, uint8_t* planes,
+void decode_jpeg_cuda(const JpegBatchSizes& sizes, const uint8_t* upload, void* workspace, uint8_t* planes,
                       uint32_t* status, void* stream) {
   using namespace jpeg_cuda;
   if (sizes.entry_count <= 0) return;
-  if (reinterpret_cast<uintptr_t>(upload) % 16 != 0 || reinterpret_cast<uintptr_t>(coefficients) % 16 != 0 ||
+  if (reinterpret_cast<uintptr_t>(upload) % 16 != 0 || reinterpret_cast<uintptr_t>(workspace) % 16 != 0 ||
       reinterpret_cast<uintptr_t>(planes) % 16 != 0)
-    throw std::invalid_argument("decode_jpeg: expected upload, coefficients and planes at multiples of 16 bytes");
+    throw std::invalid_argument("decode_jpeg: expected upload, workspace and planes at multiples of 16 bytes");
   Arguments a{};
   a.scans = upload + sizes.scans;
   a.entries = reinterpret_cast<const JpegDeviceEntry*>(upload + sizes.entries);
@@ -39,9 +39,12 @@ void decode_jpeg_cuda(const JpegBatchSizes& sizes, const uint8_t* upload, int16_
   a.tiles = reinterpret_cast<const JpegDeviceTile*>(upload + sizes.tiles);
   a.work_count = static_cast<uint32_t>(sizes.work_count);
   a.tile_count = static_cast<uint32_t>(sizes.tile_count);
-  a.coefficients = coefficients;
+  a.coefficients = static_cast<int16_t*>(workspace);
+  a.tables = reinterpret_cast<JpegDeviceTables*>(static_cast<uint8_t*>(workspace) + sizes.coefficient_bytes);
   a.planes = planes;
   a.status = status;
+  a.set_count = static_cast<uint32_t>(sizes.set_count);
+  launch_over("tables_kernel", tables_kernel, sizes.set_count * kJpegSetCodes, kTablesThreads, a, stream);
   launch_over("entropy_kernel", entropy_kernel, sizes.work_count, kEntropyThreads, a, stream);
   const int64_t warps = kTransformThreads / 32;
   launch_over("transform_kernel", transform_kernel, (sizes.tile_count + warps - 1) / warps, kTransformThreads, a,

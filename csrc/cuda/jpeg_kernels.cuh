@@ -6,6 +6,11 @@
 // 280,000 samples of some 35: 0.17 us and 0.2 us if every lane were busy.  docs/design/0010-jpeg-on-the-gpu.md has what
 // was counted over photographs.
 //
+// tables_kernel
+//   block <- one of a set's codes: what the next 11 bits say.  Files with codes of their own would otherwise have 18 kB
+//   of
+// tables to be uploaded, a fifth of what a box needs.
+//
 // entropy_kernel
 //   thread e of a block <- entry e: up to four MCUs behind a checkpoint, 500 bytes on average
 // A symbol per turn, whatever it is: threads do not wait for each other between blocks of coefficients or MCUs, only at
@@ -34,9 +39,11 @@
 
 namespace sela::jpeg_cuda {
 
-constexpr int kEntropyThreads = kJpegWorkEntries;
+constexpr int kTablesThreads = 256;
+constexpr int kEntropyThreads = 64;
 constexpr int kTransformThreads = 128;
 constexpr unsigned kWarp = 0xffffffffu;
+static_assert(kEntropyThreads == kJpegWorkEntries, "a thread per entry of a piece of work");
 
 struct Arguments {
   const uint8_t* scans;
@@ -46,7 +53,8 @@ struct Arguments {
   const uint16_t* quants;
   const JpegDeviceWork* works;
   const JpegDeviceTile* tiles;
-  uint32_t work_count, tile_count;
+  uint32_t set_count, work_count, tile_count;
+  JpegDeviceTables* tables;
   int16_t* coefficients;
   uint8_t* planes;
   uint32_t* status;
@@ -68,9 +76,7 @@ struct Bits {
 /// Bytes at..at + 3, the first one highest.
 __device__ inline uint32_t four_bytes(const uint8_t* bytes, uint32_t at) {
   const uint32_t* words = reinterpret_cast<const uint32_t*>(bytes + (at & ~3u));
-  const uint64_t both = static_cast<uint64_t>(words[1]) << 32 | words[0];
-  const uint32_t w = static_cast<uint32_t>(both >> (8 * (at & 3)));
-  return w << 24 | (w & 0xff00u) << 8 | (w >> 8 & 0xff00u) | w >> 24;
+  return __byte_perm(words[0], words[1], 0x0123 + 0x1111 * (at & 3));
 }
 
 /// Whether one of four bytes is 0xFF.
@@ -140,22 +146,39 @@ __device__ inline bool stands_at(const Bits& r, uint32_t byte, uint32_t bit) {
   return at == byte && (static_cast<uint32_t>(-left) & 7) == bit;
 }
 
-/// A code of more than kJpegFastBits as an entry of JpegDeviceCode::fast; 0: there is none.
-__device__ inline uint32_t long_code(const JpegDeviceCode& code, uint32_t bits) {
-  for (int length = kJpegFastBits + 1; length <= 16; ++length) {
-    const int i = length - kJpegFastBits;
-    if (bits >= code.bound[i]) continue;
-    const uint32_t which = (bits >> (16 - length)) + static_cast<uint32_t>(code.first[i]);
+// ---- Codes.
+
+/// The code at the begin of 16 bits, length << 8 | symbol, if it has first..last bits; else 0.  No code is shorter.
+__device__ inline uint32_t find_code(const JpegDeviceCode& code, uint32_t bits, int first, int last) {
+  for (int length = first; length <= last; ++length) {
+    if (bits >= code.bound[length - 1]) continue;
+    const uint32_t which = (bits >> (16 - length)) + static_cast<uint32_t>(code.first[length - 1]);
     return static_cast<uint32_t>(length) << 8 | code.symbols[which & 255];
   }
   return 0;
 }
 
+/// block <- a code of a set: its look-ups; the first one of a set also copies the set itself.
+__global__ __launch_bounds__(kTablesThreads) void tables_kernel(const Arguments a) {
+  for (uint32_t i = blockIdx.x; i < a.set_count * kJpegSetCodes; i += gridDim.x) {
+    const JpegDeviceSet& set = a.sets[i / kJpegSetCodes];
+    JpegDeviceTables& tables = a.tables[i / kJpegSetCodes];
+    const uint32_t which = i % kJpegSetCodes;
+    for (uint32_t bits = threadIdx.x; bits < 1u << kJpegFastBits; bits += kTablesThreads)
+      tables.fast[which][bits] =
+          static_cast<uint16_t>(find_code(set.code[which], bits << (16 - kJpegFastBits), 1, kJpegFastBits));
+    const uint4* from = reinterpret_cast<const uint4*>(&set);
+    uint4* to = reinterpret_cast<uint4*>(&tables.set);
+    if (which == 0)
+      for (uint32_t j = threadIdx.x; j < sizeof(JpegDeviceSet) / 16; j += kTablesThreads) to[j] = from[j];
+  }
+}
+
 // ---- Entropy-coded bytes to coefficients.
 
 /// Decodes an entry; returns what is wrong with it.
-__device__ inline uint32_t decode_entry(const Arguments& a, const JpegDeviceSet& set, const JpegDeviceEntry& entry,
-                                        const JpegDeviceImage& image, uint32_t number) {
+__device__ inline uint32_t decode_entry(const Arguments& a, const JpegDeviceTables& tables,
+                                        const JpegDeviceEntry& entry, const JpegDeviceImage& image, uint32_t number) {
   const uint32_t blocks = image.blocks, component_of = image.component_of, all_codes = image.codes;
   const uint32_t interval = image.restart_interval;
   int16_t* to = a.coefficients +
@@ -169,10 +192,12 @@ __device__ inline uint32_t decode_entry(const Arguments& a, const JpegDeviceSet&
   begin(r, entry.begin, entry.bit);
   for (;;) {
     if (r.count < 32) refill(r);
-    const JpegDeviceCode& code = set.code[(k == 0 ? codes : codes >> 2) & 3];
-    uint32_t found = code.fast[r.held >> (64 - kJpegFastBits)];
-    if (found == 0) found = long_code(code, static_cast<uint32_t>(r.held >> 48));
-    if (found == 0) return kJpegBadData;
+    const uint32_t which = (k == 0 ? codes : codes >> 2) & 3;
+    uint32_t found = tables.fast[which][r.held >> (64 - kJpegFastBits)];
+    if (found == 0) {
+      found = find_code(tables.set.code[which], static_cast<uint32_t>(r.held >> 48), kJpegFastBits + 1, 16);
+      if (found == 0) return kJpegBadData;
+    }
     const uint32_t run = found >> 4 & 15;  // none of a DC symbol, which is below 16
     const int size = static_cast<int>(found & 15);
     drop(r, static_cast<int>(found >> 8));
@@ -197,7 +222,7 @@ __device__ inline uint32_t decode_entry(const Arguments& a, const JpegDeviceSet&
     } else {
       k += run;
       if (k > 63) return kJpegBadData;
-      if (stored) to[set.place[k]] = static_cast<int16_t>(value);
+      if (stored) to[tables.set.place[k]] = static_cast<int16_t>(value);
       ++k;
     }
     if (k == 64) {
@@ -224,16 +249,16 @@ __device__ inline uint32_t decode_entry(const Arguments& a, const JpegDeviceSet&
 }
 
 __global__ __launch_bounds__(kEntropyThreads) void entropy_kernel(const Arguments a) {
-  SELA_SHARED(JpegDeviceSet, set);
-  constexpr uint32_t kPieces = sizeof(JpegDeviceSet) / 16;
+  SELA_SHARED(JpegDeviceTables, tables);
+  constexpr uint32_t kPieces = sizeof(JpegDeviceTables) / 16;
   uint32_t loaded = kWarp;
   for (uint32_t w = blockIdx.x; w < a.work_count; w += gridDim.x) {
     const JpegDeviceWork& work = a.works[w];
     if (work.set != loaded) {
       __syncthreads();  // others may still look up in the last one
       loaded = work.set;
-      const uint8_t* from = reinterpret_cast<const uint8_t*>(a.sets + loaded);
-      uint8_t* to = reinterpret_cast<uint8_t*>(&set);
+      const uint8_t* from = reinterpret_cast<const uint8_t*>(a.tables + loaded);
+      uint8_t* to = reinterpret_cast<uint8_t*>(&tables);
       for (uint32_t i = threadIdx.x; i < kPieces; i += kEntropyThreads) copy_async16(to + 16 * i, from + 16 * i);
       copy_async_commit();
     }
@@ -244,7 +269,7 @@ __global__ __launch_bounds__(kEntropyThreads) void entropy_kernel(const Argument
     if (threadIdx.x < work.count) {
       const uint32_t number = work.first + threadIdx.x;
       const JpegDeviceEntry entry = a.entries[number];
-      const uint32_t wrong = decode_entry(a, set, entry, a.images[entry.image], number);
+      const uint32_t wrong = decode_entry(a, tables, entry, a.images[entry.image], number);
       if (wrong != 0) atomicOr(a.status + entry.image, wrong);
     }
   }

@@ -16,7 +16,7 @@ int cuda_device_count() {
   return 0;
 }
 
-void decode_jpeg_cuda(const JpegBatchSizes&, const uint8_t*, int16_t*, uint8_t*, uint32_t*, void*) {
+void decode_jpeg_cuda(const JpegBatchSizes&, const uint8_t*, void*, uint8_t*, uint32_t*, void*) {
   throw std::runtime_error(
       "decode_jpeg: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }

@@ -31,18 +31,23 @@ constexpr uint32_t kJpegBadData = 1;    ///< a bad code, missing data, a marker 
 constexpr uint32_t kJpegBadTurn = 2;    ///< an entry ended elsewhere than the next checkpoint says
 constexpr uint32_t kJpegBadSample = 4;  ///< coefficients or samples out of range
 
-/// A Huffman code as the device looks it up.
+/// A Huffman code: the way from 16 bits to a symbol.
 struct JpegDeviceCode {
-  uint16_t fast[1 << kJpegFastBits];  ///< by the next bits: length << 8 | symbol; 0: longer than kJpegFastBits, or bad
-  uint32_t bound[6];                  ///< [length - 11]: 16 bits below this are a code of at most this length
-  int32_t first[6];                   ///< [length - 11]: index of the first symbol minus its code
-  uint8_t symbols[256];
+  uint32_t bound[16];    ///< [length - 1]: 16 bits below this are a code of at most this length
+  int32_t first[16];     ///< [length - 1]: index of the first symbol minus its code
+  uint8_t symbols[256];  ///< in the order of the codes
 };
 
 /// The codes of some images.
 struct alignas(16) JpegDeviceSet {
   JpegDeviceCode code[kJpegSetCodes];
   uint8_t place[64];  ///< of the k-th coefficient in zigzag order, column by column
+};
+
+/// The same with look-ups, made on the device.
+struct alignas(16) JpegDeviceTables {
+  uint16_t fast[kJpegSetCodes][1 << kJpegFastBits];  ///< by the next bits: length << 8 | symbol; 0: longer, or bad
+  JpegDeviceSet set;
 };
 
 /// A component of an image on the device.
@@ -124,15 +129,16 @@ struct JpegBatchSizes {
   int64_t bytes = 0;  ///< of the upload
   int64_t entries = 0, images = 0, sets = 0, quants = 0, works = 0, tiles = 0, scans = 0;
   int64_t entry_count = 0, image_count = 0, set_count = 0, quant_count = 0, work_count = 0, tile_count = 0;
-  int64_t coefficient_bytes = 0;  ///< workspace, aligned to 16
+  int64_t coefficient_bytes = 0;  ///< a multiple of 128
+  int64_t workspace_bytes = 0;    ///< coefficients and tables, aligned to 16
   int64_t plane_bytes = 0;        ///< output, aligned to 64
 };
 
 /// The layout of a batch.
 class JpegBatchPlan {
  public:
-  /// Takes requests from the first on, as many as the workspace has room for, but at least one.
-  /// most_coefficients: bytes of the workspace.  most_pixels: what a header may claim.
+  /// Takes requests from the first on, as many as fit, but at least one.
+  /// most_coefficients: bytes of them.  most_pixels: what a header may claim.
   /// Throws std::invalid_argument for a box that is not within its image.
   JpegBatchPlan(const JpegRequest* requests, int64_t count, int64_t most_coefficients, int64_t most_pixels);
 
@@ -176,9 +182,9 @@ class JpegBatchPlan {
 };
 
 /// Planes of a batch that lies on the current device.
-/// upload: what JpegBatchPlan::write wrote, aligned to 64.  coefficients: workspace, its contents do not matter.
-/// planes: output.  status: [sizes.image_count], or-ed to; 0 = its planes are those of decode_jpeg_planes.
-void decode_jpeg_cuda(const JpegBatchSizes& sizes, const uint8_t* upload, int16_t* coefficients, uint8_t* planes,
+/// upload: what JpegBatchPlan::write wrote.  workspace: its contents do not matter.  planes: output.  All three begin
+/// at multiples of 16.  status: [sizes.image_count], or-ed to; 0 = its planes are those of decode_jpeg_planes.
+void decode_jpeg_cuda(const JpegBatchSizes& sizes, const uint8_t* upload, void* workspace, uint8_t* planes,
                       uint32_t* status, void* stream);
 
 }  // namespace sela

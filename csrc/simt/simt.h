@@ -175,6 +175,14 @@ inline float __saturatef(float x) {
   return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f;
 }
 
+/// Four of the eight bytes of x (0..3) and y (4..7), chosen by the four hexadecimal digits of s.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
+  const uint64_t both = static_cast<uint64_t>(y) << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(both >> (8 * (s >> (4 * i) & 7)) & 0xff) << (8 * i);
+  return result;
+}
+
 // ---- Shared memory and asynchronous copies, the host form of what cuda/gpu.cuh says.
 
 #define SELA_SHARED(type, name)                                                          \

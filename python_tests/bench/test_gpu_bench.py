@@ -49,6 +49,7 @@ def test_a_dry_run_goes_through_everything_and_records_nothing(tmp_path):
         "torch softmax + sum",
         "sela_ext, float16, batch 256",
         "torchvision v2",
+        "JPEG files to planes",
         "A solve, ",
     ):
         assert words in done.stdout

@@ -68,6 +68,7 @@ UNITS = (
         ("augment.cu", "augment_kernels.cuh"),
         ("python_tests/simt/test_augment.py", "python_tests/simt/test_augment_mutants.py"),
     ),
+    Unit("jpeg", ("jpeg.cu", "jpeg_kernels.cuh"), ("python_tests/simt/test_jpeg.py",)),
 )
 
 

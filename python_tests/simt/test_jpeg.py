@@ -81,8 +81,8 @@ def run(simt, batch, filler=0xA5):
     """[(status word, bits that the kernels set, colour, planes)] of each file that was taken."""
     upload, planes = exact(batch.upload_bytes, 0xEE), exact(batch.plane_bytes, filler)
     batch.write(upload.ctypes.data)
-    coefficients, status = exact(batch.coefficient_bytes, filler), np.zeros(batch.image_count, np.uint32)
-    addresses = [array.ctypes.data for array in (upload, coefficients, planes, status)]
+    workspace, status = exact(batch.workspace_bytes, filler), np.zeros(batch.image_count, np.uint32)
+    addresses = [array.ctypes.data for array in (upload, workspace, planes, status)]
     simt.decode_jpeg_cuda(batch, *addresses, 0)
     out = []
     for image in batch.images():

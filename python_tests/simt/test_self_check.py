@@ -120,8 +120,8 @@ def swaps_images(simt):
 
 
 def spoils_a_sample(simt):
-    def decode_jpeg_cuda(batch, upload, coefficients, planes, status, stream):
-        simt.decode_jpeg_cuda(batch, upload, coefficients, planes, status, stream)
+    def decode_jpeg_cuda(batch, upload, workspace, planes, status, stream):
+        simt.decode_jpeg_cuda(batch, upload, workspace, planes, status, stream)
         (ctypes.c_uint8 * batch.plane_bytes).from_address(planes)[batch.plane_bytes // 2 + 5] ^= 1
 
     return {"decode_jpeg_cuda": decode_jpeg_cuda}

@@ -7,7 +7,7 @@ anomaly) are decoded on the CPU and uploaded; the samples are the same either wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -140,11 +140,21 @@ def _boxes(count: int, boxes: Iterable[Iterable[int] | None] | None) -> list[Box
     return chosen
 
 
-@dataclass
-class _Group:
-    """Files that were decoded together, and where their planes and statuses are."""
+@dataclass(frozen=True)
+class DeviceGroup:
+    """Files that are decoded together, and where their planes and statuses will be.
+
+    Attributes:
+        images: what became of each file that was taken: `JpegBatch.images`.
+        taken: how many.
+        uploaded: bytes.
+        planes: uint8, device memory of all planes.
+        status: int32, one of each image that the kernels got; 0 = decoded.
+    """
 
     images: list[dict[str, Any]]
+    taken: int
+    uploaded: int
     planes: torch.Tensor
     status: torch.Tensor
 
@@ -159,12 +169,14 @@ def run_cuda(
 ) -> list[DevicePlanes]:
     """`decode_planes_cuda` on a device, whatever its self-check says."""
     card.refuse_capture("decode_planes_cuda")
-    groups, done = [], 0
+    groups: list[DeviceGroup] = []
+    done = 0
     while done < len(files):
         some = slice(done, done + _MOST_FILES)
-        group, taken = _launch(card, files[some], indexes[some], boxes[some], max_pixels, workspace, done)
+        launch, group = prepared(card, files[some], indexes[some], boxes[some], max_pixels, workspace, done)
+        launch()
         groups.append(group)
-        done += taken
+        done += group.taken
     found: list[DevicePlanes] = []
     for group in groups:
         words = group.status.tolist()  # waits for the device
@@ -179,16 +191,26 @@ def run_cuda(
     return found
 
 
-def _launch(
+def prepared(
     card: CudaDevice,
     files: Sequence[Any],
     indexes: Sequence[bytes | None],
     boxes: Sequence[Box | None],
-    max_pixels: int,
-    workspace: int,
-    first: int,
-) -> tuple[_Group, int]:
-    """Uploads as many files as the workspace has room for, and launches; waits for nothing."""
+    max_pixels: int = MAX_PIXELS,
+    workspace: int = WORKSPACE,
+    first: int = 0,
+) -> tuple[Callable[[], None], DeviceGroup]:
+    """Uploads as many files as the workspace has room for: (the launch, where its results will be). Waits for nothing.
+
+    Args:
+        card: the device.
+        files: as for `decode_planes_cuda`, as the following ones are.
+        indexes: one per file, or None in its place.
+        boxes: likewise.
+        max_pixels: Largest height * width that a header may claim.
+        workspace: Bytes for coefficients.
+        first: number of the first file among all, for messages.
+    """
     import torch
 
     place, cuda = card.place, card.place.type == "cuda"
@@ -206,14 +228,18 @@ def _launch(
     with card.current():
         sent = upload.to(place, non_blocking=True)
         planes = torch.empty(batch.plane_bytes, dtype=torch.uint8, device=place)
-        coefficients = torch.empty(batch.coefficient_bytes, dtype=torch.uint8, device=place)
+        scratch = torch.empty(batch.workspace_bytes, dtype=torch.uint8, device=place)
         status = torch.zeros(batch.image_count, dtype=torch.int32, device=place)
-        addresses = [tensor.data_ptr() for tensor in (sent, coefficients, planes, status)]
-        try:
-            card.core.decode_jpeg_cuda(batch, *addresses, card.stream())
-        except RuntimeError as error:
-            raise ResourceError(first_line(error)) from error
-    return _Group(batch.images(), planes, status), batch.taken
+    addresses = [tensor.data_ptr() for tensor in (sent, scratch, planes, status)]
+
+    def launch(keep: tuple[torch.Tensor, ...] = (sent, scratch)) -> None:
+        with card.current():
+            try:
+                card.core.decode_jpeg_cuda(batch, *addresses, card.stream())
+            except RuntimeError as error:
+                raise ResourceError(first_line(error)) from error
+
+    return launch, DeviceGroup(batch.images(), batch.taken, batch.upload_bytes, planes, status)
 
 
 def _numbered(error: Exception, first: int) -> str:
@@ -229,8 +255,9 @@ def _reason(word: int) -> str:
 
 
 def _plane(memory: torch.Tensor, plane: dict[str, Any]) -> DevicePlane:
-    offset, stride, height, width = (plane.pop(name) for name in ("offset", "stride", "height", "width"))
-    return DevicePlane(memory.as_strided((height, width), (stride, 1), memory.storage_offset() + offset), **plane)
+    facts = dict(plane)
+    offset, stride, height, width = (facts.pop(name) for name in ("offset", "stride", "height", "width"))
+    return DevicePlane(memory.as_strided((height, width), (stride, 1), memory.storage_offset() + offset), **facts)
 
 
 def _by_cpu(

@@ -23,6 +23,7 @@ def play(torch, simt, request):
         patch = request.getfixturevalue("monkeypatch")
         patch.setattr(check_cases, "MANY_ROWS", 1601)  # more than the 6 blocks take at once
         patch.setattr(check_cases, "MANY_IMAGES", 111)
+        patch.setattr(check_cases, "MANY_LARGE_IMAGES", 9)
         card.core = core
         simt.set_device(3, 2)
         return as_cuda(card)

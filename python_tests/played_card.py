@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from sela_ext import _core
-from sela_ext.kernels import PARAMETERS, Augment, device
+from sela_ext.kernels import EFFECTS, PARAMETERS, Augment, device
 from sela_ext.kernels.augment import effect_options
+from sela_ext.kernels.augment_device import CROPS
 from sela_ext.kernels.newton_device import STATE
 
 
@@ -19,6 +20,32 @@ def array_at(address, dtype, *shape):
     if not size:  # the address may be anything
         return np.zeros(shape, dtype)
     return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+_PLANE = [
+    *(("data", np.int64), ("stride", np.int64)),
+    *((name, np.int32) for name in ("top", "left", "height", "width", "full_height", "full_width", "step_y", "step_x")),
+    *(("smooth_y", np.bool_), ("smooth_x", np.bool_), ("room", np.uint8, (6,))),
+]
+PLANAR_IMAGE = np.dtype(
+    [
+        *(("plane", _PLANE, (3,)), ("count", np.int32), ("rgb", np.bool_), ("room", np.uint8, (3,))),
+        *(("height", np.int32), ("width", np.int32)),
+    ]
+)
+"""One record of `_core.plane_records`, as csrc/sela/planes.h lays it out."""
+
+
+def planes_at(record):
+    """An image as `_core.augment_planes` takes it, from its record."""
+    planes = record["plane"][: record["count"]]
+    arrays = [array_at(int(p["data"]), np.uint8, p["height"], p["width"]) for p in planes]
+    first, last = planes[0], planes[-1]
+    steps = (int(last["step_y"]), int(last["step_x"]))
+    smooth = (bool(last["smooth_y"]), bool(last["smooth_x"]))
+    top, left = int(first["top"] * first["step_y"]), int(first["left"] * first["step_x"])
+    size = (int(record["height"]), int(record["width"]))
+    return (arrays, top, left, *size, steps, smooth, bool(record["rgb"]), int(first["step_y"]))
 
 
 class PlayedNewton:
@@ -274,6 +301,36 @@ class HostCore(PlayedNewton):
                 shape, strides = (place["height"], place["width"]), (place["stride"], 1)
                 np.lib.stride_tricks.as_strided(found[place["offset"] :], shape, strides)[:] = plane["samples"]
         self.spoil({"planes": found, "status": words})
+
+    def augment_workspace_cuda(self, options, further, channels, height, width, count, needs):
+        return 16
+
+    def augment_device_cuda(self, options, further, images, total, crops, planes, exact, *arguments):
+        height, width, channels, index, count, _needs, seed, epoch, view, *rest = arguments
+        given, given_effects, drawn, _workspace, out, dtype, channels_last, _stream = rest
+        self.calls += 1
+        ids = array_at(index, np.int64, count) if index else np.arange(count)
+        if given:
+            params = array_at(given, PARAMETERS, count)
+            effects = array_at(given_effects, EFFECTS, count) if given_effects else None
+        else:
+            params = array_at(drawn, PARAMETERS, count) if drawn else np.empty(count, PARAMETERS)
+            effects = np.zeros(count, EFFECTS)
+            sides = (np.full(count, side, np.int32) for side in (height, width))
+            _core.sample_parameters(options, *sides, ids, seed, epoch, view, params)
+            _core.sample_effects(further, ids, seed, epoch, view, effects)
+        target = (params, effects, out, dtype, channels_last, 1)
+        if planes:
+            source = [planes_at(record) for record in array_at(planes, PLANAR_IMAGE, count)]
+            _core.augment_planes(options, further, source, exact, channels, *target)
+        elif crops:
+            records = array_at(crops, CROPS, count)
+            source = [array_at(int(r["data"]), np.uint8, r["height"], r["width"], channels) for r in records]
+            _core.augment_list(options, further, source, *target)
+        else:
+            source = array_at(images, np.uint8, total, height, width, channels)
+            _core.augment_array(options, further, source, ids, *target)
+        self.spoil({"params": params, "out": out, "dtype": dtype, "given": bool(given)})
 
 
 class HostBatch:

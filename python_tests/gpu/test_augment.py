@@ -124,8 +124,6 @@ def test_what_does_not_fit_is_refused_in_one_line(card):
         kernels.augment_resident(resident, [9], options, **KEY)
     with pytest.raises(DataError, match="index: expected integers, found float"):
         kernels.augment_resident(resident, [0.5], options, **KEY)
-    with pytest.raises(DataError, match="at most 64 pixels on CUDA, found 8 x 8 to 65"):
-        kernels.augment_resident(resident, [0], Augment.none(65), **KEY)
     with pytest.raises(DataError, match="expected contiguous memory"):
         kernels.augment_resident(resident[:, ::2], [0], options, **KEY)
     with pytest.raises(DataError, match="expected uint8"):

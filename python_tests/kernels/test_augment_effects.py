@@ -419,14 +419,16 @@ def test_refusals_name_what_was_expected_and_found():
             Augment(16, **fields)
 
 
-def test_cuda_kernels_refuse_what_only_the_cpu_can_do():
-    from sela_ext.kernels.augment_resident import check_resident
+def test_the_cuda_kernel_of_one_launch_is_for_small_images_without_effects():
+    from sela_ext.kernels.augment_resident import takes_one_launch
 
-    images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
-    for augment, reason in ((Augment.aug_plus(32), "blur_probability=0.5"), (Augment.deepcluster(32), "sobel=True")):
-        with pytest.raises(OptionError, match=f"found {reason}; augment these images on the CPU"):
-            check_resident(images, augment)
-    check_resident(images, Augment.sela(32))
+    assert takes_one_launch(64, 64, Augment.sela(64), None)
+    for height, width, augment in ((65, 64, Augment.sela(8)), (8, 65, Augment.sela(8)), (8, 8, Augment.sela(65))):
+        assert not takes_one_launch(height, width, augment, None)
+    for augment in (Augment.aug_plus(32), Augment.deepcluster(32), Augment.none(32, noise_probability=0.1)):
+        assert not takes_one_launch(32, 32, augment, None)
+    effects = kernels.sample_effects(Augment.none(32), [0], seed=0, epoch=0)
+    assert not takes_one_launch(32, 32, Augment.none(32), effects)
 
 
 def test_augment_with_effects_survives_json():

@@ -35,6 +35,7 @@ def few_cases(monkeypatch):
     monkeypatch.setattr(check_cases, "MANY_ROWS", 140)
     monkeypatch.setattr(check_cases, "MANY_IMAGES", 11)
     monkeypatch.setattr(check_jpeg, "MANY_FILES", 7)
+    monkeypatch.setattr(check_cases, "MANY_LARGE_IMAGES", 9)
 
 
 def played_card():

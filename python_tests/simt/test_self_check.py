@@ -26,6 +26,7 @@ def play(torch, simt, request):
         patch.setattr(check_cases, "MANY_ROWS", 1601)  # more than the 6 blocks take at once
         patch.setattr(check_cases, "MANY_IMAGES", 111)
         patch.setattr(check_jpeg, "MANY_FILES", 33)
+        patch.setattr(check_cases, "MANY_LARGE_IMAGES", 9)
         card.core = core
         simt.set_device(3, 2)
         return as_cuda(card)

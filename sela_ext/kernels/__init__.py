@@ -18,6 +18,7 @@ from sela_ext.kernels.augment import (
     sample_effects,
     sample_parameters,
 )
+from sela_ext.kernels.augment_device import DeviceImages, upload_images, upload_planes
 from sela_ext.kernels.augment_planes import Planes, augment_planes, needed_boxes
 from sela_ext.kernels.augment_resident import augment_resident
 from sela_ext.kernels.bounds import ChunkBounds, bounds_nbytes, chunk_bounds
@@ -78,6 +79,7 @@ __all__ = [
     "Candidates",
     "ChunkBounds",
     "ColumnLaw",
+    "DeviceImages",
     "DevicePlane",
     "DevicePlanes",
     "IndexStore",
@@ -129,6 +131,8 @@ __all__ = [
     "smooth_prices",
     "store_logits",
     "try_decode_jpeg",
+    "upload_images",
+    "upload_planes",
     "vector_rows",
 ]
 

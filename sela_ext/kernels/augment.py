@@ -22,6 +22,8 @@ from sela_ext.kernels.device import cuda_place, is_tensor
 if TYPE_CHECKING:
     import torch
 
+    from sela_ext.kernels.augment_device import DeviceImages
+
 Range: TypeAlias = "float | tuple[float, float]"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -620,7 +622,7 @@ def output_shape(augment: Augment, count: int, channels: int, dtype: torch.dtype
 
 
 def augment(
-    source: npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]],
+    source: npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]] | DeviceImages,
     params: npt.NDArray[np.void],
     augment: Augment,
     *,
@@ -634,11 +636,12 @@ def augment(
     """Crop, resample, flip, jitter, gray, blur and normalise a batch of images in one pass each.
 
     Equal to torchvision.transforms.v2 in float on the same parameters, within 0.01 of 255. The same bits for every
-    number of threads. Runs where the images are: on a CUDA device for a tensor there, with sides of at most 64 pixels,
-    and without effects or gradients.
+    number of threads. Runs where the images are: on a CUDA device for a tensor there, and for what `upload_images` has
+    put there.
 
     Args:
-        source: uint8 [N, H, W, C] with C = 1 or 3, numpy or torch, or a list of B arrays uint8 [H, W, C] of any sizes.
+        source: uint8 [N, H, W, C] with C = 1 or 3, numpy or torch, or a list of B arrays uint8 [H, W, C] of any sizes,
+            or such a list on a device.
         params: [B] records of sample_parameters (or edited ones); honoured exactly.
         augment: the size, the order of gray and jitter, the normalisation, the blur's kernel, gradients.
         effects: [B] records of sample_effects (or edited ones); needed where augment draws tone, blur or noise.
@@ -654,7 +657,7 @@ def augment(
 
     Raises:
         DataError: images, rows, params, effects or out that do not fit together.
-        OptionError: an unknown dtype, or effects and gradients on a CUDA device.
+        OptionError: an unknown dtype.
         ResourceError: a launch on a CUDA device that failed.
 
     Example:
@@ -667,9 +670,25 @@ def augment(
     if cuda_place(source) is not None:
         from sela_ext.kernels.augment_resident import augment_given
 
-        if effects is not None:
-            raise OptionError("effects: expected None on CUDA, found records; augment these images on the CPU")
-        return augment_given(source, params, augment, rows, out, dtype, channels_last)
+        return augment_given(source, params, augment, effects, rows, out, dtype, channels_last)
+    from sela_ext.kernels.augment_device import DeviceImages, augment_uploaded
+
+    if isinstance(source, DeviceImages):
+        if rows is not None:
+            raise DataError("rows: expected None with uploaded images, found an array")
+        if source.planar:
+            raise DataError("source: expected images as upload_images puts them there, found planes; augment_planes")
+        return augment_uploaded(
+            source,
+            params,
+            augment,
+            effects=effects,
+            exact=False,
+            out=out,
+            dtype=dtype,
+            channels_last=channels_last,
+            threads=threads,
+        )
     images, picked, channels = check_source(source, rows, params)
     drawn = check_effects(effects, augment, len(params))
     shape = output_shape(augment, len(params), channels, out.dtype if dtype is None and out is not None else dtype)
@@ -690,7 +709,7 @@ def augment(
 
 
 def augment_views(
-    source: npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]],
+    source: npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]] | DeviceImages,
     views: Sequence[Augment],
     index: npt.ArrayLike,
     *,
@@ -708,7 +727,7 @@ def augment_views(
     that number.
 
     Args:
-        source: images as for `augment`.
+        source: images as for `augment`; on a device these are uploaded once for all views.
         views: what each view is, as `Augment.multi_crop` returns them.
         index: int64 [B], the images' ids in [0, 2^40).
         seed: the key, [0, 2^64).
@@ -732,8 +751,13 @@ def augment_views(
         >>> [tuple(batch.shape) for batch in augment_views(images, views, [0, 1], seed=0, epoch=0)]
         [(2, 3, 32, 32), (2, 3, 16, 16), (2, 3, 16, 16)]
     """
-    shapes = [source.shape[1:3]] if hasattr(source, "shape") else [image.shape[:2] for image in source]
-    heights, widths = np.array(shapes, dtype=np.int64).reshape(-1, 2).T
+    from sela_ext.kernels.augment_device import DeviceImages
+
+    if isinstance(source, DeviceImages):
+        heights, widths = source.heights.astype(np.int64), source.widths.astype(np.int64)
+    else:
+        shapes = [source.shape[1:3]] if hasattr(source, "shape") else [image.shape[:2] for image in source]
+        heights, widths = np.array(shapes, dtype=np.int64).reshape(-1, 2).T
     batches = []
     for view, what in enumerate(views, first_view):
         params = sample_parameters(what, heights, widths, index, seed=seed, epoch=epoch, view=view)

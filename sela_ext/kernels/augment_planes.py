@@ -25,6 +25,8 @@ from sela_ext.kernels.augment import (
 if TYPE_CHECKING:
     import torch
 
+    from sela_ext.kernels.augment_device import DeviceImages
+
 SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (1, 2), "4:4:0": (2, 1), "4:2:0": (2, 2), "4:1:1": (1, 4)}
 """Pixels per chroma sample, (rows, columns)."""
 
@@ -194,8 +196,23 @@ def check_planes(source: Sequence[Planes], channels: int) -> None:
             raise DataError("channels: expected 3 for images of 3 planes, found 1")
 
 
+def planar_tuple(planes: Planes) -> tuple[Any, ...]:
+    """An image as the compiled functions take it."""
+    return (
+        [p if p.strides[1] == 1 and p.strides[0] >= p.shape[1] else np.ascontiguousarray(p) for p in planes.data],
+        planes.top,
+        planes.left,
+        planes.height,
+        planes.width,
+        planes.step,
+        planes.smooth,
+        planes.colour == "rgb",
+        planes.reduced,
+    )
+
+
 def augment_planes(
-    source: Sequence[Planes],
+    source: Sequence[Planes] | DeviceImages,
     params: npt.NDArray[np.void],
     augment: Augment,
     *,
@@ -213,7 +230,8 @@ def augment_planes(
     are converted at the size of the output: about 0.2 of 255 from `exact` in the mean, more at single saturated pixels.
 
     Args:
-        source: B images, which hold at least what `needed_boxes` says.
+        source: B images, which hold at least what `needed_boxes` says; or what `upload_planes` has put on a device,
+            where the work is then done.
         params: [B] records of sample_parameters (or edited ones); honoured exactly.
         augment: as for `sela_ext.kernels.augment`.
         effects: likewise.
@@ -230,6 +248,7 @@ def augment_planes(
     Raises:
         DataError: planes, params, effects or out that do not fit together, planes that lack samples.
         OptionError: an unknown dtype or number of channels.
+        ResourceError: a launch on a CUDA device that failed.
 
     Example:
         >>> from sela_ext.kernels import augment_planes, sample_parameters
@@ -238,25 +257,30 @@ def augment_planes(
         >>> augment_planes([Planes((y, c, c), 10, 15, subsampling="4:2:0")], drawn, Augment.sela(8)).shape
         torch.Size([1, 3, 8, 8])
     """
+    from sela_ext.kernels.augment_device import DeviceImages, augment_uploaded
+
+    if isinstance(source, DeviceImages):
+        if not source.planar and len(source):
+            raise DataError("source: expected planes, as upload_planes puts them there, found images of upload_images")
+        if channels != 3:
+            raise OptionError(f"channels: expected 3 for planes on a device, found {channels}")
+        return augment_uploaded(
+            source,
+            params,
+            augment,
+            effects=effects,
+            exact=exact,
+            out=out,
+            dtype=dtype,
+            channels_last=channels_last,
+            threads=threads,
+        )
     check_planes(source, channels)
     records = check_params(params, len(source))
     drawn = check_effects(effects, augment, len(source))
     shape = output_shape(augment, len(source), channels, out.dtype if dtype is None and out is not None else dtype)
     result = check_output(out, shape, dtype, channels_last)
-    images = [
-        (
-            [p if p.strides[1] == 1 and p.strides[0] >= p.shape[1] else np.ascontiguousarray(p) for p in planes.data],
-            planes.top,
-            planes.left,
-            planes.height,
-            planes.width,
-            planes.step,
-            planes.smooth,
-            planes.colour == "rgb",
-            planes.reduced,
-        )
-        for planes in source
-    ]
+    images = [planar_tuple(planes) for planes in source]
     try:
         _core.augment_planes(
             augment_options(augment, channels),

@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sela_ext import _core
-from sela_ext.errors import DataError, OptionError, ResourceError
+from sela_ext.errors import DataError, ResourceError
 from sela_ext.kernels.augment import (
     PARAMETERS,
     Augment,
     augment_options,
+    check_effects,
     check_key,
     check_output,
+    output_shape,
     sample_effects,
     sample_parameters,
 )
@@ -82,16 +84,15 @@ def augment_resident(
 
     The same as ``params = sample_parameters(augment, H, W, index, seed=seed, epoch=epoch, view=view)`` and
     ``augment(images, params, augment, rows=index)``, with `sample_effects` where there are any. On a CUDA device it is
-    one launch on the current stream, which is not waited for; parameters have the same bits there, and pixels are
-    within 0.01 of 255. On a device whose kernels are not used (see `sela_ext.kernels.device_verdict`) the images of the
-    batch visit the CPU.
+    one launch on the current stream for images and outputs of at most 64 pixels a side without effects, and a few for
+    others; they are not waited for. Parameters have the same bits there, and pixels are within 0.01 of 255. On a
+    device whose kernels are not used (see `sela_ext.kernels.device_verdict`) the images of the batch visit the CPU.
 
     Args:
-        images: uint8 [N, H, W, C] with C = 1 or 3, numpy or torch, contiguous; at most 64 pixels a side on CUDA.
+        images: uint8 [N, H, W, C] with C = 1 or 3, numpy or torch; contiguous on CUDA.
         index: int64 [B], numbers of images in [0, N), which are also the ids that parameters are drawn with. Numbers
             that lie on a CUDA device are not looked at before the launch: one outside [0, N) gives NaN.
-        augment: what may be drawn, and the output's size, at most 64 on CUDA; tone, blur, noise and sobel are for the
-            CPU only.
+        augment: what may be drawn, and the output's size.
         seed: the key, [0, 2^64).
         epoch: [0, 2^32).
         view: several views of an image in one epoch differ by this, [0, 256).
@@ -103,11 +104,11 @@ def augment_resident(
         threads: CPU threads, 0 = all processors.
 
     Returns:
-        [B, C, size, size] tensor: out, where given; and the records, if asked for.
+        [B, C, size, size] tensor: out, where given; and the records, if asked for. C is 2 with augment.sobel.
 
     Raises:
-        DataError: images, index or out that do not fit together or are too large for the kernel.
-        OptionError: seed, epoch, view or dtype out of range, or an augmentation that CUDA kernels cannot do.
+        DataError: images, index or out that do not fit together.
+        OptionError: seed, epoch, view or dtype out of range.
         ResourceError: a launch on a CUDA device that failed.
 
     Example:
@@ -138,9 +139,11 @@ def augment_resident(
         key = (seed, epoch, view)
         card = usable(place)
         if card is None:
-            result, params = run_refused(source, index, augment, key, None, out, dtype, channels_last)
+            result, params = run_refused(source, index, augment, key, None, None, out, dtype, channels_last)
             return (result, params) if return_parameters else result
-        result, words = run_cuda(card, source, index, augment, key, None, out, dtype, channels_last, return_parameters)
+        result, words = run_cuda(
+            card, source, index, augment, key, None, None, out, dtype, channels_last, return_parameters
+        )
         return (result, as_records(words)) if return_parameters else result
     source = source.detach().numpy() if is_tensor(source) else source
     if not isinstance(source, np.ndarray) or source.ndim != 4:
@@ -167,6 +170,7 @@ def augment_given(
     images: Any,
     params: npt.NDArray[np.void],
     augment: Augment,
+    effects: npt.NDArray[np.void] | None,
     rows: npt.ArrayLike | torch.Tensor | None,
     out: torch.Tensor | None,
     dtype: torch.dtype | None,
@@ -176,8 +180,8 @@ def augment_given(
     picked = np.arange(len(params)) if rows is None else rows
     card = usable(images.device)
     if card is None:
-        return run_refused(images, picked, augment, (0, 0, 0), params, out, dtype, channels_last)[0]
-    return run_cuda(card, images, picked, augment, (0, 0, 0), params, out, dtype, channels_last, False)[0]
+        return run_refused(images, picked, augment, (0, 0, 0), params, effects, out, dtype, channels_last)[0]
+    return run_cuda(card, images, picked, augment, (0, 0, 0), params, effects, out, dtype, channels_last, False)[0]
 
 
 def check_index(index: npt.ArrayLike | torch.Tensor, count: int) -> npt.NDArray[np.int64]:
@@ -196,36 +200,25 @@ def check_index(index: npt.ArrayLike | torch.Tensor, count: int) -> npt.NDArray[
     return rows
 
 
-def check_resident(images: Any, augment: Augment) -> None:
-    """Refuse images that the CUDA kernel does not take.
+def check_resident(images: Any) -> None:
+    """Refuse images that the CUDA kernels do not take.
 
     Raises:
-        DataError: not contiguous uint8 [N, H, W, C] with C = 1 or 3, or a side that is too long.
-        OptionError: an augmentation that only the CPU kernels can do.
+        DataError: not contiguous uint8 [N, H, W, C] with C = 1 or 3.
     """
     import torch
 
-    if augment.draws_effects or augment.sobel:
-        raise OptionError(
-            "augment: expected no tone, blur, noise or sobel for images on CUDA, found "
-            + ", ".join(
-                f"{name}={getattr(augment, name)}"
-                for name in ("tone_probability", "blur_probability", "noise_probability", "sobel")
-                if getattr(augment, name)
-            )
-            + "; augment these images on the CPU"
-        )
     shape = tuple(images.shape)
     if images.dtype != torch.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or min(shape[1:]) < 1:
         raise DataError(f"images: expected uint8 [N, H, W, C] with C = 1 or 3, found {images.dtype} {shape}")
     if not images.is_contiguous():
         raise DataError(f"images: expected contiguous memory, found strides {images.stride()}; call .contiguous() once")
-    limit = _core.AUGMENT_CUDA_SIDE
-    if max(*shape[1:3], augment.size) > limit:
-        raise DataError(
-            f"images: expected sides, and an output, of at most {limit} pixels on CUDA, found {shape[1]} x {shape[2]} "
-            f"to {augment.size}; augment these on the CPU"
-        )
+
+
+def takes_one_launch(height: int, width: int, augment: Augment, effects: npt.NDArray[np.void] | None) -> bool:
+    """Whether the kernel for small images does these: one block per image, all of which is in its shared memory."""
+    fits = max(height, width, augment.size) <= _core.AUGMENT_CUDA_SIDE
+    return fits and effects is None and not (augment.draws_effects or augment.sobel)
 
 
 def run_refused(
@@ -234,6 +227,7 @@ def run_refused(
     augment: Augment,
     key: tuple[int, int, int],
     params: npt.NDArray[np.void] | None,
+    effects: npt.NDArray[np.void] | None,
     out: torch.Tensor | None,
     dtype: torch.dtype | None,
     channels_last: bool,
@@ -242,15 +236,20 @@ def run_refused(
     import torch
 
     device = images.device
-    check_resident(images, augment)
+    check_resident(images)
     rows = check_index(index, len(images))
     height, width, channels = (int(n) for n in images.shape[1:])
-    result = check_output(out, (len(rows), channels, augment.size, augment.size), dtype, channels_last, device)
+    shape = output_shape(augment, len(rows), channels, dtype)
+    result = check_output(out, shape, dtype, channels_last, device)
     if params is None:
         seed, epoch, view = key
         params = sample_parameters(augment, height, width, rows, seed=seed, epoch=epoch, view=view)
+        if augment.draws_effects:
+            effects = sample_effects(augment, rows, seed=seed, epoch=epoch, view=view)
     batch = images.detach()[torch.from_numpy(rows).to(device)].cpu().numpy()
-    result.copy_(augment_on_cpu(batch, params, augment, dtype=result.dtype, channels_last=channels_last))
+    result.copy_(
+        augment_on_cpu(batch, params, augment, effects=effects, dtype=result.dtype, channels_last=channels_last)
+    )
     return result, params
 
 
@@ -261,6 +260,7 @@ def run_cuda(
     augment: Augment,
     key: tuple[int, int, int],
     params: npt.NDArray[np.void] | torch.Tensor | None,
+    effects: npt.NDArray[np.void] | None,
     out: torch.Tensor | None,
     dtype: torch.dtype | None,
     channels_last: bool,
@@ -268,14 +268,16 @@ def run_cuda(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Check, allocate and launch, whatever the device's self-check says.
 
-    Returns the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for). Without params they are
-    drawn with key = (seed, epoch, view). Params that the device has drawn itself, int32 [B, 15] there, are not looked
-    at.
+    Returns the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for). Without params these and the
+    effects are drawn with key = (seed, epoch, view). Params that the device has drawn itself, int32 [B, 15] there, are
+    not looked at.
     """
     import torch
 
+    from sela_ext.kernels import augment_device
+
     device = images.device
-    check_resident(images, augment)
+    check_resident(images)
     if is_tensor(index) and index.device == device and on_card(device):
         if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
             raise DataError(f"index: expected integers, found {index.dtype}")
@@ -285,12 +287,31 @@ def run_cuda(
     channels = int(images.shape[3])
     height, width = int(images.shape[1]), int(images.shape[2])
     options = augment_options(augment, channels)
+    records: npt.NDArray[np.void] | torch.Tensor | None = params
+    if params is not None and not isinstance(params, torch.Tensor):
+        records = _checked(params, len(rows), options, height, width)
+    drawn_effects = check_effects(effects, augment, len(rows)) if params is not None else None
+    if not takes_one_launch(height, width, augment, drawn_effects):
+        return augment_device.launch(
+            card,
+            augment,
+            device,
+            len(rows),
+            channels,
+            (height, width),
+            given=(records, drawn_effects),
+            key=key,
+            out=out,
+            dtype=dtype,
+            channels_last=channels_last,
+            resident=(images.data_ptr(), len(images)),
+            index=rows.data_ptr(),
+            want_parameters=want_parameters,
+        )
     result = check_output(out, (len(rows), channels, augment.size, augment.size), dtype, channels_last, device)
-    given: torch.Tensor | None = None
-    if isinstance(params, torch.Tensor):
-        given = params
-    elif params is not None:
-        given = torch.from_numpy(_words(params, len(rows), options, height, width)).to(device)
+    given = records
+    if given is not None and not isinstance(given, torch.Tensor):
+        given = torch.from_numpy(given.view(np.int32).reshape(len(rows), _WORDS)).to(device)
     drawn = torch.empty(len(rows) if want_parameters else 0, _WORDS, dtype=torch.int32, device=device)
     with card.current():
         try:
@@ -316,10 +337,10 @@ def run_cuda(
     return result, drawn
 
 
-def _words(
+def _checked(
     params: npt.NDArray[np.void], count: int, options: _core.AugmentOptions, height: int, width: int
-) -> npt.NDArray[np.int32]:
-    """Checked records as int32 [B, 15]."""
+) -> npt.NDArray[np.void]:
+    """Records that fit the images, in memory of their own."""
     if getattr(params, "dtype", None) != PARAMETERS or params.ndim != 1:
         found = f"{getattr(params, 'dtype', type(params).__name__)}"
         raise DataError(f"params: expected records [B] as sample_parameters returns them, found {found}")
@@ -330,7 +351,7 @@ def _words(
         _core.check_parameters(options, records, height, width)
     except ValueError as error:
         raise DataError(str(error)) from error
-    return records.view(np.int32).reshape(count, _WORDS)
+    return records
 
 
 def as_records(words: torch.Tensor) -> npt.NDArray[np.void]:

@@ -2,10 +2,11 @@
 
 Fixed inputs, drawn from Philox4x32-10. The Sinkhorn pass: every storage type, every mapping of threads to columns,
 aligned and unaligned rows, and rows that are to be masked or done again. The augmentation: every output type and memory
-order, one and three channels, boxes that are shrunk and enlarged, drawn and given parameters. The candidate search and
-the margins of columns: every storage type, aligned and unaligned rows, plain rows, equal columns and columns that crowd
-a few groups. And of all one case of more work than a card does at once: what a block does after its first tile of rows,
-or its first images, is what it does most of the time. JPEG files: see check_jpeg.py.
+order, one and three channels, boxes that are shrunk and enlarged, drawn and given parameters; of images of any size
+also every effect, uploaded images and planes. The candidate search and the margins of columns: every storage type,
+aligned and unaligned rows, plain rows, equal columns and columns that crowd a few groups. And of each one case of more
+work than a card does at once: what a block does after its first tile of rows, or its first images, is what it does most
+of the time. JPEG files: see check_jpeg.py; Newton's method: see check_newton.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 
 from sela_ext import _core
 from sela_ext.kernels import check_newton
-from sela_ext.kernels.augment import Augment, augment, sample_parameters
+from sela_ext.kernels.augment import Augment, augment, sample_effects, sample_parameters
+from sela_ext.kernels.augment_planes import Planes, augment_planes
 from sela_ext.kernels.check_jpeg import RunsJpeg, jpeg_cases
 from sela_ext.kernels.rounding import Candidates, candidates_on_cpu, margins_on_cpu
 from sela_ext.kernels.sinkhorn import pass_on_cpu
@@ -51,6 +53,8 @@ IMAGES = 24
 # 16 images, whose parameters are drawn together, for each of 9 blocks on 270.
 MANY_ROWS = 300_001
 MANY_IMAGES = 40_009
+# More than one round of launches: 32 MiB hold 660 images of 65 x 65.
+MANY_LARGE_IMAGES = 701
 
 
 class Runs(RunsJpeg, check_newton.Runs, Protocol):
@@ -94,6 +98,18 @@ class Runs(RunsJpeg, check_newton.Runs, Protocol):
     ) -> tuple[torch.Tensor, npt.NDArray[np.void]]:
         """The CUDA kernel with the key KEY, or given parameters, on a copy of the images: output, and what it drew."""
 
+    def augment_uploaded(
+        self,
+        images: list[Any],
+        augment: Augment,
+        params: npt.NDArray[np.void],
+        effects: npt.NDArray[np.void] | None,
+        exact: bool,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> torch.Tensor:
+        """The CUDA kernels on copies of images of different sizes, or of `Planes`."""
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -124,6 +140,7 @@ def cases(runs: Runs) -> Iterator[Case]:
     yield from check_newton.newton_cases(runs, uniform, MANY_ROWS)
     yield from _augment_cases(runs)
     yield from jpeg_cases(runs, uniform)
+    yield from _large_cases(runs)
 
 
 def uniform(count: int, stream: int) -> npt.NDArray[np.float64]:
@@ -395,6 +412,79 @@ def _augment_cases(runs: Runs) -> Iterator[Case]:
     yield what, partial(_augment_differs, runs, images, order, Augment.cifar(4, **jitter), torch.float16, False, False)
 
 
+def _large_cases(runs: Runs) -> Iterator[Case]:
+    """Images of any size. Equalize has its levels in the middle of bins here: at an edge either side is right."""
+    import torch
+
+    jitter = {"jitter_probability": 0.8, "gray_probability": 0.3}
+    effects = {"blur_probability": 0.7, "noise_probability": 0.5}
+    tones = {"tone_probability": 1.0, "noise_probability": 0.3}
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    plans = (
+        ((70, 90, 3), Augment.sela(66, **jitter)),
+        ((97, 65, 1), Augment.sela(33, **jitter)),
+        ((90, 131, 3), Augment.aug_plus(65, **effects)),
+        ((66, 66, 3), Augment.none(66, **tones)),
+        ((130, 75, 3), Augment.deepcluster(48)),
+        ((75, 130, 3), Augment.deepcluster_eval(40, **effects)),
+        ((300, 280, 3), Augment.sela(224, **jitter)),
+        ((3, 2500, 3), Augment.flip(9)),
+    )
+    for number, (shape, options) in enumerate(plans):
+        count = 6
+        images = (256 * uniform(count * int(np.prod(shape)), 6)).astype(np.uint8).reshape(count, *shape)
+        images[1::3] //= 64
+        order = np.arange(2 * count if options.size < 224 else 3)[::-1] % count
+        for channels_last in (False, True):
+            dtype = kinds[(number + channels_last) % 3]
+            what = (
+                f"augment, {options.crop} box of {shape[0]} x {shape[1]} x {shape[2]} to {options.size}, "
+                f"{str(dtype).removeprefix('torch.')}, {'NHWC' if channels_last else 'NCHW'}, effects"
+            )
+            yield what, partial(_augment_differs, runs, images, order, options, dtype, channels_last, False)
+    images = (256 * uniform(4 * 70 * 66 * 3, 7)).astype(np.uint8).reshape(4, 70, 66, 3)
+    what = f"augment, random box of 70 x 66 x 3 to 65, float16, NCHW, {MANY_LARGE_IMAGES} images"
+    order = np.arange(MANY_LARGE_IMAGES) % 4
+    yield what, partial(_augment_differs, runs, images, order, Augment.sela(65), torch.float16, False, False)
+
+    sides = ((97, 65), (33, 140), (5, 3), (120, 70))
+    crops = [(256 * uniform(h * w * 3, 8)).astype(np.uint8).reshape(h, w, 3) for h, w in sides]
+    for number, options in enumerate((Augment.sela(66, **jitter), Augment.aug_plus(31, **effects))):
+        what = f"augment, uploaded images of several sizes to {options.size}"
+        yield what, partial(_uploaded_differs, runs, crops, options, False, kinds[number], number == 1)
+    for step in ((2, 2), (1, 2), (1, 1)):
+        planes = [_planes(h, w, step) for h, w in sides]
+        for exact in (False, True):
+            what = f"augment_planes, {step[0]} x {step[1]} pixels per sample{', exact' if exact else ''}"
+            yield what, partial(_uploaded_differs, runs, planes, Augment.sela(40, **jitter), exact, kinds[0], False)
+
+
+def _planes(height: int, width: int, step: tuple[int, int]) -> Planes:
+    data = []
+    for c, (row, column) in enumerate(((1, 1), step, step)):
+        shape = (-(-height // row), -(-width // column))
+        data.append((256 * uniform(shape[0] * shape[1], 9 + c)).astype(np.uint8).reshape(shape))
+    return Planes(tuple(data), height, width, subsampling=step)
+
+
+def _uploaded_differs(
+    runs: Runs, images: list[Any], options: Augment, exact: bool, dtype: torch.dtype, channels_last: bool
+) -> str | None:
+    seed, epoch, view = KEY
+    planar = isinstance(images[0], Planes)
+    heights, widths = np.array([(i.height, i.width) if planar else i.shape[:2] for i in images]).T
+    index = np.arange(len(images))
+    params = sample_parameters(options, heights, widths, index, seed=seed, epoch=epoch, view=view)
+    effects = sample_effects(options, index, seed=seed, epoch=epoch, view=view) if options.draws_effects else None
+    output: dict[str, Any] = {"effects": effects, "dtype": dtype, "channels_last": channels_last, "threads": 1}
+    if planar:
+        expected = augment_planes(images, params, options, exact=exact, **output)
+    else:
+        expected = augment(images, params, options, **output)
+    found = runs.augment_uploaded(images, options, params, effects, exact, dtype, channels_last)
+    return augment_difference(options, found, expected)
+
+
 def _sample_differs(runs: Runs, options: Augment, height: int, width: int) -> str | None:
     index = np.concatenate([np.arange(61), [2**32 - 1, 2**32, 2**40 - 1]])
     seed, epoch, view = KEY
@@ -416,7 +506,9 @@ def _augment_differs(
     drawn = sample_parameters(options, height, width, index, seed=seed, epoch=epoch, view=view)
     params = drawn[::-1].copy() if given else None  # of other images of the same size
     wanted = drawn if params is None else params
-    expected = augment(images, wanted, options, rows=index, dtype=dtype, channels_last=channels_last, threads=1)
+    effects = sample_effects(options, index, seed=seed, epoch=epoch, view=view) if options.draws_effects else None
+    output: dict[str, Any] = {"effects": effects, "dtype": dtype, "channels_last": channels_last, "threads": 1}
+    expected = augment(images, wanted, options, rows=index, **output)
     found, records = runs.augment(images, index, options, params, dtype, channels_last)
     return (None if given else parameter_difference(records, drawn)) or augment_difference(options, found, expected)
 

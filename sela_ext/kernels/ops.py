@@ -314,7 +314,7 @@ def augment_resident(
     The operator takes `augment` as the text of its fields, and a seed from 2^63 on as that less 2^64.
 
     Args:
-        images: uint8 [N, H, W, C] with C = 1 or 3; contiguous, and at most 64 pixels a side, on CUDA.
+        images: uint8 [N, H, W, C] with C = 1 or 3; contiguous on CUDA.
         index: integers [B] in [0, N), on the device of the images or on the CPU.
         augment: what may be drawn, and the output's size.
         seed: the key, [0, 2^64).
@@ -328,9 +328,8 @@ def augment_resident(
         [B, C, size, size] tensor on the device of the images.
 
     Raises:
-        DataError: images or index that do not fit together or are too large for the kernel.
-        OptionError: another argument out of range, an index on another device, or an augmentation that CUDA kernels
-            cannot do.
+        DataError: images or index that do not fit together.
+        OptionError: another argument out of range, or an index on another device.
         ResourceError: a launch on a CUDA device that failed.
         torch.OutOfMemoryError: no memory for the results on a CUDA device.
 

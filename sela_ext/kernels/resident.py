@@ -33,15 +33,15 @@ def resident_refusal(shape: Sequence[int], augment: Augment, dtype: torch.dtype 
     Example:
         >>> resident_refusal((50_000, 32, 32, 3), Augment.cifar(32)) is None
         True
-        >>> resident_refusal((8, 32, 32, 3), Augment.sela(32, sobel=True))
-        'expected no tone, blur, noise or sobel for images on CUDA, found sobel=True; augment these images on the CPU'
+        >>> resident_refusal((8, 32, 32, 4), Augment.sela(32))
+        'expected uint8 [N, H, W, C] with C = 1 or 3, found torch.uint8 (8, 32, 32, 4)'
     """
     import torch
 
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         return f"expected float32, bfloat16 or float16 on CUDA, found {dtype}"
     try:
-        check_resident(torch.empty(tuple(shape), dtype=torch.uint8, device="meta"), augment)
+        check_resident(torch.empty(tuple(shape), dtype=torch.uint8, device="meta"))
     except SelaError as error:
         return str(error).partition(": ")[2]
     return None

@@ -224,7 +224,7 @@ class OnCard:
         resident = torch.from_numpy(images).to(self.card.place)
         key, want = check_cases.KEY, params is None
         result, drawn = run_cuda(
-            self.card, resident, index, augment, key, params, None, dtype, channels_last, want_parameters=want
+            self.card, resident, index, augment, key, params, None, None, dtype, channels_last, want_parameters=want
         )
         self.card.synchronize()
         return result.cpu(), as_records(drawn)
@@ -236,6 +236,29 @@ class OnCard:
         from sela_ext.kernels.jpeg_cuda import run_cuda
 
         return run_cuda(self.card, files, indexes, boxes)
+
+    def augment_uploaded(
+        self,
+        images: list[Any],
+        augment: Augment,
+        params: npt.NDArray[np.void],
+        effects: npt.NDArray[np.void] | None,
+        exact: bool,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> torch.Tensor:
+        """The CUDA kernels on copies of images of different sizes, or of `Planes`."""
+        from sela_ext.kernels.augment_device import put_images, put_planes, run_uploaded
+        from sela_ext.kernels.augment_planes import Planes
+
+        planar = isinstance(images[0], Planes)
+        if planar:
+            there = put_planes(self.card, self.card.place, images)
+        else:
+            there = put_images(self.card, self.card.place, images, images[0].shape[2])
+        result = run_uploaded(self.card, there, params, augment, effects, exact, None, dtype, channels_last)
+        self.card.synchronize()
+        return result.cpu()
 
 
 _lock = threading.RLock()

@@ -100,7 +100,7 @@ def augment_kept(
     height, width, channels = (int(n) for n in images.shape[1:])
     drawn = torch.empty(len(keys), PARAMETERS.itemsize // 4, dtype=torch.int32, device=images.device)
     _sample(card, augment, (height, width, channels), keys, (seed, epoch, view), drawn)
-    return run_cuda(card, images, index, augment, (0, 0, 0), drawn, None, dtype, channels_last, False)[0]
+    return run_cuda(card, images, index, augment, (0, 0, 0), drawn, None, None, dtype, channels_last, False)[0]
 
 
 def _sample(

@@ -67,6 +67,7 @@ SIZES = {"half": 2, "bfloat16": 2, "Fixed16": 2, "float": 4, "double": 8}
 EXPONENTIAL = re.compile(r"MUFU\.EX2")
 DOUBLE_EXPONENTIAL = re.compile(r"DFMA")  # exp() of a double is a polynomial: at least 8 of these
 DOUBLE_TERMS = 8
+SCORE = re.compile(r"FFMA\.FTZ")  # one per score of the candidate search
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Budget:
     in_flight: int = 0  # loads of 16 bytes that a thread has under way at once, at least
     stack: int = 0  # bytes that a thread may keep in local memory, outside the hot loop
     wide_stores: int = 0  # stores of 16 bytes in the code, at least
+    marker: re.Pattern[str] | None = None  # what the hot loop holds once per element; None: an exponential
 
     def covers(self, kernel: str, arguments: Mapping[str, str]) -> bool:
         return kernel == self.kernel and all(arguments.get(name) in values for name, values in self.when.items())
@@ -251,6 +253,11 @@ def shape(kernel: str, arguments: Mapping[str, str], constants: Constants) -> Sh
         return Shape(constants.value("kCandidateThreads", given), size=size)
     if kernel == "reference_kernel":
         return Shape(constants.value("kReferenceThreads", given), size=4)
+    if kernel in ("lists_kernel", "margin_rows_kernel"):
+        columns = constants.value("kPiecesUnderWay", given) * 16 // size
+        return Shape(constants.value("kListThreads", given), columns=columns, size=size)
+    if kernel in ("margin_columns_kernel", "margin_merge_kernel"):
+        return Shape(constants.value("kListThreads", given), size=size)
     if kernel == "augment_kernel":
         # lay_out(32, 32, 32, channels).bytes
         fixed = {"3": 17_440, "1": 7_200}[arguments["kChannels"]]
@@ -314,6 +321,20 @@ BUDGETS = (
     Budget("candidates_kernel", {"A": _FLOAT}, 64, 0),
     Budget("candidates_kernel", {"A": _DOUBLE}, 80, 0),
     Budget("reference_kernel", {}, 32, 0),
+    # The candidate search: a row per warp; 96 registers, so that 20 warps have 40 KB under way. Prices and bonus, of 4
+    # bytes each, come from the first-level cache by loads of 16 bytes, too. What follows the sweep is per row.
+    *(
+        Budget("lists_kernel", {"T": types}, 96, 6144, instructions, True, 0, in_flight=4, marker=SCORE)
+        for types, instructions in ((_HALVES, 12.5), (_FLOAT, 14.0))
+    ),
+    Budget("lists_kernel", {"T": _DOUBLE}, 96, 6144),
+    *(
+        Budget("margin_rows_kernel", {"T": types}, 96, 0, instructions, True, 0, in_flight=4, marker=SCORE)
+        for types, instructions in ((_HALVES, 9.0), (_FLOAT, 9.5))
+    ),
+    Budget("margin_rows_kernel", {"T": _DOUBLE}, 80, 0),
+    Budget("margin_columns_kernel", {}, 64, 0),
+    Budget("margin_merge_kernel", {}, 48, 0),
     # 64 registers: eight blocks of 128 threads.
     Budget("augment_kernel", {"kChannels": ("3",)}, 64, 0, wide_stores=3),
     Budget("augment_kernel", {"kChannels": ("1",)}, 64, 0, wide_stores=1),
@@ -413,6 +434,18 @@ WORK = (
     solver(128, "half", "OneWarp"),
     wide("wide_rows_kernel", 10_000, "half"),
     wide("wide_columns_kernel", 10_000, "half"),
+    # Lists of 4 columns beside the label, padded to 10: 80 bytes; number, label, length and regret.
+    *(
+        Work(
+            f"candidate lists, K = {columns:,}, {type}",
+            "lists_kernel",
+            {"T": type},
+            IMAGENET,
+            columns,
+            columns * SIZES[type] + 20 + 80,
+        )
+        for columns, type in ((3000, "half"), (3000, "float"), (128, "half"))
+    ),
     Work("augment 32 x 32, half", "augment_kernel", _RESIDENT, CIFAR, 3072, 3072 + 8 + 6144, issued=5700),
     Work("sample parameters", "sample_kernel", {}, CIFAR, 1, 8 + 60, issued=1000 // 32),
     # Rows of 6 candidates: a product reads columns and plan; instructions from the disassembly, 8 lanes per row.

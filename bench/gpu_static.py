@@ -155,7 +155,7 @@ def facts_of(
     facts = Facts(kernel, arch, used, shape, local, blocks, wide_stores, 16 * len(function.code))
     if budget is not None and budget.instructions is not None:
         double = shape.size == 8
-        marker = budgets.DOUBLE_EXPONENTIAL if double else budgets.EXPONENTIAL
+        marker = budget.marker or (budgets.DOUBLE_EXPONENTIAL if double else budgets.EXPONENTIAL)
         try:
             facts.hot = sass.hot_loop(function, marker, shape.elements * (budgets.DOUBLE_TERMS if double else 1))
         except sass.HotLoopError as error:

@@ -53,18 +53,18 @@ Arguments arguments_of(const CandidateSearch& search, const DevicePrices& prices
 template <class Kernel>
 void launch_rows(const char* name, Kernel kernel, const Arguments& a, void* stream) {
   using namespace rounding_cuda;
-  const int64_t at_once = int64_t{std::max(1, resident_blocks(name, kernel, kThreads, 0))} * multiprocessors();
+  const int64_t at_once = int64_t{std::max(1, resident_blocks(name, kernel, kListThreads, 0))} * multiprocessors();
   const int64_t wanted = (a.places + kWarps - 1) / kWarps;
-  launch(name, kernel, dim3(static_cast<unsigned>(std::min(wanted, at_once))), kThreads, 0, stream, a);
+  launch(name, kernel, dim3(static_cast<unsigned>(std::min(wanted, at_once))), kListThreads, 0, stream, a);
 }
 
 template <class T>
 void launch_margins(const Arguments& a, void* stream) {
   using namespace rounding_cuda;
   launch_rows("margin_rows_kernel", margin_rows_kernel<T>, a, stream);
-  constexpr int64_t kPer = int64_t{kThreads} * kMarginColumns;
+  constexpr int64_t kPer = int64_t{kListThreads} * kMarginColumns;
   const dim3 grid(static_cast<unsigned>(a.slabs), static_cast<unsigned>((a.cols + kPer - 1) / kPer));
-  launch("margin_columns_kernel", margin_columns_kernel<T>, grid, kThreads, 0, stream, a);
+  launch("margin_columns_kernel", margin_columns_kernel<T>, grid, kListThreads, 0, stream, a);
 }
 
 int64_t margin_slabs(int64_t places, int64_t cols) {
@@ -88,13 +88,13 @@ void find_candidates_cuda(const CandidateSearch& search, const DevicePrices& pri
   using namespace rounding_cuda;
   switch (search.type) {
     case LogitsType::float64:
-      return launch_rows("candidates_kernel", candidates_kernel<double>, a, stream);
+      return launch_rows("lists_kernel", lists_kernel<double>, a, stream);
     case LogitsType::float16:
-      return launch_rows("candidates_kernel", candidates_kernel<__half>, a, stream);
+      return launch_rows("lists_kernel", lists_kernel<__half>, a, stream);
     case LogitsType::bfloat16:
-      return launch_rows("candidates_kernel", candidates_kernel<__nv_bfloat16>, a, stream);
+      return launch_rows("lists_kernel", lists_kernel<__nv_bfloat16>, a, stream);
     default:
-      return launch_rows("candidates_kernel", candidates_kernel<float>, a, stream);
+      return launch_rows("lists_kernel", lists_kernel<float>, a, stream);
   }
 }
 
@@ -132,8 +132,8 @@ void column_margins_cuda(const CandidateSearch& search, const DevicePrices& pric
         launch_margins<float>(a, stream);
     }
   }
-  launch("margin_merge_kernel", margin_merge_kernel, dim3(static_cast<unsigned>((a.cols + kThreads - 1) / kThreads)),
-         kThreads, 0, stream, a);
+  launch("margin_merge_kernel", margin_merge_kernel,
+         dim3(static_cast<unsigned>((a.cols + kListThreads - 1) / kListThreads)), kListThreads, 0, stream, a);
 }
 
 }  // namespace sela

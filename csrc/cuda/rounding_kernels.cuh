@@ -4,14 +4,14 @@
 // (Its generic loops round a fma twice, which now and then differs in the last bit.)
 //
 // Bytes, operations and floor, for n rows of K columns in b-byte logits, lists of `count` columns:
-//   candidates_kernel: n K b bytes from memory, once: what a row needs further is read again from the caches, where its
+//   lists_kernel: n K b bytes from memory, once: what a row needs further is read again from the caches, where its
 //     6 KB (K = 3000, float16) still lie.  Per entry 1 conversion + 1 fma + 2 additions + 1 maximum.  Per row 20 bytes
 //     of number, label, length and regret, and 8 (count + 2) of its list, which is all that goes to the host.
 //     H100 at 3.0 TB/s, n = 1,281,167, K = 3000, float16, count = 4: 7.7 + 0.1 GB = 2.6 ms: bound by memory.
 //   margin_rows_kernel, margin_columns_kernel: the rows that tell (a few thousand) are read twice, the second time
 //     mostly from the cache; 16 K bytes of partial results per slab of rows, merged by margin_merge_kernel.
 //
-// Who does what. In candidates_kernel and margin_rows_kernel a warp has a row, and nobody waits for another warp: lane
+// Who does what. In lists_kernel and margin_rows_kernel a warp has a row, and nobody waits for another warp: lane
 // l takes the pieces of 16 bytes l, l + 32, ..., four of them under way at a time, which is 2 KB per warp and 40 KB per
 // multiprocessor at 20 warps (of which an H100 needs 18 to 25).  Since 32 pieces are a multiple of 64 columns, lane and
 // place in the piece tell a column's group, and the 64 maxima need a few shuffles only.  Narrow rows leave lanes idle;
@@ -34,12 +34,12 @@ namespace sela {
 namespace rounding_cuda {
 
 constexpr int kWarp = 32;
-constexpr int kThreads = 128;  // four rows per block: blocks come and go in small steps
-constexpr int kWarps = kThreads / kWarp;
-constexpr int kBlocks = 5;    // that must fit on a multiprocessor: holds registers down to 96
-constexpr int kUnderWay = 4;  // pieces of 16 bytes
-constexpr int kHits = 128;    // columns above the bound that shared memory holds for a row: 2 * 64 is the longest list
-                              // but for those of all columns
+constexpr int kListThreads = 128;  // four rows per block: blocks come and go in small steps
+constexpr int kWarps = kListThreads / kWarp;
+constexpr int kBlocks = 5;          // that must fit on a multiprocessor: holds registers down to 96
+constexpr int kPiecesUnderWay = 4;  // pieces of 16 bytes
+constexpr int kHits = 128;  // columns above the bound that shared memory holds for a row: 2 * 64 is the longest list
+                            // but for those of all columns
 constexpr int kGroups = static_cast<int>(kCandidateGroups);
 constexpr int kMargins = kColumnMargins;
 constexpr int kMarginColumns = 4;  // of a thread
@@ -182,8 +182,10 @@ __device__ __forceinline__ Best warp_best(Best x) {
 
 // ---- Scores of a row.
 
-struct alignas(16) Bytes16 {
-  uint32_t word[4];
+/// Neighbours that are loaded together, up to 16 bytes at a time.
+template <class T, int N>
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Several {
+  T at[N];
 };
 
 template <class T>
@@ -235,61 +237,55 @@ struct Row {
   }
 };
 
-/// A piece of 16 bytes of logits, from a column of which the row has as many further ones.
-template <class T>
-__device__ __forceinline__ Bytes16 piece_at(const Arguments& a, const T* x) {
-  Bytes16 piece;
-  if (a.aligned) {
-    piece = *reinterpret_cast<const Bytes16*>(x);
+/// A piece of 16 bytes of logits.
+template <bool kAligned, class T, int V>
+__device__ __forceinline__ Several<T, V> piece_at(const T* x) {
+  Several<T, V> piece;
+  if (kAligned) {
+    piece = *reinterpret_cast<const Several<T, V>*>(x);
   } else {
 #pragma unroll
-    for (int v = 0; v < static_cast<int>(16 / sizeof(T)); ++v)
-      memcpy(reinterpret_cast<unsigned char*>(&piece) + v * sizeof(T), x + v, sizeof(T));
+    for (int v = 0; v < V; ++v) piece.at[v] = x[v];
   }
   return piece;
 }
 
 /// Maxima of this lane's columns by their place in a piece, with the bonus, and the largest score without it.
-template <class T>
-__device__ __forceinline__ float sweep(const Arguments& a, const Row<T>& row, int lane, const float* bonus,
-                                       float (&top)[16 / sizeof(T)]) {
+template <bool kAligned, class T>
+__device__ __forceinline__ float sweep_rows(const Arguments& a, const Row<T>& row, int lane, const float* bonus,
+                                            float (&top)[16 / sizeof(T)]) {
   using P = typename Arithmetic<T>::type;
   constexpr int V = static_cast<int>(16 / sizeof(T)), kStep = V * kWarp;
   float plain = -INFINITY;
 #pragma unroll
   for (int v = 0; v < V; ++v) top[v] = -INFINITY;
   const P* prices = static_cast<const P*>(a.prices);
-  const auto take = [&](int v, int64_t column, decltype(to_arithmetic(T())) logit, P price) {
+  const auto take = [&](int v, decltype(to_arithmetic(T())) logit, P price, float extra) {
     float t = row.score(logit, price);
     if (bonus != nullptr) {
       plain = fmaxf(plain, t);
-      t = plus(t, bonus[column]);
+      t = plus(t, extra);
     }
     top[v] = fmaxf(top[v], t);
   };
-  for (int64_t from = static_cast<int64_t>(lane) * V; from < a.cols; from += kUnderWay * kStep) {
-    Bytes16 piece[kUnderWay];
+  const unsigned cols = static_cast<unsigned>(a.cols);  // below 2^31
+  for (unsigned from = static_cast<unsigned>(lane) * V; from + V <= cols; from += kPiecesUnderWay * kStep) {
+    // All loads are under way before the first is used; behind the last piece the first one stands in.
+    Several<T, V> piece[kPiecesUnderWay];
 #pragma unroll
-    for (int u = 0; u < kUnderWay; ++u) {
-      const int64_t j = from + u * kStep;
-      if (j + V <= a.cols) piece[u] = piece_at(a, row.x + j);
+    for (int u = 0; u < kPiecesUnderWay; ++u) {
+      const unsigned j = from + u * kStep;
+      piece[u] = piece_at<kAligned, T, V>(row.x + (j + V <= cols ? j : 0u));
     }
 #pragma unroll
-    for (int u = 0; u < kUnderWay; ++u) {
-      const int64_t j = from + u * kStep;
-      if (j + V > a.cols) continue;
-      Bytes16 price[V * sizeof(P) / 16];
+    for (int u = 0; u < kPiecesUnderWay; ++u) {
+      const unsigned j = from + u * kStep;
+      if (j + V > cols) continue;
+      const Several<P, V> price = *reinterpret_cast<const Several<P, V>*>(prices + j);
+      Several<float, V> extra = {};
+      if (bonus != nullptr) extra = *reinterpret_cast<const Several<float, V>*>(bonus + j);
 #pragma unroll
-      for (int k = 0; k < static_cast<int>(V * sizeof(P) / 16); ++k)
-        price[k] = reinterpret_cast<const Bytes16*>(prices + j)[k];
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        T logit;
-        P p;
-        memcpy(&logit, reinterpret_cast<const unsigned char*>(&piece[u]) + v * sizeof(T), sizeof(T));
-        memcpy(&p, reinterpret_cast<const unsigned char*>(price) + v * sizeof(P), sizeof(P));
-        take(v, j + v, to_arithmetic(logit), p);
-      }
+      for (int v = 0; v < V; ++v) take(v, to_arithmetic(piece[u].at[v]), price.at[v], extra.at[v]);
     }
   }
   // What is left of the row is less than a piece.
@@ -297,13 +293,20 @@ __device__ __forceinline__ float sweep(const Arguments& a, const Row<T>& row, in
   if (cut / V % kWarp == lane) {
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      if (cut + v < a.cols) take(v, cut + v, to_arithmetic(row.x[cut + v]), prices[cut + v]);
+      if (cut + v < a.cols)
+        take(v, to_arithmetic(row.x[cut + v]), prices[cut + v], bonus != nullptr ? bonus[cut + v] : 0.0f);
   }
   if (bonus == nullptr) {
 #pragma unroll
     for (int v = 0; v < V; ++v) plain = fmaxf(plain, top[v]);
   }
   return warp_max(plain);
+}
+
+template <class T>
+__device__ __forceinline__ float sweep(const Arguments& a, const Row<T>& row, int lane, const float* bonus,
+                                       float (&top)[16 / sizeof(T)]) {
+  return a.aligned ? sweep_rows<true>(a, row, lane, bonus, top) : sweep_rows<false>(a, row, lane, bonus, top);
 }
 
 // ---- The bound of a list.  A lane holds the maxima of groups `lane` and `lane + 32`.
@@ -457,7 +460,7 @@ __device__ __forceinline__ Choice best_hits(const Hits<T>& hits, int32_t count, 
 
 /// A warp per row.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks) candidates_kernel(const Arguments a) {
+__global__ void __launch_bounds__(kListThreads, kBlocks) lists_kernel(const Arguments a) {
   using P = typename Arithmetic<T>::type;
   constexpr int V = static_cast<int>(16 / sizeof(T));
   SELA_SHARED_ARRAY(Scratch, shared, kWarps);
@@ -583,7 +586,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) candidates_kernel(const Arg
 
 /// A warp per row: its best score, and what scores are relative to.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks) margin_rows_kernel(const Arguments a) {
+__global__ void __launch_bounds__(kListThreads, kBlocks) margin_rows_kernel(const Arguments a) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / kWarp; i < a.places;
@@ -616,9 +619,10 @@ __device__ __forceinline__ void keep_smallest(float (&smallest)[kMargins], float
 
 /// blockIdx.x: slabs of rows; blockIdx.y: kMarginColumns columns per thread.
 template <class T>
-__global__ void __launch_bounds__(kThreads) margin_columns_kernel(const Arguments a) {
+__global__ void __launch_bounds__(kListThreads) margin_columns_kernel(const Arguments a) {
   const int64_t slab = blockIdx.x;
-  const int64_t column = static_cast<int64_t>(blockIdx.y) * kThreads * kMarginColumns + static_cast<int>(threadIdx.x);
+  const int64_t column =
+      static_cast<int64_t>(blockIdx.y) * kListThreads * kMarginColumns + static_cast<int>(threadIdx.x);
   const int64_t last = (slab + 1) * a.slab_rows < a.places ? (slab + 1) * a.slab_rows : a.places;
   float smallest[kMarginColumns][kMargins];
 #pragma unroll
@@ -632,7 +636,7 @@ __global__ void __launch_bounds__(kThreads) margin_columns_kernel(const Argument
     const Row<T> row(a, a.selected != nullptr ? a.selected[i] : i, a.bases[i]);
 #pragma unroll
     for (int c = 0; c < kMarginColumns; ++c) {
-      const int64_t j = column + c * kThreads;
+      const int64_t j = column + c * kListThreads;
       if (j >= a.cols) continue;
       const float loss = minus(best, row.at(a, j));
       keep_smallest(smallest[c], loss > 0.0f ? loss : INFINITY);
@@ -640,7 +644,7 @@ __global__ void __launch_bounds__(kThreads) margin_columns_kernel(const Argument
   }
 #pragma unroll
   for (int c = 0; c < kMarginColumns; ++c) {
-    const int64_t j = column + c * kThreads;
+    const int64_t j = column + c * kListThreads;
     if (j >= a.cols) continue;
 #pragma unroll
     for (int m = 0; m < kMargins; ++m) a.smallest[(slab * kMargins + m) * a.cols + j] = smallest[c][m];
@@ -648,8 +652,8 @@ __global__ void __launch_bounds__(kThreads) margin_columns_kernel(const Argument
 }
 
 /// A thread per column: the smallest of all slabs, whatever their order.
-__global__ void __launch_bounds__(kThreads) margin_merge_kernel(const Arguments a) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+__global__ void __launch_bounds__(kListThreads) margin_merge_kernel(const Arguments a) {
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kListThreads + static_cast<int>(threadIdx.x);
   if (column >= a.cols) return;
   float smallest[kMargins];
 #pragma unroll

@@ -169,10 +169,10 @@ def test_columns_that_are_not_adjacent_are_searched(card):
 
 def test_a_failed_launch_says_so(card):
     def fails(*arguments):
-        raise RuntimeError("candidates_kernel: launch failed: out of order; run with CUDA_LAUNCH_BLOCKING=1\nmore")
+        raise RuntimeError("lists_kernel: launch failed: out of order; run with CUDA_LAUNCH_BLOCKING=1\nmore")
 
     card.core.find_candidates_cuda = card.core.column_margins_cuda = fails
-    with pytest.raises(ResourceError, match="candidates_kernel: launch failed: out of order"):
+    with pytest.raises(ResourceError, match="lists_kernel: launch failed: out of order"):
         find_candidates(torch.zeros(3, 2), np.zeros(2), np.zeros(3, np.int32))
     with pytest.raises(ResourceError, match="launch failed"):
         sela_ext.kernels.column_margins(torch.zeros(3, 2), np.zeros(2), np.zeros(3, np.int32))

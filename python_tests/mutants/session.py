@@ -64,6 +64,11 @@ UNITS = (
         ("python_tests/simt/test_sinkhorn.py", "python_tests/simt/test_sinkhorn_mutants.py"),
     ),
     Unit(
+        "rounding",
+        ("rounding.cu", "rounding_kernels.cuh"),
+        ("python_tests/simt/test_rounding.py",),
+    ),
+    Unit(
         "augment",
         ("augment.cu", "augment_kernels.cuh"),
         ("python_tests/simt/test_augment.py", "python_tests/simt/test_augment_mutants.py"),

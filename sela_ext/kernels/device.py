@@ -72,7 +72,7 @@ class CudaDevice:
         """A mark behind all that the current stream was given so far, for `follow`."""
         import torch
 
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self.place))
         return event
 

@@ -260,7 +260,7 @@ def run_cuda(
     index: Any,
     augment: Augment,
     key: tuple[int, int, int],
-    params: npt.NDArray[np.void] | torch.Tensor | None,
+    params: npt.NDArray[np.void] | None,
     out: torch.Tensor | None,
     dtype: torch.dtype | None,
     channels_last: bool,
@@ -269,8 +269,7 @@ def run_cuda(
     """Check, allocate and launch, whatever the device's self-check says.
 
     Returns the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for). Without params they are
-    drawn with key = (seed, epoch, view). Params that the device has drawn itself, int32 [B, 15] there, are not looked
-    at.
+    drawn with key = (seed, epoch, view).
     """
     import torch
 
@@ -286,10 +285,8 @@ def run_cuda(
     height, width = int(images.shape[1]), int(images.shape[2])
     options = augment_options(augment, channels)
     result = check_output(out, (len(rows), channels, augment.size, augment.size), dtype, channels_last, device)
-    given: torch.Tensor | None = None
-    if isinstance(params, torch.Tensor):
-        given = params
-    elif params is not None:
+    given = None
+    if params is not None:
         given = torch.from_numpy(_words(params, len(rows), options, height, width)).to(device)
     drawn = torch.empty(len(rows) if want_parameters else 0, _WORDS, dtype=torch.int32, device=device)
     with card.current():

@@ -81,7 +81,7 @@ def near_ties(heads, embeddings, made, wanted):
 
     ties = []
     for head, row in np.argwhere(made.labels != wanted.labels).tolist():
-        logits = heads.logits_of(head, embeddings[row : row + 1])[0].double()
+        logits = heads.logits_of(head, embeddings[row : row + 1])[0].detach().double()
         score = LAM * logits + torch.from_numpy(wanted.potentials[head])
         mine, theirs = int(made.labels[head, row]), int(wanted.labels[head, row])
         assert 0 <= mine < CLUSTERS

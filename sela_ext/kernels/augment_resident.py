@@ -19,7 +19,7 @@ from sela_ext.kernels.augment import (
     sample_parameters,
 )
 from sela_ext.kernels.augment import augment as augment_on_cpu
-from sela_ext.kernels.device import cuda_place, first_line, is_tensor, on_card, usable
+from sela_ext.kernels.device import cuda_place, first_line, is_tensor, usable
 
 if TYPE_CHECKING:
     import torch
@@ -275,7 +275,7 @@ def run_cuda(
 
     device = images.device
     check_resident(images, augment)
-    if is_tensor(index) and index.device == device and on_card(device):
+    if is_tensor(index) and index.device == device and device.type == "cuda":
         if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
             raise DataError(f"index: expected integers, found {index.dtype}")
         rows = index.detach().reshape(-1).to(torch.int64).contiguous()

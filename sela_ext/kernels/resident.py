@@ -32,8 +32,9 @@ def resident_refusal(shape: Sequence[int], augment: Augment, dtype: torch.dtype 
     Example:
         >>> resident_refusal((50_000, 32, 32, 3), Augment.cifar(32)) is None
         True
-        >>> resident_refusal((8, 32, 32, 3), Augment.sela(32, sobel=True))
-        'expected no tone, blur, noise or sobel for images on CUDA, found sobel=True; augment these images on the CPU'
+        >>> import torch
+        >>> resident_refusal((50_000, 32, 32, 3), Augment.cifar(32), torch.uint8)
+        'expected float32, bfloat16 or float16 on CUDA, found torch.uint8'
     """
     import torch
 

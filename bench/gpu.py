@@ -6,7 +6,7 @@ One command, for any card. It prints the card, its driver and the bandwidths tha
 reading 1 GiB). Then, kernel by kernel: first it compares results with the pure-torch twin or the CPU, and stops if they
 differ; then it times by CUDA events, medians of runs taken in turn, the second-level cache flushed before each. The
 share of the copy bandwidth is that of the bytes which have to move. Competitors do the same work with torch, and with
-torchvision for images, on the same card.
+torchvision for images, on the same card. At last the Loader and a training run, by bench/gpu_training.py.
 
 `--dry-run` runs all of it with tiny sizes on the processor, to test this file; its numbers mean nothing.
 """
@@ -26,6 +26,7 @@ import common
 import numpy as np
 import torch
 from gpu_jpeg import jpeg_case
+from gpu_training import loader_case, training_case
 
 import sela_ext
 from sela_ext import kernels
@@ -480,6 +481,8 @@ def run(quick: bool, dry: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     rows += images_case(card, measured["copy"], rounds)
     rows += jpeg_case(card, measured["copy"], rounds)
     rows += solve_case(card, measured["copy"])
+    rows += loader_case(card, rounds)
+    rows += training_case(card)
     return rows, {**facts, **{f"{name}_gb_s": round(value, 1) for name, value in measured.items()}}
 
 

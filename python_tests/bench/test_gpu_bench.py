@@ -51,6 +51,9 @@ def test_a_dry_run_goes_through_everything_and_records_nothing(tmp_path):
         "torchvision v2",
         "JPEG files to planes",
         "A solve, ",
+        "Loader, 256 images of 32 x 32 x 3",
+        "Training, 256 images of 32 x 32 x 3, 4 epochs",
+        "label passes",
     ):
         assert words in done.stdout
     assert results() == before
@@ -101,6 +104,16 @@ def test_rows_hold_what_a_later_reader_needs(script, as_cuda, host_card, host_co
     assert (loose["tol"], tight["tol"]) == (1e-2, 1e-4)
     assert tight["passes"] >= loose["passes"]
     assert loose["backend"] == "cuda"
+    loaded = script.loader_case(card, 1)
+    assert [row["what"] for row in loaded] == ["kept on the card", "sent"]
+    for row in loaded:
+        assert row["images_per_second"] == pytest.approx(256 / row["seconds"])
+    trained = script.training_case(card)
+    assert [row["what"] for row in trained] == ["kept on the card", "sent"]
+    for row in trained:
+        assert row["steps_seconds"] > 0
+        assert row["label_passes_seconds"] > 0
+        assert row["evaluation_seconds"] > 0
 
 
 def test_nothing_is_timed_where_results_differ(script, as_cuda, host_card, host_core, monkeypatch):

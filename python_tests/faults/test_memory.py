@@ -145,11 +145,13 @@ def test_training_from_python_says_it_with_the_same_error(tmp_path, monkeypatch)
         MemoryError("std::bad_alloc"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried"),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         OSError(12, "Cannot allocate memory"),
     ],
 )
 def test_a_lack_of_memory_of_any_kind_is_one_error(error, monkeypatch, capsys):
-    told = r"memory: expected more than this process can have.*; use less"
+    place = "GPU memory" if "CUDA" in str(error) else "memory"
+    told = rf"^{place}: expected more than this process can have.*; use less"
     with pytest.raises(ResourceError, match=told), out_of_memory("use less"):
         raise error
 
@@ -160,7 +162,7 @@ def test_a_lack_of_memory_of_any_kind_is_one_error(error, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 7
-    assert capsys.readouterr().err.startswith("sela: error: memory: expected more")
+    assert capsys.readouterr().err.startswith(f"sela: error: {place}: expected more")
 
 
 def test_other_errors_are_left_as_they_are():

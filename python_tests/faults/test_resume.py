@@ -165,7 +165,7 @@ def test_d11_another_option_is_refused_with_old_and_new(finished, name):
 def test_d11_what_does_not_change_what_is_learnt_may_be_another(finished, tmp_path, name):
     values = {
         "resume": True, "checkpoint_seconds": 7.5, "progress": True, "threads": 2, "index": "off",
-        "callbacks": lambda event, info: None, "rank_timeout": 99.0, "rank_silence": 99.0,
+        "callbacks": lambda event, info: None, "rank_timeout": 99.0, "rank_silence": 99.0, "resident": False,
     }  # fmt: skip
     if name not in {spec.name for spec in dataclasses.fields(Options)}:
         pytest.skip("a version without this option")

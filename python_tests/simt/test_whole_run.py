@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.plain_only
 
-IMAGES, CLUSTERS, HEADS, EPOCHS, BATCH = 200, 10, 2, 4, 40
+IMAGES, CLUSTERS, HEADS, EPOCHS, BATCH = 160, 10, 2, 3, 40
 LAM, TOLERANCE = 25.0, 1e-5
 # Two labels are equally good when their scores differ by less, in nats: both solvers end within their tolerance of the
 # same cluster sizes, at potentials that differ by the order of it.
@@ -81,12 +81,32 @@ def near_ties(heads, embeddings, made, wanted):
 
     ties = []
     for head, row in np.argwhere(made.labels != wanted.labels).tolist():
-        logits = heads.logits_of(head, embeddings[row : row + 1])[0].double()
+        logits = heads.logits_of(head, embeddings[row : row + 1])[0].detach().double()
         score = LAM * logits + torch.from_numpy(wanted.potentials[head])
         mine, theirs = int(made.labels[head, row]), int(wanted.labels[head, row])
         assert 0 <= mine < CLUSTERS
         ties.append((head, row, mine, theirs, float(score[theirs] - score[mine])))
     return ties
+
+
+def test_a_label_that_is_no_near_tie_is_told():
+    import dataclasses
+
+    torch = pytest.importorskip("torch")
+    from sela_ext.models import Heads
+    from sela_ext.training.labelling import label_pass, random_labels
+
+    torch.manual_seed(0)
+    heads, embeddings = Heads(16, [CLUSTERS] * HEADS, "cosine"), torch.randn(120, 16)
+    previous = random_labels(120, [CLUSTERS] * HEADS, seed=0)
+    valid = torch.ones(120, dtype=torch.bool)
+    wanted = label_pass(heads, embeddings, valid, previous, lam=LAM, tol=TOLERANCE, threads=1)
+    assert near_ties(heads, embeddings, wanted, wanted) == []
+    other = wanted.labels.copy()
+    other[1, 7] = (other[1, 7] + 1) % CLUSTERS
+    ((head, row, mine, theirs, gain),) = near_ties(heads, embeddings, dataclasses.replace(wanted, labels=other), wanted)
+    assert (head, row, mine, theirs) == (1, 7, other[1, 7], wanted.labels[1, 7])
+    assert gain > NEAR
 
 
 def digits():
@@ -96,8 +116,14 @@ def digits():
     return (data.images[:IMAGES] * 15.9).astype(np.uint8), data.target[:IMAGES]
 
 
-@pytest.mark.parametrize("source", ["bank", "eval"])
-def test_digits_are_trained_on_by_the_cuda_kernels_and_labelled_as_by_the_cpu(core, compared, tmp_path, source):
+@pytest.mark.parametrize(
+    ("source", "sampler"),
+    [("bank", "images"), ("eval", "images"), ("bank", "clusters")],
+    ids=["bank", "eval", "clusters drawn evenly"],
+)
+def test_digits_are_trained_on_by_the_cuda_kernels_and_labelled_as_by_the_cpu(
+    core, compared, tmp_path, source, sampler
+):
     pytest.importorskip("sklearn")
     import sela_ext
 
@@ -116,6 +142,7 @@ def test_digits_are_trained_on_by_the_cuda_kernels_and_labelled_as_by_the_cpu(co
         half_resolution=0.0,
         precision="float32",
         label_source=source,
+        sampler=sampler,
         label_passes=EPOCHS,
         label_spacing="linear",
         label_tol=TOLERANCE,
@@ -125,11 +152,16 @@ def test_digits_are_trained_on_by_the_cuda_kernels_and_labelled_as_by_the_cpu(co
     )
     run = json.loads((tmp_path / "run" / "options.json").read_text())
     assert run["options"]["resident"] is True
-    assert run["reasons"]["resident"].startswith("kept on the device: 12.8 kB")
+    assert run["reasons"]["resident"].startswith("kept on the device: 10.2 kB")
 
     # Every batch was made by one launch: of the steps, the look that places the prototypes, the passes, the evaluation.
     steps, looks = EPOCHS * (IMAGES // BATCH), 2 + (EPOCHS if source == "eval" else 0)
-    assert core.calls["augment_resident_cuda"] == steps + looks * -(-IMAGES // 64)
+    if sampler == "images":
+        assert core.calls["augment_resident_cuda"] == steps + looks * -(-IMAGES // 64)
+        assert not core.calls["sample_parameters_cuda"]
+    else:  # images come several times in an epoch, each time drawn by a number of its own
+        assert EPOCHS <= core.calls["sample_parameters_cuda"] <= steps
+        assert core.calls["augment_resident_cuda"] == core.calls["sample_parameters_cuda"] + looks * -(-IMAGES // 64)
     # The label passes ran there, and nowhere else.
     events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     passes = [event for event in events if event["event"] == "label_pass"]

@@ -61,6 +61,7 @@ def _report(given: argparse.Namespace) -> int:
     if given.map is not None:
         from sela_ext.inference.overview import map_again
 
+        assert source is not None  # or the error was raised above
         map_again(folder, source, _whole(given.map))
     read_image = None
     if source is not None and source.vectors is None:

@@ -50,7 +50,7 @@ from sela_ext.data.upload import Upload, Uploader
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels import Augment, IndexStore
 from sela_ext.kernels.device import usable
-from sela_ext.kernels.resident import augment_kept, resident_refusal
+from sela_ext.kernels.resident import augment_kept, resident_refusal, takes_keys
 
 # Batches that are ready or in the making while the consumer works on one.
 BATCHES_AHEAD = 3
@@ -351,8 +351,9 @@ class Loader:
         begin = check_integer("start", start, 0, len(share))
         if not len(share):
             return _no_batches()
-        if self._kept is not None and (order is None or not any(view.draws_effects for view in self.views)):
-            return self._deliver_kept(self._kept, number, share, keys, begin)
+        kept = self._kept
+        if kept is not None and (order is None or all(takes_keys(kept.shape, view) for view in self.views)):
+            return self._deliver_kept(kept, number, share, keys, begin)
         return self._deliver(number, share, keys, begin)
 
     def close(self) -> None:

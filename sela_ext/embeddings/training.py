@@ -174,7 +174,7 @@ def train_heads(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(base, done, "cosine", 0.0)
             logits = network.heads.split(network.heads(network(batch.images)))
-            losses = [F.cross_entropy(z, targets[head, batch.index]) for head, z in enumerate(logits)]
+            losses = [F.cross_entropy(z, targets[head, batch.placed]) for head, z in enumerate(logits)]
             loss = torch.stack(losses).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -324,7 +324,7 @@ def launch(
     channels: int,
     sides: tuple[int, int],
     *,
-    given: tuple[npt.NDArray[np.void] | torch.Tensor | None, npt.NDArray[np.void] | None],
+    given: tuple[npt.NDArray[np.void] | None, npt.NDArray[np.void] | None],
     key: tuple[int, int, int],
     out: torch.Tensor | None,
     dtype: torch.dtype | None,
@@ -338,8 +338,7 @@ def launch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Allocate and launch for checked arguments: addresses of one of the three sources, sides of the largest image.
 
-    Returns the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for). Parameters that the device has
-    drawn itself, int32 [B, 15] there, have no effects beside them.
+    Returns the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for).
     """
     import torch
 
@@ -351,15 +350,9 @@ def launch(
     drawn = torch.empty(count if want_parameters else 0, words, dtype=torch.int32, device=place)
     if not count:
         return result, drawn
-    uploaded: torch.Tensor | None
-    if params is None or isinstance(params, torch.Tensor):
-        needs, uploaded = drawn_needs(augment), params
-    else:
-        needs = given_needs(params, effects)
-        parts = [
-            np.ascontiguousarray(part).view(np.int32).reshape(-1) for part in (params, effects) if part is not None
-        ]
-        uploaded = torch.from_numpy(np.concatenate(parts)).to(place)
+    needs = drawn_needs(augment) if params is None else given_needs(params, effects)
+    parts = [np.ascontiguousarray(part).view(np.int32).reshape(-1) for part in (params, effects) if part is not None]
+    uploaded = torch.from_numpy(np.concatenate(parts)).to(place) if parts else None
     first = _address(uploaded)
     further_words = 4 * words * count if params is not None else 0
     try:

@@ -259,7 +259,7 @@ def run_cuda(
     index: Any,
     augment: Augment,
     key: tuple[int, int, int],
-    params: npt.NDArray[np.void] | torch.Tensor | None,
+    params: npt.NDArray[np.void] | None,
     effects: npt.NDArray[np.void] | None,
     out: torch.Tensor | None,
     dtype: torch.dtype | None,
@@ -269,8 +269,7 @@ def run_cuda(
     """Check, allocate and launch, whatever the device's self-check says.
 
     Returns the output, and what was drawn as int32 [B, 15] ([0, 15] unless asked for). Without params these and the
-    effects are drawn with key = (seed, epoch, view). Params that the device has drawn itself, int32 [B, 15] there, are
-    not looked at.
+    effects are drawn with key = (seed, epoch, view).
     """
     import torch
 
@@ -287,9 +286,7 @@ def run_cuda(
     channels = int(images.shape[3])
     height, width = int(images.shape[1]), int(images.shape[2])
     options = augment_options(augment, channels)
-    records: npt.NDArray[np.void] | torch.Tensor | None = params
-    if params is not None and not isinstance(params, torch.Tensor):
-        records = _checked(params, len(rows), options, height, width)
+    records = None if params is None else _checked(params, len(rows), options, height, width)
     drawn_effects = check_effects(effects, augment, len(rows)) if params is not None else None
     if not takes_one_launch(height, width, augment, drawn_effects):
         return augment_device.launch(
@@ -309,9 +306,9 @@ def run_cuda(
             want_parameters=want_parameters,
         )
     result = check_output(out, (len(rows), channels, augment.size, augment.size), dtype, channels_last, device)
-    given = records
-    if given is not None and not isinstance(given, torch.Tensor):
-        given = torch.from_numpy(given.view(np.int32).reshape(len(rows), _WORDS)).to(device)
+    given = None
+    if records is not None:
+        given = torch.from_numpy(records.view(np.int32).reshape(len(rows), _WORDS)).to(device)
     drawn = torch.empty(len(rows) if want_parameters else 0, _WORDS, dtype=torch.int32, device=device)
     with card.current():
         try:

@@ -9,17 +9,16 @@ Note [Images that come again]
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sela_ext import _core
 from sela_ext.errors import OptionError, ResourceError, SelaError
-from sela_ext.kernels.augment import PARAMETERS, Augment, augment_options, check_key
-from sela_ext.kernels.augment_resident import augment_resident, check_resident, run_cuda
+from sela_ext.kernels.augment import PARAMETERS, Augment, augment_options, check_key, check_output, output_shape
+from sela_ext.kernels.augment_resident import augment_resident, check_resident
 from sela_ext.kernels.device import first_line, usable
 
 if TYPE_CHECKING:
     import torch
-
-    from sela_ext.kernels.device import CudaDevice
 
 
 def resident_refusal(shape: Sequence[int], augment: Augment, dtype: torch.dtype | None = None) -> str | None:
@@ -33,8 +32,9 @@ def resident_refusal(shape: Sequence[int], augment: Augment, dtype: torch.dtype 
     Example:
         >>> resident_refusal((50_000, 32, 32, 3), Augment.cifar(32)) is None
         True
-        >>> resident_refusal((8, 32, 32, 4), Augment.sela(32))
-        'expected uint8 [N, H, W, C] with C = 1 or 3, found torch.uint8 (8, 32, 32, 4)'
+        >>> import torch
+        >>> resident_refusal((50_000, 32, 32, 3), Augment.cifar(32), torch.uint8)
+        'expected float32, bfloat16 or float16 on CUDA, found torch.uint8'
     """
     import torch
 
@@ -45,6 +45,17 @@ def resident_refusal(shape: Sequence[int], augment: Augment, dtype: torch.dtype 
     except SelaError as error:
         return str(error).partition(": ")[2]
     return None
+
+
+def takes_keys(shape: Sequence[int], augment: Augment) -> bool:
+    """Whether `augment_kept` can draw by other numbers than the images', see Note [Images that come again].
+
+    Args:
+        shape: of the images, uint8 [N, H, W, C].
+        augment: what is drawn.
+    """
+    small = max(*shape[1:3], augment.size) <= _core.AUGMENT_CUDA_SIDE
+    return small and not augment.draws_effects and not augment.sobel
 
 
 def augment_kept(
@@ -64,8 +75,8 @@ def augment_kept(
     Args:
         images: uint8 [N, H, W, C] on the device.
         index: int64 [B] there, numbers in [0, N).
-        keys: int64 [B] there, what parameters are drawn with, see Note [Images that come again]; None: `index`.
-        augment: what is drawn, without effects where there are keys.
+        keys: int64 [B] there, what parameters are drawn with, where `takes_keys` says so; None: `index`.
+        augment: what is drawn.
         seed: the key, [0, 2^64).
         epoch: [0, 2^32).
         view: [0, 256).
@@ -76,11 +87,9 @@ def augment_kept(
         [B, C, size, size], on the current stream, which is not waited for.
 
     Raises:
-        OptionError: keys with effects.
+        OptionError: keys, and images that are not drawn by them.
         ResourceError: a launch that failed.
     """
-    import torch
-
     if keys is None:
         return augment_resident(
             images,
@@ -92,27 +101,44 @@ def augment_kept(
             dtype=dtype,
             channels_last=channels_last,
         )
+    import torch
+
     check_key(seed, epoch, view)
-    if augment.draws_effects:
-        raise OptionError("keys: expected an augmentation without tone, blur and noise, found one that draws them")
+    if not takes_keys(images.shape, augment):
+        raise OptionError(
+            f"keys: expected none with effects, or sides above {_core.AUGMENT_CUDA_SIDE} pixels, found "
+            f"{tuple(images.shape[1:3])} to {augment.size}; augment these images on the CPU"
+        )
     card = usable(images.device)
     assert card is not None
     height, width, channels = (int(n) for n in images.shape[1:])
-    drawn = torch.empty(len(keys), PARAMETERS.itemsize // 4, dtype=torch.int32, device=images.device)
-    _sample(card, augment, (height, width, channels), keys, (seed, epoch, view), drawn)
-    return run_cuda(card, images, index, augment, (0, 0, 0), drawn, None, None, dtype, channels_last, False)[0]
-
-
-def _sample(
-    card: CudaDevice, augment: Augment, shape: tuple[int, int, int], keys: Any, key: tuple[int, int, int], drawn: Any
-) -> None:
-    """Draw by `keys`, int64 [B], into int32 [B, 15] beside them."""
-    height, width, channels = shape
     options = augment_options(augment, channels)
+    shape = output_shape(augment, len(index), channels, dtype)
+    result = check_output(None, shape, dtype, channels_last, images.device)
+    drawn = torch.empty(len(keys), PARAMETERS.itemsize // 4, dtype=torch.int32, device=images.device)
     with card.current():
         try:
+            stream = card.stream()
             card.core.sample_parameters_cuda(
-                options, height, width, keys.data_ptr(), len(keys), *key, drawn.data_ptr(), card.stream()
+                options, height, width, keys.data_ptr(), len(keys), seed, epoch, view, drawn.data_ptr(), stream
+            )
+            card.core.augment_resident_cuda(
+                options,
+                images.data_ptr(),
+                len(images),
+                height,
+                width,
+                channels,
+                index.data_ptr(),
+                len(index),
+                *(0, 0, 0),  # nothing more is drawn
+                drawn.data_ptr(),
+                0,
+                result.data_ptr(),
+                str(dtype).removeprefix("torch."),
+                channels_last,
+                stream,
             )
         except RuntimeError as error:
             raise ResourceError(first_line(error)) from error
+    return result

@@ -3,6 +3,7 @@
 
 namespace sela {
 
+void bind_anderson(pybind11::module_& m);
 void bind_augment(pybind11::module_& m);
 void bind_build(pybind11::module_& m);
 void bind_jpeg(pybind11::module_& m);
@@ -16,6 +17,7 @@ void bind_vectors(pybind11::module_& m);
 /// All of them: the contents of sela_ext._core.
 inline void bind_all(pybind11::module_& m) {
   bind_build(m);
+  bind_anderson(m);
   bind_augment(m);
   bind_jpeg(m);
   bind_newton(m);

@@ -1,6 +1,7 @@
 // Twins of everything in csrc/cuda for a build without CUDA, so that the API does not change with the build.
 #include <stdexcept>
 
+#include "sela/anderson.h"
 #include "sela/augment.h"
 #include "sela/device.h"
 #include "sela/newton_device.h"
@@ -19,6 +20,11 @@ SinkhornWorkspace sinkhorn_workspace_cuda(int64_t, int64_t, LogitsType) {
 void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*, void*) {
   throw std::runtime_error(
       "sinkhorn_pass: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+void anderson_step_cuda(const AndersonStep&, void*) {
+  throw std::runtime_error(
+      "anderson_step: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
 
 void augment_resident_cuda(const AugmentOptions&, const ResidentImages&, const int64_t*, int64_t, const DrawKey&,

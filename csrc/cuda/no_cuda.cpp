@@ -4,6 +4,7 @@
 #include "sela/anderson.h"
 #include "sela/augment.h"
 #include "sela/device.h"
+#include "sela/logits.h"
 #include "sela/newton_device.h"
 #include "sela/sinkhorn.h"
 
@@ -13,11 +14,18 @@ int cuda_device_count() {
   return 0;
 }
 
-SinkhornWorkspace sinkhorn_workspace_cuda(int64_t, int64_t, LogitsType) {
+SinkhornWorkspace sinkhorn_workspace_cuda(const SinkhornPass&, SinkhornSample, bool) {
   return {};
 }
 
-void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*, void*) {
+void sinkhorn_candidates_cuda(const SinkhornPass&, SinkhornSample, double, const void*, const int64_t*, int32_t*,
+                              float*, void*) {
+  throw std::runtime_error(
+      "sinkhorn_candidates: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*, void*, SinkhornSample,
+                        SinkhornMarks) {
   throw std::runtime_error(
       "sinkhorn_pass: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
@@ -25,6 +33,11 @@ void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64
 void anderson_step_cuda(const AndersonStep&, void*) {
   throw std::runtime_error(
       "anderson_step: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+void store_logits_cuda(const StoreLogits&, int64_t*, void*) {
+  throw std::runtime_error(
+      "store_logits: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
 
 void augment_resident_cuda(const AugmentOptions&, const ResidentImages&, const int64_t*, int64_t, const DrawKey&,

@@ -221,8 +221,9 @@ class Constants:
         raise KeyError(f"expected a number or a name, found {word!r}")
 
 
-# Newton's method: the constant of each kernel's threads.
+# Newton's and Anderson's methods: the constant of each kernel's threads.
 NEWTON_THREADS = {
+    "anderson_kernel": "kAndersonThreads",
     "newton_rows_kernel": "kNewtonRowThreads",
     "newton_columns_kernel": "kNewtonColumnThreads",
     "newton_count_kernel": "kNewtonCountThreads",
@@ -341,6 +342,7 @@ BUDGETS = (
     Budget("sample_kernel", {}, 56, 0),
     # Newton's method. Rows: no loop of a known length per entry; six blocks of 128 threads hide the latency of the
     # second-level cache. Columns: one block, whose registers cost nothing.
+    Budget("anderson_kernel", {}, 128, 3600),
     Budget("newton_rows_kernel", {}, 80, 32),
     Budget("newton_columns_kernel", {}, 128, 512),
     Budget("newton_count_kernel", {}, 40, 0),

@@ -5,6 +5,8 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
+ANDERSON_MEMORY: int
+ANDERSON_VECTORS: int
 AUGMENT_CUDA_SIDE: int
 NEWTON_PER_POINT: int
 NEWTON_POINT: int
@@ -401,6 +403,24 @@ def needed_boxes(
     smooth: Sequence[bool] | None,
 ) -> npt.NDArray[np.int32]:
     """Top, left, bottom, right of the pixels whose samples each record of parameters needs, [count, 4]."""
+
+def anderson_step_cuda(
+    columns: int,
+    potential: int,
+    next: int,
+    target: int,
+    vectors: int,
+    state: int,
+    cols: int,
+    unit: float,
+    faint: float,
+    restart: float,
+    cap: float,
+    accelerate: bool,
+    round: bool,
+    stream: int,
+) -> None:
+    """The next potential from the column sums of a pass, by device addresses."""
 
 def newton_compact_cuda(
     rows: tuple[int, int, int, int, int, int, int, float],

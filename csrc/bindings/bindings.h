@@ -4,6 +4,7 @@
 namespace sela {
 
 void bind_anderson(pybind11::module_& m);
+void bind_anderson_device(pybind11::module_& m);
 void bind_augment(pybind11::module_& m);
 void bind_augment_device(pybind11::module_& m);
 void bind_build(pybind11::module_& m);
@@ -20,6 +21,7 @@ void bind_vectors(pybind11::module_& m);
 inline void bind_all(pybind11::module_& m) {
   bind_build(m);
   bind_anderson(m);
+  bind_anderson_device(m);
   bind_augment(m);
   bind_augment_device(m);
   bind_jpeg(m);

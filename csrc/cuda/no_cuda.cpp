@@ -1,13 +1,14 @@
 // Twins of everything in csrc/cuda for a build without CUDA, so that the API does not change with the build.
 #include <stdexcept>
 
+#include "sela/anderson_device.h"
 #include "sela/augment.h"
 #include "sela/augment_device.h"
 #include "sela/device.h"
 #include "sela/jpeg_batch.h"
-#include "sela/rounding.h"
-#include "sela/newton_device.h"
 #include "sela/logits.h"
+#include "sela/newton_device.h"
+#include "sela/rounding.h"
 #include "sela/sinkhorn.h"
 
 namespace sela {
@@ -49,6 +50,11 @@ int64_t column_margins_workspace_cuda(int64_t, int64_t) {
 void column_margins_cuda(const CandidateSearch&, const DevicePrices&, float*, void*, void*) {
   throw std::runtime_error(
       "column_margins: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+void anderson_step_cuda(const AndersonStep&, void*) {
+  throw std::runtime_error(
+      "anderson_step: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
 
 void store_logits_cuda(const StoreLogits&, int64_t*, void*) {

@@ -13,7 +13,8 @@ from scipy.optimize import minimize
 import sela_ext
 from sela_ext.assign import UnbalancedLabelsWarning, continuation, problem
 from sela_ext.assign.problem import Problem
-from sela_ext.errors import DataError, OptionError
+from sela_ext.errors import DataError
+from sela_ext.kernels import device
 
 LAM = 25.0
 
@@ -249,12 +250,21 @@ def test_anderson_begins_with_a_part_of_many_rows_and_needs_fewer_reads_for_it()
     assert all("rows" not in h for h in whole.history)
 
 
-def test_cuda_logits_take_anderson_and_refuse_newton(monkeypatch):
-    monkeypatch.setattr(Problem, "on_cuda", property(lambda self: True))
-    a = sela_ext.assign(trained_logits(500, 20))
-    assert (a.method, a.reason) == ("anderson", "logits on a CUDA device: Newton's method needs them on the CPU")
-    with pytest.raises(OptionError, match=r'method: "newton" needs logits on the CPU, found CUDA; use "anderson"'):
-        sela_ext.assign(trained_logits(500, 20), method="newton")
+@pytest.mark.parametrize("refused", [False, True])
+def test_cuda_logits_are_solved_by_newton_where_they_are(as_cuda, host_card, monkeypatch, refused):
+    card = as_cuda(host_card)
+    monkeypatch.setitem(device._usable, card.place, None if refused else card)
+    logits = trained_logits(700, 30)
+    expected = sela_ext.assign(logits, tol=1e-6)
+    for options in ({}, {"relax": 0.5}, {"size_bounds": (15, 40)}, {"row_weights": np.arange(700) % 3}):
+        expected = sela_ext.assign(logits, tol=1e-6, method="newton", **options)
+        found = sela_ext.assign(torch.from_numpy(logits), tol=1e-6, method="newton", **options)
+        assert (found.method, found.backend) == ("newton", "torch" if refused else "cuda")
+        assert found.converged == expected.converged
+        assert abs(found.passes - expected.passes) <= 2
+        assert int((found.labels.numpy() != expected.labels).sum()) <= 1
+    auto = sela_ext.assign(torch.from_numpy(logits))
+    assert (auto.method, auto.reason) == ("newton", sela_ext.assign(logits).reason)
 
 
 # ---- Passes are counted honestly.

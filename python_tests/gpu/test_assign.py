@@ -44,7 +44,7 @@ def assert_as_on_the_cpu(found, expected, logits, card, *, share=1e-3):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("method", ["anderson", "sinkhorn"])
+@pytest.mark.parametrize("method", ["anderson", "sinkhorn", "newton"])
 @pytest.mark.parametrize("kind", ["peaked", "dense"])
 def test_labels_are_those_of_the_cpu(card, dtype, method, kind):
     logits = peaked_logits(3001, 130) if kind == "peaked" else dense_logits(3001, 300)

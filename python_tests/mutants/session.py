@@ -57,6 +57,7 @@ class Unit:
 
 
 UNITS = (
+    Unit("anderson", ("anderson.cu", "anderson_kernels.cuh"), ("python_tests/simt/test_anderson.py",)),
     Unit("newton", ("newton.cu", "newton_kernels.cuh"), ("python_tests/simt/test_newton.py",)),
     Unit(
         "sinkhorn",
@@ -143,6 +144,8 @@ def commands(variant: str, source: str) -> Commands:
     (compiling,) = [line for line in lines if f"csrc/cuda/{source} " in f"{line} " and f"{target}_kernels" in line]
     (linking,) = [line for line in lines if " -shared " in line and f"{variant}/_simt" in line]
     compile_words = shlex.split(compiling)
+    if Path(compile_words[0]).name in ("ccache", "sccache"):  # nothing here is compiled twice
+        compile_words.pop(0)
     link_words = shlex.split(linking.split("&&")[1] if "&&" in linking else linking)  # ": && command && :"
     made, module = (words[words.index("-o") + 1] for words in (compile_words, link_words))
     return Commands(compile_words, link_words, made, module, BUILD)

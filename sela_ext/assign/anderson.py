@@ -63,7 +63,7 @@ def parts_of(problem: Problem) -> list[int]:
     """Groups of rows from one that is read to the next, for the first stages; none where the rows are few."""
     rows, cols = problem.rows, int(problem.logits.shape[1])
     every, parts = rows // max(PART_ROWS, PART_ROWS_PER_COLUMN * cols), []
-    while every > 1 and not problem.on_cuda:
+    while every > 1:
         parts.append(every)
         every //= MORE_ROWS
     return parts

@@ -35,8 +35,6 @@ def choose_method(problem: Problem, start: Vector, *, warm: bool) -> tuple[str, 
     Returns:
         "newton" or "anderson"; the reason; the evaluation at the start, when the whole matrix was read.
     """
-    if problem.on_cuda:
-        return "anderson", "logits on a CUDA device: Newton's method needs them on the CPU", None
     rows, cols = problem.rows, int(problem.logits.shape[1])
     every = 1 if warm or problem.last else max(1, rows // PROBE)
     limit = entries_per_row(problem)
@@ -64,7 +62,7 @@ def solve_newton(
     """Few passes to a small error: continuation in lambda on candidates, and the true error after every step.
 
     Args:
-        problem: with logits on the CPU.
+        problem: to be solved; what is read of the logits stays on their device.
         start: potential [K].
         warm: the start is worth something: it is tried first, and improved at once when it is near.
         first: the evaluation at the start with its candidates, where there is one already.

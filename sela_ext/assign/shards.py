@@ -23,7 +23,7 @@ import numpy as np
 
 from sela_ext.assign.sources import backend_of
 from sela_ext.errors import DataError, DistributedError, OptionError
-from sela_ext.kernels.candidates import candidate_arrays, join_candidates, too_many_candidates
+from sela_ext.kernels.candidates import candidate_arrays, join_candidates, like_candidates, too_many_candidates
 from sela_ext.kernels.device import first_line
 from sela_ext.kernels.sinkhorn import ROWS_TOGETHER, check_logits
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums, from_exact
@@ -241,10 +241,10 @@ class RankShard(Shard):
         )
         columns, objective, weight, masked = from_exact(exact, sums.rows_in_all, sums.largest_weight)
         if kept is not None and (overflows or entries > kept.limit):
-            kept = too_many_candidates(kept.cols, kept.level)
+            kept = like_candidates(kept, too_many_candidates(kept.cols, kept.level))
         elif kept is not None:
             parts = self._gathered(about, candidate_arrays(kept))
-            kept = join_candidates(parts, kept.cols, kept.level, kept.limit)
+            kept = like_candidates(kept, join_candidates(parts, kept.cols, kept.level, kept.limit))
         return replace(
             sums,
             column_sums=columns,

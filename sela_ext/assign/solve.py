@@ -241,10 +241,6 @@ def _assign(
         method, reason = "sinkhorn", 'stop="official" is a rule for plain Sinkhorn iterations'
         final, converged = solve_official(problem)
     else:
-        if method == "newton" and problem.on_cuda:
-            raise OptionError(
-                'method: "newton" needs logits on the CPU, found CUDA; use "anderson" or "auto", or pass logits.cpu()'
-            )
         potential = _start_potential(start, cols)
         if kind:
             final, method, reason = _solve_on_copy(problem, kind, method, potential, warm=warm)

@@ -63,7 +63,7 @@ H100 = Card("H100", "90", 132, clock=1.7e9, copy=3.0e12, exponentials=3.7e12, la
 
 # ---- The kernels.
 
-SIZES = {"half": 2, "bfloat16": 2, "float": 4, "double": 8}
+SIZES = {"half": 2, "bfloat16": 2, "Fixed16": 2, "float": 4, "double": 8}
 EXPONENTIAL = re.compile(r"MUFU\.EX2")
 DOUBLE_EXPONENTIAL = re.compile(r"DFMA")  # exp() of a double is a polynomial: at least 8 of these
 DOUBLE_TERMS = 8
@@ -240,6 +240,10 @@ def shape(kernel: str, arguments: Mapping[str, str], constants: Constants) -> Sh
         name = "kWideThreads" if kernel == "wide_rows_kernel" else "kWideColumnThreads"
         threads, rows, columns = (constants.value(name, given) for name in (name, "kWideRows", "kWideColumns"))
         return Shape(threads, rows, columns, size, threads // 32)
+    if kernel == "candidates_kernel":
+        return Shape(constants.value("kCandidateThreads", given), size=size)
+    if kernel == "reference_kernel":
+        return Shape(constants.value("kReferenceThreads", given), size=4)
     if kernel in ("lists_kernel", "margin_rows_kernel"):
         columns = constants.value("kPiecesUnderWay", given) * 16 // size
         return Shape(constants.value("kListThreads", given), columns=columns, size=size)
@@ -257,18 +261,18 @@ def shape(kernel: str, arguments: Mapping[str, str], constants: Constants) -> Sh
 # Architectures without asynchronous copies: loads go through registers, their number in flight has no budget.
 NO_ASYNC_COPIES = ("75",)
 
-_HALVES, _FLOAT, _DOUBLE = ("half", "bfloat16"), ("float",), ("double",)
+_HALVES, _FLOAT, _DOUBLE = ("half", "bfloat16", "Fixed16"), ("float",), ("double",)
 _ALIGNED, _EDGED = ("true",), ("false",)
 
 
 def _fused(
-    mapping: str, types: tuple[str, ...], shared: int, plain: float, labels: float, in_flight: int
+    mapping: str, types: tuple[str, ...], shared: int, plain: float, everything: float, in_flight: int
 ) -> list[Budget]:
     """Rows that begin at multiples of 16 bytes; per row there are also its reference and its weight to load."""
     return [
         Budget(
             "fused_kernel",
-            {"Mapping": (mapping,), "T": types, "kAligned": _ALIGNED, "kLabels": (with_labels,)},
+            {"Mapping": (mapping,), "T": types, "kAligned": _ALIGNED, "kFull": (full,)},
             registers=128,
             shared=shared,
             instructions=instructions,
@@ -276,7 +280,7 @@ def _fused(
             other_loads=2,
             in_flight=in_flight,
         )
-        for with_labels, instructions in (("false", plain), ("true", labels))
+        for full, instructions in (("false", plain), ("true", everything))
     ]
 
 
@@ -299,6 +303,10 @@ BUDGETS = (
     # exp() of a double is a polynomial; sm_120 has next to no units for doubles, and waits in between (NOP).
     Budget("wide_rows_kernel", {"A": _DOUBLE}, 168, 384, 140),
     Budget("wide_columns_kernel", {"A": _DOUBLE}, 128, 0, 134),
+    # A few marked runs a row, or none: nothing in it is worth counting.
+    Budget("candidates_kernel", {"A": _FLOAT}, 64, 0),
+    Budget("candidates_kernel", {"A": _DOUBLE}, 80, 0),
+    Budget("reference_kernel", {}, 32, 0),
     # The candidate search: a row per warp; 96 registers, so that 20 warps have 40 KB under way. Prices and bonus, of 4
     # bytes each, come from the first-level cache by loads of 16 bytes, too. What follows the sweep is per row.
     *(
@@ -339,15 +347,15 @@ class Work:
 IMAGENET, CIFAR = 1_281_167, 50_000
 
 
-def solver(columns: int, type: str, mapping: str, labels: bool = False) -> Work:
+def solver(columns: int, type: str, mapping: str, full: bool = False) -> Work:
     """One fused pass: the logits once; per row 4 bytes each of reference, log-sum-exp and, where asked for, label."""
     return Work(
-        f"fused pass, K = {columns:,}, {type}" + (", labels" if labels else ""),
+        f"fused pass, K = {columns:,}, {type}" + (", labels and candidates" if full else ""),
         "fused_kernel",
-        {"T": type, "Mapping": mapping, "kAligned": "true", "kLabels": str(labels).lower()},
+        {"T": type, "Mapping": mapping, "kAligned": "true", "kFull": str(full).lower()},
         IMAGENET,
         columns,
-        columns * SIZES[type] + 8 + 4 * labels,
+        columns * SIZES[type] + 8 + (4 + 16 + columns * SIZES[type] // 128) * full,
         columns,
     )
 
@@ -370,7 +378,7 @@ _RESIDENT = {"T": "half", "kChannels": "3", "kLast": "false"}
 
 WORK = (
     solver(3000, "half", "WideBlock"),
-    solver(3000, "half", "WideBlock", labels=True),
+    solver(3000, "half", "WideBlock", full=True),
     solver(3000, "float", "WideBlock"),
     solver(1000, "half", "OneBlock"),
     solver(128, "half", "OneWarp"),

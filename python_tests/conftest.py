@@ -49,7 +49,10 @@ def as_cuda(monkeypatch, tmp_path):
     from sela_ext import _core
     from sela_ext.kernels import device, self_check
 
-    callers = [importlib.import_module(f"sela_ext.kernels.{n}") for n in ("sinkhorn", "augment", "augment_resident", "rounding")]
+    callers = [
+        importlib.import_module(f"sela_ext.kernels.{n}")
+        for n in ("sinkhorn", "logits", "rounding", "augment", "augment_resident")
+    ]
 
     info = {**_core.build_info(), "cuda": True, "cuda_archs": ["80", "90"], "cuda_ptx": ["90"]}
     monkeypatch.setattr(_core, "build_info", lambda: dict(info))

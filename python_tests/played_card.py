@@ -27,23 +27,31 @@ class HostCore:
         self.spoil = lambda outputs: None
         self.calls = 0
         self.devices = 1
+        self.kept = {}  # candidates of passes, by their scratch
         self.AUGMENT_CUDA_SIDE = _core.AUGMENT_CUDA_SIDE
 
     def cuda_device_count(self):
         return self.devices
 
-    def sinkhorn_workspace_cuda(self, rows, cols, type):
-        return 2 * max(1, -(-rows // 64)), 0
+    def sinkhorn_workspace_cuda(self, logits, type, rows, cols, stride, first_row, every, candidates, has_maxima):
+        return 2 * max(1, -(-rows // 64)), 8  # so that no two passes have the same scratch
 
     def sinkhorn_pass_cuda(self, *arguments):
-        *shared, totals, masked, _scratch, _stream, rows_in_all = arguments
+        *shared, totals, masked, scratch, _stream, rows_in_all = arguments[:18]
+        first_row, every, level, counts, maxima, maxima_scale = arguments[18:]
         _logits, name, rows, cols = shared[:4]
         columns, lse, labels = shared[-3:]
         self.calls += 1
+        kept = _core.Candidates(level=level, limit=2**62) if level else None
         tiles = max(1, -(-rows // 64))
         blocks = -(-rows // 128)
         found = np.zeros((2, blocks))
-        _, _, count, *_ = _core.sinkhorn_pass_cpu(*shared, 1, "", rows_in_all=rows_in_all, totals=found.ctypes.data)
+        _, _, count, *_ = _core.sinkhorn_pass_cpu(
+            *(*shared, 1, "", every, kept, first_row, rows_in_all, found.ctypes.data, maxima, maxima_scale)
+        )
+        if kept is not None:
+            self.kept[scratch] = kept
+            array_at(counts, np.int32, kept.rows)[:] = np.diff(kept.offsets())
         outputs = {
             "totals": array_at(totals, np.float64, 2, tiles),
             "masked": array_at(masked, np.int64, 1),
@@ -95,6 +103,32 @@ class HostCore:
         )
         array_at(margins, np.float32, 4, cols)[...] = found
         self.spoil({"margins": array_at(margins, np.float32, 4, cols)})
+
+    def sinkhorn_candidates_cuda(self, *arguments):
+        scratch, _offsets, columns, values, _stream = arguments[-5:]
+        self.calls += 1
+        kept = self.kept.pop(scratch)
+        outputs = {
+            "kept columns": array_at(columns, np.int32, kept.entries),
+            "kept values": array_at(values, np.float32, kept.entries),
+        }
+        outputs["kept columns"][:] = kept.columns()
+        outputs["kept values"][:] = kept.values()
+        self.spoil(outputs)
+
+    def store_logits_cuda(
+        self, logits, name, rows, cols, stride, kind, lam, values, values_stride, maxima, saturated, _stream
+    ):
+        self.calls += 1
+        packed = np.empty((rows, cols), np.uint16)
+        found = _core.store_logits_cpu(
+            *(logits, name, rows, cols, stride, kind, lam, packed.ctypes.data, maxima, 1, "")
+        )
+        outputs = {"stored": array_at(values, np.uint16, (rows - 1) * values_stride + cols) if rows else packed}
+        for row in range(rows):
+            outputs["stored"][row * values_stride : row * values_stride + cols] = packed[row]
+        array_at(saturated, np.int64, 1)[0] += found
+        self.spoil(outputs)
 
     def sample_parameters_cuda(self, options, height, width, index, count, seed, epoch, view, drawn, stream):
         self.calls += 1

@@ -393,7 +393,53 @@ def store_logits_cpu(
 def sinkhorn_bounds_stride(cols: int) -> int:
     """Entries of the chunk bounds of one row."""
 
-def sinkhorn_workspace_cuda(rows: int, cols: int, type: str) -> tuple[int, int]:
+def store_logits_cuda(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    kind: str,
+    lam: float,
+    values: int,
+    values_stride: int,
+    maxima: int,
+    saturated: int,
+    stream: int,
+) -> None:
+    """Logits to 16 bits on the current CUDA device, by device addresses; what is stored as -inf is counted there."""
+
+def sinkhorn_candidates_cuda(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    scale: float,
+    potential: int,
+    first_row: int,
+    every: int,
+    level: float,
+    has_maxima: bool,
+    scratch: int,
+    offsets: int,
+    columns: int,
+    values: int,
+    stream: int,
+) -> None:
+    """The candidates that such a pass has counted, by device addresses."""
+
+def sinkhorn_workspace_cuda(
+    logits: int,
+    type: str,
+    rows: int,
+    cols: int,
+    stride: int,
+    first_row: int = 0,
+    every: int = 1,
+    candidates: bool = False,
+    has_maxima: bool = False,
+) -> tuple[int, int]:
     """Device memory of a pass on CUDA beside its arrays: doubles of totals, bytes of scratch."""
 
 def sinkhorn_pass_cuda(
@@ -415,6 +461,12 @@ def sinkhorn_pass_cuda(
     scratch: int,
     stream: int,
     rows_in_all: int = 0,
+    first_row: int = 0,
+    every: int = 1,
+    level: float = 0.0,
+    counts: int = 0,
+    maxima: int = 0,
+    maxima_scale: float = 0.0,
 ) -> None:
     """One fused pass on the current CUDA device, by device addresses."""
 

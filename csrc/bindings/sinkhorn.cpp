@@ -143,9 +143,8 @@ py::tuple sums_cpu(std::uintptr_t logits, const std::string& type, int64_t rows,
                         found[2], found[3]);
 }
 
-int64_t store_cpu(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
-                  const std::string& kind, double lambda, std::uintptr_t values, std::uintptr_t maxima, int threads,
-                  const std::string& isa) {
+StoreLogits store_of(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                     const std::string& kind, double lambda, std::uintptr_t values, std::uintptr_t maxima) {
   StoreLogits store;
   store.logits = pointer<const void>(logits);
   store.type = logits_type(type);
@@ -156,25 +155,87 @@ int64_t store_cpu(std::uintptr_t logits, const std::string& type, int64_t rows, 
   store.lambda = lambda;
   store.values = pointer<uint16_t>(values);
   store.maxima = pointer<float>(maxima);
+  return store;
+}
+
+int64_t store_cpu(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                  const std::string& kind, double lambda, std::uintptr_t values, std::uintptr_t maxima, int threads,
+                  const std::string& isa) {
+  const StoreLogits store = store_of(logits, type, rows, cols, stride, kind, lambda, values, maxima);
   const Isa chosen = isa_of(isa);
   const py::gil_scoped_release release;
   return store_logits_cpu(store, threads, chosen);
 }
 
+/// What pass, search and workspace on CUDA have in common; fixed16 is no type of logits that users may have.
+struct CudaPass {
+  SinkhornPass pass;
+  SinkhornSample sample;
+};
+
+CudaPass cuda_pass(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                   double scale, std::uintptr_t potential, std::uintptr_t row_weights, double largest_weight,
+                   std::uintptr_t reference, int64_t rows_in_all, int64_t first_row, int64_t every,
+                   std::uintptr_t maxima, double maxima_scale) {
+  if (first_row < 0 || first_row % kSinkhornRows != 0)
+    throw std::invalid_argument("sinkhorn_pass: expected first_row at a multiple of 128, found " +
+                                std::to_string(first_row));
+  const bool fixed = type == "fixed16";
+  CudaPass found;
+  found.pass = make_pass(logits, fixed ? "float16" : type, rows, cols, stride, scale, potential, row_weights,
+                         largest_weight, reference);
+  if (fixed) found.pass.type = LogitsType::fixed16;
+  found.pass.rows_in_all = rows_in_all;
+  found.pass.maxima = pointer<const float>(maxima);
+  found.pass.maxima_scale = maxima_scale;
+  found.sample = {every, first_row / kSinkhornRows};
+  return found;
+}
+
+void store_cuda(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                const std::string& kind, double lambda, std::uintptr_t values, int64_t values_stride,
+                std::uintptr_t maxima, std::uintptr_t saturated, std::uintptr_t stream) {
+  StoreLogits store = store_of(logits, type, rows, cols, stride, kind, lambda, values, maxima);
+  store.values_stride = values_stride;
+  const py::gil_scoped_release release;
+  store_logits_cuda(store, pointer<int64_t>(saturated), pointer<void>(stream));
+}
+
 void pass_cuda(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride, double scale,
                std::uintptr_t potential, std::uintptr_t row_weights, double largest_weight, std::uintptr_t reference,
                std::uintptr_t column_sums, std::uintptr_t lse, std::uintptr_t labels, std::uintptr_t totals,
-               std::uintptr_t masked, std::uintptr_t scratch, std::uintptr_t stream, int64_t rows_in_all) {
-  SinkhornPass pass =
-      make_pass(logits, type, rows, cols, stride, scale, potential, row_weights, largest_weight, reference);
-  pass.rows_in_all = rows_in_all;
+               std::uintptr_t masked, std::uintptr_t scratch, std::uintptr_t stream, int64_t rows_in_all,
+               int64_t first_row, int64_t every, double level, std::uintptr_t counts, std::uintptr_t maxima,
+               double maxima_scale) {
+  const CudaPass task = cuda_pass(logits, type, rows, cols, stride, scale, potential, row_weights, largest_weight,
+                                  reference, rows_in_all, first_row, every, maxima, maxima_scale);
   SinkhornSums sums;
   sums.column_sums = pointer<int64_t>(column_sums);
   sums.lse = pointer<void>(lse);
   sums.labels = pointer<int32_t>(labels);
   const py::gil_scoped_release release;
-  sinkhorn_pass_cuda(pass, sums, pointer<double>(totals), pointer<int64_t>(masked), pointer<void>(scratch),
-                     pointer<void>(stream));
+  sinkhorn_pass_cuda(task.pass, sums, pointer<double>(totals), pointer<int64_t>(masked), pointer<void>(scratch),
+                     pointer<void>(stream), task.sample, {level, pointer<int32_t>(counts)});
+}
+
+void candidates_cuda(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                     double scale, std::uintptr_t potential, int64_t first_row, int64_t every, double level,
+                     bool has_maxima, std::uintptr_t scratch, std::uintptr_t offsets, std::uintptr_t columns,
+                     std::uintptr_t values, std::uintptr_t stream) {
+  // The search reads no maxima: that there are some tells how scratch is laid out.
+  CudaPass task = cuda_pass(logits, type, rows, cols, stride, scale, potential, 0, 1.0, 0, 0, first_row, every,
+                            has_maxima ? scratch : 0, 0.0);
+  const py::gil_scoped_release release;
+  sinkhorn_candidates_cuda(task.pass, task.sample, level, pointer<const void>(scratch), pointer<const int64_t>(offsets),
+                           pointer<int32_t>(columns), pointer<float>(values), pointer<void>(stream));
+}
+
+py::tuple workspace_cuda(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                         int64_t first_row, int64_t every, bool candidates, bool has_maxima) {
+  const CudaPass task =
+      cuda_pass(logits, type, rows, cols, stride, 1.0, 0, 0, 1.0, 0, 0, first_row, every, has_maxima ? logits : 0, 0.0);
+  const SinkhornWorkspace need = sinkhorn_workspace_cuda(task.pass, task.sample, candidates);
+  return py::make_tuple(need.totals, need.scratch);
 }
 
 }  // namespace
@@ -212,21 +273,27 @@ void bind_sinkhorn(py::module_& m) {
   m.def("store_logits_cpu", &store_cpu, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("kind"), py::arg("lam"), py::arg("values"), py::arg("maxima"), py::arg("threads"),
         py::arg("isa"), "Logits to 16 bits, by addresses; returns how many finite entries were stored as -inf.");
+  m.def("store_logits_cuda", &store_cuda, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
+        py::arg("stride"), py::arg("kind"), py::arg("lam"), py::arg("values"), py::arg("values_stride"),
+        py::arg("maxima"), py::arg("saturated"), py::arg("stream"),
+        "Logits to 16 bits on the current CUDA device, by device addresses; what is stored as -inf is counted there.");
   m.def("sinkhorn_bounds_stride", &SinkhornPass::bounds_stride, py::arg("cols"),
         "Entries of the chunk bounds of one row.");
-  m.def(
-      "sinkhorn_workspace_cuda",
-      [](int64_t rows, int64_t cols, const std::string& type) {
-        const SinkhornWorkspace need = sinkhorn_workspace_cuda(rows, cols, logits_type(type));
-        return py::make_tuple(need.totals, need.scratch);
-      },
-      py::arg("rows"), py::arg("cols"), py::arg("type"),
-      "Device memory of a pass on CUDA beside its arrays: doubles of totals, bytes of scratch.");
+  m.def("sinkhorn_workspace_cuda", &workspace_cuda, py::arg("logits"), py::arg("type"), py::arg("rows"),
+        py::arg("cols"), py::arg("stride"), py::arg("first_row") = 0, py::arg("every") = 1,
+        py::arg("candidates") = false, py::arg("has_maxima") = false,
+        "Device memory of a pass on CUDA beside its arrays: doubles of totals, bytes of scratch.");
   m.def("sinkhorn_pass_cuda", &pass_cuda, py::arg("logits"), py::arg("type"), py::arg("rows"), py::arg("cols"),
         py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("row_weights"), py::arg("largest_weight"),
         py::arg("reference"), py::arg("column_sums"), py::arg("lse"), py::arg("labels"), py::arg("totals"),
-        py::arg("masked"), py::arg("scratch"), py::arg("stream"), py::arg("rows_in_all") = 0,
-        "One fused pass on the current CUDA device, by device addresses.");
+        py::arg("masked"), py::arg("scratch"), py::arg("stream"), py::arg("rows_in_all") = 0, py::arg("first_row") = 0,
+        py::arg("every") = 1, py::arg("level") = 0.0, py::arg("counts") = 0, py::arg("maxima") = 0,
+        py::arg("maxima_scale") = 0.0, "One fused pass on the current CUDA device, by device addresses.");
+  m.def("sinkhorn_candidates_cuda", &candidates_cuda, py::arg("logits"), py::arg("type"), py::arg("rows"),
+        py::arg("cols"), py::arg("stride"), py::arg("scale"), py::arg("potential"), py::arg("first_row"),
+        py::arg("every"), py::arg("level"), py::arg("has_maxima"), py::arg("scratch"), py::arg("offsets"),
+        py::arg("columns"), py::arg("values"), py::arg("stream"),
+        "The candidates that such a pass has counted, by device addresses.");
 }
 
 }  // namespace sela

@@ -25,7 +25,7 @@ RowFunction row_function(Isa isa) {
 
 }  // namespace
 
-int64_t store_logits_cpu(const StoreLogits& store, int threads, Isa isa) {
+void check_store(const StoreLogits& store) {
   const auto refuse = [](const std::string& what) { throw std::invalid_argument("store_logits: " + what); };
   if (store.rows < 0 || store.cols < 1 || store.stride < store.cols)
     refuse("expected rows >= 0 and stride >= cols >= 1, found " + std::to_string(store.rows) + " x " +
@@ -34,7 +34,13 @@ int64_t store_logits_cpu(const StoreLogits& store, int threads, Isa isa) {
     refuse("expected a finite lambda > 0, found " + std::to_string(store.lambda));
   if (store.type == LogitsType::fixed16 || store.kind == LogitsType::float32 || store.kind == LogitsType::float64)
     refuse("expected logits in floating point, and a kind of 16 bits");
+  if (store.values_stride != 0 && store.values_stride < store.cols)
+    refuse("expected values_stride >= cols, found " + std::to_string(store.values_stride) + " < " +
+           std::to_string(store.cols));
+}
 
+int64_t store_logits_cpu(const StoreLogits& store, int threads, Isa isa) {
+  check_store(store);
   std::atomic<int64_t> saturated{0};
   const RowFunction store_row = row_function(isa);
   const int64_t blocks = (store.rows + kSinkhornRows - 1) / kSinkhornRows;

@@ -22,20 +22,20 @@ template <class Kind>
 struct Format;
 template <>
 struct Format<fixed_bits> {
-  static constexpr float kLimit = 65534.5f;
-  static constexpr uint16_t kBad = kFixedImpossible;
+  static constexpr float kLimit = kFixedLimit;
+  static constexpr uint16_t kBad = kFixedBad;
   static void put(fixed_bits* out, vfloat distance) { store(out, min(distance, set1(65535.0f))); }
 };
 template <>
 struct Format<half_bits> {
-  static constexpr float kLimit = 65519.996f;  // the last that is rounded to 65504
-  static constexpr uint16_t kBad = 0x7e00;     // NaN
+  static constexpr float kLimit = kHalfLimit;
+  static constexpr uint16_t kBad = kHalfBad;
   static void put(half_bits* out, vfloat distance) { store(out, set1(0.0f) - distance); }
 };
 template <>
 struct Format<bfloat_bits> {
-  static constexpr float kLimit = 3.3961774e38f;
-  static constexpr uint16_t kBad = 0x7fc0;
+  static constexpr float kLimit = kBfloatLimit;
+  static constexpr uint16_t kBad = kBfloatBad;
   static void put(bfloat_bits* out, vfloat distance) { store(out, set1(0.0f) - distance); }
 };
 
@@ -121,7 +121,7 @@ int64_t row_of(const double* x, int64_t cols, double lambda, Kind* out, float* m
 
 template <class Kind>
 int64_t row_to(const StoreLogits& task, int64_t row) {
-  Kind* out = reinterpret_cast<Kind*>(task.values) + row * task.cols;
+  Kind* out = reinterpret_cast<Kind*>(task.values) + row * (task.values_stride != 0 ? task.values_stride : task.cols);
   const auto from = [&](auto* logits) {
     return row_of(logits + row * task.stride, task.cols, task.lambda, out, task.maxima + row);
   };

@@ -3,6 +3,7 @@
 
 #include "sela/augment.h"
 #include "sela/device.h"
+#include "sela/logits.h"
 #include "sela/rounding.h"
 #include "sela/sinkhorn.h"
 
@@ -12,13 +13,25 @@ int cuda_device_count() {
   return 0;
 }
 
-SinkhornWorkspace sinkhorn_workspace_cuda(int64_t, int64_t, LogitsType) {
+SinkhornWorkspace sinkhorn_workspace_cuda(const SinkhornPass&, SinkhornSample, bool) {
   return {};
 }
 
-void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*, void*) {
+void sinkhorn_candidates_cuda(const SinkhornPass&, SinkhornSample, double, const void*, const int64_t*, int32_t*,
+                              float*, void*) {
+  throw std::runtime_error(
+      "sinkhorn_candidates: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+void sinkhorn_pass_cuda(const SinkhornPass&, const SinkhornSums&, double*, int64_t*, void*, void*, SinkhornSample,
+                        SinkhornMarks) {
   throw std::runtime_error(
       "sinkhorn_pass: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
+}
+
+void store_logits_cuda(const StoreLogits&, int64_t*, void*) {
+  throw std::runtime_error(
+      "store_logits: this build has no CUDA kernels; install with nvcc on the PATH, or use the CPU");
 }
 
 void find_candidates_cuda(const CandidateSearch&, const DevicePrices&, const CandidateLists&, void*) {

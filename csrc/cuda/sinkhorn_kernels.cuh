@@ -45,6 +45,7 @@
 #include <string.h>
 
 #include "cuda/gpu.cuh"
+#include "sela/logits.h"
 #include "sela/sinkhorn.h"
 
 namespace sela {
@@ -52,8 +53,11 @@ namespace sinkhorn_cuda {
 
 constexpr int kTileRows =
     static_cast<int>(kSinkhornCudaRows);  // few atomics (1 per 64 entries), and enough tiles for every multiprocessor
-constexpr int kWarp = 32;                 // threads per warp
-constexpr float kLow = 1e-20f;            // safe range of a row's sum relative to its reference
+constexpr int kSampleRows = static_cast<int>(kSinkhornGroup);
+constexpr int kTileGroups = kTileRows / kSampleRows;
+constexpr int kWarp = 32;             // threads per warp
+constexpr int kNoLabel = 0x7fffffff;  // more than any column
+constexpr float kLow = 1e-20f;        // safe range of a row's sum relative to its reference
 constexpr float kHigh = 1e30f;
 
 // Mappings of the fused kernel; the comment above has their reasons. kThreads: most threads of a block; kBlocks: blocks
@@ -88,6 +92,15 @@ constexpr int kWideColumnThreads = 128;  // threads of the column kernel
 template <class A, bool kAligned>
 constexpr int kWideRows = sizeof(A) == 8 ? 1 : (kAligned ? 4 : 2);  // rows in flight
 
+/// Which rows are read: all, or every so many groups of kSampleRows rows. Tiles are those of the whole matrix, so that
+/// its sums come out with the same bits from any number of parts.
+struct Sample {
+  int every;       // 1: all rows
+  int phase;       // groups of the matrix before this part, modulo `every`
+  int start;       // group of this part that is read first
+  int64_t visits;  // tiles in which something is read, with every > kTileGroups; else all tiles
+};
+
 /// What every kernel is given. Pointers are device memory; null: absent.
 struct Arguments {
   const void* logits;
@@ -104,6 +117,14 @@ struct Arguments {
   void* scratch;               // [rows][4] of the arithmetic type: x0, ref, factor of the wide kernels
   double units;                // integer units of 1.0
   int stages;                  // of the fused kernel's rows on their way
+  // What only kFull and the wide kernels know of.
+  const float* maxima;  // [rows] taken off the rows before they were stored, or null
+  double maxima_scale;
+  Sample sample;
+  unsigned* marks;  // [rows read][mark_words]: runs of columns that hold a candidate; null: no candidates
+  int mark_words;
+  int* counts;        // [rows read] candidates, zero before
+  double keep_above;  // a candidate's least share of its row's sum
 };
 
 // ---- Wrappers of what a host cannot do or does differently.
@@ -133,6 +154,12 @@ __device__ __forceinline__ float multiply_add(float a, float b, float c) {
 __device__ __forceinline__ double multiply_add(double a, double b, double c) {
   return fma(a, b, c);
 }
+__device__ __forceinline__ float larger(float a, float b) {
+  return fmaxf(a, b);
+}
+__device__ __forceinline__ double larger(double a, double b) {
+  return fmax(a, b);
+}
 __device__ __forceinline__ float to_arithmetic(float x) {
   return x;
 }
@@ -146,6 +173,19 @@ __device__ __forceinline__ double to_arithmetic(double x) {
   return x;
 }
 
+/// A logit of fixed16: so many steps below its row's maximum, kFixedImpossible for -inf.
+struct Fixed16 {
+  uint16_t steps;
+};
+
+/// By the bits of 2^23 + steps: cards convert integers at a quarter of the rate of everything else here.
+__device__ __forceinline__ float to_arithmetic(Fixed16 x) {
+  const uint32_t bits = 0x4b000000u | x.steps;
+  float shifted;
+  memcpy(&shifted, &bits, sizeof(shifted));
+  return x.steps == kFixedImpossible ? -INFINITY : 8388608.0f - shifted;
+}
+
 /// The same number, of which the compiler knows nothing: what is computed from it stays where it is written, instead of
 /// being kept in registers (two for each address) over a whole loop.
 __device__ __forceinline__ int opaque(int x) {
@@ -153,6 +193,15 @@ __device__ __forceinline__ int opaque(int x) {
   asm volatile("" : "+r"(x));
 #endif
   return x;
+}
+
+/// Number of the lowest bit of a number that has one.
+__device__ __forceinline__ int lowest_bit(unsigned x) {
+#if defined(__CUDA_ARCH__)
+  return __ffs(static_cast<int>(x)) - 1;
+#else
+  return __builtin_ctz(x);
+#endif
 }
 
 template <class A>
@@ -302,6 +351,25 @@ __device__ __forceinline__ A warp_sum(A x) {
   return x;
 }
 
+/// Largest of numbers >= 0, whose bits are in the order of the numbers.
+__device__ __forceinline__ float warp_top(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
+#else
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+  return x;
+#endif
+}
+
+__device__ __forceinline__ int warp_count(int x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_add_sync(0xffffffffu, x);
+#else
+  return warp_sum(x);
+#endif
+}
+
 template <class A>
 __device__ __forceinline__ Best<A> warp_best(Best<A> x) {
 #pragma unroll
@@ -355,26 +423,59 @@ __device__ __forceinline__ void group_reduce(A (&s)[N], Best<A> (&b)[N], SharedM
   half ^= 1;
 }
 
+/// Sums and largest terms of N rows over the group, with one barrier.
+template <bool kOneWarp, int N, class SharedMemory>
+__device__ __forceinline__ void group_sums_and_tops(float (&s)[N], float (&top)[N], SharedMemory& shared, int& half) {
+#pragma unroll
+  for (int q = 0; q < N; ++q) {
+    s[q] = warp_sum(s[q]);
+    top[q] = warp_top(top[q]);
+  }
+  if (kOneWarp) return;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
+  if (threadIdx.x % kWarp == 0) {
+#pragma unroll
+    for (int q = 0; q < N; ++q) {
+      shared.sums[half][warp][q] = s[q];
+      shared.best[half][warp][q].value = top[q];
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int q = 0; q < N; ++q) {
+    s[q] = shared.sums[half][0][q];
+    top[q] = shared.best[half][0][q].value;
+  }
+  for (int w = 1; w < warps; ++w) {
+#pragma unroll
+    for (int q = 0; q < N; ++q) {
+      s[q] += shared.sums[half][w][q];
+      top[q] = fmaxf(top[q], shared.best[half][w][q].value);
+    }
+  }
+  half ^= 1;
+}
+
 template <class A>
 __device__ __forceinline__ bool in_range(A sum) {
   return sum > static_cast<A>(kLow) && sum < static_cast<A>(kHigh);
 }
 
-// ---- What becomes of a row. Row q of the R in flight is finished by thread q of the group, for that is where its
-// logarithm is taken and its share of the totals kept.
+// ---- What becomes of a row.
 
 struct Tally {
   double objective = 0.0, weight = 0.0;
   int masked = 0;
 };
 
-/// lse = exact + log(sum); label < 0: the row is masked.
+/// lse = log(sum) more than what the sum is relative to, and than what was taken off the row before it was stored.
 template <class A>
-__device__ __forceinline__ void finish_row(const Arguments& a, int64_t row, double exact, A sum, float weight,
-                                           bool masked, int32_t label, Tally& tally) {
-  const double lse = exact + static_cast<double>(log_of(sum));
+__device__ __forceinline__ void finish_row(const Arguments& a, int64_t row, A x0, A base, A sum, float weight,
+                                           bool masked, Tally& tally) {
+  double lse = static_cast<double>(x0) * static_cast<double>(static_cast<A>(a.scale)) + static_cast<double>(base) +
+               static_cast<double>(log_of(sum));
+  if (a.maxima != nullptr) lse = a.maxima_scale * static_cast<double>(a.maxima[row]) + lse;
   if (a.lse != nullptr) static_cast<A*>(a.lse)[row] = masked ? static_cast<A>(NAN) : static_cast<A>(lse);
-  if (a.labels != nullptr) a.labels[row] = masked ? -1 : label;
   if (masked) {
     tally.masked += 1;
   } else if (weight > 0.0f) {
@@ -383,7 +484,8 @@ __device__ __forceinline__ void finish_row(const Arguments& a, int64_t row, doub
   }
 }
 
-/// Totals of a tile from those of the first R threads of a group, in a fixed order; all threads of the warps take part.
+/// Totals of a tile from those of the first R threads of a group, in a fixed order; all threads of their warp take
+/// part.
 template <int R>
 __device__ __forceinline__ void finish_tile(const Arguments& a, int64_t tile, int64_t tiles, int thread, Tally tally) {
 #pragma unroll
@@ -398,7 +500,124 @@ __device__ __forceinline__ void finish_tile(const Arguments& a, int64_t tile, in
   if (tally.masked != 0) atomicAdd(a.masked, static_cast<unsigned long long>(tally.masked));
 }
 
+// ---- Which rows, and which of their entries.
+
+/// The rows of one tile that are read: `rows` of them, position i being row(i).
+struct Tile {
+  int number;     // in this part of the matrix
+  int before;     // rows of this part that are read before it
+  int64_t first;  // row of position 0
+  int step;       // rows from one group to the next
+  int rows;
+
+  __device__ __forceinline__ int64_t row(int i) const {
+    return first + static_cast<int64_t>(i / kSampleRows) * step + i % kSampleRows;
+  }
+};
+
+/// Tile `visit` of those in which something is read.
+__device__ __forceinline__ Tile tile_at(const Arguments& a, int64_t visit) {
+  const int every = a.sample.every;
+  int64_t number = visit;
+  if (every > kTileGroups) number = (a.sample.start + visit * every) / kTileGroups;
+  const int64_t left = a.rows - number * kTileRows;
+  const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
+  const int tile = static_cast<int>(number);
+  if (every == 1) return {tile, tile * kTileRows, number * kTileRows, kSampleRows, rows};
+  const int groups = (rows + kSampleRows - 1) / kSampleRows;
+  const int start =
+      static_cast<int>((every - (a.sample.phase + number * kTileGroups) % every) % every);  // group of the tile
+  if (start >= groups) return {tile, 0, a.rows, kSampleRows, 0};
+  const int last = (groups - 1 - start) / every, rest = rows - (start + last * every) * kSampleRows;
+  const int64_t before = (number * kTileGroups + start - a.sample.start) / every * kSampleRows;
+  return {tile, static_cast<int>(before), number * kTileRows + start * kSampleRows, every * kSampleRows,
+          last * kSampleRows + (rest < kSampleRows ? rest : kSampleRows)};
+}
+
+/// The row `ahead` positions behind position i of a tile, in the tiles `visit`, `visit + turn`, ...; the number of rows
+/// or more where there is none. All but the last tile of a matrix have whole groups.
+__device__ __forceinline__ int64_t row_ahead(const Arguments& a, const Tile& tile, int64_t visit, int turn, int i,
+                                             int ahead) {
+  int to = i + ahead;
+  if (a.sample.every == 1)
+    return to < kTileRows ? tile.first + to : (visit + turn - 1) * static_cast<int64_t>(kTileRows) + to;
+  Tile at = tile;
+  while (to >= at.rows) {
+    to -= at.rows;
+    visit += turn;
+    if (visit >= a.sample.visits) return a.rows;
+    at = tile_at(a, visit);
+    if (at.rows == 0) return a.rows;
+  }
+  return at.row(to);
+}
+
+/// Notes which runs of adjacent columns of a row hold a candidate, term > level, and how many the row has: what a
+/// kernel behind this pass needs to find them without reading the row again (sinkhorn_candidates_kernels.cuh).
+/// terms: of this thread; tops: the largest of each run; word: of its warp's first run, in bits of 32 lanes; words:
+/// from one of its runs to the next.
+template <class A, int C, int kRuns>
+__device__ __forceinline__ void mark(const Arguments& a, int read, const A (&terms)[C], const A (&tops)[kRuns], A level,
+                                     int word, int words) {
+  unsigned any = 0;
+  int found = 0;
+  const bool first_lane = threadIdx.x % kWarp == 0;
+  unsigned* at = a.marks + static_cast<int64_t>(read) * a.mark_words + word;
+  int left = first_lane ? a.mark_words - word : 0;
+#pragma unroll
+  for (int p = 0; p < kRuns; ++p) {
+    const bool holds = tops[p] > level;
+    const unsigned bits = __ballot_sync(0xffffffffu, holds);
+    if (left > 0) *at = bits;
+    at += words;
+    left -= words;
+    any |= bits;
+    if (holds) {
+#pragma unroll
+      for (int c = p * (C / kRuns); c < (p + 1) * (C / kRuns); ++c) found += terms[c] > level ? 1 : 0;
+    }
+  }
+  if (any == 0) return;  // the same for the whole warp
+  found = warp_count(found);
+  if (first_lane) atomicAdd(a.counts + read, found);
+}
+
+/// Largest term of each run of adjacent columns.
+template <class A, int C, int kRuns>
+__device__ __forceinline__ void tops_of(const A (&terms)[C], A (&tops)[kRuns]) {
+#pragma unroll
+  for (int p = 0; p < kRuns; ++p) {
+    tops[p] = terms[p * (C / kRuns)];
+#pragma unroll
+    for (int c = p * (C / kRuns) + 1; c < (p + 1) * (C / kRuns); ++c) tops[p] = larger(tops[p], terms[c]);
+  }
+}
+
+/// What the search for the candidates of a row goes by: its terms are exp((x - x0) scale - base + g).
+template <class A>
+__device__ __forceinline__ void write_record(const Arguments& a, int64_t row, A x0, A base, A factor, A sum) {
+  A* record = static_cast<A*>(a.scratch) + 4 * row;
+  record[0] = x0;
+  record[1] = base;
+  record[2] = factor;
+  record[3] = sum;
+}
+
+/// Above what a term is a candidate; nothing is where the row's factor is 0: it is masked, or of weight 0.
+template <class A>
+__device__ __forceinline__ A keep_level(const Arguments& a, A factor, A sum) {
+  return factor > A(0) ? static_cast<A>(a.keep_above) * sum : infinity<A>();
+}
+
 // ---- K <= 8192: everything in one read.
+
+/// What is known of the rows of a tile by its first thread, until its first warp finishes them all together: a
+/// logarithm for each row in the middle of the loop would cost narrow rows a third of their time.
+struct Rows {
+  float x0[kTileRows], base[kTileRows];  // the terms of a row are exp((x - x0) scale - base + g)
+  float sum[kTileRows];                  // 0: masked
+  int label[kTileRows];                  // kFull only
+};
 
 /// The rows on their way while others are worked on. Their logits are copied past the registers into shared memory,
 /// where each thread reads nothing but what it has copied itself: no barrier is needed.
@@ -447,25 +666,31 @@ struct Ahead {
   }
 };
 
-/// M: the mapping, one of OneWarp, OneBlock, WideBlock.
-template <class T, template <class, bool> class Mapping, bool kAligned, bool kLabels>
+/// Mapping: one of OneWarp, OneBlock, WideBlock. kFull: with labels, candidates, rows that are not read, and stored
+/// logits, as the arguments ask for; else none of them.
+template <class T, template <class, bool> class Mapping, bool kAligned, bool kFull>
 __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAligned>::kBlocks)
     fused_kernel(const Arguments a) {
   using M = Mapping<T, kAligned>;
-  constexpr int C = M::kColumns, R = M::kRows;
+  constexpr int C = M::kColumns, R = M::kRows, kRuns = C / Share<T, C, kAligned>::kRun;
+  static_assert(kSampleRows % R == 0, "rows that are read together are adjacent");
   using SharedMemory = Shared<float, R, M::kThreads>;
+  constexpr int kGroups = M::kOneWarp ? M::kThreads / kWarp : 1;
   SELA_SHARED(SharedMemory, shared);
+  SELA_SHARED_ARRAY(Rows, rows_of_groups, kGroups);
   const int threads = M::kOneWarp ? kWarp : static_cast<int>(blockDim.x);  // of a group
   const int thread = static_cast<int>(threadIdx.x) % threads;
   const int groups_here = static_cast<int>(blockDim.x) / threads;
   const int group = static_cast<int>(blockIdx.x) * groups_here + static_cast<int>(threadIdx.x) / threads;
   const int groups = static_cast<int>(gridDim.x) * groups_here;
+  Rows& tile_rows = rows_of_groups[M::kOneWarp ? static_cast<int>(threadIdx.x) / kWarp : 0];
   const int tiles = static_cast<int>((a.rows + kTileRows - 1) / kTileRows);
+  const int visits = kFull ? static_cast<int>(a.sample.visits) : tiles;
   const Share<T, C, kAligned> share(thread, threads, static_cast<int>(a.cols));
   const float scale = static_cast<float>(a.scale);
   float g[C];
   load_potential(a.potential, share, g);
-  int half = 0;
+  int half = 0, stage = 0;
   SELA_DYNAMIC_SHARED(Bytes16, slots);
   const Ahead<T, M, kAligned> ahead{slots, kAligned ? a.stages : 1};
   const float* reference = static_cast<const float*>(a.reference);
@@ -475,59 +700,81 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
 #pragma unroll
     for (int q = 0; q < R; ++q) ref_ahead[q] = reference[from + q < a.rows ? from + q : a.rows - 1];
   };
-  if (reference != nullptr && group < tiles) {
-    look_ahead(static_cast<int64_t>(group) * kTileRows);
-    for (int stage = 0; stage < ahead.stages; ++stage)
-      ahead.start(a, stage, static_cast<int64_t>(group) * kTileRows + stage * R, share);
+  const auto tile_of = [&](int visit) -> Tile {
+    if (kFull) return tile_at(a, visit);
+    const int64_t first = static_cast<int64_t>(visit) * kTileRows;
+    return {visit, visit * kTileRows, first, kSampleRows,
+            a.rows - first < kTileRows ? static_cast<int>(a.rows - first) : kTileRows};
+  };
+  const auto later = [&](const Tile& tile, int visit, int i, int rows_ahead) {
+    if (kFull) return row_ahead(a, tile, visit, groups, i, rows_ahead);
+    const int to = i + rows_ahead;
+    return to < kTileRows ? tile.first + to : static_cast<int64_t>(visit + groups - 1) * kTileRows + to;
+  };
+  if (reference != nullptr && group < visits) {
+    const Tile tile = tile_of(group);
+    look_ahead(tile.first);
+    for (int s = 0; s < ahead.stages; ++s) ahead.start(a, s, later(tile, group, 0, s * R), share);
   }
 
-  for (int tile = group; tile < tiles; tile += groups) {
-    const int64_t first = static_cast<int64_t>(tile) * kTileRows;
-    const int rows = a.rows - first < kTileRows ? static_cast<int>(a.rows - first) : kTileRows;
+  for (int visit = group; visit < visits; visit += groups) {
+    const Tile tile = tile_of(visit);
+    const int rows = tile.rows;
+    if (kFull && rows == 0) break;  // the matrix ends within the last tile
+    const auto row_at = [&](int i) { return kFull ? tile.row(i) : tile.first + i; };
     float partial[C];
 #pragma unroll
     for (int c = 0; c < C; ++c) partial[c] = 0.0f;
-    Tally tally;
+    if (thread < kWarp) {
+      for (int i = thread; i < rows; i += kWarp) {
+        tile_rows.x0[i] = 0.0f;
+        if (kFull) tile_rows.label[i] = kNoLabel;
+      }
+    }
+    __syncwarp();  // blocks have a barrier before other warps offer a label
 
     // Rows that are done below: all without a reference, else those whose sum leaves its range.
     uint64_t careful = reference != nullptr ? 0 : ~uint64_t{0} >> (64 - rows);
     for (int i = 0; reference != nullptr && i < rows; i += R) {
-      float e[R][C], s[R], ref[R], weight[R];
-      Best<float> best[R];
-      const int stage = i / R % ahead.stages;
+      const int64_t row = row_at(i);
+      float e[R][C], s[R], ref[R], weight[R], own_top[R], top[R], tops[R][kRuns];
       ahead.wait();
 #pragma unroll
       for (int q = 0; q < R; ++q) {
         Raw<T, C> x;
         ahead.take(stage, q, x);
         ref[q] = ref_ahead[q];
-        weight[q] = a.weights != nullptr ? a.weights[first + (i + q < rows ? i + q : rows - 1)] : 1.0f;
-        best[q] = none<float>();
+        weight[q] = a.weights != nullptr ? a.weights[row + (i + q < rows ? q : rows - 1 - i)] : 1.0f;
         s[q] = 0.0f;
 #pragma unroll
         for (int c = 0; c < C; ++c) e[q][c] = multiply_add(x[c], scale, -ref[q]) + g[c];
       }
       // What comes next is on its way while these rows are worked on, also from one tile to the next.
-      const auto later = [&](int rows_ahead) {
-        const int to = i + rows_ahead;
-        return to < kTileRows ? first + to : static_cast<int64_t>(tile + groups - 1) * kTileRows + to;
-      };
-      ahead.start(a, stage, later(ahead.stages * R), share);
-      look_ahead(later(R));
+      ahead.start(a, stage, later(tile, visit, i, ahead.stages * R), share);
+      look_ahead(later(tile, visit, i, R));
+      stage = ahead.stages == 2 ? stage ^ 1 : 0;
 #pragma unroll
       for (int q = 0; q < R; ++q) {
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          if (kLabels) offer(best[q], e[q][c], c);
           e[q][c] = exp_of(e[q][c]);
           s[q] += e[q][c];
         }
       }
-      if (kLabels) {
+      if (kFull) {
 #pragma unroll
-        for (int q = 0; q < R; ++q) place(best[q], share);
+        for (int q = 0; q < R; ++q) {
+          tops_of(e[q], tops[q]);
+          own_top[q] = tops[q][0];
+#pragma unroll
+          for (int p = 1; p < kRuns; ++p) own_top[q] = fmaxf(own_top[q], tops[q][p]);
+          top[q] = own_top[q];
+        }
+        group_sums_and_tops<M::kOneWarp>(s, top, shared, half);
+      } else {
+        Best<float> unused[R];
+        group_reduce<M::kOneWarp, true, false>(s, unused, shared, half);
       }
-      group_reduce<M::kOneWarp, true, kLabels>(s, best, shared, half);
 
 #pragma unroll
       for (int q = 0; q < R; ++q) {
@@ -539,8 +786,21 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
         const float factor = weight[q] / s[q];
 #pragma unroll
         for (int c = 0; c < C; ++c) partial[c] = multiply_add(e[q][c], factor, partial[c]);
-        if (thread == q)
-          finish_row(a, first + i + q, static_cast<double>(ref[q]), s[q], weight[q], false, best[q].column, tally);
+        if (thread == 0) {
+          tile_rows.base[i + q] = ref[q];
+          tile_rows.sum[i + q] = s[q];
+        }
+        if (!kFull) continue;
+        if (a.labels != nullptr && own_top[q] == top[q]) {  // few threads, mostly one
+          int best = C - 1;
+#pragma unroll
+          for (int c = C - 2; c >= 0; --c) {
+            if (e[q][c] == top[q]) best = c;
+          }
+          atomicMin(tile_rows.label + i + q, share.column(best));
+        }
+        if (a.marks != nullptr)
+          mark(a, tile.before + i + q, e[q], tops[q], keep_level(a, factor, s[q]), thread / kWarp, threads / kWarp);
       }
     }
 
@@ -548,7 +808,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
 #pragma unroll 1
     for (int i = 0; careful != 0; ++i, careful >>= 1) {
       if ((careful & 1u) == 0) continue;
-      const int64_t row = first + i;
+      const int64_t row = row_at(i);
       const T* x_row = static_cast<const T*>(a.logits) + row * a.stride;
       Raw<T, C> x;
       float sum[1] = {0.0f};
@@ -572,12 +832,37 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       const float factor = bad ? 0.0f : w / sum[0];
 #pragma unroll
       for (int c = 0; c < C; ++c) partial[c] = multiply_add(term[c], factor, partial[c]);
-      const double exact = static_cast<double>(x0) * static_cast<double>(scale) + static_cast<double>(base);
-      if (thread == i % R) finish_row(a, row, exact, sum[0], w, bad, top[0].column, tally);
+      if (thread == 0) {
+        tile_rows.x0[i] = x0;
+        tile_rows.base[i] = base;
+        tile_rows.sum[i] = sum[0];
+        if (kFull) tile_rows.label[i] = top[0].column;
+      }
+      if (kFull && a.marks != nullptr) {
+        float tops[kRuns];
+        tops_of(term, tops);
+        mark(a, tile.before + i, term, tops, keep_level(a, factor, sum[0]), thread / kWarp, threads / kWarp);
+      }
     }
 
     flush(partial, share.again(), a.units, a.columns);
-    finish_tile<R>(a, tile, tiles, thread, tally);
+    if (kFull && !M::kOneWarp) __syncthreads();  // all labels have been offered
+    __syncwarp();
+    if (thread < kWarp) {
+      Tally tally;
+      for (int i = thread; i < rows; i += kWarp) {
+        const int64_t row = row_at(i);
+        const float w = a.weights != nullptr ? a.weights[row] : 1.0f, sum = tile_rows.sum[i];
+        const float x0 = tile_rows.x0[i], base = tile_rows.base[i];
+        const bool bad = !(sum > 0.0f);
+        finish_row(a, row, x0, base, sum, w, bad, tally);
+        if (!kFull) continue;
+        if (a.labels != nullptr) a.labels[row] = bad ? -1 : tile_rows.label[i];
+        if (a.marks != nullptr) write_record(a, row, x0, base, bad ? 0.0f : w / sum, sum);
+      }
+      finish_tile<kWarp>(a, tile.number, tiles, thread, tally);
+    }
+    __syncwarp();  // before the first thread writes the next rows
   }
 }
 
@@ -595,18 +880,17 @@ __global__ void __launch_bounds__(kWideThreads, sizeof(A) == 4 ? 2 : 1) wide_row
   const A scale = static_cast<A>(a.scale);
   const T* logits = static_cast<const T*>(a.logits);
   const A* reference = static_cast<const A*>(a.reference);
-  A* scratch = static_cast<A*>(a.scratch);
   int half = 0;
   const auto of_sweep = [&](int64_t from) {
     return Share<T, C, kAligned>(thread, threads, static_cast<int>(a.cols - from < step ? a.cols - from : step));
   };
   const Share<T, C, kAligned> placing = of_sweep(0);  // its column(c) goes on from sweep to sweep
 
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int64_t first = tile * kTileRows;
-    const int64_t last = first + kTileRows < a.rows ? first + kTileRows : a.rows;
+  for (int64_t visit = blockIdx.x; visit < a.sample.visits; visit += gridDim.x) {
+    const Tile tile = tile_at(a, visit);
     Tally tally;
-    for (int64_t i = first; i < last; i += R) {
+    for (int begin = 0; begin < tile.rows; begin += R) {
+      const int64_t i = tile.row(begin), last = i + (tile.rows - begin < R ? tile.rows - begin : R);
       A s[R], ref[R];
       Best<A> best[R];
 #pragma unroll
@@ -647,10 +931,9 @@ __global__ void __launch_bounds__(kWideThreads, sizeof(A) == 4 ? 2 : 1) wide_row
           again |= 1u << q;
         } else if (thread == q) {
           const float w = a.weights != nullptr ? a.weights[i + q] : 1.0f;
-          scratch[4 * (i + q)] = A(0);
-          scratch[4 * (i + q) + 1] = ref[q];
-          scratch[4 * (i + q) + 2] = static_cast<A>(w) / s[q];
-          finish_row(a, i + q, static_cast<double>(ref[q]), s[q], w, false, best[q].column, tally);
+          write_record(a, i + q, A(0), ref[q], static_cast<A>(w) / s[q], s[q]);
+          finish_row(a, i + q, A(0), ref[q], s[q], w, false, tally);
+          if (a.labels != nullptr) a.labels[i + q] = best[q].column;
         }
       }
 
@@ -688,39 +971,39 @@ __global__ void __launch_bounds__(kWideThreads, sizeof(A) == 4 ? 2 : 1) wide_row
         group_reduce<false, true, false>(sum, top, shared, half);
         if (thread == q) {
           const float w = a.weights != nullptr ? a.weights[row] : 1.0f;
-          const double exact = static_cast<double>(x0) * static_cast<double>(scale) + static_cast<double>(base);
-          scratch[4 * row] = x0;
-          scratch[4 * row + 1] = base;
-          scratch[4 * row + 2] = bad ? A(0) : static_cast<A>(w) / sum[0];
-          finish_row(a, row, exact, sum[0], w, bad, top[0].column, tally);
+          write_record(a, row, x0, base, bad ? A(0) : static_cast<A>(w) / sum[0], sum[0]);
+          finish_row(a, row, x0, base, sum[0], w, bad, tally);
+          if (a.labels != nullptr) a.labels[row] = bad ? -1 : top[0].column;
         }
       }
     }
-    finish_tile<R>(a, tile, tiles, thread, tally);
+    finish_tile<R>(a, tile.number, tiles, thread, tally);
   }
 }
 
 /// blockIdx.y: columns; blockIdx.x: row tiles, grid-stride. No barrier, no shared memory.
 template <class T, class A, bool kAligned>
 __global__ void __launch_bounds__(kWideColumnThreads, 4) wide_columns_kernel(const Arguments a) {
-  constexpr int C = kWideColumns, R = kWideRows<A, kAligned>;
+  constexpr int C = kWideColumns, R = kWideRows<A, kAligned>, kRun = Share<T, C, kAligned>::kRun;
+  static_assert(kWideColumnThreads % kWarp == 0, "the first run of a block's columns is the first of a word");
   const int threads = static_cast<int>(blockDim.x), most = threads * C;
+  const int warps = threads / kWarp,
+            word = static_cast<int>(blockIdx.y) * (most / kRun / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
   const int64_t from = static_cast<int64_t>(blockIdx.y) * most;
   const Share<T, C, kAligned> share(static_cast<int>(threadIdx.x), threads,
                                     static_cast<int>(a.cols - from < most ? a.cols - from : most));
-  const int64_t tiles = (a.rows + kTileRows - 1) / kTileRows;
   const A scale = static_cast<A>(a.scale);
   const T* logits = static_cast<const T*>(a.logits) + from;
   const A* scratch = static_cast<const A*>(a.scratch);
   A g[C];
   load_potential(a.potential + from, share, g);
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int64_t first = tile * kTileRows;
-    const int64_t last = first + kTileRows < a.rows ? first + kTileRows : a.rows;
+  for (int64_t visit = blockIdx.x; visit < a.sample.visits; visit += gridDim.x) {
+    const Tile tile = tile_at(a, visit);
     A partial[C];
 #pragma unroll
     for (int c = 0; c < C; ++c) partial[c] = A(0);
-    for (int64_t i = first; i < last; i += R) {
+    for (int begin = 0; begin < tile.rows; begin += R) {
+      const int64_t i = tile.row(begin), last = i + (tile.rows - begin < R ? tile.rows - begin : R);
       Raw<T, C> x[R];
 #pragma unroll
       for (int q = 0; q < R; ++q) fetch(logits + (i + q < last ? i + q : last - 1) * a.stride, share, x[q]);
@@ -728,10 +1011,18 @@ __global__ void __launch_bounds__(kWideColumnThreads, 4) wide_columns_kernel(con
       for (int q = 0; q < R; ++q) {
         if (i + q >= last) continue;
         const A x0 = scratch[4 * (i + q)], base = scratch[4 * (i + q) + 1], factor = scratch[4 * (i + q) + 2];
-        if (!(factor > A(0))) continue;  // masked, or of weight 0: its terms may be NaN
+        const bool counts = factor > A(0);  // else masked, or of weight 0: its terms may be NaN
+        if (!counts && a.marks == nullptr) continue;
+        A e[C];
 #pragma unroll
-        for (int c = 0; c < C; ++c)
-          partial[c] = multiply_add(exp_of(multiply_add(x[q][c] - x0, scale, -base) + g[c]), factor, partial[c]);
+        for (int c = 0; c < C; ++c) {
+          e[c] = counts ? exp_of(multiply_add(x[q][c] - x0, scale, -base) + g[c]) : A(0);
+          partial[c] = multiply_add(e[c], factor, partial[c]);
+        }
+        if (a.marks == nullptr) continue;
+        A tops[C / kRun];
+        tops_of(e, tops);
+        mark(a, tile.before + begin + q, e, tops, keep_level(a, factor, scratch[4 * (i + q) + 3]), word, warps);
       }
     }
     flush(partial, share.again(), a.units, a.columns + from);

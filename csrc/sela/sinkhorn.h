@@ -7,7 +7,7 @@
 namespace sela {
 
 /// Storage type of the logits.  Arithmetic is in double for float64 and in float for the others.
-/// fixed16 (sela/logits.h; CPU only): uint16 q stands for the logit -q, kFixedImpossible for -inf.
+/// fixed16 (sela/logits.h): uint16 q stands for the logit -q, kFixedImpossible for -inf.
 enum class LogitsType { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3, fixed16 = 4 };
 
 /// Rows per block: sums over rows are in floating point inside a block, and blocks start at multiples of this, so the
@@ -96,6 +96,12 @@ struct SinkhornSample {
     const int64_t groups = (first_block + block) * (kSinkhornRows / kSinkhornGroup);
     return (every - groups % every) % every * kSinkhornGroup;
   }
+  /// How many of the first `rows` rows of this part are read.
+  int64_t count(int64_t rows) const {
+    const int64_t left = rows - start(0), step = kSinkhornGroup * every;
+    if (left <= 0) return 0;
+    return left / step * kSinkhornGroup + (left % step < kSinkhornGroup ? left % step : kSinkhornGroup);
+  }
 };
 
 /// One read of the logits on the CPU.  threads <= 0: all processors of this process.
@@ -125,14 +131,29 @@ struct SinkhornWorkspace {
   int64_t totals = 0;
   int64_t scratch = 0;
 };
-SinkhornWorkspace sinkhorn_workspace_cuda(int64_t rows, int64_t cols, LogitsType type);
+
+/// candidates: they will be searched for, by the same pass and with the same scratch.
+SinkhornWorkspace sinkhorn_workspace_cuda(const SinkhornPass& pass, SinkhornSample sample, bool candidates);
+
+/// What a pass on CUDA notes for the search for candidates, see sinkhorn_candidates_cuda.
+struct SinkhornMarks {
+  double level = 0.0;         ///< nats, as Candidates::level; 0: no candidates
+  int32_t* counts = nullptr;  ///< [rows read] candidates of each row; zero before
+};
 
 /// The same on the current CUDA device, in the order of `stream` (a cudaStream_t).  The outputs are device memory, with
 /// the scalars in `totals`: double [2, blocks] (objective, then weight, of each block of kSinkhornCudaRows rows, to be
-/// summed in order) and `masked`: int64 [1].  column_sums and masked must be zero before.  `scratch`: as
-/// sinkhorn_workspace_cuda says.  Nothing waits for the device.
-/// Throws std::runtime_error without CUDA, on a device the build has no code for, and when the launch fails.
+/// summed in order) and `masked`: int64 [1].  column_sums, totals and masked must be zero before.  `scratch`: as
+/// sinkhorn_workspace_cuda says.  Rows of fixed16 must begin at multiples of 16 bytes.  Nothing waits for the device.
+/// Throws std::invalid_argument for sizes out of range (2^31 rows and more are too many), std::runtime_error without
+/// CUDA, on a device the build has no code for, and when the launch fails.
 void sinkhorn_pass_cuda(const SinkhornPass& pass, const SinkhornSums& sums, double* totals, int64_t* masked,
-                        void* scratch, void* stream);
+                        void* scratch, void* stream, SinkhornSample sample = {}, SinkhornMarks marks = {});
+
+/// Writes the candidates of such a pass (CSR, see sela/candidates.h; rows are those read).  It reads again only the 16
+/// bytes around each of them.  `pass`, `sample`, `level` and `scratch` are those of the pass.
+/// offsets: [rows read + 1], the sums of its counts; columns, values: [offsets[rows read]], written.
+void sinkhorn_candidates_cuda(const SinkhornPass& pass, SinkhornSample sample, double level, const void* scratch,
+                              const int64_t* offsets, int32_t* columns, float* values, void* stream);
 
 }  // namespace sela

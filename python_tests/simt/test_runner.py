@@ -279,7 +279,7 @@ def test_bfloat16_keeps_the_upper_half_of_a_float_rounded_to_even(probe):
 def sinkhorn(simt, logits, potential):
     rows, cols = logits.shape
     sums, labels = np.zeros(cols, np.int64), np.zeros(rows, np.int32)
-    totals_count, scratch_bytes = simt.sinkhorn_workspace_cuda(rows, cols, "float32")
+    totals_count, scratch_bytes = simt.sinkhorn_workspace_cuda(address(logits), "float32", rows, cols, cols)
     totals, scratch, masked = np.zeros(totals_count), np.zeros(max(1, scratch_bytes), np.uint8), np.zeros(1, np.int64)
     simt.sinkhorn_pass_cuda(
         *(address(logits), "float32", rows, cols, cols, 1.0, address(potential), 0, 1.0, 0, address(sums), 0),

@@ -11,7 +11,7 @@ def run_pass(simt, logits, kind, reference=None):
     rows, cols = logits.shape
     potential, labels = np.zeros(cols), np.zeros(rows, np.int32)
     sums, masked = np.zeros(cols, np.int64), np.zeros(1, np.int64)
-    totals = np.zeros(simt.sinkhorn_workspace_cuda(rows, cols, kind)[0])
+    totals = np.zeros(simt.sinkhorn_workspace_cuda(logits.ctypes.data, kind, rows, cols, cols)[0])
     simt.sinkhorn_pass_cuda(
         *(logits.ctypes.data, kind, rows, cols, cols, 1.0, potential.ctypes.data, 0, 1.0),
         *(0 if reference is None else reference.ctypes.data, sums.ctypes.data, 0, labels.ctypes.data),

@@ -16,7 +16,7 @@ from sela_ext.assign.sources import bounds_of, device_columns, logits_pass, on_c
 from sela_ext.errors import DataError
 from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.logits import StoredLogits
-from sela_ext.kernels.sinkhorn import check_logits, rows_read
+from sela_ext.kernels.sinkhorn import CpuPass, DevicePass, check_logits, rows_read
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from sela_ext.kernels.bounds import ChunkBounds
     from sela_ext.kernels.newton import ColumnLaw
-    from sela_ext.kernels.sinkhorn import CpuPass
 
     Vector = npt.NDArray[np.float64]
 
@@ -115,7 +114,7 @@ class Problem:
     _live_share: float = 1.0
     _bounds: ChunkBounds | None = None
     _bounded: Any | None = None
-    _whole: CpuPass | None = None
+    _whole: CpuPass | DevicePass | None = None
     _passed: Any | None = None
     _start: float = field(default_factory=time.perf_counter)
 
@@ -267,8 +266,7 @@ class Problem:
                 f"logits: {sums.masked} of {rows} rows hold NaN, +inf or nothing but -inf, the others have weight 0: "
                 "no row is left to assign"
             )
-        columns = sums.column_sums
-        shares = np.asarray(columns.cpu().numpy() if hasattr(columns, "cpu") else columns) / sums.weight
+        shares = sums.columns_on_host() / sums.weight
         error = float(np.add.reduce(np.abs(shares - self.target)))
         objective = float(self.target @ potential) - sums.objective / sums.weight
         entry = {"passes": self.passes, "error": error, "objective": objective, "seconds": self.seconds}
@@ -300,6 +298,8 @@ class Problem:
             self._whole = whole_pass(self.working, **self._common())
         if self._whole is None or not np.isfinite(potential).all():
             return logits_pass(self.working, potential, **self._common(), **options)
+        if isinstance(self._whole, DevicePass):
+            return self._whole(potential, **options)
         reference = options.pop("reference")
         if reference is not None:
             reference = np.ascontiguousarray(reference, self._whole.lse_type)

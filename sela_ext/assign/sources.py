@@ -22,9 +22,11 @@ from sela_ext.kernels.sinkhorn import (
     ROWS_TOGETHER,
     SAMPLE_ROWS,
     CpuPass,
+    DevicePass,
     check_largest,
     check_logits,
     check_threads,
+    device_pass,
     sinkhorn_pass,
 )
 from sela_ext.kernels.sinkhorn import backend_of as backend_of_array
@@ -183,8 +185,8 @@ def whole_pass(
     first_row: int = 0,
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
-) -> CpuPass | None:
-    """`logits_pass` over an array in memory, for many calls; None for a map, or what is no array of numpy.
+) -> CpuPass | DevicePass | None:
+    """`logits_pass` over an array in memory, for many calls; None for a map, or what is no array of numpy or of CUDA.
 
     Whether the file of a map is still long enough is looked at before every pass.
 
@@ -192,6 +194,14 @@ def whole_pass(
         OptionError: an argument of a wrong shape or value.
         DataError: a mapped file is too short.
     """
+    if not isinstance(logits, FeatureLogits) and on_cuda(logits):
+        return device_pass(
+            logits,
+            row_weights=row_weights,
+            first_row=first_row,
+            rows_in_all=rows_in_all,
+            largest_weight=largest_weight,
+        )
     if isinstance(logits, np.ndarray):
         if MappedRows.find(logits, "logits") is not None:
             return None

@@ -64,13 +64,12 @@ def choose_storage(
         ResourceError: the solve does not fit into memory.
     """
     rows, cols = (int(n) for n in logits.shape)
-    if storage in STORED and (on_cuda(logits) or stop == "official"):
-        found = 'stop="official"' if stop == "official" else "logits on CUDA"
-        raise OptionError(f'storage: expected "auto" or "float32" with {found}, found "{storage}"')
-    if on_cuda(logits):
-        return "", "", np.inf
+    if storage in STORED and stop == "official":
+        raise OptionError(f'storage: expected "auto" or "float32" with stop="official", found "{storage}"')
 
     def fits(kind: str) -> float:
+        if on_cuda(logits):  # what does not fit there is torch's error
+            return np.inf
         wanted: MemoryPlan = memory_plan(max(rows, 1), cols, storage=kind or "float32", **plan)
         return check_memory(wanted)
 
@@ -97,7 +96,7 @@ def choose_storage(
 def stored_copy(logits: Any, kind: str, lam: float, threads: int) -> StoredLogits:
     """The logits in 16 bits, relative to their row maxima: one read, in parts where they are no array in memory."""
     rows, cols = (int(n) for n in logits.shape)
-    out = empty_stored(rows, cols, kind, lam=lam)
+    out = empty_stored(rows, cols, kind, lam=lam, place=logits.device if on_cuda(logits) else None)
     saturated = 0
     if isinstance(logits, FeatureLogits):
         counts = logits.tiles(

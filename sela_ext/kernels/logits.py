@@ -9,23 +9,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sela_ext import _core
-from sela_ext.errors import DataError, OptionError
-from sela_ext.kernels.device import is_tensor
+from sela_ext.errors import DataError, OptionError, ResourceError
+from sela_ext.kernels.device import cuda_place, first_line, is_tensor, usable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import torch
+
+    from sela_ext.kernels.device import CudaDevice
 
 # Of fixed16: steps per nat of lambda * logit, and what stands for -inf.
 STEPS = 64.0
 IMPOSSIBLE = 65535
 KINDS = ("fixed16", "float16", "bfloat16")
+# Rows on a device are padded to a multiple of so many columns: 16 bytes.
+_DEVICE_COLUMNS = 8
 # Rows of logits that are copied at a time where their columns are not adjacent.
 _ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, eq=False)
 class StoredLogits:
-    """Logits [N, K] in 16 bits each, relative to their row's maximum; what `store_logits` makes. Arrays are numpy.
+    """Logits [N, K] in 16 bits each, relative to their row's maximum; what `store_logits` makes.
+
+    Arrays are numpy, or tensors on the CUDA device of the logits. There rows begin at multiples of 16 bytes, the types
+    are torch's float16 and bfloat16, and int16 with the bits of uint16.
 
     Attributes:
         values: [N, K], rows adjacent. fixed16: uint16, round(64 * lam * (maxima - logits)) in nats / 64, 65535 for -inf
@@ -36,9 +44,9 @@ class StoredLogits:
         lam: lambda of the steps of fixed16.
     """
 
-    values: npt.NDArray[Any]
+    values: Any
     kind: str
-    maxima: npt.NDArray[np.float32]
+    maxima: Any
     saturated: int
     lam: float
 
@@ -50,8 +58,8 @@ class StoredLogits:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory."""
-        return self.values.nbytes + self.maxima.nbytes
+        """Bytes of memory, without what lies between the rows."""
+        return int(self.values.nbytes + self.maxima.nbytes)
 
     def rows(self, first: int, last: int) -> StoredLogits:
         """Rows first .. last - 1, without a copy; `saturated` stays that of all."""
@@ -65,15 +73,27 @@ class StoredLogits:
             last: row.
             columns: indices or a slice of columns; None: all.
         """
-        part = self.values[first:last]
+        part, maxima = self.values[first:last], self.maxima[first:last]
         part = part if columns is None else part[:, columns]
+        if is_tensor(part):
+            part, maxima = bits_of(part), maxima.cpu().numpy()
         if self.kind == "fixed16":
             x = np.where(part == IMPOSSIBLE, -np.inf, part / (-STEPS * self.lam))
         elif self.kind == "float16":
             x = part.astype(np.float64)
         else:
             x = (part.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        return x + self.maxima[first:last, None]
+        return np.asarray(x + maxima[:, None], np.float64)
+
+
+def bits_of(values: torch.Tensor) -> npt.NDArray[Any]:
+    """Values of a device in the types that they have on the host."""
+    import torch
+
+    host = values.cpu()
+    if host.dtype == torch.float16:
+        return host.numpy()
+    return host.view(torch.int16).numpy().view(np.uint16)
 
 
 def check_logits(logits: Any) -> str:
@@ -119,8 +139,7 @@ def store_logits(
     instruction set.
 
     Args:
-        logits: [N, K] float32, float16, bfloat16 or float64, numpy (also memory-mapped) or torch, on the CPU, of any
-            strides.
+        logits: [N, K] float32, float16, bfloat16 or float64, numpy (also memory-mapped) or torch, of any strides.
         kind: "fixed16", "float16" or "bfloat16".
         lam: lambda, > 0; fixed16 holds lam * logits.
         threads: CPU threads, 0 for all.
@@ -129,11 +148,12 @@ def store_logits(
         isa: CPU instruction set (for tests).
 
     Returns:
-        StoredLogits; with `out` these same arrays, `saturated` grown.
+        StoredLogits, where the logits are; with `out` these same arrays, `saturated` grown.
 
     Raises:
         DataError: logits of a wrong shape or type.
         OptionError: another argument of a wrong value.
+        ResourceError: a launch on a CUDA device that failed.
 
     Example:
         >>> import numpy as np
@@ -150,13 +170,14 @@ def store_logits(
         raise OptionError(f"lam: expected a number in 1e-30 .. 1e30, found {lam!r}")
     if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 4096:
         raise OptionError(f"threads: expected an integer in 0 .. 4096 (0 = all), found {threads!r}")
-    if is_tensor(logits) and logits.device.type != "cpu":
-        raise OptionError(f"logits: expected a tensor on cpu, found {logits.device}; move it with .cpu()")
+    place = cuda_place(logits)
+    if is_tensor(logits) and place is None and logits.device.type != "cpu":
+        raise OptionError(f"logits: expected a tensor on cpu or cuda, found {logits.device}; move it with .cpu()")
     rows, cols = (int(n) for n in logits.shape)
     if out is None:
         if first_row != 0:
             raise OptionError(f"first_row: expected 0 without `out`, found {first_row}")
-        out = empty_stored(rows, cols, kind, lam=lam)
+        out = empty_stored(rows, cols, kind, lam=lam, place=place)
     elif (out.kind, out.lam, out.shape[1]) != (kind, float(lam), cols):
         raise OptionError(
             f"out: expected {kind} of lam {lam} with {cols} columns, "
@@ -164,6 +185,13 @@ def store_logits(
         )
     if not 0 <= first_row <= out.shape[0] - rows:
         raise OptionError(f"first_row: expected 0 .. {out.shape[0] - rows}, found {first_row}")
+    if (cuda_place(out.values) is None) != (place is None):
+        raise OptionError("out: expected memory where the logits are, found it elsewhere; see `empty_stored(place=)`")
+    if place is not None:
+        card = usable(place)
+        if card is None:
+            return _stored_in_torch(logits.detach(), kind, float(lam), out, first_row)
+        return store_on_device(card, logits, kind, lam=float(lam), out=out, first_row=first_row)
     saturated = 0
     step = max(rows, 1) if _adjacent(logits) else _ROWS_AT_ONCE
     for first in range(0, rows, step):
@@ -186,8 +214,78 @@ def store_logits(
     return StoredLogits(out.values, kind, out.maxima, out.saturated + saturated, float(lam))
 
 
-def empty_stored(rows: int, cols: int, kind: str = "fixed16", *, lam: float = 1.0) -> StoredLogits:
-    """Memory for `store_logits(..., out=...)`; what it holds before is not defined."""
+def store_on_device(
+    card: CudaDevice,
+    logits: torch.Tensor,
+    kind: str,
+    *,
+    lam: float,
+    out: StoredLogits | None = None,
+    first_row: int = 0,
+) -> StoredLogits:
+    """`store_logits` by the CUDA kernel of a device, whatever its self-check says; the logits are there already.
+
+    Raises:
+        ResourceError: a launch that failed, or a stream that is being captured.
+    """
+    import torch
+
+    rows, cols = (int(n) for n in logits.shape)
+    if out is None:
+        out = empty_stored(rows, cols, kind, lam=lam, place=card.place)
+    logits = logits.detach()
+    if logits.stride(1) != 1 or (rows > 1 and logits.stride(0) < cols):
+        logits = logits.contiguous()
+    with card.current():
+        card.refuse_capture("store_logits")
+        saturated = torch.zeros(1, dtype=torch.int64, device=card.place)
+        try:
+            card.core.store_logits_cuda(
+                logits.data_ptr(),
+                check_logits(logits),
+                rows,
+                cols,
+                max(int(logits.stride(0)), cols),
+                kind,
+                lam,
+                out.values[first_row:].data_ptr(),
+                max(int(out.values.stride(0)), cols),
+                out.maxima[first_row:].data_ptr(),
+                saturated.data_ptr(),
+                card.stream(),
+            )
+        except RuntimeError as error:
+            raise ResourceError(first_line(error)) from error
+        return StoredLogits(out.values, kind, out.maxima, out.saturated + int(saturated.item()), lam)
+
+
+def _stored_in_torch(logits: torch.Tensor, kind: str, lam: float, out: StoredLogits, first_row: int) -> StoredLogits:
+    """`store_logits` by the pure-torch twin, a block of rows at a time, to where `out` is."""
+    import torch
+
+    from sela_ext.kernels.reference.logits import store_logits as twin
+
+    saturated = 0
+    for first in range(0, int(logits.shape[0]), _ROWS_AT_ONCE):
+        part = twin(logits[first : first + _ROWS_AT_ONCE].cpu(), kind, lam=lam)
+        into = slice(first_row + first, first_row + first + part.shape[0])
+        bits = torch.from_numpy(part.values if kind == "float16" else part.values.view(np.int16).copy())
+        out.values[into] = (bits.view(torch.bfloat16) if kind == "bfloat16" else bits).to(out.values.device)
+        out.maxima[into] = torch.from_numpy(part.maxima).to(out.maxima.device)
+        saturated += part.saturated
+    return StoredLogits(out.values, kind, out.maxima, out.saturated + saturated, lam)
+
+
+def empty_stored(
+    rows: int, cols: int, kind: str = "fixed16", *, lam: float = 1.0, place: torch.device | None = None
+) -> StoredLogits:
+    """Memory for `store_logits(..., out=...)`, on a CUDA device or the host; what it holds before is not defined."""
+    if place is not None:
+        import torch
+
+        types = {"fixed16": torch.int16, "float16": torch.float16, "bfloat16": torch.bfloat16}
+        whole = torch.empty(rows, -(-cols // _DEVICE_COLUMNS) * _DEVICE_COLUMNS, dtype=types[kind], device=place)
+        return StoredLogits(whole[:, :cols], kind, torch.empty(rows, device=place), 0, float(lam))
     values = np.empty((rows, cols), np.float16 if kind == "float16" else np.uint16)
     return StoredLogits(values, kind, np.empty(rows, np.float32), 0, float(lam))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from sela_ext import _core
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.kernels.bounds import ChunkBounds, check_bounds
 from sela_ext.kernels.device import cuda_place, first_line, is_tensor, usable
+from sela_ext.kernels.device_candidates import DeviceCandidates
 from sela_ext.kernels.logits import STEPS, StoredLogits, rows_of
 from sela_ext.kernels.logits import check_logits as check_logits
 from sela_ext.kernels.sinkhorn_sums import (
@@ -23,7 +26,7 @@ from sela_ext.kernels.sinkhorn_sums import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
     import torch
@@ -112,7 +115,7 @@ def sinkhorn_pass(
     Args:
         logits: [N, K] float32, float16, bfloat16 or float64, numpy or torch. Rows may be strided, columns are copied
             together if they are not adjacent. Or `StoredLogits`: the results are those of the logits that these stand
-            for, lse and objective too, as numpy arrays; CPU only.
+            for, lse and objective too, as arrays where those are.
         potential: [K] log beta in nats, finite.
         scale: lambda > 0. float32, unless the logits are float64.
         row_weights: [N] >= 0, or None for ones. 0 takes a row out of the sums; it keeps its label.
@@ -122,8 +125,9 @@ def sinkhorn_pass(
         threads: CPU threads, 0 for all.
         isa: CPU instruction set, "" for the one in use ("generic", "avx2", "avx512"; for tests).
         every: read only every so many groups of 4 rows, beginning with the first; the sums are over the rows read, the
-            lse of others is that of `reference` (NaN without), their label -1. CPU only.
-        keep: also return the entries with p > exp(-keep), 0 < keep <= 24 nats (float64: 40). CPU only.
+            lse of others is that of `reference` (NaN without), their label -1.
+        keep: also return the entries with p > exp(-keep), 0 < keep <= 24 nats (float64: 40): on a CUDA device as
+            `DeviceCandidates`, which need 4 bytes of memory there for every 128 bytes of logits, and 24 for each row.
         keep_at_most: with more such entries than this none are returned (`candidates.overflow`).
         first_row: a multiple of 128: the logits are rows first_row, first_row + 1, ... of a larger matrix, whose other
             parts begin at multiples of 128, too (see `add_sums`). `every` then counts the groups of the matrix.
@@ -160,34 +164,26 @@ def sinkhorn_pass(
     deepest = 40 if name == "float64" else 24
     if keep is not None and not 0 < keep <= deepest:
         raise OptionError(f"keep: expected a number of nats in 0 .. {deepest} for {name} logits, found {keep}")
-    place = cuda_place(logits)
+    place = _place(logits)
     if place is not None:
-        if every > 1 or keep is not None or bounds is not None:
-            raise OptionError("every, keep, bounds: only for logits on the CPU; leave them out, or pass logits.cpu()")
+        if bounds is not None:
+            raise OptionError("bounds: only for logits on the CPU; leave them out, or pass logits.cpu()")
         card = usable(place)
+        options = {
+            "scale": scale,
+            "row_weights": row_weights,
+            "reference": reference,
+            "want_labels": want_labels,
+            "every": every,
+            "keep": keep,
+            "keep_at_most": keep_at_most,
+            "first_row": first_row,
+            "rows_in_all": rows_in_all,
+            "largest_weight": largest_weight,
+        }
         if card is None:
-            return pass_in_torch(
-                logits,
-                potential,
-                scale=scale,
-                row_weights=row_weights,
-                want_labels=want_labels,
-                first_row=first_row,
-                rows_in_all=rows_in_all,
-                largest_weight=largest_weight,
-            )
-        return pass_on_device(
-            card,
-            logits,
-            potential,
-            scale=scale,
-            row_weights=row_weights,
-            reference=reference,
-            want_labels=want_labels,
-            first_row=first_row,
-            rows_in_all=rows_in_all,
-            largest_weight=largest_weight,
-        )
+            return pass_in_torch(logits, potential, **options)
+        return pass_on_device(card, logits, potential, **options)
     if is_tensor(logits) and logits.device.type != "cpu":
         raise OptionError(f"logits: expected a tensor on cpu or cuda, found {logits.device}; move it with .cpu()")
 
@@ -386,14 +382,19 @@ def check_largest(largest_weight: float | None, weights: Any) -> float:
     return float(largest_weight)
 
 
+def _place(logits: Any) -> torch.device | None:
+    """The CUDA device of logits, stored ones too; None where they are elsewhere."""
+    return cuda_place(logits.values if isinstance(logits, StoredLogits) else logits)
+
+
 def on_cuda(logits: Any) -> bool:
     """Whether passes over these logits run on a CUDA device, by its kernels or by torch."""
-    return cuda_place(logits) is not None
+    return _place(logits) is not None
 
 
 def backend_of(logits: Any) -> str:
     """Who does the passes over these logits: "cuda", "torch" (on a refused CUDA device), or "cpu-" and the ISA."""
-    place = cuda_place(logits)
+    place = _place(logits)
     if place is None:
         return f"cpu-{_core.build_info()['cpu_isa']}"
     return "torch" if usable(place) is None else "cuda"
@@ -409,12 +410,16 @@ def _reference(value: Any, rows: int, lse_type: Any) -> npt.NDArray[Any]:
 
 
 def pass_in_torch(
-    logits: torch.Tensor,
+    logits: Any,
     potential: Any,
     *,
     scale: float = 1.0,
     row_weights: Any = None,
+    reference: Any = None,
     want_labels: bool = False,
+    every: int = 1,
+    keep: float | None = None,
+    keep_at_most: int = 2**62,
     first_row: int = 0,
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
@@ -431,69 +436,69 @@ def pass_in_torch(
     largest = check_largest(largest_weight, weights)
     rows_in_all = first_row + rows if rows_in_all is None else rows_in_all
     step = max(1, _TWIN_ENTRIES // cols // ROWS_TOGETHER) * ROWS_TOGETHER
-    parts = [
-        twin(
-            logits[first : first + step],
+
+    def part_of(first: int) -> SinkhornSums:
+        part = slice(first, min(first + step, rows))
+        sums = twin(
+            logits.rows(part.start, part.stop) if isinstance(logits, StoredLogits) else logits[part],
             potential,
             scale=scale,
-            row_weights=None if weights is None else weights[first : first + step],
+            row_weights=None if weights is None else weights[part],
+            reference=None if reference is None else reference[part],
             want_labels=want_labels,
+            every=every,
+            keep=keep,
+            keep_at_most=keep_at_most,
             first_row=first_row + first,
             rows_in_all=rows_in_all,
             largest_weight=largest,
         )
-        for first in range(0, max(rows, 1), step)
-    ]
-    return add_sums(parts)
+        return sums if keep is None else replace(sums, candidates=_on_device(sums.candidates, sums.lse.device))
+
+    return add_sums([part_of(first) for first in range(0, max(rows, 1), step)])
 
 
-def pass_on_device(
-    card: CudaDevice,
-    logits: torch.Tensor,
-    potential: Any,
-    *,
-    scale: float = 1.0,
-    row_weights: Any = None,
-    reference: Any = None,
-    want_labels: bool = False,
-    first_row: int = 0,
-    rows_in_all: int | None = None,
-    largest_weight: float | None = None,
-) -> SinkhornSums:
+def _on_device(found: Any, place: torch.device) -> DeviceCandidates:
+    """The candidates of the twin as those of a device."""
+    import torch
+
+    rows = 0 if found.overflow else found.rows
+    weights = found.weights()
+    return DeviceCandidates(
+        float(found.level),
+        found.limit,
+        found.overflow,
+        found.rows,
+        found.cols,
+        torch.from_numpy(found.offsets() if rows else np.zeros(found.rows + 1, np.int64)).to(place),
+        torch.from_numpy(found.columns().astype(np.int32)).to(place),
+        torch.from_numpy(found.values()).to(place),
+        torch.from_numpy(weights.copy()).to(place) if len(weights) else None,
+    )
+
+
+def pass_on_device(card: CudaDevice, logits: Any, potential: Any, **options: Any) -> SinkhornSums:
     """`sinkhorn_pass` by the CUDA kernels of a device, whatever its self-check says; the logits are there already.
 
     Raises:
         OptionError: an argument of a wrong shape or value.
         ResourceError: a launch that failed, or a stream that is being captured.
     """
-    launch, collect = prepared_pass(
-        card,
-        logits,
-        potential,
-        scale=scale,
-        row_weights=row_weights,
-        reference=reference,
-        want_labels=want_labels,
-        first_row=first_row,
-        rows_in_all=rows_in_all,
-        largest_weight=largest_weight,
-    )
+    launch, collect = prepared_pass(card, logits, potential, **options)
     launch()
     return collect()
 
 
 def prepared_pass(
     card: CudaDevice,
-    logits: torch.Tensor,
+    logits: Any,
     potential: Any,
     *,
-    scale: float = 1.0,
     row_weights: Any = None,
-    reference: Any = None,
-    want_labels: bool = False,
     first_row: int = 0,
     rows_in_all: int | None = None,
     largest_weight: float | None = None,
+    **options: Any,
 ) -> tuple[Callable[[], None], Callable[[], SinkhornSums]]:
     """Check and allocate: (launch, collect), the kernels alone and what reads their results back.
 
@@ -501,87 +506,263 @@ def prepared_pass(
         OptionError: an argument of a wrong shape or value.
         ResourceError: a stream that is being captured.
     """
-    import torch
+    whole = DevicePass(
+        card,
+        logits,
+        row_weights=row_weights,
+        first_row=first_row,
+        rows_in_all=rows_in_all,
+        largest_weight=largest_weight,
+    )
+    return whole.prepared(potential, **options)
 
-    name = check_logits(logits)
-    device = card.place
-    rows, cols = (int(n) for n in logits.shape)
-    scale = check_scale(scale, name)
-    logits = logits.detach()
-    if logits.stride(1) != 1 or (rows > 1 and logits.stride(0) < cols):
-        logits = logits.contiguous()
-    stride = max(int(logits.stride(0)), cols)
-    lse_type = torch.float64 if name == "float64" else torch.float32
 
-    def on_device(label: str, value: Any, length: int, dtype: torch.dtype) -> torch.Tensor:
+class DevicePass:
+    """`sinkhorn_pass` by the CUDA kernels over the same logits again and again: they are looked at once.
+
+    A pass waits for the device once, when its sums are read back; with candidates their number comes along.
+
+    Args:
+        card: whose kernels do it.
+        logits: there, a tensor or `StoredLogits`; see `sinkhorn_pass`, also for the other arguments.
+        row_weights: [N] or None.
+        first_row: a multiple of 128.
+        rows_in_all: rows of the whole matrix.
+        largest_weight: of that.
+
+    Attributes:
+        name: type of the logits, or kind they are stored in.
+        rows: N.
+        cols: K.
+        lse_type: what log-sum-exp comes in.
+
+    Raises:
+        OptionError: an argument of a wrong shape or value.
+        ResourceError: a stream that is being captured.
+    """
+
+    def __init__(
+        self,
+        card: CudaDevice,
+        logits: Any,
+        *,
+        row_weights: Any = None,
+        first_row: int = 0,
+        rows_in_all: int | None = None,
+        largest_weight: float | None = None,
+    ) -> None:
+        import torch
+
+        self.name = check_logits(logits)
+        self.rows, self.cols = (int(n) for n in logits.shape)
+        self.lse_type = torch.float64 if self.name == "float64" else torch.float32
+        self._card = card
+        self._stored = logits if isinstance(logits, StoredLogits) else None
+        values = (logits.values if isinstance(logits, StoredLogits) else logits).detach()
+        if values.stride(1) != 1 or (self.rows > 1 and values.stride(0) < self.cols):
+            values = values.contiguous()
+        self._values: torch.Tensor = values
+        self._stride = max(int(values.stride(0)), self.cols)
+        self._first_row = first_row
+        self._rows_in_all = first_row + self.rows if rows_in_all is None else rows_in_all
+        with card.current():
+            card.refuse_capture("sinkhorn_pass")
+            self._weights = (
+                None if row_weights is None else self._there("row_weights", row_weights, self.rows, torch.float32)
+            )
+            largest = 1.0
+            if self._weights is not None and self.rows:
+                low, largest = torch.stack([self._weights.min(), self._weights.max()]).tolist()
+                if not (low >= 0 and largest <= 1e30):
+                    raise OptionError(f"row_weights: expected numbers in 0 .. 1e30, found {low} .. {largest}")
+                largest = max(largest, 1e-30)
+            self._largest = largest if largest_weight is None else max(largest, check_largest(largest_weight, None))
+
+    def _there(self, label: str, value: Any, length: int, dtype: torch.dtype) -> torch.Tensor:
+        """A vector [length] of any kind as a tensor on the device."""
+        import torch
+
         if not is_tensor(value):
             kept = getattr(value, "dtype", None) in (np.float32, np.float64)
             try:
                 array = np.ascontiguousarray(value, dtype=None if kept else np.float64)
             except (TypeError, ValueError) as error:
                 raise OptionError(f"{label}: expected {length} numbers, found {type(value).__name__}") from error
-            value = torch.from_numpy(
-                array if array.flags.writeable else array.copy()
-            )  # torch wants to be able to write
-        tensor: torch.Tensor = value.detach().to(device).to(dtype).contiguous()
+            # torch wants to be able to write
+            value = torch.from_numpy(array if array.flags.writeable else array.copy())
+        tensor: torch.Tensor = value.detach().to(self._card.place).to(dtype).contiguous()
         if tensor.shape != (length,):
             raise OptionError(f"{label}: expected shape ({length},), found {tuple(tensor.shape)}")
         return tensor
 
-    with card.current():
-        card.refuse_capture("sinkhorn_pass")
-        g = on_device("potential", potential, cols, torch.float64)
-        weights = None if row_weights is None else on_device("row_weights", row_weights, rows, torch.float32)
-        largest = 1.0
-        if not bool(torch.isfinite(g).all()):
-            raise OptionError("potential: expected finite numbers, found NaN or infinity")
-        if weights is not None and rows:
-            low, largest = float(weights.min()), float(weights.max())
-            if not (low >= 0 and largest <= 1e30):
-                raise OptionError(f"row_weights: expected numbers in 0 .. 1e30, found {low} .. {largest}")
-            largest = max(largest, 1e-30)
-        largest = largest if largest_weight is None else max(largest, check_largest(largest_weight, None))
-        all_rows = first_row + rows if rows_in_all is None else rows_in_all
-        before = None if reference is None else on_device("reference", reference, rows, lse_type)
-        totals_count, scratch_bytes = card.core.sinkhorn_workspace_cuda(rows, cols, name)
-        columns = torch.zeros(cols, dtype=torch.int64, device=device)
-        lse = torch.empty(rows, dtype=lse_type, device=device)
-        labels = torch.empty(rows, dtype=torch.int32, device=device) if want_labels else None
-        totals = torch.zeros(2, totals_count // 2, dtype=torch.float64, device=device)
-        scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
-        masked = torch.zeros(1, dtype=torch.int64, device=device)
+    def __call__(self, potential: Any, *, bounds: None = None, **options: Any) -> SinkhornSums:
+        """One pass, see `sinkhorn_pass`; there are no bounds on a device."""
+        launch, collect = self.prepared(potential, **options)
+        launch()
+        return collect()
 
-    def launch() -> None:
-        try:
-            with card.current():
-                card.core.sinkhorn_pass_cuda(
-                    logits.data_ptr(),
-                    name,
-                    rows,
-                    cols,
-                    stride,
-                    scale,
-                    g.data_ptr(),
-                    0 if weights is None else weights.data_ptr(),
-                    largest,
-                    0 if before is None else before.data_ptr(),
-                    columns.data_ptr(),
-                    lse.data_ptr(),
-                    0 if labels is None else labels.data_ptr(),
-                    totals.data_ptr(),
-                    masked.data_ptr(),
-                    scratch.data_ptr(),
-                    card.stream(),
-                    all_rows,
-                )
-        except RuntimeError as error:
-            raise ResourceError(first_line(error)) from error
+    def prepared(
+        self,
+        potential: Any,
+        *,
+        scale: float = 1.0,
+        reference: Any = None,
+        want_labels: bool = False,
+        every: int = 1,
+        keep: float | None = None,
+        keep_at_most: int = 2**62,
+    ) -> tuple[Callable[[], None], Callable[[], SinkhornSums]]:
+        """(launch, collect) of one pass: the kernels alone, and what reads their results back.
 
-    def collect() -> SinkhornSums:
+        Raises:
+            OptionError: an argument of a wrong shape or value.
+            ResourceError: a stream that is being captured.
+        """
+        import torch
+
+        card, device, rows, cols = self._card, self._card.place, self.rows, self.cols
+        scale = check_scale(scale, self.name)
+        stored, level = self._stored, 0.0 if keep is None else float(keep)
+        unit = scale if stored is None else unit_of(stored, scale)
+        read = rows_read(self._first_row + rows, every) - rows_read(self._first_row, every)
         with card.current():
-            exact = exact_sums(columns.cpu().numpy(), totals.cpu().numpy(), int(masked.item()), largest)
-            _, objective, weight, count = from_exact(exact, all_rows, largest)
-            sums = columns.double() * sinkhorn_resolution(all_rows, largest)
-            return SinkhornSums(sums, objective, weight, lse, labels, count, None, exact, all_rows, largest)
+            card.refuse_capture("sinkhorn_pass")
+            if is_tensor(potential) and potential.device.type != "cpu":
+                g = self._there("potential", potential, cols, torch.float64)
+                if not bool(torch.isfinite(g).all()):
+                    raise OptionError("potential: expected finite numbers, found NaN or infinity")
+            else:
+                g = torch.from_numpy(check_vector("potential", potential, cols).copy()).to(device)
+            before = None if reference is None else self._there("reference", reference, rows, self.lse_type)
+            where = (self._values.data_ptr(), self.name, rows, cols, self._stride)
+            totals_count, scratch_bytes = card.core.sinkhorn_workspace_cuda(
+                *where, self._first_row, every, keep is not None, stored is not None
+            )
+            # Everything that is read back, in one piece: column sums, totals, masked rows, candidates.
+            packed = torch.zeros(cols + totals_count + 2, dtype=torch.int64, device=device)
+            columns, totals = packed[:cols], packed[cols : cols + totals_count]
+            if every == 1:
+                lse = torch.empty(rows, dtype=self.lse_type, device=device)
+            else:  # rows that are not read keep what is known
+                lse = (
+                    torch.full((rows,), torch.nan, dtype=self.lse_type, device=device)
+                    if before is None
+                    else before.clone()
+                )
+            labels = torch.full((rows,), -1, dtype=torch.int32, device=device) if want_labels else None
+            scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
+            counts = None if keep is None else torch.zeros(read, dtype=torch.int32, device=device)
 
-    return launch, collect
+        def address(tensor: torch.Tensor | None) -> int:
+            return 0 if tensor is None else int(tensor.data_ptr())
+
+        def launch() -> None:
+            with card.current(), _launching():
+                card.core.sinkhorn_pass_cuda(
+                    *where,
+                    unit,
+                    address(g),
+                    address(self._weights),
+                    self._largest,
+                    address(before),
+                    address(columns),
+                    address(lse),
+                    address(labels),
+                    address(totals),
+                    address(packed) + 8 * (cols + totals_count),
+                    address(scratch),
+                    card.stream(),
+                    self._rows_in_all,
+                    self._first_row,
+                    every,
+                    level,
+                    address(counts),
+                    0 if stored is None else address(stored.maxima),
+                    scale,
+                )
+
+        def candidates(offsets: torch.Tensor, entries: int) -> DeviceCandidates:
+            overflow = entries > keep_at_most
+            if overflow:
+                offsets, entries = torch.zeros_like(offsets), 0
+            found = DeviceCandidates(
+                level,
+                keep_at_most,
+                overflow,
+                read,
+                cols,
+                offsets,
+                torch.empty(entries, dtype=torch.int32, device=device),
+                torch.empty(entries, dtype=torch.float32, device=device),
+                self._weights_of(every),
+            )
+            if entries:
+                with _launching():
+                    card.core.sinkhorn_candidates_cuda(
+                        *where,
+                        unit,
+                        address(g),
+                        self._first_row,
+                        every,
+                        level,
+                        stored is not None,
+                        address(scratch),
+                        address(offsets),
+                        address(found.columns),
+                        address(found.values),
+                        card.stream(),
+                    )
+            return found
+
+        def collect() -> SinkhornSums:
+            with card.current():
+                offsets = None
+                if counts is not None:
+                    offsets = torch.zeros(read + 1, dtype=torch.int64, device=device)
+                    torch.cumsum(counts, 0, dtype=torch.int64, out=offsets[1:])
+                    packed[-1:] = offsets[-1:]
+                host = packed.cpu().numpy()
+                parts = host[cols:-2].view(np.float64).reshape(2, -1)
+                exact = exact_sums(host[:cols], parts, int(host[-2]), self._largest)
+                _, objective, weight, masked = from_exact(exact, self._rows_in_all, self._largest)
+                return SinkhornSums(
+                    columns.double() * sinkhorn_resolution(self._rows_in_all, self._largest),
+                    objective,
+                    weight,
+                    lse,
+                    labels,
+                    masked,
+                    None if offsets is None else candidates(offsets, int(host[-1])),
+                    exact,
+                    self._rows_in_all,
+                    self._largest,
+                    read * cols,
+                    read * cols,
+                )
+
+        return launch, collect
+
+    def _weights_of(self, every: int) -> torch.Tensor | None:
+        """Row weights of the rows read."""
+        import torch
+
+        if self._weights is None or every == 1:
+            return self._weights
+        row = torch.arange(self._first_row, self._first_row + self.rows, device=self._weights.device)
+        return self._weights[row // SAMPLE_ROWS % every == 0]
+
+
+def device_pass(logits: Any, **common: Any) -> DevicePass | None:
+    """A `DevicePass` over logits on a CUDA device whose kernels may be used; None for others."""
+    place = _place(logits)
+    card = None if place is None else usable(place)
+    return None if card is None else DevicePass(card, logits, **common)
+
+
+@contextlib.contextmanager
+def _launching() -> Iterator[None]:
+    """What a launch raises becomes ResourceError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ResourceError(first_line(error)) from error

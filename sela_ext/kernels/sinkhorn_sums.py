@@ -9,6 +9,7 @@ import numpy as np
 
 from sela_ext import _core
 from sela_ext.kernels.device import is_tensor
+from sela_ext.kernels.device_candidates import DeviceCandidates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,8 @@ class SinkhornSums:
         lse: log-sum-exp of each row [N], float32 (float64 for float64 logits); NaN for masked rows.
         labels: int32 [N], argmax of each row, -1 for masked rows; None when not asked for.
         masked: number of masked rows.
-        candidates: the entries with p > exp(-keep), for Newton's method; None when not asked for.
+        candidates: the entries with p > exp(-keep), for Newton's method, where the logits are: `Candidates` of the
+            compiled module, or `DeviceCandidates`; None when not asked for.
         exact: int64 [K + 9] on the host: the integers that column_sums, objective, weight and masked are made of. Those
             of parts of a matrix can be added in any order and grouping, with the same bits as one pass over all of it.
         rows_in_all: rows of that matrix.
@@ -49,6 +51,12 @@ class SinkhornSums:
     largest_weight: float = 1.0
     entries: int = 0
     live: int = 0
+
+    def columns_on_host(self) -> npt.NDArray[np.float64]:
+        """column_sums as a numpy array; those of a device are known on the host without another copy."""
+        if is_tensor(self.column_sums) and self.column_sums.device.type != "cpu" and len(self.exact):
+            return from_exact(self.exact, self.rows_in_all, self.largest_weight)[0]
+        return np.asarray(self.column_sums, np.float64)
 
     @property
     def live_share(self) -> float:
@@ -118,7 +126,9 @@ def add_sums(parts: Sequence[SinkhornSums]) -> SinkhornSums:
     exact = np.sum(np.array([part.exact for part in parts]), axis=0)
     sums, objective, weight, masked = from_exact(exact, first.rows_in_all, first.largest_weight)
     candidates = first.candidates
-    if candidates is not None:
+    if isinstance(candidates, DeviceCandidates):
+        candidates = _joined_candidates([part.candidates for part in parts])
+    elif candidates is not None:
         for part in parts[1:]:
             candidates.append(part.candidates)
     labels = None if first.labels is None else _joined([part.labels for part in parts])
@@ -135,6 +145,33 @@ def add_sums(parts: Sequence[SinkhornSums]) -> SinkhornSums:
         first.largest_weight,
         sum(part.entries for part in parts),
         sum(part.live for part in parts),
+    )
+
+
+def _joined_candidates(parts: Sequence[Any]) -> DeviceCandidates:
+    """Candidates of a device from those of parts, in the order of their rows."""
+    import torch
+
+    first = parts[0]
+    rows, entries = sum(part.rows for part in parts), sum(part.entries for part in parts)
+    overflow = any(part.overflow for part in parts) or entries > first.limit
+    weights = None if first.weights is None else torch.cat([part.weights for part in parts])
+    if overflow:
+        nothing = torch.zeros(rows + 1, dtype=torch.int64, device=first.offsets.device)
+        return DeviceCandidates(
+            first.level, first.limit, True, rows, first.cols, nothing, first.columns[:0], first.values[:0], weights
+        )
+    lengths = torch.cat([first.offsets[:1], *(part.offsets.diff() for part in parts)])
+    return DeviceCandidates(
+        first.level,
+        first.limit,
+        False,
+        rows,
+        first.cols,
+        lengths.cumsum(0),
+        torch.cat([part.columns for part in parts]),
+        torch.cat([part.values for part in parts]),
+        weights,
     )
 
 

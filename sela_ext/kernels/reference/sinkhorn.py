@@ -70,7 +70,8 @@ def sinkhorn_pass(
     is_torch = isinstance(logits, torch.Tensor)
     maxima = None
     if isinstance(logits, StoredLogits):
-        maxima, x = torch.from_numpy(logits.maxima.copy()).double(), _stored_units(logits)
+        maxima, x = _tensor(logits.maxima).double(), _stored_units(logits)
+        is_torch = isinstance(logits.values, torch.Tensor)
     else:
         x = (logits if is_torch else torch.from_numpy(logits.copy())).detach()
     rows, cols = x.shape
@@ -92,7 +93,7 @@ def sinkhorn_pass(
     lse = t.logsumexp(1)
     column_sums = (w[:, None] * (t - lse[:, None]).exp()).sum(0)
     if maxima is not None:
-        lse = lse + torch.where(bad, 0.0, scale * maxima)
+        lse = lse + torch.where(bad, 0.0, scale * maxima.to(x.device))
     labels = torch.where(bad | unread, -1, t.argmax(1)).int() if want_labels else None
     given = None if row_weights is None else check_weights(row_weights, rows)
     largest = check_largest(largest_weight, given)
@@ -122,8 +123,18 @@ def sinkhorn_pass(
     )
 
 
+def _tensor(value: Any) -> torch.Tensor:
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(value.copy())
+
+
 def _stored_units(stored: StoredLogits) -> torch.Tensor:
     """Stored logits in their own unit, [N, K] float64: for fixed16 minus the whole numbers."""
+    if isinstance(stored.values, torch.Tensor):
+        place, values = stored.values.device, stored.values
+        if stored.kind != "fixed16":
+            return values.double()
+        steps = values.long() & 0xFFFF
+        return torch.where(steps == IMPOSSIBLE, -torch.inf, -steps.double()).to(place)
     values = stored.values
     if stored.kind == "float16":
         return torch.from_numpy(values.astype(np.float64))

@@ -187,8 +187,7 @@ def balance_exactly(problem: Problem, labels: Labels, potential: Vector, dead: n
             needed = int(len(low) / kinds) + COUNTS[-1]
             if kinds < DIFFERENT * len(few) and needed <= MOST:
                 counts, stages = (min(needed, len(low)), len(low)), STAGES + STAGES_OF_EQUALS
-            # On CUDA all rows are read.
-            every = 1 if problem.on_cuda else max(1, total // max(SAMPLE, SAMPLE_PER_CLUSTER * len(low)))
+            every = max(1, total // max(SAMPLE, SAMPLE_PER_CLUSTER * len(low)))
             start = _improved(problem, start, active, shares, max(1.0, SAMPLE_SHARPNESS / unit), every)
             margins = search(start, labels, SAMPLE_COUNT, selected=few, label_prices=potential)
             unit = _margin(margins, start, NEARBY)

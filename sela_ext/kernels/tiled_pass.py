@@ -100,7 +100,7 @@ class TiledPass:
         assert first % ROWS_TOGETHER == 0
         rows, card = len(tile), self.card
         with card.current():
-            _, room = card.core.sinkhorn_workspace_cuda(rows, self.cols, "float32")
+            _, room = card.core.sinkhorn_workspace_cuda(tile.data_ptr(), "float32", rows, self.cols, self.cols)
             if self.scratch is None or len(self.scratch) < room:
                 self.scratch = torch.empty(room, dtype=torch.uint8, device=card.place)
             try:
@@ -140,6 +140,8 @@ class TiledPass:
             exact = exact_sums(self.columns.cpu().numpy(), totals, int(self.masked.item()), self.largest)
             _, objective, weight, masked = from_exact(exact, self.rows_in_all, self.largest)
             sums = self.columns.double() * sinkhorn_resolution(self.rows_in_all, self.largest)
+        entries = self.rows * self.cols
         return SinkhornSums(
-            sums, objective, weight, self.lse, self.labels, masked, None, exact, self.rows_in_all, self.largest
+            *(sums, objective, weight, self.lse, self.labels, masked, None, exact),
+            *(self.rows_in_all, self.largest, entries, entries),
         )

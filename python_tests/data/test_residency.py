@@ -236,3 +236,26 @@ def test_every_stream_waits_for_the_order_and_holds_what_it_reads(play, monkeypa
     assert len(list(Loader(pictures(), **options).epoch(0, order=order))) == 3
     held = [(101, 20, 17, 3), (90,), (90,)]
     assert log == ["sent", *[("waits", 1), ("holds", held)] * 3]
+
+
+@pytest.mark.parametrize("augment", [Augment.aug_plus(96), Augment.multi_crop((80, 48), (2, 1)), Augment.sela(70)])
+def test_large_images_and_effects_are_those_of_the_cpu_where_the_kernels_do_them(play, host_core, augment):
+    views = augment if isinstance(augment, (tuple, list)) else (augment,)
+    images, order = pictures(41, 120, 107), np.arange(60) % 41
+    if any(residency.resident_refusal(images.shape, view, torch.float32) is not None for view in views):
+        pytest.skip("the CUDA kernels of this version do not augment such images")
+    options = {"batch_size": 8, "augment": augment, "threads": 1, "seed": 3}
+    here = Loader(images, **options)
+    expected, again = list(here.epoch(1)), list(here.epoch(1, order=order))
+    play()
+    there = Loader(images, resident=True, **options)
+    for one, other in zip(there.epoch(1), expected, strict=True):
+        assert all(torch.equal(view, wanted) for view, wanted in zip(one.views, other.views, strict=True))
+        assert repr(one.params) == repr(other.params)
+        assert repr(one.effects) == repr(other.effects)
+    launches = host_core.calls
+    assert launches > 0
+    # Images that come again are drawn by numbers of their own: the CPU makes these batches.
+    for one, other in zip(there.epoch(1, order=order), again, strict=True):
+        assert all(torch.equal(view, wanted) for view, wanted in zip(one.views, other.views, strict=True))
+    assert host_core.calls == launches

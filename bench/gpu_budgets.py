@@ -414,7 +414,7 @@ JPEG = (
         {},
         CIFAR,
         _SAMPLES,
-        _UPLOAD + 2 * _COEFFICIENTS,
+        _UPLOAD + _COEFFICIENTS,
         issued=int(_ENTRIES * 253 * 1.54 / 32) * 120,
     ),
     Work(

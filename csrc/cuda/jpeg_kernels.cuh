@@ -1,18 +1,16 @@
 // JPEG files with a checkpoint index to planes: entropy-coded bytes to coefficients, coefficients to samples.
 //
-// Per photograph of 500 x 375 pixels, 4:2:0, 110 kB: 0.11 MB of file and 0.01 MB of records in, 0.59 MB of coefficients
-// cleared, 0.2 MB of them written and 0.59 MB read, 0.28 MB of samples out: 1.8 MB, 0.6 us on an H100, of which only
-// the file and the samples must move (0.13 us).  Operations: about 150,000 symbols of some 50 instructions each, and
-// 280,000 samples of some 35: 0.17 us and 0.2 us if every lane were busy.  docs/design/0010-jpeg-on-the-gpu.md has what
-// was counted over photographs.
+// Per box of RandomResizedCrop of a photograph (docs/design/0010-jpeg-on-the-gpu.md): 0.06 MB of upload in, 0.48 MB of
+// coefficients cleared and read, 0.24 MB of samples out: 1.3 MB in all, 0.4 us on an H100; only upload and samples must
+// move, 0.1 us.  Operations: 72,000 symbols of about 120 instructions, two thirds of the lanes busy, 0.5 us; 240,000
+// samples of about 34, 0.3 us.  So instructions bind.
 //
 // tables_kernel
-//   block <- one of a set's codes: what the next 11 bits say.  Files with codes of their own would otherwise have 18 kB
-//   of
-// tables to be uploaded, a fifth of what a box needs.
+//   block <- one of a set's codes: what the next 11 bits say
+// Files with codes of their own would otherwise upload 18 kB of tables each, a fifth of what a box needs.
 //
 // entropy_kernel
-//   thread e of a block <- entry e: up to four MCUs behind a checkpoint, 500 bytes on average
+//   thread e of a block <- entry e: up to four MCUs behind a checkpoint, 100 to 500 bytes
 // A symbol per turn, whatever it is: threads do not wait for each other between blocks of coefficients or MCUs, only at
 // the end.  Bytes are read four at a time, stuffed zeros one by one where there are any.  Codes lie in shared memory.
 // The workspace is cleared by all threads of a block together, then coefficients other than zero are written one by

@@ -92,6 +92,9 @@ def test_what_does_not_fit_is_refused_in_one_line(card):
     ]:
         with pytest.raises(OptionError, match=match):
             run([file] * 2, [index] * 2, boxes)
+    boxes = [(0, 0, 5, 5), (0, 0, 5, 5), (0, 0, 5, 131)]
+    with pytest.raises(OptionError, match=r"boxes\[2\]: expected one within 90 x 130"):  # counted over all groups
+        kernels.decode_planes_cuda([file] * 3, [index] * 3, boxes, device=card.place, workspace=0)
     with pytest.raises(OptionError, match="indexes: expected one per file, or None in its place, found 1 for 2"):
         run([file] * 2)
     with pytest.raises(OptionError, match=r"files\[0\]: expected bytes, found str"):

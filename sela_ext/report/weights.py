@@ -116,7 +116,7 @@ def _first_layer(backbone: Any) -> npt.NDArray[np.float32] | None:
 
 def _is_learned(weight: Any) -> bool:
     """Whether these may be filters to look at: several, of some extent. Those that find edges for AlexNet are fixed."""
-    return weight.shape[0] >= 8 and min(weight.shape[2:]) > 1 and weight.numel() <= _MOST_WEIGHTS
+    return bool(weight.shape[0] >= 8 and min(weight.shape[2:]) > 1 and weight.numel() <= _MOST_WEIGHTS)
 
 
 def _prototypes(content: Any, head: int) -> npt.NDArray[np.float32] | None:

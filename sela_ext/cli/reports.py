@@ -51,7 +51,7 @@ def _report(given: argparse.Namespace) -> int:
         data, exif = options["data"], options.get("exif") is True
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: expected a run folder with options.json, found none that can be read") from error
-    source = None
+    source: Any = None
     try:
         source = _labelled_images(folder, data if given.data is None else given.data)
     except (SelaError, OSError, ValueError, KeyError) as error:

@@ -131,8 +131,8 @@ def _to_unit(places: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """Move and scale both axes alike, so that the longer one fills [0, 1] and the other lies in its middle."""
     low, high = places.min(0), places.max(0)
     side = max(float((high - low).max()), 1e-12)
-    moved: npt.NDArray[np.float32] = np.clip((places - (low + high) / 2) / side + 0.5, 0.0, 1.0).astype(np.float32)
-    return moved
+    unit: npt.NDArray[np.float32] = np.clip((places - (low + high) / 2) / side + 0.5, 0.0, 1.0).astype(np.float32)
+    return unit
 
 
 def nearest_clusters(

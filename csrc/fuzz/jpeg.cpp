@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fuzz/jpeg_fuzz.h"
+#include "sela/jpeg_batch.h"
 
 namespace sela {
 namespace {
@@ -47,6 +48,46 @@ bool is_crop(const Decoded& whole, const JpegBox& all, const Decoded& part, cons
   return true;
 }
 
+template <class T>
+std::vector<T> records(const std::vector<uint8_t>& upload, int64_t at, int64_t count) {
+  std::vector<T> out(static_cast<size_t>(count));
+  if (count > 0) std::memcpy(out.data(), upload.data() + at, out.size() * sizeof(T));
+  return out;
+}
+
+/// Plans an upload for a CUDA device; whatever the index says, nothing in it may point out of the device's memory.
+void plan(const std::vector<uint8_t>& data, const std::vector<uint8_t>& index, const JpegBox& box) {
+  const JpegRequest request{data.data(), data.size(), index.data(), index.size(), box};
+  const JpegRequest requests[2] = {request, request};
+  const JpegBatchPlan plan(requests, 2, INT64_MAX, kMostPixels);
+  const JpegBatchSizes& s = plan.sizes();
+  std::vector<uint8_t> upload(static_cast<size_t>(s.bytes));
+  plan.write(upload.data());
+  const auto images = records<JpegDeviceImage>(upload, s.images, s.image_count);
+  const int64_t blocks = s.coefficient_bytes / 128, scans = s.bytes - s.scans - kJpegScanRoom;
+  for (const JpegDeviceEntry& e : records<JpegDeviceEntry>(upload, s.entries, s.entry_count))
+    if (e.begin > e.end || e.end > scans || e.image >= images.size() || e.mcus < 1 || e.mcus > kJpegGroup ||
+        e.bit > 7 || (e.checked != 0 && e.end < e.begin + 2))
+      fail("an entry that reads elsewhere");
+  int64_t entry = 0, block = 0;
+  for (const JpegDeviceWork& w : records<JpegDeviceWork>(upload, s.works, s.work_count)) {
+    if (w.set >= s.set_count || w.first != entry || w.first_block != block || w.count < 1 || w.count > kJpegWorkEntries)
+      fail("work that is not in order");
+    entry += w.count;
+    block += w.blocks;
+  }
+  if (entry != s.entry_count || block != blocks) fail("work left out");
+  for (const JpegDeviceTile& t : records<JpegDeviceTile>(upload, s.tiles, s.tile_count)) {
+    if (t.image >= images.size() || t.component >= kJpegComponents) fail("a tile of no image");
+    const JpegDeviceImage& image = images[t.image];
+    const JpegDeviceComponent& c = image.component[t.component];
+    const int64_t last = t.first_block + int64_t{image.groups * kJpegGroup - 1} * image.blocks + c.h - 1;
+    const uint64_t end = c.plane + (uint64_t{t.row} * 8 + 7) * c.stride + uint64_t{image.groups} * kJpegGroup * c.h * 8;
+    if (last >= blocks || end > static_cast<uint64_t>(s.plane_bytes) || c.quant >= s.quant_count)
+      fail("a tile that lies elsewhere");
+  }
+}
+
 void one(const uint8_t* head, const std::vector<uint8_t>& data) {
   JpegFile file;
   if (read_jpeg_header(data.data(), data.size(), file) != JpegStatus::ok) return;
@@ -82,6 +123,7 @@ void one(const uint8_t* head, const std::vector<uint8_t>& data) {
     bytes.resize(place);
     bytes.shrink_to_fit();
     if (read_jpeg_index(bytes.data(), bytes.size(), data.data(), data.size(), file, spoilt)) fail("a cut index passed");
+    if (scale == 1) plan(data, write_jpeg_index(data.data(), data.size(), file, built), box);
     const Decoded indexed = decoded(data, file, box, scale, &read, nullptr, isa);
     if (indexed.status != JpegStatus::ok || !is_crop(whole, all, indexed, box)) fail("an index gives other pixels");
   }
@@ -96,6 +138,7 @@ void one(const uint8_t* head, const std::vector<uint8_t>& data) {
     if (bits % 8 == 1) at.bit = static_cast<uint8_t>(bits >> 8);
     if (bits % 8 == 2) at.dc[bits % 3] = static_cast<int16_t>(bits >> 16);
   }
+  if (scale == 1) plan(data, write_jpeg_index(data.data(), data.size(), file, built), box);
   decoded(data, file, box, scale, &built, nullptr, isa);
   const JpegLayout layout = jpeg_layout(file, box, scale);
   std::vector<uint8_t> planes(static_cast<size_t>(layout.bytes));

@@ -301,12 +301,13 @@ def test_heads_are_compared_by_all_their_labels(tmp_path):
             assert [share for _, share in found] == sorted((share for _, share in found), reverse=True)
 
 
-def big_run(folder, n, clusters, heads):
+def big_run(folder, n, clusters, heads, names=()):
     """A run of a million images or so, with all that a report shows."""
     rng = np.random.default_rng(0)
+    named = {"names": np.array(names)} if len(names) else {}
     labels = rng.integers(clusters, size=(heads, n)).astype(np.int32)
     confidence = rng.random((heads, n), dtype=np.float32)
-    np.savez(folder / "labels.npz", labels=labels, confidence=confidence)
+    np.savez(folder / "labels.npz", labels=labels, confidence=confidence, **named)
     (folder / "options.json").write_text('{"options": {"data": "x"}, "resolved": {}}')
     index = map_rows(n)
     places = rng.random((index.size, 2)).astype(np.float32)
@@ -331,7 +332,8 @@ def check_big_page(folder, clusters, side):
 
 @pytest.mark.parametrize("side", [32, 200])
 def test_thousands_of_clusters_of_noise_stay_below_15_mb(tmp_path, side):
-    big_run(tmp_path, n=60_007, clusters=3_001, heads=3)
+    names = ["<\"&'>" * 20 + f"{i:05d}" for i in range(60_007)]  # every character takes five
+    big_run(tmp_path, n=60_007, clusters=3_001, heads=3, names=names)
     check_big_page(tmp_path, 3_001, side)
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 Int = npt.NDArray[np.int64]
 
 # Images with a thumbnail, those of the map among them; of one cluster; and clusters with a card of their own.
-MOST_IMAGES = 4000
+MOST_IMAGES = 7000
 MOST_OF_A_CLUSTER = 96
 MOST_CLUSTERS = 3200
 

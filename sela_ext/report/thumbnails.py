@@ -21,7 +21,7 @@ EXACT = 48
 ACROSS = 16
 PER_SHEET = ACROSS * ACROSS
 # Thumbnails of at most so many images have so many pixels on a side (multiples of 16, the blocks of JPEG).
-_SIDES = ((600, 96), (2000, 64), (1 << 62, 48))
+_SIDES = ((600, 96), (2000, 64), (5000, 48), (1 << 62, 32))
 # What all sheets of a page may take before base64 adds a third.
 _MOST_BYTES = 5_000_000
 # Tried in this order until the sheets fit; the first for tiny images, which are kept exactly.

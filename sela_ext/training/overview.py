@@ -36,8 +36,8 @@ def make_overview(
         here = np.searchsorted(places, index)
         there = np.flatnonzero((here < len(places)) & (places[np.minimum(here, len(places) - 1)] == index))
         if there.size:
-            chosen = torch.from_numpy(here[there]).to(part.valid.device)
-            usable = part.valid[chosen].cpu().numpy()
+            usable = part.valid.cpu().numpy()[here[there]]
+            chosen = torch.from_numpy(here[there]).to(part.features.device)
             features = part.features[chosen].float().cpu().numpy()
             usable &= np.isfinite(features).all(1)
             rows.append(index[there[usable]])

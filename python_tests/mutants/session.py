@@ -74,7 +74,11 @@ UNITS = (
         ("augment.cu", "augment_kernels.cuh"),
         ("python_tests/simt/test_augment.py", "python_tests/simt/test_augment_mutants.py"),
     ),
-    Unit("jpeg", ("jpeg.cu", "jpeg_kernels.cuh"), ("python_tests/simt/test_jpeg.py",)),
+    Unit(
+        "jpeg",
+        ("jpeg.cu", "jpeg_kernels.cuh"),
+        ("python_tests/simt/test_jpeg.py", "python_tests/simt/test_jpeg_mutants.py"),
+    ),
 )
 
 

@@ -260,7 +260,9 @@ def check_parameters(
 
 def check_planes(
     options: AugmentOptions,
-    source: Sequence[tuple[Any, ...]],
+    source: Sequence[
+        tuple[Sequence[npt.NDArray[np.uint8]], int, int, int, int, Sequence[int], Sequence[bool] | None, bool, int]
+    ],
     parameters: npt.NDArray[np.void],
 ) -> None:
     """Raises ValueError for planes that lack samples, or parameters that do not fit them."""
@@ -312,7 +314,12 @@ def needed_boxes(
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> npt.NDArray[np.uint32]:
     """Four random words: Philox4x32-10 of one counter."""
 
-def plane_records(source: Sequence[tuple[Any, ...]], addresses: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+def plane_records(
+    source: Sequence[
+        tuple[Sequence[npt.NDArray[np.uint8]], int, int, int, int, Sequence[int], Sequence[bool] | None, bool, int]
+    ],
+    addresses: npt.NDArray[np.int64],
+) -> npt.NDArray[np.uint8]:
     """Records for augment_device_cuda of images as augment_planes takes them, whose planes lie at these addresses."""
 
 def sample_effects(
@@ -353,6 +360,7 @@ def sample_parameters_cuda(
 
 def shuffle(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """A random permutation of 0 .. count - 1, keyed by (seed, epoch)."""
+
 def sinkhorn_resolution(rows: int, largest_weight: float) -> float:
     """Value of one unit of the integer column sums."""
 

@@ -58,6 +58,10 @@ constexpr int kChannelsOf = kSource == kOne ? 1 : 3;
 template <int kSource>
 constexpr int kComponents = kSource == kPlanes ? 3 : 1;
 
+/// Blocks that a multiprocessor shall run at a time: what registers without a spill allow.
+template <int kSource>
+constexpr int kTileBlocks = kSource == kPlanes ? 2 : kSource == kRgb ? 4 : 3;
+
 /// Inputs under one output row, numbered from the top of the image or component.
 struct RowTap {
   int32_t start, count;
@@ -439,8 +443,7 @@ __device__ __forceinline__ void finish_colours(const Plan& p, float offset, floa
 
 /// One tile of one image: block number = (image * row_tiles + row tile) * column_tiles + column tile.
 template <int kSource>
-__global__ void __launch_bounds__(kLargeThreads, kSource == kRgb || kSource == kOne ? 4 : 3)
-    tile_kernel(const LargeArguments a) {
+__global__ void __launch_bounds__(kLargeThreads, kTileBlocks<kSource>) tile_kernel(const LargeArguments a) {
   constexpr int kChannels = kChannelsOf<kSource>, kParts = kComponents<kSource>;
   SELA_SHARED_ARRAY(float4, mixed_rows, kChannels * kRows * kPitch / 4);
   SELA_SHARED_ARRAY(float, weights, kParts * kTileRows * kWeights);
@@ -601,7 +604,7 @@ __device__ __forceinline__ void tone_facts(const LargeArguments& a, Tone tone, i
 /// Contrast and what comes after it, of kColourPixels pixels per thread: block number = image * blocks + part. Leaves
 /// the image in the stage where effects follow.
 template <int kChannels>
-__global__ void __launch_bounds__(kLargeThreads, 4) colour_kernel(const LargeArguments a) {
+__global__ void __launch_bounds__(kLargeThreads, 3) colour_kernel(const LargeArguments a) {
   SELA_SHARED(float, mean);
   SELA_SHARED_ARRAY(uint32_t, counts, kChannels* kCounts);
   const int32_t size = a.options.size, pixels = size * size, tiles = a.row_tiles * a.column_tiles;

@@ -49,6 +49,8 @@ def test_a_dry_run_goes_through_everything_and_records_nothing(tmp_path):
         "torch softmax + sum",
         "sela_ext, float16, batch 256",
         "torchvision v2",
+        "paper's set: sela_ext, uploaded planes",
+        "Aug++: sela_ext, resident",
         "A solve, ",
     ):
         assert words in done.stdout

@@ -270,6 +270,10 @@ def shape(kernel: str, arguments: Mapping[str, str], constants: Constants) -> Sh
     if kernel in ("tables_kernel", "entropy_kernel", "transform_kernel"):
         name = {"tables_kernel": "kTablesThreads", "entropy_kernel": "kEntropyThreads"}
         return Shape(constants.value(name.get(kernel, "kTransformThreads"), given), size=1)
+    if kernel == "plan_kernel":
+        return Shape(constants.value("kPlanThreads", given))
+    if kernel in ("tile_kernel", "colour_kernel", "tone_kernel", "blur_kernel", "last_kernel", "sobel_kernel"):
+        return Shape(constants.value("kLargeThreads", given))
     raise KeyError(f"{kernel}: expected a rule for its shape in bench/gpu_budgets.py, found none: add one")
 
 
@@ -298,6 +302,22 @@ def _fused(
         for full, instructions in (("false", plain), ("true", everything))
     ]
 
+
+# Images of any size. kSource: 0 RGB, 1 one channel, 2 planes, 3 planes at full resolution. Blocks of RGB are to be four
+# at a time, which takes 64 registers: sm_86 keeps two of them in local memory, outside the loops over inputs.
+LARGE_IMAGES = (
+    Budget("plan_kernel", {}, 64, 0),
+    Budget("tile_kernel", {"kSource": ("0",)}, 64, 29_472, stack=8),
+    Budget("tile_kernel", {"kSource": ("1",)}, 80, 12_832),
+    Budget("tile_kernel", {"kSource": ("2",)}, 128, 38_432),
+    Budget("tile_kernel", {"kSource": ("3",)}, 80, 29_472),
+    Budget("colour_kernel", {"kChannels": ("3",)}, 80, 3_088, wide_stores=3),
+    Budget("colour_kernel", {"kChannels": ("1",)}, 80, 1_040, wide_stores=1),
+    Budget("tone_kernel", {}, 48, 2_064, stack=24),
+    Budget("blur_kernel", {}, 40, 16),
+    Budget("last_kernel", {}, 64, 16),
+    Budget("sobel_kernel", {}, 40, 0),
+)
 
 BUDGETS = (
     *_fused("OneWarp", _HALVES, 0, 26.5, 36, in_flight=8),
@@ -351,6 +371,7 @@ BUDGETS = (
     Budget("tables_kernel", {}, 40, 0),
     Budget("entropy_kernel", {}, 88, 17_984),
     Budget("transform_kernel", {}, 48, 0),
+    *LARGE_IMAGES,
 )
 
 # ---- Work at the standard sizes.
@@ -449,6 +470,12 @@ WORK = (
         for columns, type in ((3000, "half"), (3000, "float"), (128, "half"))
     ),
     Work("augment 32 x 32, half", "augment_kernel", _RESIDENT, CIFAR, 3072, 3072 + 8 + 6144, issued=5700),
+    # Per image of 224 x 224 RGB from a box of 300 x 300: instructions of a warp as augment_large_kernels.cuh and
+    # docs/gpu.md add them up. The stage between the two launches is not counted: it stays in the cache.
+    Work("tiles 224 x 224", "tile_kernel", {"kSource": "0"}, IMAGENET, 3 * 224**2, 3 * 300**2, issued=350_000),
+    Work(
+        "colours 224 x 224, half", "colour_kernel", {"kChannels": "3"}, IMAGENET, 3 * 224**2, 6 * 224**2, issued=90_000
+    ),
     Work("sample parameters", "sample_kernel", {}, CIFAR, 1, 8 + 60, issued=1000 // 32),
     # Rows of 6 candidates: a product reads columns and plan; instructions from the disassembly, 8 lanes per row.
     Work("Newton, product, 6 entries a row", "newton_rows_kernel", {"G": "8"}, IMAGENET, 6, 6 * 8 + 8, issued=30),

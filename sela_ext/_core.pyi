@@ -347,7 +347,9 @@ def check_parameters(
 
 def check_planes(
     options: AugmentOptions,
-    source: Sequence[tuple[Any, ...]],
+    source: Sequence[
+        tuple[Sequence[npt.NDArray[np.uint8]], int, int, int, int, Sequence[int], Sequence[bool] | None, bool, int]
+    ],
     parameters: npt.NDArray[np.void],
 ) -> None:
     """Raises ValueError for planes that lack samples, or parameters that do not fit them."""
@@ -487,7 +489,12 @@ def newton_sums_cuda(
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> npt.NDArray[np.uint32]:
     """Four random words: Philox4x32-10 of one counter."""
 
-def plane_records(source: Sequence[tuple[Any, ...]], addresses: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+def plane_records(
+    source: Sequence[
+        tuple[Sequence[npt.NDArray[np.uint8]], int, int, int, int, Sequence[int], Sequence[bool] | None, bool, int]
+    ],
+    addresses: npt.NDArray[np.int64],
+) -> npt.NDArray[np.uint8]:
     """Records for augment_device_cuda of images as augment_planes takes them, whose planes lie at these addresses."""
 
 def sample_effects(

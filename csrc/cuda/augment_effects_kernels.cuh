@@ -45,6 +45,12 @@ __device__ __forceinline__ int32_t reflected(int32_t i, int32_t size) {
   return i < 0 ? -i : i < size ? i : 2 * size - 2 - i;
 }
 
+__device__ __forceinline__ float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
 __global__ void __launch_bounds__(kLargeThreads) tone_kernel(const LargeArguments a) {
   SELA_SHARED_ARRAY(float, table, kCounts);
   SELA_SHARED_ARRAY(uint32_t, below, kCounts);
@@ -83,10 +89,7 @@ __global__ void __launch_bounds__(kLargeThreads) tone_kernel(const LargeArgument
       __syncthreads();
       for (int32_t at = first + t; at < end; at += kLargeThreads) to[at] = table[static_cast<int>(from[at] * 255.999f)];
     } else if (e.tone == Tone::autocontrast) {
-      const uint32_t bits[2] = {a.tone[number].least[c], a.tone[number].most[c]};
-      float least, most;
-      memcpy(&least, &bits[0], sizeof(least));
-      memcpy(&most, &bits[1], sizeof(most));
+      const float least = float_of(a.tone[number].least[c]), most = float_of(a.tone[number].most[c]);
       const bool flat = !(most - least > kFlatRange);
       const float scale = flat ? 1.0f : 1.0f / (most - least), shift = flat ? 0.0f : least;
       for (int32_t at = first + t; at < end; at += kLargeThreads) {

@@ -17,9 +17,6 @@ using augment_cuda::LargeArguments;
 /// What a round may leave between its launches: it stays in the second-level cache of an A100 (40 MB) or H100 (50 MB).
 constexpr int64_t kStageBytes = int64_t{32} << 20;
 
-/// Blocks of tile_kernel that a multiprocessor runs at a time: what its launch bounds ask for.
-constexpr int64_t kTileBlocks = 4;
-
 int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
 }
@@ -129,7 +126,7 @@ AugmentWorkspace augment_workspace_cuda(const AugmentOptions& options, const Eff
   if (one > 0) {
     batch = std::min(batch, std::max<int64_t>(1, kStageBytes / one));
     // Whole waves of blocks: the rest of a wave would keep the next launch waiting with most of the device idle.
-    const int64_t wave = kTileBlocks * std::max(1, multiprocessors());
+    const int64_t wave = augment_cuda::kTileBlocks<augment_cuda::kRgb> * int64_t{std::max(1, multiprocessors())};
     const int64_t tiles_per_image = int64_t{tiles.rows_of_tiles} * tiles.columns_of_tiles;
     const int64_t waves = batch * tiles_per_image / wave;
     if (waves > 0) batch = std::max<int64_t>(1, waves * wave / tiles_per_image);

@@ -6,9 +6,12 @@
 //   bytes       270 kB in + 301 kB out: 0.19 us on an H100 at 3.0 TB/s. With a contrast, 602 kB of floats are written
 //   and
 //               read again between two launches; rounds are small enough for them to stay in the second-level cache.
-//   operations  see docs/gpu.md, which counts them in the disassembly: per output pixel the vertical pass, the
-//               horizontal pass, the operations on colours and the output
-//   floor       issue of instructions binds; half of what the memory allows was aimed at
+//   operations  read off the disassembly for sm_90, the paper's set with every operation on, 280 instructions per output
+//               pixel: rows 84 (55 per row and 12 bytes), columns 38 (40 per input and four rows), weights 31, gray,
+//               brightness, contrast, saturation 17, hue 40, luma and stage 17, barriers and branches 25, loads,
+//               normalisation and output 28. In all 440,000 of a warp: 0.49 us at 132 x 4 x 1.7e9 per second
+//   floor       0.49 us: issue of instructions binds, by 2.6 over memory; of images that are only cropped and mirrored
+//               (275,000 of a warp) 0.31 us, by 1.6
 //   shared      25 kB of mixed rows, and the weights of 16 rows: 5 kB (14 kB of planes)
 //
 // Who does what. A block takes one tile of one image: 16 rows of the output by as many columns (224; fewer of sources
@@ -57,6 +60,10 @@ constexpr int kChannelsOf = kSource == kOne ? 1 : 3;
 /// Components with rows and weights of their own.
 template <int kSource>
 constexpr int kComponents = kSource == kPlanes ? 3 : 1;
+
+/// Blocks that a multiprocessor shall run at a time: what registers without a spill allow.
+template <int kSource>
+constexpr int kTileBlocks = kSource == kPlanes ? 2 : kSource == kRgb ? 4 : 3;
 
 /// Inputs under one output row, numbered from the top of the image or component.
 struct RowTap {
@@ -439,8 +446,7 @@ __device__ __forceinline__ void finish_colours(const Plan& p, float offset, floa
 
 /// One tile of one image: block number = (image * row_tiles + row tile) * column_tiles + column tile.
 template <int kSource>
-__global__ void __launch_bounds__(kLargeThreads, kSource == kRgb || kSource == kOne ? 4 : 3)
-    tile_kernel(const LargeArguments a) {
+__global__ void __launch_bounds__(kLargeThreads, kTileBlocks<kSource>) tile_kernel(const LargeArguments a) {
   constexpr int kChannels = kChannelsOf<kSource>, kParts = kComponents<kSource>;
   SELA_SHARED_ARRAY(float4, mixed_rows, kChannels * kRows * kPitch / 4);
   SELA_SHARED_ARRAY(float, weights, kParts * kTileRows * kWeights);
@@ -601,7 +607,7 @@ __device__ __forceinline__ void tone_facts(const LargeArguments& a, Tone tone, i
 /// Contrast and what comes after it, of kColourPixels pixels per thread: block number = image * blocks + part. Leaves
 /// the image in the stage where effects follow.
 template <int kChannels>
-__global__ void __launch_bounds__(kLargeThreads, 4) colour_kernel(const LargeArguments a) {
+__global__ void __launch_bounds__(kLargeThreads, 3) colour_kernel(const LargeArguments a) {
   SELA_SHARED(float, mean);
   SELA_SHARED_ARRAY(uint32_t, counts, kChannels* kCounts);
   const int32_t size = a.options.size, pixels = size * size, tiles = a.row_tiles * a.column_tiles;

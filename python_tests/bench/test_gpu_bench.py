@@ -50,6 +50,8 @@ def test_a_dry_run_goes_through_everything_and_records_nothing(tmp_path):
         "sela_ext, float16, batch 256",
         "torchvision v2",
         "JPEG files to planes",
+        "paper's set: sela_ext, uploaded planes",
+        "Aug++: sela_ext, resident",
         "A solve, ",
         "Loader, 256 images of 32 x 32 x 3",
         "Training, 256 images of 32 x 32 x 3, 4 epochs",

@@ -53,6 +53,30 @@ def test_every_type_and_memory_order_is_as_on_the_cpu(card, dtype, channels_last
             assert_as_on_the_cpu(card, images, np.arange(40), Augment.cifar(size, **options), dtype, channels_last)
 
 
+@pytest.mark.parametrize("preset", ["none", "resized_crop", "sela", "cifar", "aug_plus", "eval", "deepcluster"])
+@pytest.mark.parametrize(("height", "width"), [(90, 70), (65, 33), (1, 200), (256, 300)])
+def test_every_preset_of_images_of_any_size_is_as_on_the_cpu(card, preset, height, width):
+    index = np.array([4, 0, 0, 3, 2, 1, 4])
+    for channels in (3, 1):
+        images = images_of(5, height, width, channels)
+        for size in (66, 33) if card.played else (66, 33, 224):
+            assert_as_on_the_cpu(card, images, index, getattr(Augment, preset)(size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_type_and_memory_order_of_images_of_any_size_is_as_on_the_cpu(card, dtype, channels_last):
+    images = images_of(6, 80, 70, 3)
+    for options in (Augment.sela(66), Augment.eval(33), Augment.aug_plus(40), Augment.deepcluster(48)):
+        assert_as_on_the_cpu(card, images, np.arange(6), options, dtype, channels_last)
+
+
+def test_tones_are_as_on_the_cpu(card):
+    """Of images that keep their pixels: their levels lie in the middle of equalize's bins."""
+    images = images_of(9, 66, 66, 3)
+    assert_as_on_the_cpu(card, images, np.arange(9), Augment.none(66, tone_probability=1.0, noise_probability=0.3))
+
+
 def test_strong_jitter_and_given_parameters_are_honoured(card):
     options = Augment.sela(
         32, brightness=(0.2, 3.0), contrast=(0.0, 3.0), saturation=(0.0, 4.0), hue=0.5, gray_first=False
@@ -187,3 +211,46 @@ def test_images_beyond_2_31_bytes_are_reached(cuda):
     found, drawn = kernels.augment_resident(resident, index, options, **KEY, return_parameters=True)
     expected = kernels.augment(images, drawn, options)
     assert augment_difference(options, found.cpu(), expected) is None
+
+
+@pytest.mark.gpu
+def test_uploaded_images_and_planes_are_as_on_the_cpu(cuda):
+    draw = np.random.default_rng(0)
+    sides = ((97, 65), (33, 140), (5, 3), (300, 400))
+    crops = [draw.integers(0, 256, (*side, 3), dtype=np.uint8) for side in sides]
+    planes = []
+    for height, width in sides:
+        shapes = ((height, width), *[(-(-height // 2), -(-width // 2))] * 2)
+        data = tuple(draw.integers(0, 256, shape, dtype=np.uint8) for shape in shapes)
+        planes.append(kernels.Planes(data, height, width, subsampling="4:2:0"))
+    there, planar = kernels.upload_images(crops, cuda.place), kernels.upload_planes(planes, cuda.place)
+    for options in (Augment.sela(224), Augment.aug_plus(66)):
+        index = np.arange(len(crops))
+        params = kernels.sample_parameters(options, there.heights, there.widths, index, **KEY)
+        effects = kernels.sample_effects(options, index, **KEY) if options.draws_effects else None
+        expected = kernels.augment(crops, params, options, effects=effects)
+        found = kernels.augment(there, params, options, effects=effects)
+        assert found.device == cuda.place
+        assert augment_difference(options, found.cpu(), expected) is None
+        for exact in (False, True):
+            expected = kernels.augment_planes(planes, params, options, effects=effects, exact=exact)
+            found = kernels.augment_planes(planar, params, options, effects=effects, exact=exact)
+            assert augment_difference(options, found.cpu(), expected) is None
+    views = Augment.multi_crop((160, 96), (2, 4))
+    expected = kernels.augment_views(crops, views, [0, 1, 2, 3], seed=0, epoch=1)
+    found = kernels.augment_views(there, views, [0, 1, 2, 3], seed=0, epoch=1)
+    for view, one, other in zip(views, found, expected, strict=True):
+        assert augment_difference(view, one.cpu(), other) is None
+
+
+@pytest.mark.gpu
+def test_more_images_than_a_round_takes_are_all_done(cuda):
+    images, options = images_of(20, 100, 90, 3), Augment.sela(224)
+    index = np.random.default_rng(1).integers(0, 20, 600)
+    resident = torch.from_numpy(images).to(cuda.place)
+    found = kernels.augment_resident(resident, index, options, **KEY, dtype=torch.float16)
+    for part in (slice(0, 20), slice(290, 310), slice(580, 600)):
+        expected = kernels.augment_resident(images, index[part], options, **KEY, dtype=torch.float16)
+        assert augment_difference(options, found[part].cpu(), expected) is None
+    again = kernels.augment_resident(resident, index, options, **KEY, dtype=torch.float16)
+    assert torch.equal(found, again)

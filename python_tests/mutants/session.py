@@ -71,13 +71,18 @@ UNITS = (
     ),
     Unit(
         "augment",
-        ("augment.cu", "augment_kernels.cuh"),
+        ("augment.cu", "augment_kernels.cuh", "augment_pixels.cuh"),
         ("python_tests/simt/test_augment.py", "python_tests/simt/test_augment_mutants.py"),
     ),
     Unit(
         "jpeg",
         ("jpeg.cu", "jpeg_kernels.cuh"),
         ("python_tests/simt/test_jpeg.py", "python_tests/simt/test_jpeg_mutants.py"),
+    ),
+    Unit(
+        "augment_large",
+        ("augment_large.cu", "augment_large_kernels.cuh", "augment_large.cuh", "augment_effects_kernels.cuh"),
+        ("python_tests/simt/test_augment_large.py",),
     ),
 )
 

@@ -75,7 +75,7 @@ def pytest_generate_tests(metafunc):
         pytest.param("cuda", marks=pytest.mark.gpu),
         pytest.param("played", marks=pytest.mark.slow if trains else ()),
     ]
-    if Path(metafunc.module.__file__).stem in ("test_sinkhorn", "test_augment"):
+    if Path(metafunc.module.__file__).stem in ("test_sinkhorn", "test_augment", "test_rounding"):
         cards.append(pytest.param("simt", marks=pytest.mark.slow))
     metafunc.parametrize("card", cards, indirect=True)
 

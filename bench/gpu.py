@@ -26,6 +26,8 @@ import common
 import numpy as np
 import torch
 from gpu_jpeg import jpeg_case
+from gpu_logits import LAM, SEED, random_logits
+from gpu_rounding import certificate_case, computed_case, lists_case
 from gpu_training import loader_case, training_case
 
 import sela_ext
@@ -41,8 +43,6 @@ from sela_ext.kernels.reference.newton_device import TorchRows
 from sela_ext.kernels.self_check import open_device
 from sela_ext.kernels.sinkhorn import pass_in_torch, prepared_pass
 
-LAM = 25.0
-SEED = 7
 # Rows and columns: CIFAR's and the paper's ImageNet, and a case for every mapping of threads to columns.
 SOLVER_SIZES = ((50_000, 10), (50_000, 128), (200_000, 1000), (100_000, 3000), (40_000, 8192), (30_000, 10_000))
 QUICK_SIZES = ((50_000, 128), (100_000, 3000))
@@ -191,15 +191,6 @@ def softmax_sum(logits: torch.Tensor, g: torch.Tensor) -> Callable[[], Any]:
     """The same iterates by softmax over rows and a sum over columns."""
     kernel, start = LAM * logits, g.to(logits.dtype)
     return lambda: torch.softmax(kernel + start, dim=1).sum(0, dtype=torch.float32).log()
-
-
-def random_logits(card: Card, rows: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
-    """Logits of an untrained network: hundreds of live entries a row. Filled in parts, without a larger copy."""
-    logits = torch.empty(rows, cols, dtype=dtype, device=card.place)
-    generator = torch.Generator(card.place).manual_seed(SEED)
-    for part in logits.split(max(1, (1 << 26) // cols)):
-        part.normal_(0.0, 0.1, generator=generator)
-    return logits
 
 
 def check_pass(card: Card, logits: torch.Tensor, g: torch.Tensor) -> float:
@@ -562,6 +553,11 @@ def run(quick: bool, dry: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if not quick:
         rows += solver_case(card, 50_000, 1000, torch.float64, measured["copy"], rounds)
     rows += newton_case(card, measured["copy"], rounds)
+    for size in ((100_000, 3000),) if quick else ((100_000, 3000), (200_000, 1000), (50_000, 128)):
+        rows += lists_case(card, *size, measured["copy"], rounds)
+    for dim in (512,) if quick else (64, 256, 512, 2048):
+        rows += computed_case(card, 100_000, 3000 if not card.dry else 300, dim, measured["copy"], rounds)
+    rows += certificate_case(card)
     rows += images_case(card, measured["copy"], rounds)
     rows += jpeg_case(card, measured["copy"], rounds)
     rows += large_images_case(card, measured["copy"], rounds)

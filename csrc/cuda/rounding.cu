@@ -16,8 +16,27 @@ using rounding_cuda::Arguments;
 /// Partial results of the margins may take so many numbers: 64 MB; and there are at most so many slabs of rows.
 constexpr int64_t kMarginNumbers = 16 << 20, kMostSlabs = 256;
 
-int64_t size_of(LogitsType type) {
-  return type == LogitsType::float64 ? 8 : type == LogitsType::float32 ? 4 : 2;
+/// Calls body(T()) with the type of the logits.
+template <class Body>
+void with_type(LogitsType type, Body body) {
+  switch (type) {
+    case LogitsType::float64:
+      return body(double());
+    case LogitsType::float16:
+      return body(__half());
+    case LogitsType::bfloat16:
+      return body(__nv_bfloat16());
+    case LogitsType::float32:
+      return body(float());
+    default:
+      throw std::invalid_argument("candidates: expected logits in floating point, found fixed16");
+  }
+}
+
+template <class T>
+bool is_aligned(const CandidateSearch& search) {
+  const bool base = reinterpret_cast<uintptr_t>(search.logits) % 16 == 0;
+  return base && search.stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
 }
 
 Arguments arguments_of(const CandidateSearch& search, const DevicePrices& prices) {
@@ -25,15 +44,10 @@ Arguments arguments_of(const CandidateSearch& search, const DevicePrices& prices
       search.stride < search.cols)
     throw std::invalid_argument("candidates: expected 1 <= cols <= stride, cols < 2^31, found cols " +
                                 std::to_string(search.cols) + ", stride " + std::to_string(search.stride));
-  if (search.type == LogitsType::fixed16)
-    throw std::invalid_argument("candidates: expected logits in floating point, found fixed16");
   Arguments a{};
   a.logits = search.logits;
   a.cols = search.cols;
   a.stride = search.stride;
-  const int64_t size = size_of(search.type);
-  a.aligned =
-      reinterpret_cast<uintptr_t>(search.logits) % 16 == 0 && (search.rows == 1 || search.stride * size % 16 == 0);
   a.scale = search.scale;
   a.prices = prices.prices;
   a.label_prices = prices.label_prices;
@@ -58,15 +72,6 @@ void launch_rows(const char* name, Kernel kernel, const Arguments& a, void* stre
   launch(name, kernel, dim3(static_cast<unsigned>(std::min(wanted, at_once))), kListThreads, 0, stream, a);
 }
 
-template <class T>
-void launch_margins(const Arguments& a, void* stream) {
-  using namespace rounding_cuda;
-  launch_rows("margin_rows_kernel", margin_rows_kernel<T>, a, stream);
-  constexpr int64_t kPer = int64_t{kListThreads} * kMarginColumns;
-  const dim3 grid(static_cast<unsigned>(a.slabs), static_cast<unsigned>((a.cols + kPer - 1) / kPer));
-  launch("margin_columns_kernel", margin_columns_kernel<T>, grid, kListThreads, 0, stream, a);
-}
-
 int64_t margin_slabs(int64_t places, int64_t cols) {
   const int64_t room = kMarginNumbers / (kColumnMargins * cols);
   const int64_t wanted = (places + rounding_cuda::kMarginRows - 1) / rounding_cuda::kMarginRows;
@@ -85,17 +90,11 @@ void find_candidates_cuda(const CandidateSearch& search, const DevicePrices& pri
   a.values = lists.values;
   a.found = lists.found;
   a.regret = lists.regret;
-  using namespace rounding_cuda;
-  switch (search.type) {
-    case LogitsType::float64:
-      return launch_rows("lists_kernel", lists_kernel<double>, a, stream);
-    case LogitsType::float16:
-      return launch_rows("lists_kernel", lists_kernel<__half>, a, stream);
-    case LogitsType::bfloat16:
-      return launch_rows("lists_kernel", lists_kernel<__nv_bfloat16>, a, stream);
-    default:
-      return launch_rows("lists_kernel", lists_kernel<float>, a, stream);
-  }
+  with_type(search.type, [&](auto zero) {
+    using T = decltype(zero);
+    a.aligned = is_aligned<T>(search);
+    launch_rows("lists_kernel", rounding_cuda::lists_kernel<T>, a, stream);
+  });
 }
 
 int64_t column_margins_workspace_cuda(int64_t places, int64_t cols) {
@@ -115,23 +114,16 @@ void column_margins_cuda(const CandidateSearch& search, const DevicePrices& pric
   a.bests = reinterpret_cast<float*>(a.bases + numbers);
   a.smallest = a.bests + numbers;
   a.margins = margins;
-  if (a.places <= 0) {
-    a.slabs = 0;
-  } else {
-    switch (search.type) {
-      case LogitsType::float64:
-        launch_margins<double>(a, stream);
-        break;
-      case LogitsType::float16:
-        launch_margins<__half>(a, stream);
-        break;
-      case LogitsType::bfloat16:
-        launch_margins<__nv_bfloat16>(a, stream);
-        break;
-      default:
-        launch_margins<float>(a, stream);
-    }
-  }
+  if (a.places <= 0) a.slabs = 0;
+  with_type(search.type, [&](auto zero) {
+    using T = decltype(zero);
+    if (a.places <= 0) return;
+    a.aligned = is_aligned<T>(search);
+    launch_rows("margin_rows_kernel", margin_rows_kernel<T>, a, stream);
+    constexpr int64_t kPer = int64_t{kListThreads} * kMarginColumns;
+    const dim3 grid(static_cast<unsigned>(a.slabs), static_cast<unsigned>((a.cols + kPer - 1) / kPer));
+    launch("margin_columns_kernel", margin_columns_kernel<T>, grid, kListThreads, 0, stream, a);
+  });
   launch("margin_merge_kernel", margin_merge_kernel,
          dim3(static_cast<unsigned>((a.cols + kListThreads - 1) / kListThreads)), kListThreads, 0, stream, a);
 }

@@ -498,7 +498,7 @@ __global__ void __launch_bounds__(kListThreads, kBlocks) lists_kernel(const Argu
 #pragma unroll
       for (int v = 0; v < V; ++v) top[v] = fmaxf(top[v], __shfl_xor_sync(kAll, top[v], step));
     }
-    __syncwarp();  // the row before is done with
+    // Nobody reads what is written here any more: two of these barriers lie between, from the row before.
     if (lane * V < kGroups) {
 #pragma unroll
       for (int v = 0; v < V; ++v) scratch.top[lane * V + v] = top[v];

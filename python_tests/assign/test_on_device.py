@@ -160,6 +160,16 @@ def test_lists_of_a_part_of_the_rows_at_a_time_are_those_of_all(card, monkeypatc
         assert 0 < (whole.found > 0).sum() < len(whole.found)
 
 
+def test_read_only_and_backward_arguments_are_taken(card):
+    logits = torch.from_numpy(gaussian(1, 4))
+    prices, labels, selected = np.zeros(4)[::-1], np.zeros(1, np.int32)[::-1], np.zeros(1, np.int64)[::-1]
+    for one in (prices, labels, selected):
+        one.setflags(write=False)
+    found = find_candidates(logits, prices, labels, count=2, selected=selected)
+    assert found.columns[0, 0] == int(logits.argmax())
+    assert sela_ext.kernels.column_margins(logits, prices, labels, selected=selected).shape == (4, 4)
+
+
 def test_columns_that_are_not_adjacent_are_searched(card):
     logits = torch.from_numpy(gaussian(20, 31)).T
     found = find_candidates(logits, np.zeros(20), np.zeros(31, np.int32), count=2)

@@ -66,6 +66,9 @@ def runner():
     return module.load()
 
 
+SIMT = ("test_augment", "test_jpeg", "test_newton", "test_rounding", "test_sinkhorn")  # what the runner plays, too
+
+
 def pytest_generate_tests(metafunc):
     """The cards of a test: the runner plays one where kernels are tested; training on the host's is slow."""
     if "card" not in metafunc.fixturenames:
@@ -75,7 +78,7 @@ def pytest_generate_tests(metafunc):
         pytest.param("cuda", marks=pytest.mark.gpu),
         pytest.param("played", marks=pytest.mark.slow if trains else ()),
     ]
-    if Path(metafunc.module.__file__).stem in ("test_sinkhorn", "test_augment", "test_jpeg", "test_newton"):
+    if Path(metafunc.module.__file__).stem in SIMT:
         cards.append(pytest.param("simt", marks=pytest.mark.slow))
     metafunc.parametrize("card", cards, indirect=True)
 

@@ -139,6 +139,20 @@ class FeatureLogits:
         """Rows of a tile, a multiple of 128."""
         return self._tile_rows
 
+    def set_tile_rows(self, rows: int) -> None:
+        """Other tiles than the chosen ones, for measurements; logits then have other bits on a CUDA device.
+
+        Args:
+            rows: a multiple of 128.
+
+        Raises:
+            OptionError: no such multiple.
+        """
+        if rows < BLOCK or rows % BLOCK:
+            raise OptionError(f"rows: expected a multiple of {BLOCK}, found {rows}")
+        self._tile_rows = rows
+        self._local = threading.local()
+
     def _choose_tile_rows(self) -> int:
         import torch
 
@@ -355,6 +369,28 @@ def device_tile_rows(cols: int, dim: int, cache: int, multiprocessors: int, *, e
     blocks = max(1, entries // (BLOCK * cols))
     blocks = max(1, min(blocks, DEVICE_ENTRIES // (BLOCK * dim)))  # the features of a tile are float32, too
     return BLOCK * (1 << (blocks.bit_length() - 1))
+
+
+def pass_seconds(rows: int, cols: int, dim: int, *, size: int | None, copy: float, flops: float) -> float:
+    """What a pass over logits [rows, cols] takes at the least on a CUDA device, in seconds; see docs/gpu.md.
+
+    Args:
+        rows: N.
+        cols: K.
+        dim: D, features of a row.
+        size: bytes of a stored logit; None: they are computed when they are read, by tiles that stay in the cache.
+        copy: bytes per second that a copy moves.
+        flops: operations per second of the products.
+
+    Example:
+        >>> stored = pass_seconds(1_281_167, 3000, 512, size=2, copy=3.0e12, flops=55e12)
+        >>> computed = pass_seconds(1_281_167, 3000, 512, size=None, copy=3.0e12, flops=55e12)
+        >>> round(1e3 * stored, 1), round(1e3 * computed, 1)
+        (2.6, 71.6)
+    """
+    if size is not None:
+        return rows * cols * size / copy
+    return max(2.0 * rows * cols * dim / flops, rows * dim * 2 / copy)
 
 
 def free_on(place: torch.device) -> float:

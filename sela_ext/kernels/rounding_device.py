@@ -42,15 +42,16 @@ class _OnDevice:
         self.logits, self.rows, self.cols = logits, rows, cols
         self.stride = max(int(logits.stride(0)), cols)
         self.size = int(logits.element_size())
-        self.labels = torch.from_numpy(labels).to(card.place)
-        self.selected = None if selected is None else torch.from_numpy(selected).to(card.place)
+        # Copies: torch takes neither what may not be written to nor strides below 0, which one element may have.
+        self.labels = torch.from_numpy(labels.copy()).to(card.place)
+        self.selected = None if selected is None else torch.from_numpy(selected.copy()).to(card.place)
         # As the CPU's loops take them: rounded, but for float64; the bonus always.
         with np.errstate(over="ignore"):
             rounded = [
                 None if one is None else np.ascontiguousarray(one, np.float32 if name != "float64" or i == 2 else None)
                 for i, one in enumerate(prices)
             ]
-        self.prices = [None if one is None else torch.from_numpy(one).to(card.place) for one in rounded]
+        self.prices = [None if one is None else torch.from_numpy(one.copy()).to(card.place) for one in rounded]
 
     def address(self, index: int) -> int:
         """Of prices, label prices or bonus; 0: none."""

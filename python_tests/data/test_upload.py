@@ -13,6 +13,8 @@ from sela_ext import Augment, Loader
 from sela_ext.data import upload as upload_module
 from sela_ext.data.ring import TensorRing
 from sela_ext.data.upload import Uploader
+from sela_ext.data.vector_loader import VectorLoader
+from sela_ext.data.vectors import VectorSource
 
 
 class Played:
@@ -179,8 +181,35 @@ def test_a_loader_sends_every_batch_and_keeps_its_memory_until_it_has_arrived(mo
         assert one.images is one.views[0]
         assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
         assert torch.equal(one.index, other.index)
+        assert torch.equal(one.placed, other.index)
+        assert one.placed is not one.index  # it came with the images
     batches = loader.epoch(2)
     next(batches)
     batches.close()
     assert [uploader.closed for uploader in uploaders] == [True, True]
     assert uploaders[0].sent == 12
+
+
+def test_vectors_are_sent_likewise(monkeypatch):
+    source = VectorSource(np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32))
+    options = {"batch_size": 16, "views": 2, "threads": 1}
+    expected = list(VectorLoader(source, **options).epoch(1))
+    uploaders = []
+
+    def make(device):
+        uploaders.append(LateUploader(device))
+        return uploaders[-1]
+
+    monkeypatch.setattr("sela_ext.data.vector_loader.Uploader", make)
+    loader = VectorLoader(source, device="meta", **options)
+    found = list(loader.epoch(1))
+    assert len(found) == len(expected) == 4
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+        assert torch.equal(one.index, other.index)
+        assert torch.equal(one.placed, other.index)
+    batches = loader.epoch(2, order=np.arange(40))
+    next(batches)
+    batches.close()
+    assert [uploader.closed for uploader in uploaders] == [True, True]
+    assert uploaders[0].sent == 4

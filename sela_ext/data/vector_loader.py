@@ -166,7 +166,8 @@ class VectorLoader:
             tensors = [self._seen(index.numpy(), keys, epoch, view) for view in range(self._views)] + [index]
             upload = None
             if uploader is not None:
-                upload = uploader.send([tensor.pin_memory() for tensor in tensors])
+                pinned = self._device.type == "cuda"
+                upload = uploader.send([tensor.pin_memory() if pinned else tensor for tensor in tensors])
                 tensors = upload.tensors
             *seen, placed = tensors
             yield (

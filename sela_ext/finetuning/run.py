@@ -96,7 +96,7 @@ def finetune(
     tree = VocTree(voc)
     kind, sets = _TASKS[task]
     splits = tree.choose_splits(sets, chosen.train_split, chosen.test_split)
-    with torch_settings(chosen.threads), Interrupt() as interrupt:
+    with torch_settings(chosen.threads, torch.device(chosen.device)), Interrupt() as interrupt:
         torch.manual_seed(chosen.seed)
         trunk = load_trunk(backbone, pretrained=chosen.pretrained, size=max(64, chosen.image_size))
         if chosen.batch_norm == AUTO:

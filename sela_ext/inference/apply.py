@@ -79,7 +79,7 @@ def predict(
         head = subject.head
     if head is not None and (isinstance(head, (bool, str)) or not 0 <= head < count):
         raise OptionError(f"head: expected best or a number in 0 .. {count - 1}, found {head!r}")
-    with torch_settings(machine.threads):
+    with torch_settings(machine.threads, machine.arithmetic.device):
         labels, _ = label_images(subject, prepared, look(prepared, source, machine))
     return _like(labels if head is None else labels[int(head)], data)
 
@@ -131,7 +131,7 @@ def embed(
         subject, device=device, precision=precision, threads=threads, batch_size=batch_size, on_bad_image=on_bad_image
     )
     source = open_source(data)
-    with torch_settings(machine.threads):
+    with torch_settings(machine.threads, machine.arithmetic.device):
         features = features_of(settle(subject.prepare(source), source, machine), source, machine)
     return _like(features, data)
 

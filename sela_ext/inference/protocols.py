@@ -161,7 +161,7 @@ def evaluate(
             named_schedule("resnet" if schedule is None else schedule, epochs)
         sets = data_sets(subject, data)
         reports = []
-        with torch_settings(machine.threads):
+        with torch_settings(machine.threads, machine.arithmetic.device):
             for number, one in enumerate(sets):
 
                 def tell(share: float, text: str, number: int = number, name: str = one.name) -> None:

@@ -12,7 +12,6 @@ from scipy.optimize import minimize
 
 import sela_ext
 from sela_ext.assign import UnbalancedLabelsWarning, continuation, problem
-from sela_ext.assign.problem import Problem
 from sela_ext.errors import DataError
 from sela_ext.kernels import device
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sela_ext.assign.problem import Evaluation, Problem
+from sela_ext.kernels.anderson_device import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +64,11 @@ class Memory:
             self._known += 1
         self._columns[0, :, self._known - 1] = step
         self._columns[1, :, self._known - 1] = change
+
+    def pairs(self) -> tuple[Vector, Vector]:
+        """Steps and changes that are known, [K, known] each, oldest first."""
+        steps, changes = self._columns[:, :, : self._known]
+        return steps, changes
 
     def clear(self) -> None:
         """Forget everything."""
@@ -121,6 +127,9 @@ def solve_anderson(
     After a restart the plain step is taken from the best point, so the iteration falls back to plain Sinkhorn where
     the acceleration does not help.
 
+    On a CUDA device small problems are solved in stages of several passes, whose steps are taken there (see
+    Note [Stages] in sela_ext/kernels/anderson_device.py).
+
     Args:
         problem: whose columns are wanted.
         start: potential [K].
@@ -136,11 +145,27 @@ def solve_anderson(
     plain = False  # the last step was the plain one from `best`
     lowest, since = best.error, 0  # passes since the error was last halved
     highest, resting = at, 0  # in the objective; plain iterations to come
+    stages = problem.stages(at, restart=RESTART, cap=STEP_CAP, pairs=memory.pairs())
+    following = problem.centred(at.potential + memory.step(residual)) if stages is not None else start
     while best.excess(problem.target) > problem.tol or problem.tol == 0:
         if problem.exhausted:
             break
         if problem.last and best.sums.labels is None:
             return problem.evaluate(best.potential, labels=True)  # the last pass: labels of the best point
+        count = problem.stage_passes(stages) if since < PATIENCE - LONGEST else 0
+        if stages is not None and count > 1:  # several passes, whose steps are taken on the device
+            found, following = problem.evaluate_stage(stages, following, count, at)
+            for at in found:
+                since += 1
+                if at.error < 0.5 * lowest:
+                    lowest, since = at.error, 0
+                best = at if at.error < best.error else best
+                highest = at if at.objective > highest.objective else highest
+            continue
+        if stages is not None:  # from here on every pass is looked at
+            stages = None
+            memory.clear()
+            residual = problem.centred(at.sinkhorn_step(problem.target))
         if since >= STALLED:  # going in circles: plain iterations from the highest point raise the objective each time
             memory.clear()
             at, residual = highest, problem.centred(highest.sinkhorn_step(problem.target))

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from sela_ext import _core
-from sela_ext.kernels import EFFECTS, PARAMETERS, Augment, device
+from sela_ext.kernels import EFFECTS, PARAMETERS, Augment, anderson_step, device
+from sela_ext.kernels.anderson_device import STATE as ANDERSON_STATE
 from sela_ext.kernels.augment import effect_options
 from sela_ext.kernels.augment_device import CROPS
 from sela_ext.kernels.newton_device import STATE
@@ -153,7 +154,48 @@ def host_rows(rows, single=None):
     )
 
 
-class HostCore(PlayedNewton):
+class PlayedAnderson:
+    """Anderson's steps between two passes, done by numpy's least squares."""
+
+    ANDERSON_MEMORY, ANDERSON_VECTORS = _core.ANDERSON_MEMORY, _core.ANDERSON_VECTORS
+
+    def anderson_step_cuda(self, columns, potential, following, target, vectors, state, cols, unit, *numbers):
+        faint, restart, cap, accelerate, rounded, _stream = numbers
+        self.calls += 1
+        most = self.ANDERSON_MEMORY
+        shares, g = array_at(columns, np.int64, cols) * unit, array_at(potential, np.float64, cols)
+        b, out = array_at(target, np.float64, cols), array_at(following, np.float64, cols)
+        rows = array_at(vectors, np.float64, self.ANDERSON_VECTORS, cols)
+        s = array_at(state, ANDERSON_STATE, 1)[0]
+        out[:] = g
+        if s["ended"] or not (shares >= faint * b).all():
+            s["ended"] = 1
+            return
+        at, residual, best, best_residual = rows[:4]
+        steps, changes = rows[4 : 4 + most], rows[4 + most :]
+        error, f = float(np.abs(shares - b).sum()), np.log(b) - np.log(shares)
+        f -= b @ f
+        if s["begun"]:
+            steps[s["next"]], changes[s["next"]] = g - at, f - residual
+            s["known"], s["next"] = min(s["known"] + 1, most), (s["next"] + 1) % most
+        at[:], residual[:] = g, f
+        if not s["begun"] or error < s["best"]:
+            best[:], best_residual[:], s["best"] = g, f, error
+        back = error > restart * s["best"] and not s["plain"]
+        s["begun"], s["plain"], s["error"] = 1, back, error
+        if back:
+            at[:], residual[:], s["known"], s["next"] = best, best_residual, 0, 0
+        step = residual.copy()
+        if accelerate and s["known"]:
+            step = anderson_step(step, steps[: s["known"]].copy(), changes[: s["known"]].copy())
+            size, far = np.abs(step - step.mean()).max(), max(cap, 2 * np.abs(residual).max())
+            step *= far / size if size > far else 1.0
+        to = at + step
+        to -= b @ to
+        out[:] = to.astype(np.float32) if rounded else to
+
+
+class HostCore(PlayedNewton, PlayedAnderson):
     """What the compiled module offers for CUDA, done by the CPU kernels; `spoil(outputs)` may change what comes out."""
 
     __file__ = _core.__file__

@@ -12,12 +12,13 @@ ROWS, COLS, LAM = 600, 24, 25.0
 def card(simt, request, monkeypatch):
     """A card whose kernels run on the runner, unchecked."""
     torch = pytest.importorskip("torch")
+    from sela_ext.kernels import device
+
     played = request.getfixturevalue("host_card")
     played.core = simt
-    monkeypatch.setenv("SELA_SELF_CHECK", "off")
     simt.set_device(2, 2)
     request.getfixturevalue("as_cuda")(played)
-    assert torch.device(played.place)
+    monkeypatch.setitem(device._usable, torch.device(played.place), played)
     return played
 
 
@@ -38,7 +39,7 @@ def trained_logits():
         {"method": "newton", "size_bounds": (15, 40)},
         {"method": "newton", "row_weights": np.arange(ROWS) % 4},
         {"method": "anderson"},
-        {"method": "sinkhorn", "tol": 1e-3},
+        {"method": "sinkhorn", "tol": 0.05},
         {},
     ],
     ids=["newton", "relaxed", "bounded", "weighted", "anderson", "sinkhorn", "auto"],

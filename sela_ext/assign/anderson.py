@@ -9,6 +9,7 @@ import numpy as np
 
 from sela_ext.assign.problem import Evaluation, Problem
 from sela_ext.kernels.anderson import anderson_step
+from sela_ext.kernels.anderson_device import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,6 +124,9 @@ def solve_anderson(
     After a restart the plain step is taken from the best point, so the iteration falls back to plain Sinkhorn where
     the acceleration does not help.
 
+    On a CUDA device small problems are solved in stages of several passes, whose steps are taken there (see
+    Note [Stages] in sela_ext/kernels/anderson_device.py).
+
     Args:
         problem: whose columns are wanted.
         start: potential [K].
@@ -135,7 +139,8 @@ def solve_anderson(
         start = solve_part(problem, start, every, memory)
     at = best = problem.evaluate(start) if first is None else first
     residual = problem.centred(at.sinkhorn_step(problem.target))
-    passes = problem.passes_to_spare(at)
+    stages = problem.stages(at, restart=RESTART, cap=STEP_CAP, differences=memory.differences)
+    passes = problem.passes_to_spare(at) if stages is None else 0
     if passes and best.error > problem.tol:
         limits = {"memory": MEMORY, "cap": STEP_CAP, "restart": RESTART, "patience": PATIENCE}
         further = problem.many_passes(at, residual, memory.differences, passes, **limits)
@@ -145,11 +150,26 @@ def solve_anderson(
     plain = False  # the last step was the plain one from `best`
     lowest, since = best.error, 0  # passes since the error was last halved
     highest, resting = at, 0  # in the objective; plain iterations to come
+    following = problem.centred(at.potential + memory.step(residual)) if stages is not None else start
     while best.excess(problem.target) > problem.tol or problem.tol == 0:
         if problem.exhausted:
             break
         if problem.last and best.sums.labels is None:
             return problem.evaluate(best.potential, labels=True)  # the last pass: labels of the best point
+        count = problem.stage_passes(stages) if since < PATIENCE - LONGEST else 0
+        if stages is not None and count > 1:  # several passes, whose steps are taken on the device
+            found, following = problem.evaluate_stage(stages, following, count, at)
+            for at in found:
+                since += 1
+                if at.error < 0.5 * lowest:
+                    lowest, since = at.error, 0
+                best = at if at.error < best.error else best
+                highest = at if at.objective > highest.objective else highest
+            continue
+        if stages is not None:  # from here on every pass is looked at
+            stages = None
+            memory.clear()
+            residual = problem.centred(at.sinkhorn_step(problem.target))
         if since >= STALLED:  # going in circles: plain iterations from the highest point raise the objective each time
             memory.clear()
             at, residual = highest, problem.centred(highest.sinkhorn_step(problem.target))

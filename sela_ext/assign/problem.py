@@ -15,10 +15,11 @@ from sela_ext.assign.shards import Shard
 from sela_ext.assign.sources import bounds_of, device_columns, logits_pass, on_cuda, rows_of, whole_pass
 from sela_ext.errors import DataError
 from sela_ext.kernels.anderson import anderson_passes, centred, column_state
+from sela_ext.kernels.anderson_device import AndersonDevice, stage_length
 from sela_ext.kernels.device import is_tensor
 from sela_ext.kernels.logits import StoredLogits
 from sela_ext.kernels.sinkhorn import CpuPass, DevicePass, check_logits, rows_read
-from sela_ext.kernels.sinkhorn_sums import SinkhornSums
+from sela_ext.kernels.sinkhorn_sums import SinkhornSums, sinkhorn_resolution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -267,6 +268,10 @@ class Problem:
                 f"logits: {sums.masked} of {rows} rows hold NaN, +inf or nothing but -inf, the others have weight 0: "
                 "no row is left to assign"
             )
+        return self._known(potential, sums, factor, every, look)
+
+    def _known(self, potential: Vector, sums: SinkhornSums, factor: float, every: int, look: bool) -> Evaluation:
+        """What a pass that was counted says of its potential; goes into the history."""
         shares, log_shares, error, pulled = column_state(sums.columns_on_host(), sums.weight, self.target, potential)
         objective = pulled - sums.objective / sums.weight
         seconds = self.seconds
@@ -275,11 +280,75 @@ class Problem:
         if len(faint) and not look:
             log_shares = self._exact_log_shares(log_shares, faint, potential, sums, factor, every)
         at = self.judged(Evaluation(potential, shares, log_shares, error, objective, sums, plain), factor, every)
-        part = {} if whole else {"lam": self.lam * factor, "rows": read}
+        whole = every == 1 and factor == 1.0
+        part = {} if whole else {"lam": self.lam * factor, "rows": self.rows_read(every)}
         entry = self._note(at.error, at.objective, seconds, **part)
         if self.progress is not None:
             self.progress(entry)
         return at
+
+    def stages(
+        self, at: Evaluation, *, restart: float = math.inf, cap: float = math.inf, differences: Vector | None = None
+    ) -> AndersonDevice | None:
+        """Iterations that stay on the device from a point on; None where every pass is to be looked at.
+
+        That is where the logits are not read by CUDA kernels, or take long to be read; where columns do not have to
+        meet their shares, or receive next to nothing; and with rows on several ranks, whose sums meet on the host.
+
+        Args:
+            at: the point.
+            restart: an error this many times the best one: back to the best point.
+            cap: nats that an accelerated step may go.
+            differences: of potentials and of residuals, [2, known, K], that are known; None: plain iterations.
+        """
+        passes = self._whole
+        if not isinstance(passes, DevicePass) or self._passed is not self.working or type(self) is not Problem:
+            return None
+        if self.shard.ranks > 1 or not at.plain or self._stage_length < 2:
+            return None
+        accelerate = differences is not None
+        steps, changes = np.zeros((2, 0, len(self.target))) if differences is None else differences
+        return AndersonDevice(
+            passes,
+            target=self.target,
+            weight=at.sums.weight,
+            unit=sinkhorn_resolution(at.sums.rows_in_all, at.sums.largest_weight),
+            potential=at.potential,
+            residual=self.centred(at.sinkhorn_step(self.target)),
+            error=at.error,
+            faint=FAINT,
+            restart=restart,
+            cap=cap,
+            accelerate=accelerate,
+            steps=steps.T,
+            changes=changes.T,
+        )
+
+    def stage_passes(self, stages: AndersonDevice | None) -> int:
+        """Passes of the next stage; below 2 where there is none. One is left for labels at the end."""
+        if stages is None or stages.ended or stages.passes is not self._whole:
+            return 0
+        return min(self._stage_length, math.floor(self.max_passes - self.full_passes) - 1)
+
+    @property
+    def _stage_length(self) -> int:
+        rows, cols = self.logits.shape
+        return stage_length(int(rows) * int(cols) * {"float64": 8, "float32": 4}.get(self.dtype, 2))
+
+    def evaluate_stage(
+        self, stages: AndersonDevice, first: Vector, count: int, previous: Evaluation
+    ) -> tuple[list[Evaluation], Vector]:
+        """So many passes without looking, from a potential on: what each says, and the potential to go on from."""
+        labels = len(stages.target) * self.rows <= SMALL or previous.error <= 100 * self.tol
+        reference = self._reference if self._reference_factor == 1.0 else None
+        found, following = stages.run(self.rounded(first), reference, scale=self.lam, count=count, want_labels=labels)
+        evaluations = []
+        for potential, sums in found:
+            self._reference, self._reference_factor = sums.lse, 1.0
+            self.full_passes += 1
+            self.passes += 1
+            evaluations.append(self._known(potential, sums, 1.0, 1, False))
+        return evaluations, following
 
     def _pass(self, potential: Vector, **options: Any) -> SinkhornSums:
         """One pass over what is read now: arrays in memory were looked at before the first one."""

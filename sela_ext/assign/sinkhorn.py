@@ -17,8 +17,16 @@ def solve_sinkhorn(problem: Problem, start: npt.NDArray[np.float64]) -> Evaluati
     The reference method: every iteration is one pass, and its iterates are those of alternating log-sum-exp.
     """
     at = problem.evaluate(start)
+    stages = problem.stages(at)  # several passes at a time, where they stay on a device
+    following = at.potential + at.sinkhorn_step(problem.target)
     while at.excess(problem.target) > problem.tol or problem.tol == 0:
         if problem.exhausted:
             break
+        count = problem.stage_passes(stages)
+        if stages is not None and count > 1:
+            found, following = problem.evaluate_stage(stages, problem.centred(following), count, at)
+            at = found[-1]
+            continue
+        stages = None
         at = problem.evaluate(problem.centred(at.potential + at.sinkhorn_step(problem.target)), previous=at)
     return at

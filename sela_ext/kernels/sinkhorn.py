@@ -542,6 +542,7 @@ class DevicePass:
         rows: N.
         cols: K.
         lse_type: what log-sum-exp comes in.
+        card: whose kernels do it.
 
     Raises:
         OptionError: an argument of a wrong shape or value.
@@ -563,7 +564,7 @@ class DevicePass:
         self.name = check_logits(logits)
         self.rows, self.cols = (int(n) for n in logits.shape)
         self.lse_type = torch.float64 if self.name == "float64" else torch.float32
-        self._card = card
+        self.card = card
         self._stored = logits if isinstance(logits, StoredLogits) else None
         values = (logits.values if isinstance(logits, StoredLogits) else logits).detach()
         if values.stride(1) != 1 or (self.rows > 1 and values.stride(0) < self.cols):
@@ -597,7 +598,7 @@ class DevicePass:
                 raise OptionError(f"{label}: expected {length} numbers, found {type(value).__name__}") from error
             # torch wants to be able to write
             value = torch.from_numpy(array if array.flags.writeable else array.copy())
-        tensor: torch.Tensor = value.detach().to(self._card.place).to(dtype).contiguous()
+        tensor: torch.Tensor = value.detach().to(self.card.place).to(dtype).contiguous()
         if tensor.shape != (length,):
             raise OptionError(f"{label}: expected shape ({length},), found {tuple(tensor.shape)}")
         return tensor
@@ -618,8 +619,12 @@ class DevicePass:
         every: int = 1,
         keep: float | None = None,
         keep_at_most: int = 2**62,
+        after: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> tuple[Callable[[], None], Callable[[], SinkhornSums]]:
         """(launch, collect) of one pass: the kernels alone, and what reads their results back.
+
+        With `after` nothing waits for the device: the potential is float64 [K] there, finite, and read when the kernels
+        run; behind their launch `after` is called with the integer column sums and the log-sum-exp.
 
         Raises:
             OptionError: an argument of a wrong shape or value.
@@ -627,14 +632,16 @@ class DevicePass:
         """
         import torch
 
-        card, device, rows, cols = self._card, self._card.place, self.rows, self.cols
+        card, device, rows, cols = self.card, self.card.place, self.rows, self.cols
         scale = check_scale(scale, self.name)
         stored, level = self._stored, 0.0 if keep is None else float(keep)
         unit = scale if stored is None else unit_of(stored, scale)
         read = rows_read(self._first_row + rows, every) - rows_read(self._first_row, every)
         with card.current():
             card.refuse_capture("sinkhorn_pass")
-            if is_tensor(potential) and potential.device.type != "cpu":
+            if after is not None:
+                g = potential
+            elif is_tensor(potential) and potential.device.type != "cpu":
                 g = self._there("potential", potential, cols, torch.float64)
                 if not bool(torch.isfinite(g).all()):
                     raise OptionError("potential: expected finite numbers, found NaN or infinity")
@@ -687,6 +694,8 @@ class DevicePass:
                     0 if stored is None else address(stored.maxima),
                     scale,
                 )
+            if after is not None:
+                after(columns, lse)
 
         def candidates(offsets: torch.Tensor, entries: int) -> DeviceCandidates:
             overflow = entries > keep_at_most

@@ -93,7 +93,7 @@ def spread_ranks(count: int, most: int) -> Int:
 
     Example:
         >>> spread_ranks(100, 6).tolist(), spread_ranks(3, 6).tolist()
-        ([0, 1, 2, 35, 67, 99], [0, 1, 2])
+        ([0, 1, 2, 34, 67, 99], [0, 1, 2])
     """
     if count <= most:
         return np.arange(count)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">(\\\(|\\\[)(.*?)(\\\)|\\\])</\1>', re.DOTALL)
@@ -70,6 +71,9 @@ def on_page_content(content: str, **_: Any) -> str:
 
     def mathml(match: re.Match[str]) -> str:
         display = "block" if match[1] == "div" else "inline"
-        return str(convert(html.unescape(match[3]), display=display))
+        found = str(convert(html.unescape(match[3]), display=display))
+        if "\\" in found:
+            raise PluginError(f"expected formulas that latex2mathml knows, found {match[3]}")
+        return found
 
     return _FORMULA.sub(mathml, content)

@@ -314,7 +314,7 @@ LARGE_IMAGES = (
     Budget("colour_kernel", {"kChannels": ("3",)}, 80, 3_088, wide_stores=3),
     Budget("colour_kernel", {"kChannels": ("1",)}, 80, 1_040, wide_stores=1),
     Budget("tone_kernel", {}, 48, 2_064, stack=24),
-    Budget("blur_kernel", {}, 40, 16),
+    Budget("blur_kernel", {}, 48, 16),
     Budget("last_kernel", {}, 64, 16),
     Budget("sobel_kernel", {}, 40, 0),
 )

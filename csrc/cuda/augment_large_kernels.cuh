@@ -3,13 +3,12 @@
 // of all tiles. What may follow is in augment_effects_kernels.cuh.
 //
 // Bytes, operations and floor, per image of 224 x 224 RGB from a box of 300 x 300, float16 out:
-//   bytes       270 kB in + 301 kB out: 0.19 us on an H100 at 3.0 TB/s. With a contrast, 602 kB of floats are written
-//   and
-//               read again between two launches; rounds are small enough for them to stay in the second-level cache.
-//   operations  read off the disassembly for sm_90, the paper's set with every operation on, 280 instructions per output
-//               pixel: rows 84 (55 per row and 12 bytes), columns 38 (40 per input and four rows), weights 31, gray,
-//               brightness, contrast, saturation 17, hue 40, luma and stage 17, barriers and branches 25, loads,
-//               normalisation and output 28. In all 440,000 of a warp: 0.49 us at 132 x 4 x 1.7e9 per second
+//   bytes       270 kB in + 301 kB out: 0.19 us on an H100 at 3.0 TB/s. With a contrast, 602 kB of floats are
+//               written and read again between two launches; rounds are so small that they stay in the cache.
+//   operations  read off the disassembly for sm_90, the paper's set with every operation on, 280 instructions per
+//               output pixel: rows 84 (55 per row and 12 bytes), columns 38 (40 per input and four rows), weights 31,
+//               gray, brightness, contrast, saturation 17, hue 40, luma and stage 17, barriers and branches 25,
+//               loads, normalisation, output 28. In all 440,000 of a warp: 0.49 us at 132 x 4 x 1.7e9 per second
 //   floor       0.49 us: issue of instructions binds, by 2.6 over memory; of images that are only cropped and mirrored
 //               (275,000 of a warp) 0.31 us, by 1.6
 //   shared      25 kB of mixed rows, and the weights of 16 rows: 5 kB (14 kB of planes)
@@ -19,8 +18,7 @@
 //
 //   weights    one thread per row of the tile (and component); columns' weights are made as they are used
 //   then, for four rows of the output at a time:
-//   vertical   a thread mixes 12 bytes of the rows under one output row: loads of 4 bytes, whatever the bytes mean.
-//   What
+//   vertical   a thread mixes 12 bytes of the rows under one output row: loads of 4 bytes, whatever they mean. What
 //              comes of it, separated into channels, lies in shared memory: mixed[channel][row][column].
 //                  thread: 4 rows of a group of 12 bytes side by side, groups along the block
 //   horizontal a thread owns a column: its weight is made once for four rows of all channels
@@ -30,8 +28,8 @@
 //   gray, normalisation, output: 8 pixels per thread, 16-byte loads and stores.
 //
 // The mean without atomic functions on floats: two launches, not a cluster of blocks. A cluster of 8 blocks would hold
-// an image in its shared memory (602 kB), save the way through the cache and need a Hopper; the way through the cache
-// costs 2 of about 160 instructions per pixel, and 1.2 MB of the cache's bandwidth per image, 0.2 us.
+// an image in its shared memory (602 kB), save the way through the cache and need a Hopper; that way costs 13 of 280
+// instructions per pixel, and 1.2 MB of the cache's bandwidth per image, 0.2 us.
 //
 // Sources whose tiles do not fit (reduced more than 32 times, say) go pixel by pixel: correct, and slow.
 #pragma once
@@ -63,7 +61,9 @@ constexpr int kComponents = kSource == kPlanes ? 3 : 1;
 
 /// Blocks that a multiprocessor shall run at a time: what registers without a spill allow.
 template <int kSource>
-constexpr int kTileBlocks = kSource == kPlanes ? 2 : kSource == kRgb ? 4 : 3;
+constexpr int kTileBlocks = kSource == kPlanes ? 2
+                            : kSource == kRgb  ? 4
+                                               : 3;
 
 /// Inputs under one output row, numbered from the top of the image or component.
 struct RowTap {

@@ -80,7 +80,7 @@ UNITS = (
         ("python_tests/simt/test_jpeg.py", "python_tests/simt/test_jpeg_mutants.py"),
     ),
     Unit(
-        "augment_large",
+        "large_images",
         ("augment_large.cu", "augment_large_kernels.cuh", "augment_large.cuh", "augment_effects_kernels.cuh"),
         ("python_tests/simt/test_augment_large.py",),
     ),

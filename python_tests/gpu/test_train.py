@@ -160,11 +160,11 @@ def test_a_step_waits_for_nothing(cuda, tmp_path, monkeypatch, resident, precisi
     real, steps = loop.turns, []
 
     def watched(*arguments, **keywords):
-        """From the first step of an epoch to its end, whatever waits for the device is an error."""
+        """From the second step of an epoch to its end, whatever waits for the device is an error."""
         try:
-            for turn in real(*arguments, **keywords):
+            for number, turn in enumerate(real(*arguments, **keywords)):
                 steps.append(turn.images)
-                torch.cuda.set_sync_debug_mode("error")
+                torch.cuda.set_sync_debug_mode("error" if number else "default")
                 yield turn
         finally:
             torch.cuda.set_sync_debug_mode("default")

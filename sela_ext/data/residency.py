@@ -13,9 +13,10 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sela_ext.data.source import Int64Array, Source, UInt8Array
@@ -213,8 +214,8 @@ class Orders:
         return [self._index] if self._keys is None else [self._index, self._keys]
 
 
-def to_device(numbers: Int64Array, device: torch.device) -> torch.Tensor:
-    """A copy of int64 numbers on a device: through pinned memory, on the current stream, which is not waited for."""
+def to_device(numbers: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Numbers on a device: sent from pinned memory, on the current stream, which is not waited for."""
     here = torch.from_numpy(np.ascontiguousarray(numbers))
     if device.type == "cpu":
         return here

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sela_ext.assign import shard_rows
 from sela_ext.data import Augment, Loader, Source, VectorLoader
 from sela_ext.data.loader import Batch
-from sela_ext.data.residency import ResidentImages
+from sela_ext.data.residency import ResidentImages, to_device
 from sela_ext.errors import OptionError
 from sela_ext.kernels import IndexStore, device_verdict
 from sela_ext.kernels.device import indexed, on_card, usable
@@ -138,7 +138,7 @@ class Run:
     def targets(self, batch: Batch) -> Tensor:
         """Labels of a batch's images, int64 [heads, B] on the device, from a table that is kept there."""
         if self._table is None or self._table[0] is not self.labels:
-            self._table = self.labels, torch.from_numpy(self.labels).to(self.arithmetic.device)
+            self._table = self.labels, to_device(self.labels, self.arithmetic.device)
         return self._table[1][:, batch.placed].long()
 
     def make_loader(self, views: Sequence[Augment]) -> Loader | VectorLoader:

@@ -324,14 +324,14 @@ def test_tiles_fit_the_cache_and_fill_the_device():
     rows = device_tile_rows(3000, 512, **h100, exact=True)
     assert rows % 128 == 0
     assert rows & (rows - 1) == 0
-    assert 2**20 * 6 < 4 * rows * 3000 <= (50 << 20) // 2
+    assert (50 << 20) // 4 < 4 * rows * 3000 < 0.6 * (50 << 20)
     # Short ones, and those in TF32: few launches.
     assert device_tile_rows(3000, 512, **h100, exact=False) * 3000 > DEVICE_ENTRIES // 2
     assert device_tile_rows(3000, 128, **h100, exact=True) * 3000 > DEVICE_ENTRIES // 2
     assert device_tile_rows(3000, 2048, **h100, exact=False) * 3000 <= 8 << 20
     # A small cache cannot hold what fills the device, which comes first.
     turing = device_tile_rows(3000, 512, cache=6 << 20, multiprocessors=68, exact=True)
-    assert 68 * 128 * 128 <= 2 * turing * 3000 <= 68 * 128 * 128 * 4
+    assert 2 * 68 * 128 * 128 <= turing * 3000 <= 5 * 68 * 128 * 128
     # Neither a tile nor its features grow beyond the largest tile.
     for cols in (1, 10, 3000, 10**6):
         for dim in (1, 64, 4096):

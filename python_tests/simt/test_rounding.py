@@ -395,3 +395,7 @@ def test_bad_sizes_are_refused(simt):
     one.stride = 4
     with pytest.raises(ValueError, match="expected 1 <= cols <= stride"):
         one.cuda(simt)
+    with pytest.raises(ValueError, match="expected 1 <= cols <= stride, cols < 2"):
+        simt.column_margins_cuda(one.address, "float32", 3, 0, 5, 1.0, 0, 0, 0, 3, 0, 0, 0)
+    with pytest.raises(ValueError, match="expected 1 <= cols <= stride, cols < 2"):
+        simt.column_margins_cuda(one.address, "float32", 3, 2**31 - 1, 2**31, 1.0, 0, 0, 0, 3, 0, 0, 0)

@@ -37,11 +37,11 @@ MOST_SAMPLED = 32  # times as large when only some rows are computed
 # costs the host two launches, some 40 us, which are hidden only behind a product that takes longer: 6.5 million entries
 # (half of an H100's cache) are such a tile from 256 features on, or 2,048 where products may be rounded to TF32
 # (torch.set_float32_matmul_precision), which are ten times as fast. And the weights want to stay in the cache, too.
-#   So: up to half of the cache that the weights leave, but no less than two blocks for each multiprocessor; or, where
-# products are short, a tile that makes the launches rare. Rows are 128 times a power of 2, so that tiles of several
-# heads begin at the same rows. Whether 40 us and ten times are so has not been measured yet.
+#   So: about half of the cache that the weights leave, but no less than three blocks for each multiprocessor; or, where
+# products are short, a tile that makes the launches rare. Rows are 128 times the next power of 2, so that tiles of
+# several heads begin at the same rows. Whether 40 us and ten times are so has not been measured yet.
 DEVICE_ENTRIES = 1 << 26  # of the largest tile: 256 MiB
-PRODUCT_BLOCK, BLOCKS_EACH = 128 * 128, 2
+PRODUCT_BLOCK, BLOCKS_EACH = 128 * 128, 3
 LONG, LONG_IN_TF32 = 256, 2048  # features
 # Features on the host that take at most this part of the device's free memory are copied there once, for all reads.
 RESIDENT_SHARE = 0.25
@@ -367,8 +367,10 @@ def device_tile_rows(cols: int, dim: int, cache: int, multiprocessors: int, *, e
         half = max(0, cache - 4 * cols * dim) // 2 // 4
         entries = min(DEVICE_ENTRIES, max(half, BLOCKS_EACH * multiprocessors * PRODUCT_BLOCK))
     blocks = max(1, entries // (BLOCK * cols))
-    blocks = max(1, min(blocks, DEVICE_ENTRIES // (BLOCK * dim)))  # the features of a tile are float32, too
-    return BLOCK * (1 << (blocks.bit_length() - 1))
+    most = max(1, DEVICE_ENTRIES // (BLOCK * max(cols, dim)))  # the features of a tile are float32, too
+    blocks = min(blocks, most)
+    power = 1 << (blocks.bit_length() - 1)
+    return BLOCK * (2 * power if 2 * blocks >= 3 * power and 2 * power <= most else power)
 
 
 def pass_seconds(rows: int, cols: int, dim: int, *, size: int | None, copy: float, flops: float) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from sela_ext.kernels import check_newton
+from sela_ext.kernels import check_anderson, check_newton
 from sela_ext.kernels.augment import Augment, augment, sample_parameters
 from sela_ext.kernels.sinkhorn import pass_on_cpu
 from sela_ext.kernels.sinkhorn_sums import SinkhornSums
@@ -47,7 +47,7 @@ MANY_ROWS = 300_001
 MANY_IMAGES = 40_009
 
 
-class Runs(check_newton.Runs, Protocol):
+class Runs(check_anderson.Runs, check_newton.Runs, Protocol):
     """What the cases need of a device: host arrays in, host arrays out."""
 
     def sinkhorn_pass(
@@ -105,6 +105,7 @@ def cases(runs: Runs) -> Iterator[Case]:
     """Every case: what it is, and a call that gives None, or what was expected and what was found."""
     yield from _sinkhorn_cases(runs)
     yield from check_newton.newton_cases(runs, uniform, MANY_ROWS)
+    yield from check_anderson.anderson_cases(runs, uniform)
     yield from _augment_cases(runs)
 
 

@@ -1,6 +1,7 @@
 """`assign` on a device: the labels of the CPU, whatever is asked for."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -97,3 +98,18 @@ def test_the_official_rule_is_solved_by_the_cpu_and_says_so(card):
     assert found.backend.startswith("cpu-")
     assert found.labels.device == torch.device(card.place)
     assert found.labels.cpu().tolist() == expected.labels.tolist()
+
+
+@pytest.mark.parametrize("method", ["anderson", "sinkhorn"])
+@pytest.mark.parametrize("max_passes", [1, 2, 3, 7, 20])
+def test_stages_keep_to_the_passes_that_are_allowed_and_tell_of_each(card, method, max_passes):
+    logits = dense_logits(700, 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few passes do not balance
+        found = sela_ext.assign(logits.to(card.place), method=method, tol=0, max_passes=max_passes)
+        expected = sela_ext.assign(logits.numpy(), method=method, tol=0, max_passes=max_passes)
+    assert found.passes == expected.passes == len(found.history) == max_passes
+    for mine, theirs in zip(found.history[:6], expected.history[:6], strict=True):
+        assert mine["passes"] == theirs["passes"]
+        assert mine["error"] == pytest.approx(theirs["error"], rel=0.05, abs=1e-6)
+        assert mine["objective"] == pytest.approx(theirs["objective"], rel=1e-5)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from sela_ext import _core
-from sela_ext.kernels import check_newton
+from sela_ext.kernels import check_anderson, check_newton
 from sela_ext.kernels.augment import Augment, augment, sample_effects, sample_parameters
 from sela_ext.kernels.augment_planes import Planes, augment_planes
 from sela_ext.kernels.check_jpeg import RunsJpeg, jpeg_cases
@@ -57,7 +57,7 @@ MANY_IMAGES = 40_009
 MANY_LARGE_IMAGES = 701
 
 
-class Runs(RunsJpeg, check_newton.Runs, Protocol):
+class Runs(RunsJpeg, check_anderson.Runs, check_newton.Runs, Protocol):
     """What the cases need of a device: host arrays in, host arrays out."""
 
     def sinkhorn_pass(
@@ -138,6 +138,7 @@ def cases(runs: Runs) -> Iterator[Case]:
     yield from _sinkhorn_cases(runs)
     yield from _rounding_cases(runs)
     yield from check_newton.newton_cases(runs, uniform, MANY_ROWS)
+    yield from check_anderson.anderson_cases(runs, uniform)
     yield from _augment_cases(runs)
     yield from jpeg_cases(runs, uniform)
     yield from _large_cases(runs)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sela_ext import _core
 from sela_ext.errors import OptionError, ResourceError, SelaError
-from sela_ext.kernels import check_cases, check_newton, device
+from sela_ext.kernels import check_anderson, check_cases, check_newton, device
 from sela_ext.kernels.device import CudaDevice
 
 if TYPE_CHECKING:
@@ -163,6 +163,35 @@ class OnCard:
         found = margins_on_device(self.card, copy, name, prices=prices, labels=labels, **options)
         self.card.synchronize()
         return found
+
+    def anderson_steps(self, target: npt.NDArray[np.float64], unit: float, accelerate: bool) -> check_anderson.Step:
+        """Iterations by the CUDA kernel: from integer column sums and their potential to the next one."""
+        import torch
+
+        from sela_ext.kernels.anderson_device import STATE
+
+        card, core, cols = self.card, self.card.core, len(target)
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=card.place)
+
+        vectors = zeros(core.ANDERSON_VECTORS, cols)
+        state = zeros(STATE.itemsize // 8 + core.ANDERSON_MEMORY**2)
+        shares = torch.from_numpy(target).to(card.place)
+
+        def step(units: npt.NDArray[np.int64], g: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            sums, point, following = (torch.from_numpy(units).to(card.place), torch.from_numpy(g.copy()), zeros(cols))
+            point = point.to(card.place)
+            with card.current():
+                core.anderson_step_cuda(
+                    *(tensor.data_ptr() for tensor in (sums, point, following, shares, vectors, state)),
+                    *(cols, unit, 1e-9, 3.0, 1e9, accelerate, False, card.stream()),
+                )
+            card.synchronize()
+            found: npt.NDArray[np.float64] = following.cpu().numpy()
+            return found
+
+        return step
 
     def newton_rows(self, arrays: dict[str, Any]) -> DeviceRows:
         """Rows of candidates for the CUDA kernels."""
@@ -597,6 +626,6 @@ def cache_folder() -> Path | None:
 def build_identity(core: Any) -> str:
     """The version, and a hash of the compiled module and of what is checked."""
     digest = hashlib.sha256()
-    for path in (core.__file__, check_cases.__file__, check_newton.__file__):
+    for path in (core.__file__, check_cases.__file__, check_newton.__file__, check_anderson.__file__):
         digest.update(Path(path).read_bytes())
     return f"{_core.build_info()['version']}+{digest.hexdigest()[:16]}"

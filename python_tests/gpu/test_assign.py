@@ -97,3 +97,15 @@ def test_the_official_rule_is_solved_by_the_cpu_and_says_so(card):
     assert found.backend.startswith("cpu-")
     assert found.labels.device == torch.device(card.place)
     assert found.labels.cpu().tolist() == expected.labels.tolist()
+
+
+@pytest.mark.parametrize("storage", ["fixed16", "float16", "bfloat16"])
+def test_a_solve_on_a_copy_in_16_bits_gives_the_labels_of_the_cpu(card, storage):
+    logits = peaked_logits(3001, 130)
+    options = {"tol": 1e-4, "method": "anderson", "max_passes": 300, "storage": storage}
+    expected = as_torch(sela_ext.assign(logits.numpy(), **options))
+    found = sela_ext.assign(logits.to(card.place), **options)
+    assert found.storage == expected.storage == storage
+    assert found.error <= 1e-4
+    assert any(entry.get("bits") == 16 for entry in found.history)
+    assert_as_on_the_cpu(found, expected, logits, card, share=5e-3)

@@ -59,9 +59,14 @@ class Unit:
 UNITS = (
     Unit(
         "sinkhorn",
-        ("sinkhorn.cu", "sinkhorn_kernels.cuh"),
-        ("python_tests/simt/test_sinkhorn.py", "python_tests/simt/test_sinkhorn_mutants.py"),
+        ("sinkhorn.cu", "sinkhorn_kernels.cuh", "sinkhorn_candidates_kernels.cuh"),
+        (
+            "python_tests/simt/test_sinkhorn.py",
+            "python_tests/simt/test_sinkhorn_mutants.py",
+            "python_tests/simt/test_candidates.py",
+        ),
     ),
+    Unit("logits", ("logits.cu", "logits_kernels.cuh"), ("python_tests/simt/test_candidates.py",)),
     Unit(
         "augment",
         ("augment.cu", "augment_kernels.cuh"),

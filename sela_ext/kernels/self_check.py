@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,19 +112,12 @@ class OnCard:
         want_labels: bool,
     ) -> SinkhornSums:
         """The CUDA kernels on a copy of the logits that has the same strides and offset."""
-        import torch
-
         from sela_ext.kernels.sinkhorn import pass_on_device
         from sela_ext.kernels.sinkhorn_sums import SinkhornSums
 
-        rows = logits.shape[0]
-        offset, stride = logits.storage_offset(), logits.stride(0)
-        room = torch.full((offset + rows * stride,), float("nan"), dtype=logits.dtype, device=self.card.place)
-        copy = room.as_strided(logits.shape, logits.stride(), offset)
-        copy.copy_(logits)
         sums = pass_on_device(
             self.card,
-            copy,
+            self._put(logits),
             potential,
             scale=scale,
             row_weights=row_weights,
@@ -134,6 +127,40 @@ class OnCard:
         self.card.synchronize()
         labels = None if sums.labels is None else sums.labels.cpu()
         return SinkhornSums(sums.column_sums.cpu(), sums.objective, sums.weight, sums.lse.cpu(), labels, sums.masked)
+
+    def _put(self, logits: torch.Tensor) -> torch.Tensor:
+        """A copy there that has the same strides and offset."""
+        import torch
+
+        offset, stride = logits.storage_offset(), logits.stride(0)
+        count = offset + logits.shape[0] * stride
+        room = torch.full((count,), float("nan"), dtype=logits.dtype, device=self.card.place)
+        copy = room.as_strided(logits.shape, logits.stride(), offset)
+        return copy.copy_(logits)
+
+    def candidates(self, logits: torch.Tensor, potential: Any, *, kind: str, **options: Any) -> SinkhornSums:
+        """A pass with candidates; with a kind, of a copy that the CUDA kernel stores in 16 bits first."""
+        from sela_ext.kernels.logits import store_on_device
+        from sela_ext.kernels.sinkhorn import pass_on_device
+
+        there: Any = self._put(logits)
+        if kind:
+            there = store_on_device(self.card, there, kind, lam=check_cases.SCALE)
+        sums = pass_on_device(self.card, there, potential, **options)
+        self.card.synchronize()
+        kept: Any = sums.candidates
+        kept = replace(kept, offsets=kept.offsets.cpu(), columns=kept.columns.cpu(), values=kept.values.cpu())
+        return replace(sums, column_sums=sums.column_sums.cpu(), lse=sums.lse.cpu(), candidates=kept)
+
+    def store_logits(
+        self, logits: torch.Tensor, kind: str
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float32], int]:
+        """Values, maxima and saturated entries as the CUDA kernel stores logits."""
+        from sela_ext.kernels.logits import bits_of, store_on_device
+
+        stored = store_on_device(self.card, self._put(logits), kind, lam=check_cases.SCALE)
+        self.card.synchronize()
+        return bits_of(stored.values).view("uint16"), stored.maxima.cpu().numpy(), stored.saturated
 
     def sample_parameters(
         self, augment: Augment, height: int, width: int, index: npt.NDArray[np.int64]

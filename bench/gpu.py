@@ -38,6 +38,7 @@ from sela_ext.kernels.check_cases import augment_difference
 from sela_ext.kernels.check_newton import on_the_cpu, rows_difference, sums_difference
 from sela_ext.kernels.device import CudaDevice, driver_version
 from sela_ext.kernels.device_candidates import DeviceCandidates
+from sela_ext.kernels.logits import bits_of
 from sela_ext.kernels.newton_device import CudaRows, SolveOptions, Wanted
 from sela_ext.kernels.reference.newton_device import TorchRows
 from sela_ext.kernels.self_check import open_device
@@ -173,6 +174,9 @@ def steps(card: Card, logits: torch.Tensor, g: torch.Tensor) -> dict[str, Callab
         if card.device is not None:
             found[f"sela_ext, kernel alone{words}"] = prepared_pass(card.device, logits, g, **options)[0]
         found[f"sela_ext{words}"] = lambda options=options: kernels.sinkhorn_pass(logits, g, **options)
+    found["sela_ext, candidates"] = lambda: kernels.sinkhorn_pass(
+        logits, g, scale=LAM, reference=before, want_labels=True, keep=16.0, keep_at_most=logits.numel() // 8
+    )
     return found
 
 
@@ -249,6 +253,37 @@ def solver_case(card: Card, rows: int, cols: int, dtype: torch.dtype, copy: floa
         ("", "ms", "of copy bandwidth", "x sela_ext"),
         table,
     )
+    return recorded
+
+
+def stored_case(card: Card, rows: int, cols: int, copy: float, rounds: int) -> list[dict[str, Any]]:
+    """Conversion of float32 logits to 16 bits, and a pass over each kind."""
+    rows = max(600, rows // card.tiny)
+    logits = random_logits(card, rows, cols, torch.float32)
+    g = torch.randn(cols, dtype=torch.float64, generator=torch.Generator().manual_seed(SEED)).to(card.place)
+    some = logits[:500]
+    table, recorded = [], []
+    for kind in ("fixed16", "float16", "bfloat16"):
+        expected = kernels.store_logits(some.cpu().numpy(), kind, lam=LAM)
+        stored = kernels.store_logits(logits, kind, lam=LAM)
+        values = stored.values[:500] if card.dry else bits_of(stored.values[:500])
+        if not np.array_equal(np.asarray(values).view(np.uint16), expected.values.view(np.uint16)):
+            raise SystemExit(f"no agreement: {kind} has other bits than those of the CPU; nothing is timed")
+        before = kernels.sinkhorn_pass(stored, g, scale=LAM).lse
+        work = {
+            f"store {kind}": lambda kind=kind: kernels.store_logits(logits, kind, lam=LAM),
+            f"pass over {kind}, labels": lambda stored=stored, before=before: kernels.sinkhorn_pass(
+                stored, g, scale=LAM, reference=before, want_labels=True
+            ),
+        }
+        moved = (logits.numel() * 6 + rows * 4, logits.numel() * 2 + rows * 16)
+        for (label, value), size in zip(card.medians(work, rounds).items(), moved, strict=True):
+            share = size / 1e9 / value / copy
+            table.append((label, value * 1e3, f"{share:.0%}"))
+            recorded.append(
+                {"case": "stored", "what": label, "rows": rows, "cols": cols, "seconds": value, "share_of_copy": share}
+            )
+    common.table(f"16-bit copies, {rows} x {cols} from float32", ("", "ms", "of copy bandwidth"), table)
     return recorded
 
 
@@ -558,6 +593,7 @@ def run(quick: bool, dry: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     for dim in (512,) if quick else (64, 256, 512, 2048):
         rows += computed_case(card, 100_000, 3000 if not card.dry else 300, dim, measured["copy"], rounds)
     rows += certificate_case(card)
+    rows += stored_case(card, 100_000, 3000, measured["copy"], rounds)
     rows += images_case(card, measured["copy"], rounds)
     rows += jpeg_case(card, measured["copy"], rounds)
     rows += large_images_case(card, measured["copy"], rounds)

@@ -195,6 +195,14 @@ __device__ __forceinline__ int opaque(int x) {
   return x;
 }
 
+__device__ __forceinline__ int ones(unsigned x) {
+#if defined(__CUDA_ARCH__)
+  return __popc(x);
+#else
+  return __builtin_popcount(x);
+#endif
+}
+
 /// Number of the lowest bit of a number that has one.
 __device__ __forceinline__ int lowest_bit(unsigned x) {
 #if defined(__CUDA_ARCH__)
@@ -534,52 +542,42 @@ __device__ __forceinline__ Tile tile_at(const Arguments& a, int64_t visit) {
           last * kSampleRows + (rest < kSampleRows ? rest : kSampleRows)};
 }
 
-/// The row `ahead` positions behind position i of a tile, in the tiles `visit`, `visit + turn`, ...; the number of rows
-/// or more where there is none. All but the last tile of a matrix have whole groups.
-__device__ __forceinline__ int64_t row_ahead(const Arguments& a, const Tile& tile, int64_t visit, int turn, int i,
-                                             int ahead) {
-  int to = i + ahead;
-  if (a.sample.every == 1)
-    return to < kTileRows ? tile.first + to : (visit + turn - 1) * static_cast<int64_t>(kTileRows) + to;
-  Tile at = tile;
-  while (to >= at.rows) {
-    to -= at.rows;
-    visit += turn;
-    if (visit >= a.sample.visits) return a.rows;
-    at = tile_at(a, visit);
-    if (at.rows == 0) return a.rows;
-  }
-  return at.row(to);
-}
-
 /// Notes which runs of adjacent columns of a row hold a candidate, term > level, and how many the row has: what a
 /// kernel behind this pass needs to find them without reading the row again (sinkhorn_candidates_kernels.cuh).
-/// terms: of this thread; tops: the largest of each run; word: of its warp's first run, in bits of 32 lanes; words:
-/// from one of its runs to the next.
+/// terms: of this thread; tops: the largest of each run; thread: number of its first run, whose bit is in word thread /
+/// 32; words: from one of its runs to the next.
 template <class A, int C, int kRuns>
 __device__ __forceinline__ void mark(const Arguments& a, int read, const A (&terms)[C], const A (&tops)[kRuns], A level,
-                                     int word, int words) {
+                                     int thread, int words) {
+  const bool first_lane = thread % kWarp == 0;
+  unsigned* words_of_row = a.marks + static_cast<int64_t>(read) * a.mark_words;
   unsigned any = 0;
   int found = 0;
-  const bool first_lane = threadIdx.x % kWarp == 0;
-  unsigned* at = a.marks + static_cast<int64_t>(read) * a.mark_words + word;
-  int left = first_lane ? a.mark_words - word : 0;
 #pragma unroll
   for (int p = 0; p < kRuns; ++p) {
-    const bool holds = tops[p] > level;
-    const unsigned bits = __ballot_sync(0xffffffffu, holds);
-    if (left > 0) *at = bits;
-    at += words;
-    left -= words;
+    const unsigned bits = __ballot_sync(0xffffffffu, tops[p] > level);
+    const int at = thread / kWarp + p * words;
+    if (first_lane && at < a.mark_words) words_of_row[at] = bits;
     any |= bits;
-    if (holds) {
-#pragma unroll
-      for (int c = p * (C / kRuns); c < (p + 1) * (C / kRuns); ++c) found += terms[c] > level ? 1 : 0;
-    }
+    if (kRuns == C) found += ones(bits);
   }
   if (any == 0) return;  // the same for the whole warp
-  found = warp_count(found);
+  if (kRuns != C) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) found += terms[c] > level ? 1 : 0;
+    found = warp_count(found);
+  }
   if (first_lane) atomicAdd(a.counts + read, found);
+}
+
+/// The same for a row that has no candidates.
+template <int kRuns>
+__device__ __forceinline__ void unmark(const Arguments& a, int read, int thread, int words) {
+#pragma unroll
+  for (int p = 0; p < kRuns; ++p) {
+    const int at = thread / kWarp + p * words;
+    if (thread % kWarp == 0 && at < a.mark_words) a.marks[static_cast<int64_t>(read) * a.mark_words + at] = 0;
+  }
 }
 
 /// Largest term of each run of adjacent columns.
@@ -706,21 +704,22 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
     return {visit, visit * kTileRows, first, kSampleRows,
             a.rows - first < kTileRows ? static_cast<int>(a.rows - first) : kTileRows};
   };
+  // The row `rows_ahead` positions on, also in the next tile; where only some rows are read every tile begins anew.
   const auto later = [&](const Tile& tile, int visit, int i, int rows_ahead) {
-    if (kFull) return row_ahead(a, tile, visit, groups, i, rows_ahead);
     const int to = i + rows_ahead;
+    if (kFull && a.sample.every > 1) return to < tile.rows ? tile.row(to) : a.rows;
     return to < kTileRows ? tile.first + to : static_cast<int64_t>(visit + groups - 1) * kTileRows + to;
   };
-  if (reference != nullptr && group < visits) {
-    const Tile tile = tile_of(group);
-    look_ahead(tile.first);
-    for (int s = 0; s < ahead.stages; ++s) ahead.start(a, s, later(tile, group, 0, s * R), share);
-  }
 
   for (int visit = group; visit < visits; visit += groups) {
     const Tile tile = tile_of(visit);
     const int rows = tile.rows;
     if (kFull && rows == 0) break;  // the matrix ends within the last tile
+    if (reference != nullptr && (visit == group || (kFull && a.sample.every > 1))) {
+      stage = 0;
+      look_ahead(tile.first);
+      for (int k = 0; k < ahead.stages; ++k) ahead.start(a, k, later(tile, visit, 0, k * R), share);
+    }
     const auto row_at = [&](int i) { return kFull ? tile.row(i) : tile.first + i; };
     float partial[C];
 #pragma unroll
@@ -800,7 +799,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
           atomicMin(tile_rows.label + i + q, share.column(best));
         }
         if (a.marks != nullptr)
-          mark(a, tile.before + i + q, e[q], tops[q], keep_level(a, factor, s[q]), thread / kWarp, threads / kWarp);
+          mark(a, tile.before + i + q, e[q], tops[q], keep_level(a, factor, s[q]), opaque(thread), threads / kWarp);
       }
     }
 
@@ -841,7 +840,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       if (kFull && a.marks != nullptr) {
         float tops[kRuns];
         tops_of(term, tops);
-        mark(a, tile.before + i, term, tops, keep_level(a, factor, sum[0]), thread / kWarp, threads / kWarp);
+        mark(a, tile.before + i, term, tops, keep_level(a, factor, sum[0]), opaque(thread), threads / kWarp);
       }
     }
 
@@ -860,7 +859,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
         if (a.labels != nullptr) a.labels[row] = bad ? -1 : tile_rows.label[i];
         if (a.marks != nullptr) write_record(a, row, x0, base, bad ? 0.0f : w / sum, sum);
       }
-      finish_tile<kWarp>(a, tile.number, tiles, thread, tally);
+      finish_tile<kWarp>(a, tile_of(opaque(visit)).number, tiles, thread, tally);
     }
     __syncwarp();  // before the first thread writes the next rows
   }
@@ -988,7 +987,7 @@ __global__ void __launch_bounds__(kWideColumnThreads, 4) wide_columns_kernel(con
   static_assert(kWideColumnThreads % kWarp == 0, "the first run of a block's columns is the first of a word");
   const int threads = static_cast<int>(blockDim.x), most = threads * C;
   const int warps = threads / kWarp,
-            word = static_cast<int>(blockIdx.y) * (most / kRun / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
+            thread = static_cast<int>(blockIdx.y) * (most / kRun) + static_cast<int>(threadIdx.x);
   const int64_t from = static_cast<int64_t>(blockIdx.y) * most;
   const Share<T, C, kAligned> share(static_cast<int>(threadIdx.x), threads,
                                     static_cast<int>(a.cols - from < most ? a.cols - from : most));
@@ -1011,18 +1010,20 @@ __global__ void __launch_bounds__(kWideColumnThreads, 4) wide_columns_kernel(con
       for (int q = 0; q < R; ++q) {
         if (i + q >= last) continue;
         const A x0 = scratch[4 * (i + q)], base = scratch[4 * (i + q) + 1], factor = scratch[4 * (i + q) + 2];
-        const bool counts = factor > A(0);  // else masked, or of weight 0: its terms may be NaN
-        if (!counts && a.marks == nullptr) continue;
+        if (!(factor > A(0))) {  // masked, or of weight 0: its terms may be NaN
+          if (a.marks != nullptr) unmark<C / kRun>(a, tile.before + begin + q, thread, warps);
+          continue;
+        }
         A e[C];
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          e[c] = counts ? exp_of(multiply_add(x[q][c] - x0, scale, -base) + g[c]) : A(0);
+          e[c] = exp_of(multiply_add(x[q][c] - x0, scale, -base) + g[c]);
           partial[c] = multiply_add(e[c], factor, partial[c]);
         }
         if (a.marks == nullptr) continue;
         A tops[C / kRun];
         tops_of(e, tops);
-        mark(a, tile.before + begin + q, e, tops, keep_level(a, factor, scratch[4 * (i + q) + 3]), word, warps);
+        mark(a, tile.before + begin + q, e, tops, keep_level(a, factor, scratch[4 * (i + q) + 3]), thread, warps);
       }
     }
     flush(partial, share.again(), a.units, a.columns + from);

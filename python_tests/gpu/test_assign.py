@@ -113,3 +113,15 @@ def test_stages_keep_to_the_passes_that_are_allowed_and_tell_of_each(card, metho
         assert mine["passes"] == theirs["passes"]
         assert mine["error"] == pytest.approx(theirs["error"], rel=0.05, abs=1e-6)
         assert mine["objective"] == pytest.approx(theirs["objective"], rel=1e-5)
+
+
+@pytest.mark.parametrize("storage", ["fixed16", "float16", "bfloat16"])
+def test_a_solve_on_a_copy_in_16_bits_gives_the_labels_of_the_cpu(card, storage):
+    logits = peaked_logits(3001, 130)
+    options = {"tol": 1e-4, "method": "anderson", "max_passes": 300, "storage": storage}
+    expected = as_torch(sela_ext.assign(logits.numpy(), **options))
+    found = sela_ext.assign(logits.to(card.place), **options)
+    assert found.storage == expected.storage == storage
+    assert found.error <= 1e-4
+    assert any(entry.get("bits") == 16 for entry in found.history)
+    assert_as_on_the_cpu(found, expected, logits, card, share=5e-3)

@@ -1,5 +1,7 @@
 """The fused pass on a device: equal to its twin for every mapping, storage type, alignment and kind of row."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from sela_ext import kernels
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels import reference
+from sela_ext.kernels.logits import bits_of
 from sela_ext.kernels.sinkhorn import pass_in_torch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -256,3 +259,69 @@ def test_arguments_are_refused_in_one_line(card):
         kernels.sinkhorn_pass(good, np.zeros(3), reference=np.zeros(5))
     with pytest.raises(OptionError, match=r"scale: expected a finite number > 0, found 0\.0"):
         kernels.sinkhorn_pass(good, np.zeros(3), scale=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("every", [1, 3, 20])
+def test_candidates_are_those_of_the_twin_and_repeat_their_bits(card, assert_equal_to_twin, dtype, every):
+    for rows, cols in FEW_SIZES:
+        logits, potential = case(rows, cols, dtype, spread=0.3)
+        weights = torch.rand(rows, generator=torch.Generator().manual_seed(1))
+        weights[1::5] = 0
+        options = {"row_weights": weights, "every": every, "keep": 9.0}
+        expected = twin(logits, potential, want_labels=True, **options)
+        on_card, before = logits.to(card.place), None
+        for _ in range(2):
+            found, again = (
+                kernels.sinkhorn_pass(on_card, potential, scale=SCALE, reference=before, want_labels=True, **options)
+                for _ in range(2)
+            )
+            kept, wanted = found.candidates, expected.candidates
+            for name in ("offsets", "columns", "values"):
+                assert getattr(kept, name).device == on_card.device
+                assert torch.equal(getattr(kept, name), getattr(again.candidates, name))
+            assert_equal_candidates(kept, wanted)
+            if every == 1:
+                assert_equal_to_twin(found, expected, logits, potential, SCALE)
+            before = found.lse
+
+
+def assert_equal_candidates(kept, wanted):
+    """The same entries but for those at the very level, in the same order."""
+    keys, others = (
+        np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * wanted.cols + columns
+        for offsets, columns in (
+            (kept.offsets.cpu().numpy(), kept.columns.cpu().numpy().astype(np.int64)),
+            (wanted.offsets(), wanted.columns().astype(np.int64)),
+        )
+    )
+    values = kept.values.cpu().numpy()
+    assert (np.diff(keys) > 0).all()
+    assert (np.abs(values[~np.isin(keys, others)] + wanted.level) < 1e-3).all()
+    assert (np.abs(wanted.values()[~np.isin(others, keys)] + wanted.level) < 1e-3).all()
+    _, mine, theirs = np.intersect1d(keys, others, return_indices=True)
+    np.testing.assert_allclose(values[mine], wanted.values()[theirs], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["fixed16", "float16", "bfloat16"])
+def test_stored_logits_have_the_bits_of_the_cpu_and_passes_over_them_its_sums(card, assert_equal_to_twin, dtype, kind):
+    for rows, cols in FEW_SIZES:
+        logits, potential = case(rows, cols, dtype)
+        logits[2, 0], logits[3, cols - 1] = float("nan"), -float("inf")
+        expected = kernels.store_logits(
+            logits.float().numpy() if dtype == torch.bfloat16 else logits.numpy(), kind, lam=SCALE
+        )
+        found = kernels.store_logits(logits.to(card.place), kind, lam=SCALE)
+        assert found.saturated == expected.saturated
+        np.testing.assert_array_equal(bits_of(found.values).view(np.uint16), expected.values.view(np.uint16))
+        np.testing.assert_array_equal(found.maxima.cpu().numpy(), expected.maxima)
+        stands_for = torch.from_numpy(expected.decoded(0, rows))
+        wanted = twin(stands_for, potential, want_labels=True)
+        wanted = replace(wanted, lse=wanted.lse.float())
+        before = None
+        for _ in range(2):
+            sums = kernels.sinkhorn_pass(found, potential, scale=SCALE, reference=before, want_labels=True)
+            assert sums.lse.device == found.values.device
+            assert_equal_to_twin(sums, wanted, stands_for.float(), potential, SCALE)
+            before = sums.lse

@@ -190,7 +190,7 @@ def test_what_cannot_be_stored_is_refused():
         kernels.store_logits(good, out=stored, lam=2.0)
     with pytest.raises(OptionError, match="threads: expected"):
         kernels.store_logits(good, threads=-1)
-    with pytest.raises(OptionError, match="expected a tensor on cpu, found meta"):
+    with pytest.raises(OptionError, match="expected a tensor on cpu or cuda, found meta"):
         kernels.store_logits(torch.zeros(4, 3, device="meta"))
     with pytest.raises(DataError, match="found int64"):
         kernels.store_logits(np.zeros((4, 3), np.int64))

@@ -61,9 +61,14 @@ UNITS = (
     Unit("newton", ("newton.cu", "newton_kernels.cuh"), ("python_tests/simt/test_newton.py",)),
     Unit(
         "sinkhorn",
-        ("sinkhorn.cu", "sinkhorn_kernels.cuh"),
-        ("python_tests/simt/test_sinkhorn.py", "python_tests/simt/test_sinkhorn_mutants.py"),
+        ("sinkhorn.cu", "sinkhorn_kernels.cuh", "sinkhorn_candidates_kernels.cuh"),
+        (
+            "python_tests/simt/test_sinkhorn.py",
+            "python_tests/simt/test_sinkhorn_mutants.py",
+            "python_tests/simt/test_candidates.py",
+        ),
     ),
+    Unit("logits", ("logits.cu", "logits_kernels.cuh"), ("python_tests/simt/test_candidates.py",)),
     Unit(
         "rounding",
         ("rounding.cu", "rounding_kernels.cuh"),

@@ -82,6 +82,25 @@ class Runs(RunsJpeg, check_anderson.Runs, check_newton.Runs, Protocol):
     ) -> npt.NDArray[np.float32]:
         """Likewise."""
 
+    def candidates(
+        self,
+        logits: torch.Tensor,
+        potential: Any,
+        *,
+        kind: str,
+        scale: float,
+        row_weights: Any,
+        reference: Any,
+        every: int,
+        keep: float,
+    ) -> SinkhornSums:
+        """The same with candidates; with a kind, of a copy that the CUDA kernel stores in 16 bits first."""
+
+    def store_logits(
+        self, logits: torch.Tensor, kind: str
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float32], int]:
+        """Values, maxima and saturated entries as the CUDA kernel stores logits with lambda SCALE."""
+
     def sample_parameters(
         self, augment: Augment, height: int, width: int, index: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.void]:
@@ -135,10 +154,13 @@ DOUBLE = Tolerance(columns=1e-10, lse=1e-10, relative=1e-12, tie=1e-9)
 
 def cases(runs: Runs) -> Iterator[Case]:
     """Every case: what it is, and a call that gives None, or what was expected and what was found."""
+    from sela_ext.kernels.check_candidates import candidate_cases  # it uses what is here
+
     yield from _sinkhorn_cases(runs)
     yield from _rounding_cases(runs)
     yield from check_newton.newton_cases(runs, uniform, MANY_ROWS)
     yield from check_anderson.anderson_cases(runs, uniform)
+    yield from candidate_cases(runs)
     yield from _augment_cases(runs)
     yield from jpeg_cases(runs, uniform)
     yield from _large_cases(runs)

@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -210,6 +210,30 @@ class OnCard:
             self.card,
             DeviceCandidates(16.0, len(values), False, rows, arrays["cols"], offsets, columns, values, given),
         )
+
+    def candidates(self, logits: torch.Tensor, potential: Any, *, kind: str, **options: Any) -> SinkhornSums:
+        """A pass with candidates; with a kind, of a copy that the CUDA kernel stores in 16 bits first."""
+        from sela_ext.kernels.logits import store_on_device
+        from sela_ext.kernels.sinkhorn import pass_on_device
+
+        there: Any = self._copy(logits)
+        if kind:
+            there = store_on_device(self.card, there, kind, lam=check_cases.SCALE)
+        sums = pass_on_device(self.card, there, potential, **options)
+        self.card.synchronize()
+        kept: Any = sums.candidates
+        kept = replace(kept, offsets=kept.offsets.cpu(), columns=kept.columns.cpu(), values=kept.values.cpu())
+        return replace(sums, column_sums=sums.column_sums.cpu(), lse=sums.lse.cpu(), candidates=kept)
+
+    def store_logits(
+        self, logits: torch.Tensor, kind: str
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float32], int]:
+        """Values, maxima and saturated entries as the CUDA kernel stores logits."""
+        from sela_ext.kernels.logits import bits_of, store_on_device
+
+        stored = store_on_device(self.card, self._copy(logits), kind, lam=check_cases.SCALE)
+        self.card.synchronize()
+        return bits_of(stored.values).view("uint16"), stored.maxima.cpu().numpy(), stored.saturated
 
     def sample_parameters(
         self, augment: Augment, height: int, width: int, index: npt.NDArray[np.int64]

@@ -268,7 +268,10 @@ __device__ __forceinline__ Bytes16 gather(const T* row, const Share<T, C, kAlign
 #pragma unroll
   for (int v = 0; v < kPer; ++v) {
     const int c = p * kPer + v;
-    if (share.has(c)) memcpy(reinterpret_cast<unsigned char*>(&piece) + v * sizeof(T), share.at(row, c), sizeof(T));
+    if (share.has(c)) {
+      const T value = *share.at(row, c);
+      memcpy(reinterpret_cast<unsigned char*>(&piece) + v * sizeof(T), &value, sizeof(T));
+    }
   }
   return piece;
 }

@@ -83,6 +83,7 @@ def test_rows_hold_what_a_later_reader_needs(script, as_cuda, host_card, host_co
         "sela_ext",
         "sela_ext, kernel alone, labels",
         "sela_ext, labels",
+        "sela_ext, candidates",
         "torch logsumexp, alternating",
         "torch softmax + sum",
     ]
@@ -93,6 +94,9 @@ def test_rows_hold_what_a_later_reader_needs(script, as_cuda, host_card, host_co
         assert row["seconds"] > 0
         if row["what"].startswith("sela_ext"):
             assert row["share_of_copy"] == pytest.approx(row["bytes"] / 1e9 / row["seconds"] / 10.0)
+    stored = script.stored_case(card, 300_000, 40, copy=10.0, rounds=1)
+    assert [row["what"].split()[0] for row in stored] == ["store", "pass"] * 3
+    assert all(row["seconds"] > 0 and row["share_of_copy"] > 0 for row in stored)
     images = script.images_case(card, copy=10.0, rounds=1)
     assert {row["case"] for row in images} == {"augment 32 px"}
     for row in images:

@@ -146,9 +146,7 @@ def agree(case: str, ours: Ours, plain: PlainLoop) -> float:
     images = batch.images.float()
     with torch.no_grad():
         logits = run.network.heads.split(run.network.heads(run.network(images)))
-        losses = [
-            torch.nn.functional.cross_entropy(z, t) for z, t in zip(logits, run.targets(batch.index), strict=True)
-        ]
+        losses = [torch.nn.functional.cross_entropy(z, t) for z, t in zip(logits, run.targets(batch), strict=True)]
         kept, plain.dtype = plain.dtype, torch.float32
         theirs = float(plain.loss(images, batch.index))
         plain.dtype = kept

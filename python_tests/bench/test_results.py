@@ -120,6 +120,7 @@ def test_commands_can_be_typed(monkeypatch):
             continue
         asked.clear()
         assert run_command(words[1:]) == 0
+        assert asked.pop("config") is None
         assert asked.pop("seed", 0) == case.seed
         asked.pop("eval_data", None)
         files = {cases.TRUE_LABELS: "classes.npy", cases.TEACHER: "runs/teacher"}

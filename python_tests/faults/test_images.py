@@ -19,6 +19,7 @@ import sela_ext
 from sela_ext import Augment, Loader
 from sela_ext.data import open_source
 from sela_ext.errors import DataError
+from sela_ext.report.thumbnails import ACROSS, make_sheets
 
 TINY = {
     "model": "small-convnet", "image_size": 16, "epochs": 1, "batch_size": 4, "clusters": [2, 2], "projection": 0,
@@ -83,9 +84,13 @@ def pixels_of(data, side, **options):
 
 
 def shown_in(report):
-    """The pixels of all thumbnails of a report that are kept as they are."""
+    """The pixels of all thumbnails of a report that are kept as they are: squares of its sheets that are not empty."""
     uris = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", report.read_text())
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))).convert("RGB")) for uri in uris]
+    sheets = [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))).convert("RGB")) for uri in uris]
+    squares = [
+        square for sheet in sheets for row in np.split(sheet, ACROSS) for square in np.split(row, ACROSS, axis=1)
+    ]
+    return [np.ascontiguousarray(square) for square in squares if square.any()]
 
 
 def events(out, kind):
@@ -281,8 +286,11 @@ def test_d5_thin_and_tiny_images_are_trained_on_labelled_and_shown(tmp_path, kin
     assert np.isfinite(result.confidence).all()
     assert all(torch.isfinite(value).all() for value in result.network.state_dict().values())
     assert np.isfinite(sela_ext.embed(result.out, folder, threads=1)).all()
+    sheets = make_sheets(range(len(ODD)), open_source(folder).read)
+    assert (len(sheets.places), sheets.unreadable, sheets.left) == (len(ODD), 0, 0)
     page = result.report.read_text()
-    assert page.count("data:image/") >= len(ODD)
+    assert all(source in page for source in sheets.sources)
+    assert all(name in page for name in files)
     # A pack of them gives the same bits.
     sela_ext.pack(folder, tmp_path / "pack", threads=1)
     packed = sela_ext.train(tmp_path / "pack", out=tmp_path / "b", log_every=1, evaluate_every=1, **TINY, **more)

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from sela_ext import _core
-from sela_ext.kernels import EFFECTS, PARAMETERS, Augment, anderson_step, device
+from sela_ext.kernels import EFFECTS, PARAMETERS, Augment, device
 from sela_ext.kernels.anderson_device import STATE as ANDERSON_STATE
 from sela_ext.kernels.augment import effect_options
 from sela_ext.kernels.augment_device import CROPS
 from sela_ext.kernels.newton_device import STATE
+from sela_ext.kernels.reference.anderson import anderson_step
 
 
 def array_at(address, dtype, *shape):
@@ -155,7 +156,7 @@ def host_rows(rows, single=None):
 
 
 class PlayedAnderson:
-    """Anderson's steps between two passes, done by numpy's least squares."""
+    """Anderson's steps between two passes, done by torch's least squares: of equally good steps the shortest."""
 
     ANDERSON_MEMORY, ANDERSON_VECTORS = _core.ANDERSON_MEMORY, _core.ANDERSON_VECTORS
 
@@ -224,6 +225,7 @@ class HostCore(PlayedNewton, PlayedAnderson):
         tiles = max(1, -(-rows // 64))
         blocks = -(-rows // 128)
         found = np.zeros((2, blocks))
+        before = array_at(columns, np.int64, cols).copy()  # a device adds to what is there
         _, _, count, *_ = _core.sinkhorn_pass_cpu(
             *(*shared, 1, "", every, kept, first_row, rows_in_all, found.ctypes.data, maxima, maxima_scale)
         )
@@ -239,7 +241,8 @@ class HostCore(PlayedNewton, PlayedAnderson):
             "type": name,
         }
         outputs["totals"][:, :blocks] = found
-        outputs["masked"][0] = count
+        outputs["masked"] += count
+        outputs["columns"] += before
         self.spoil(outputs)
 
     def find_candidates_cuda(

@@ -17,8 +17,10 @@ from sela_ext.assign.shards import Shard
 from sela_ext.assign.sources import best_columns, column_losses, logits_pass
 from sela_ext.assign.ties import break_ties
 from sela_ext.errors import OptionError, ResourceError
-from sela_ext.kernels import device, find_candidates, sinkhorn_pass
+from sela_ext.kernels import device, find_candidates, sinkhorn_pass, tiled_pass
+from sela_ext.kernels.sinkhorn_sums import exact_sums
 
+sinkhorn_module = importlib.import_module("sela_ext.kernels.sinkhorn")
 LAM = 25.0
 
 
@@ -220,13 +222,23 @@ def test_a_pass_over_tiles_has_the_bits_of_one_over_stored_logits(card, monkeypa
     stored = logits[:]
     weights = np.random.default_rng(0).random(rows) if weighted else None
     potential = np.random.default_rng(1).standard_normal(cols)
+    looks = []  # at what a device gave
+
+    def look(columns, *more):
+        looks.append(len(columns))
+        return exact_sums(columns, *more)
+
+    monkeypatch.setattr(tiled_pass, "exact_sums", look)
+    monkeypatch.setattr(sinkhorn_module, "exact_sums", look)
     before = None
     for _ in range(2):
         options = {"scale": LAM, "row_weights": weights, "reference": before, "want_labels": True, "first_row": 256}
         options |= {"rows_in_all": rows + 1000}
         calls = card.core.calls
+        looks.clear()
         found = logits_pass(logits, potential, **options)
         assert card.core.calls - calls == -(-rows // logits.tile_rows)
+        assert len(looks) == 1, "the host looked at single tiles"
         expected = sinkhorn_pass(stored, potential, **options)
         for name in ("column_sums", "lse", "labels"):
             assert torch.equal(getattr(found, name), getattr(expected, name))

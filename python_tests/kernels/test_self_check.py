@@ -90,7 +90,7 @@ def test_aligned_cases_are_aligned_and_the_others_are_not(host_core, host_card):
 
     def look(*arguments):
         address, name, _, _, stride = arguments[:5]
-        size = torch.finfo(getattr(torch, name)).bits // 8
+        size = {"float64": 8, "float32": 4}.get(name, 2)
         seen.add((address % 16 == 0, stride * size % 16 == 0))
         run(*arguments)
 

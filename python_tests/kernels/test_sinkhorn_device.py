@@ -97,6 +97,16 @@ def test_a_matrix_without_rows_has_no_candidates(device):
     assert found.candidates.entries == found.candidates.rows == 0
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_part_without_rows_counts_in_the_units_of_the_others(device, weighted):
+    largest = 0.25 if weighted else 1.0
+    weights = np.zeros(0, np.float32) if weighted else None
+    options = {"row_weights": weights, "largest_weight": largest, "rows_in_all": 512}
+    found = kernels.sinkhorn_pass(torch.zeros(0, 5), np.zeros(5), **options)
+    assert found.largest_weight == largest
+    assert kernels.sinkhorn_pass(torch.zeros(0, 5), np.zeros(5), row_weights=weights).largest_weight == 1.0
+
+
 def test_candidates_of_parts_are_joined_in_the_order_of_their_rows(device, case):
     logits, potential, weights = case
     options = {"scale": SCALE, "keep": 7.0, "rows_in_all": ROWS, "largest_weight": 2.0}

@@ -293,7 +293,8 @@ class Problem:
         """Iterations that stay on the device from a point on; None where every pass is to be looked at.
 
         That is where the logits are not read by CUDA kernels, or take long to be read; where columns do not have to
-        meet their shares, or receive next to nothing; and with rows on several ranks, whose sums meet on the host.
+        meet their shares, or receive next to nothing. With rows on several ranks, whose sums meet on the host, the
+        steps are the same, pass by pass.
 
         Args:
             at: the point.
@@ -304,7 +305,7 @@ class Problem:
         passes = self._whole
         if not isinstance(passes, DevicePass) or self._passed is not self.working or type(self) is not Problem:
             return None
-        if self.shard.ranks > 1 or not at.plain or self._stage_length < 2:
+        if not at.plain or self._stage_length < 2:
             return None
         accelerate = differences is not None
         steps, changes = np.zeros((2, 0, len(self.target))) if differences is None else differences
@@ -332,8 +333,7 @@ class Problem:
 
     @property
     def _stage_length(self) -> int:
-        rows, cols = self.logits.shape
-        return stage_length(int(rows) * int(cols) * {"float64": 8, "float32": 4}.get(self.dtype, 2))
+        return stage_length(self.rows * int(self.logits.shape[1]) * {"float64": 8, "float32": 4}.get(self.dtype, 2))
 
     def evaluate_stage(
         self, stages: AndersonDevice, first: Vector, count: int, previous: Evaluation
@@ -341,9 +341,28 @@ class Problem:
         """So many passes without looking, from a potential on: what each says, and the potential to go on from."""
         labels = len(stages.target) * self.rows <= SMALL or previous.error <= 100 * self.tol
         reference = self._reference if self._reference_factor == 1.0 else None
+        if self.shard.ranks > 1:
+            return self._stage_of_ranks(stages, first, count, labels)
         found, following = stages.run(self.rounded(first), reference, scale=self.lam, count=count, want_labels=labels)
         evaluations = []
         for potential, sums in found:
+            self._reference, self._reference_factor = sums.lse, 1.0
+            self.full_passes += 1
+            self.passes += 1
+            evaluations.append(self._known(potential, sums, 1.0, 1, False))
+        return evaluations, following
+
+    def _stage_of_ranks(
+        self, stages: AndersonDevice, first: Vector, count: int, labels: bool
+    ) -> tuple[list[Evaluation], Vector]:
+        """The passes of a stage over rows on several ranks: each rank takes the steps from the sums of all."""
+        evaluations, following = [], self.rounded(first)
+        for _ in range(count):
+            potential = following
+            reference = self._reference if self._reference_factor == 1.0 else None
+            sums = self._pass(potential, scale=self.lam, reference=reference, want_labels=labels)
+            sums = self.shard.add(sums, potential, "of a stage")
+            following = stages.follow(sums.exact[: len(potential)], potential)
             self._reference, self._reference_factor = sums.lse, 1.0
             self.full_passes += 1
             self.passes += 1

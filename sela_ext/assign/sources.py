@@ -135,7 +135,8 @@ def logits_pass(
         for first, block in array_parts(logits):
             joined.add(first, len(block), part_of(first, block, threads))
     elif computed.on_cuda and rows:
-        return add_sums(list(computed.tiles(lambda first, block: part_of(first, block, 1))))
+        common = {"row_weights": row_weights, "reference": reference, "first_row": first_row}
+        return _pass_on_device(computed, part_of, potential, **common, **options)
     else:
         found = computed.tiles(
             lambda first, block: (first, len(block), part_of(first, block, 1)),

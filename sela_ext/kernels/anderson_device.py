@@ -148,9 +148,36 @@ class AndersonDevice:
                 launch()
                 collects.append(collect)
             potentials = points.cpu().numpy()
-            self.ended = bool(self._state[: len(STATE.names or ())].cpu().numpy().view(STATE)[0]["ended"])
+            self._look()
             found = [(potentials[i].copy(), collect()) for i, collect in enumerate(collects)]
         return found, potentials[-1].copy()
+
+    def follow(self, columns: npt.NDArray[np.int64], potential: Vector) -> Vector:
+        """One step for rows that are on several devices: the same bits as in a stage, with a look at every pass.
+
+        Args:
+            columns: int64 [K], integer column sums of all rows.
+            potential: float64 [K], at which they were taken.
+
+        Returns:
+            The potential to go on from.
+
+        Raises:
+            ResourceError: a launch that failed, or a stream that is being captured.
+        """
+        import torch
+
+        with self._card.current():
+            there = torch.from_numpy(np.ascontiguousarray(columns)).to(self._card.place)
+            points = torch.from_numpy(np.stack([potential, potential])).to(self._card.place)
+            self._step(there, points[0], points[1])
+            self._look()
+            following: Vector = points[1].cpu().numpy().copy()
+        return following
+
+    def _look(self) -> None:
+        """Read back whether the iterations have ended."""
+        self.ended = bool(self._state[: len(STATE.names or ())].cpu().numpy().view(STATE)[0]["ended"])
 
     def _step(self, columns: torch.Tensor, potential: torch.Tensor, following: torch.Tensor) -> None:
         try:

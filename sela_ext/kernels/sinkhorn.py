@@ -578,7 +578,7 @@ class DevicePass:
             self._weights = (
                 None if row_weights is None else self._there("row_weights", row_weights, self.rows, torch.float32)
             )
-            largest = 1.0
+            largest = 1.0 if self._weights is None or largest_weight is None else 0.0  # of no rows
             if self._weights is not None and self.rows:
                 low, largest = torch.stack([self._weights.min(), self._weights.max()]).tolist()
                 if not (low >= 0 and largest <= 1e30):

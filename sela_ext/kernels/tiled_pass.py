@@ -99,17 +99,14 @@ class TiledPass:
 
         assert first % ROWS_TOGETHER == 0
         rows, card = len(tile), self.card
+        where = (tile.data_ptr(), "float32", rows, self.cols, self.cols)
         with card.current():
-            _, room = card.core.sinkhorn_workspace_cuda(tile.data_ptr(), "float32", rows, self.cols, self.cols)
+            _, room = card.core.sinkhorn_workspace_cuda(*where, 0, 1, False, False)
             if self.scratch is None or len(self.scratch) < room:
                 self.scratch = torch.empty(room, dtype=torch.uint8, device=card.place)
             try:
                 card.core.sinkhorn_pass_cuda(
-                    tile.data_ptr(),
-                    "float32",
-                    rows,
-                    self.cols,
-                    self.cols,
+                    *where,
                     self.scale,
                     self.potential.data_ptr(),
                     0 if self.weights is None else self.weights.data_ptr() + 4 * first,
@@ -123,6 +120,7 @@ class TiledPass:
                     self.scratch.data_ptr(),
                     card.stream(),
                     self.rows_in_all,
+                    *(0, 1, 0.0, 0, 0, 0.0),  # every row, no candidates, as they are
                 )
             except RuntimeError as error:
                 raise ResourceError(first_line(error)) from error

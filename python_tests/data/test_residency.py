@@ -238,12 +238,17 @@ def test_every_stream_waits_for_the_order_and_holds_what_it_reads(play, monkeypa
     assert log == ["sent", *[("waits", 1), ("holds", held)] * 3]
 
 
-@pytest.mark.parametrize("augment", [Augment.aug_plus(96), Augment.multi_crop((80, 48), (2, 1)), Augment.sela(70)])
-def test_large_images_and_effects_are_those_of_the_cpu_where_the_kernels_do_them(play, host_core, augment):
-    views = augment if isinstance(augment, (tuple, list)) else (augment,)
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment.aug_plus(96),
+        Augment.multi_crop((80, 48), (2, 1)),
+        Augment.sela(70),
+        Augment.deepcluster(24),
+    ],
+)
+def test_large_images_and_effects_are_those_of_the_cpu(play, host_core, augment):
     images, order = pictures(41, 120, 107), np.arange(60) % 41
-    if any(residency.resident_refusal(images.shape, view, torch.float32) is not None for view in views):
-        pytest.skip("the CUDA kernels of this version do not augment such images")
     options = {"batch_size": 8, "augment": augment, "threads": 1, "seed": 3}
     here = Loader(images, **options)
     expected, again = list(here.epoch(1)), list(here.epoch(1, order=order))
@@ -255,7 +260,9 @@ def test_large_images_and_effects_are_those_of_the_cpu_where_the_kernels_do_them
         assert repr(one.effects) == repr(other.effects)
     launches = host_core.calls
     assert launches > 0
-    # Images that come again are drawn by numbers of their own: the CPU makes these batches.
+    # Images that come again are drawn by numbers of their own, by as many launches for a batch.
     for one, other in zip(there.epoch(1, order=order), again, strict=True):
         assert all(torch.equal(view, wanted) for view, wanted in zip(one.views, other.views, strict=True))
-    assert host_core.calls == launches
+        assert repr(one.params) == repr(other.params)
+        assert repr(one.effects) == repr(other.effects)
+    assert host_core.calls - launches == len(there.views) * len(again)

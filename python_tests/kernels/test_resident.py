@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from sela_ext import _core, kernels
-from sela_ext.errors import OptionError, ResourceError
+from sela_ext.errors import ResourceError
 from sela_ext.kernels import Augment
-from sela_ext.kernels.resident import augment_kept, resident_refusal, takes_keys
+from sela_ext.kernels.resident import augment_kept, resident_refusal
 
 KEY = {"seed": 3, "epoch": 4, "view": 5}
 
@@ -46,16 +46,26 @@ def test_a_launch_that_fails_is_one_error(play, host_core, monkeypatch):
         augment_kept(images, index, index, Augment.none(8), **KEY, dtype=torch.float32, channels_last=False)
 
 
-def test_keys_are_for_small_images_without_effects(play):
-    side = _core.AUGMENT_CUDA_SIDE
-    assert takes_keys((5, side, side, 3), Augment.sela(side))
-    assert not takes_keys((5, side + 1, 8, 3), Augment.sela(8))
-    assert not takes_keys((5, 8, 8, 3), Augment.sela(side + 1))
-    assert not takes_keys((5, 8, 8, 3), Augment.aug_plus(8))
+@pytest.mark.parametrize(
+    ("shape", "augment"),
+    [
+        ((7, _core.AUGMENT_CUDA_SIDE + 1, 31, 3), Augment.sela(16)),
+        ((7, 33, 20, 1), Augment.none(_core.AUGMENT_CUDA_SIDE + 1)),
+        ((7, 20, 33, 3), Augment.aug_plus_more(16)),
+        ((7, 20, 33, 3), Augment.deepcluster(16)),
+    ],
+)
+def test_large_images_and_effects_are_drawn_by_their_keys(play, host_core, shape, augment):
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    index, keys = np.array([6, 0, 6, 3]), np.array([40, 41, 1 << 39, 3])
+    drawn = kernels.sample_parameters(augment, *shape[1:3], keys, **KEY)
+    effects = kernels.sample_effects(augment, keys, **KEY) if augment.draws_effects else None
+    options = {"dtype": torch.float16, "channels_last": True}
+    expected = kernels.augment(images, drawn, augment, effects=effects, rows=index, **options)
     play()
-    images, index = torch.zeros(3, 8, 8, 3, dtype=torch.uint8), torch.arange(3)
-    with pytest.raises(OptionError, match="keys: expected none with effects"):
-        augment_kept(images, index, index, Augment.aug_plus(8), **KEY, dtype=torch.float32, channels_last=False)
+    arguments = torch.from_numpy(images), torch.from_numpy(index), torch.from_numpy(keys), augment
+    assert torch.equal(augment_kept(*arguments, **KEY, **options), expected)
+    assert host_core.calls == 1
 
 
 def test_what_the_kernels_take_is_not_refused_and_the_rest_says_why():

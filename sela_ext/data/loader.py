@@ -8,7 +8,7 @@ Note [From image to batch]
     fill it: arrays as Note [Small batches of arrays] says; encoded images by the compiled reader, which opens, decodes
     and augments in threads of its own; what the reader does not take, and sources of another kind, by the fallback.
     While the last images of one batch are read the next has begun, and finished batches wait for the consumer.
-    Everything happens in this process: no worker processes, no shared memory. Small images that a CUDA device keeps are
+    Everything happens in this process: no worker processes, no shared memory. Images that a CUDA device keeps are
     augmented there instead, see Note [Kept on the device] in `sela_ext.data.residency`.
 """
 
@@ -50,7 +50,7 @@ from sela_ext.data.upload import Upload, Uploader
 from sela_ext.errors import DataError, OptionError
 from sela_ext.kernels import Augment, IndexStore
 from sela_ext.kernels.device import usable
-from sela_ext.kernels.resident import augment_kept, resident_refusal, takes_keys
+from sela_ext.kernels.resident import augment_kept, resident_refusal
 
 # Batches that are ready or in the making while the consumer works on one.
 BATCHES_AHEAD = 3
@@ -352,7 +352,7 @@ class Loader:
         if not len(share):
             return _no_batches()
         kept = self._kept
-        if kept is not None and (order is None or all(takes_keys(kept.shape, view) for view in self.views)):
+        if kept is not None:
             return self._deliver_kept(kept, number, share, keys, begin)
         return self._deliver(number, share, keys, begin)
 

@@ -1,10 +1,10 @@
-"""Data sets that are kept on the device which trains on them: small uint8 images, augmented where they lie.
+"""Data sets that are kept on the device which trains on them: uint8 images of one size, augmented where they lie.
 
 Note [Kept on the device]
     The pixels go to the device once. Of each epoch its order follows, eight bytes per image, and then nothing more:
-    a batch is one launch per view on the consumer's own stream, which draws, crops, resamples and normalises, and
-    writes the batch. No thread works ahead, and nothing is waited for. Order and drawn parameters are the bits of the
-    CPU's batches, pixels are within 0.01 of 255 of theirs.
+    a batch is a launch per view, or a few for large images and effects, on the consumer's own stream, which draw,
+    crop, resample and normalise, and write the batch. No thread works ahead, and nothing is waited for. Order and
+    drawn parameters are the bits of the CPU's batches, pixels are within 0.01 of 255 of theirs.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 Note [Images that come again]
     Where an epoch shows an image several times, each time is drawn with a number of its own (`keys`), beyond those of
-    the images. The kernel draws by the number of the image that it reads; so keys are drawn by the kernel that only
-    draws, and what it has drawn, which stays on the device, is given to the other. Nothing is read back.
+    the images. The kernel for small images draws by the number of the image that it reads; so keys are drawn by the
+    kernel that only draws, and what it has drawn, which stays on the device, is given to the other. The kernels for all
+    others are told where each image of the batch lies, as for uploaded crops, and draw by the keys. Nothing is read
+    back.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sela_ext import _core
-from sela_ext.errors import OptionError, ResourceError, SelaError
+from sela_ext.errors import ResourceError, SelaError
+from sela_ext.kernels import augment_device
 from sela_ext.kernels.augment import PARAMETERS, Augment, augment_options, check_key, check_output, output_shape
-from sela_ext.kernels.augment_resident import augment_resident, check_resident
+from sela_ext.kernels.augment_resident import augment_resident, check_resident, takes_one_launch
 from sela_ext.kernels.device import first_line, usable
 
 if TYPE_CHECKING:
@@ -47,17 +49,6 @@ def resident_refusal(shape: Sequence[int], augment: Augment, dtype: torch.dtype 
     return None
 
 
-def takes_keys(shape: Sequence[int], augment: Augment) -> bool:
-    """Whether `augment_kept` can draw by other numbers than the images', see Note [Images that come again].
-
-    Args:
-        shape: of the images, uint8 [N, H, W, C].
-        augment: what is drawn.
-    """
-    small = max(*shape[1:3], augment.size) <= _core.AUGMENT_CUDA_SIDE
-    return small and not augment.draws_effects and not augment.sobel
-
-
 def augment_kept(
     images: torch.Tensor,
     index: torch.Tensor,
@@ -74,8 +65,8 @@ def augment_kept(
 
     Args:
         images: uint8 [N, H, W, C] on the device.
-        index: int64 [B] there, numbers in [0, N).
-        keys: int64 [B] there, what parameters are drawn with, where `takes_keys` says so; None: `index`.
+        index: int64 [B] there, numbers in [0, N), which nobody looks at any more.
+        keys: int64 [B] there, what parameters are drawn with; None: `index`.
         augment: what is drawn.
         seed: the key, [0, 2^64).
         epoch: [0, 2^32).
@@ -87,7 +78,7 @@ def augment_kept(
         [B, C, size, size], on the current stream, which is not waited for.
 
     Raises:
-        OptionError: keys, and images that are not drawn by them.
+        OptionError: seed, epoch or view out of range, or an output that the kernels do not make.
         ResourceError: a launch that failed.
     """
     if keys is None:
@@ -104,14 +95,26 @@ def augment_kept(
     import torch
 
     check_key(seed, epoch, view)
-    if not takes_keys(images.shape, augment):
-        raise OptionError(
-            f"keys: expected none with effects, or sides above {_core.AUGMENT_CUDA_SIDE} pixels, found "
-            f"{tuple(images.shape[1:3])} to {augment.size}; augment these images on the CPU"
-        )
     card = usable(images.device)
     assert card is not None
     height, width, channels = (int(n) for n in images.shape[1:])
+    if not takes_one_launch(height, width, augment, None):
+        crops = _crops(images, index)
+        return augment_device.launch(
+            card,
+            augment,
+            images.device,
+            len(index),
+            channels,
+            (height, width),
+            given=(None, None),
+            key=(seed, epoch, view),
+            out=None,
+            dtype=dtype,
+            channels_last=channels_last,
+            crops=crops.data_ptr(),
+            index=keys.data_ptr(),
+        )[0]
     options = augment_options(augment, channels)
     shape = output_shape(augment, len(index), channels, dtype)
     result = check_output(None, shape, dtype, channels_last, images.device)
@@ -142,3 +145,15 @@ def augment_kept(
         except RuntimeError as error:
             raise ResourceError(first_line(error)) from error
     return result
+
+
+def _crops(images: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Records of `augment_device.CROPS` of whole images, three words of 64 bits each, made where the images lie."""
+    import torch
+
+    height, width, channels = (int(n) for n in images.shape[1:])
+    records = torch.empty(len(index), 3, dtype=torch.int64, device=images.device)
+    records[:, 0] = index * (height * width * channels) + images.data_ptr()
+    records[:, 1] = height | width << 32
+    records[:, 2] = width * channels
+    return records

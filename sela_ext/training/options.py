@@ -260,7 +260,7 @@ class Options:
     )
     resident: bool = option(
         AUTO,
-        "keep small images on the GPU, and augment them there; auto = where they fit beside all else",
+        "keep images of an array on the GPU, and augment them there; auto = where they fit beside all else",
         kind="bool",
     )
     sync_batch_norm: bool = option(

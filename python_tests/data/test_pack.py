@@ -612,6 +612,14 @@ def test_a_pack_is_not_packed_into_itself(tmp_path, folder):
     assert contents(tmp_path / "pack") == before
 
 
+def test_a_pack_called_digits_is_not_the_data_when_the_built_in_ones_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        pack("digits", "digits", overwrite=True)
+    with pytest.raises(OptionError, match="another folder than that of the data"):
+        pack("./digits", "digits", overwrite=True)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refuse(path, flags, *more, **options):
         if str(path).endswith("packing.json"):

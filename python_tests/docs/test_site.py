@@ -6,6 +6,7 @@ import re
 import pytest
 
 import sela_ext
+from sela_ext import kernels
 
 
 def text_of(root, name):
@@ -25,6 +26,22 @@ def test_every_public_name_is_on_the_page_of_the_interface(documents):
     for path, name in found:
         value = getattr(sela_ext, name)
         assert path == f"{value.__module__}.{value.__qualname__}"
+
+
+def test_every_public_kernel_is_on_the_page_of_the_parts(documents):
+    root, _ = documents
+    entry = r"^::: (\S+)\n    options:\n(?:      filters: .*\n)?(?:      members: \[(.*)\]\n)?"
+    pages = text_of(root, "docs/api.md") + text_of(root, "docs/api_parts.md")
+    found = {path: members.split(", ") if members else None for path, members in re.findall(entry, pages, re.MULTILINE)}
+    missing = []
+    for name in kernels.__all__:
+        value = getattr(kernels, name)
+        if not callable(value) or f"{value.__module__}.{name}" in found:
+            continue
+        members = found.get(value.__module__, [])
+        if members is not None and name not in members:
+            missing.append(f"{value.__module__}.{name}")
+    assert missing == []
 
 
 def test_every_page_has_its_place(documents):

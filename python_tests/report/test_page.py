@@ -330,7 +330,7 @@ def check_big_page(folder, clusters, side):
     assert "30 of 1,000, the largest" in page.words
 
 
-@pytest.mark.parametrize("side", [32, 200])
+@pytest.mark.parametrize("side", [32, pytest.param(200, marks=pytest.mark.slow)])
 def test_thousands_of_clusters_of_noise_stay_below_15_mb(tmp_path, side):
     names = ["<\"&'>" * 20 + f"{i:05d}" for i in range(60_007)]  # every character takes five
     big_run(tmp_path, n=60_007, clusters=3_001, heads=3, names=names)

@@ -50,6 +50,15 @@ def test_a_solver_that_stopped_early_is_a_notice_and_marks_its_pass(tmp_path):
     assert [(row.converged, row.heads, row.error) for row in summary.pass_rows(run)] == [(2, 2, 0.004), (1, 2, 0.07)]
 
 
+def test_k_means_is_called_by_its_name(tmp_path):
+    sound, short = head(0, 3, method="kmeans"), head(1, 5, method="kmeans", converged=False, error=0.07)
+    assert "K-means converged in its one label pass." in summary.sentences(
+        make_run(tmp_path, label_pass(1, sound), END)
+    )
+    (notice,) = summary.notices(make_run(tmp_path, label_pass(1, sound, short), END))
+    assert notice == "In the one label pass k-means stopped before it converged (largest error 0.07)."
+
+
 @pytest.mark.parametrize(("cross_entropy", "said"), [(1.6, True), (1.2, False), (math.nan, False)])
 def test_clusters_close_to_guessing_are_a_notice(tmp_path, cross_entropy, said):
     run = make_run(tmp_path, label_pass(1, head(0, 3), head(1, 5, cross_entropy=cross_entropy)), END)

@@ -151,6 +151,7 @@ def test_too_many_clusters_for_the_images():
     told = found(events, Facts(images=1437, clusters=(10, 800)))
     assert "800 clusters for 1,437 images are 1.8 images each" in told["too_many_clusters"]
     assert "clusters=57 or fewer" in told["too_many_clusters"]
+    assert found(events, Facts(images=5, clusters=(2,)))["too_many_clusters"].endswith("by heart; use more images")
     assert "too_many_clusters" not in found(events, Facts(images=1437, clusters=(128, 10)))
     assert "too_many_clusters" not in found(events, Facts(images=1_281_167, clusters=(3000,) * 10))
 

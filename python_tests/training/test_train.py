@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -384,6 +385,15 @@ def test_the_run_folder_is_checked_before_anything_is_deleted(tmp_path):
     assert (full / "mine.txt").read_text() == "mine"
     with pytest.raises(OptionError, match="which holds the data"):
         RunFolder.check(tmp_path, resume=False, overwrite=True, data=full)
+
+
+def test_what_is_called_digits_is_not_the_data_when_the_built_in_ones_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert RunFolder.check("digits", resume=False, overwrite=False, data="digits").path == Path("digits")
+    assert RunFolder.check("digits/run", resume=False, overwrite=False, data="digits").path == Path("digits/run")
+    with pytest.raises(OptionError, match="which holds the data"):
+        RunFolder.check("digits", resume=False, overwrite=False, data="./digits")
 
 
 def test_overwrite_replaces_a_run(tmp_path):

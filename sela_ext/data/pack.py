@@ -136,7 +136,8 @@ def _check_apart(folder: Path, data: Any, source: Any) -> None:
     Raises:
         OptionError: They do.
     """
-    places = [Path(data)] if isinstance(data, (str, os.PathLike)) else []
+    builtin = isinstance(data, str) and data == "digits"  # whatever else is called so
+    places = [Path(data)] if isinstance(data, (str, os.PathLike)) and not builtin else []
     while source is not None:  # a pack may be under labels or a subset
         if isinstance(source, PackSource):
             places.append(source.path)

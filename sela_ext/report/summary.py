@@ -150,7 +150,7 @@ def sentences(run: RunFolder) -> list[str]:
         said.append("No label pass was logged: the labels were given, or stayed as they were drawn.")
     elif rows and all(row.converged == row.heads for row in rows):
         times = "its one label pass" if len(rows) == 1 else f"all {len(rows):,} label passes"
-        said.append(f"The label solver converged in {times}.")
+        said.append(f"{_solver(rows)[:1].upper()}{_solver(rows)[1:]} converged in {times}.")
     elapsed, epochs = number(end.get("elapsed_seconds")), number(end.get("epoch"))
     if math.isfinite(elapsed) and math.isfinite(epochs):
         said.append(f"Training took {duration(elapsed)} over {_count(epochs, 'epoch')}.")
@@ -172,7 +172,7 @@ def notices(run: RunFolder) -> list[str]:
         worst = max((row.error for row in short if math.isfinite(row.error)), default=math.nan)
         by = f" (largest error {worst:.2g})" if math.isfinite(worst) else ""
         which = f"In {len(short):,} of {len(rows):,} label passes" if len(rows) > 1 else "In the one label pass"
-        said.append(f"{which} the label solver stopped before it converged{by}.")
+        said.append(f"{which} {_solver(rows)} stopped before it converged{by}.")
     masked = max((row.masked for row in rows), default=0)
     if masked:
         said.append(f"Up to {_count(masked, 'image')} had no usable output in a label pass and got no label there.")
@@ -187,6 +187,11 @@ def notices(run: RunFolder) -> list[str]:
         reached = f" after epoch {short_number(round(epoch, 2))}" if math.isfinite(epoch) else ""
         said.append(f"The log has no end{reached}: training was interrupted or is still running.")
     return said
+
+
+def _solver(rows: list[PassRow]) -> str:
+    """What made the labels: k-means balances nothing and is no solver."""
+    return "k-means" if all(row.methods == "kmeans" for row in rows) else "the label solver"
 
 
 def _sentence(text: str) -> str:

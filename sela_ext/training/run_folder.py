@@ -86,7 +86,8 @@ class RunFolder:
         except (OSError, ValueError, TypeError, RuntimeError) as error:  # too long, a NUL in it, no path, ~nobody
             reason = error.strerror if isinstance(error, OSError) else error
             raise OptionError(f"out: expected a folder, found {shown(out)}: {reason}; name another") from error
-        if isinstance(data, (str, os.PathLike)) and os.path.exists(data):
+        builtin = isinstance(data, str) and data == "digits"  # whatever else is called so
+        if isinstance(data, (str, os.PathLike)) and not builtin and os.path.exists(data):
             folder, source = path.resolve(), Path(data).resolve()
             if folder == source or folder in source.parents:
                 raise OptionError(

@@ -191,9 +191,10 @@ def too_many_clusters(history: History) -> str | None:
     if not (history.steps or history.passes) or facts.images >= _FEWEST_PER_CLUSTER * most:
         return None
     sensible = max(2, facts.images // 25)
+    fewer = f"clusters={sensible} or fewer, or " if sensible < most else ""
     return (
         f"K too large: {most} clusters for {facts.images:,} images are {facts.images / most:.1f} images each, which "
-        f"a network learns by heart; use clusters={sensible} or fewer, or more images"
+        f"a network learns by heart; use {fewer}more images"
     )
 
 

@@ -64,10 +64,15 @@ class Chromium:
         )
         for handle in (quiet, command, answers):
             os.close(handle)
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
+        try:
+            target = self.send("Target.createTarget", url="about:blank")["targetId"]
+            self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.send(f"{domain}.enable")
+        except BaseException:  # nobody has it, to close it
+            os.killpg(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+            raise
 
     @staticmethod
     def _pipe(*, reading):

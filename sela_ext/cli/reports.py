@@ -21,7 +21,7 @@ def add_report(commands: Any) -> None:
         help="write the report of a run again",
         description="Write the report of a run again, from what its folder holds: clusters, curves, options. Images "
         "are read from where they were in training, or from --data.",
-        epilog="examples: sela report runs/photos | sela report runs/photos --out photos.html --data /mnt/photos | "
+        epilog="examples: sela report runs/photos | sela report runs/photos --out photos.html --data moved/photos | "
         "sela report runs/photos --map 2000",
     )
     report.add_argument("run_folder", help="run folder")

@@ -366,9 +366,8 @@ BUDGETS = (
     Budget("margin_merge_kernel", {}, 48, 0),
     # Two sweeps with a choice of the kind in the second: at most half of its slots are needed beside its memory.
     Budget("store_kernel", {"kAligned": _ALIGNED}, 80, 128, wide_stores=1),
-    Budget(
-        "store_kernel", {}, 80, 128, stack=8
-    ),  # of 16-bit rows that are not aligned, sm_80 and sm_86 keep one number
+    # Of unaligned rows of 16 bits, sm_80 and sm_86 put one number aside.
+    Budget("store_kernel", {}, 80, 128, stack=8),
     # 64 registers: eight blocks of 128 threads.
     Budget("augment_kernel", {"kChannels": ("3",)}, 64, 0, wide_stores=3),
     Budget("augment_kernel", {"kChannels": ("1",)}, 64, 0, wide_stores=1),

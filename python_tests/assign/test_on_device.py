@@ -247,6 +247,19 @@ def test_a_pass_over_tiles_has_the_bits_of_one_over_stored_logits(card, monkeypa
         before = found.lse
 
 
+@pytest.mark.parametrize("every", [2, 200])
+def test_a_pass_over_some_rows_of_tiles_knows_of_all_rows(card, monkeypatch, every):
+    monkeypatch.setattr(feature_module, "device_tile_rows", lambda *sizes, **words: 128)
+    monkeypatch.setattr(feature_module, "DEVICE_ENTRIES", 1)
+    logits = FeatureLogits(*as_tensors(*clustered(1001, 10)))
+    options = {"scale": LAM, "every": every, "keep": 5.0, "want_labels": True}
+    found, expected = logits_pass(logits, np.zeros(10), **options), sinkhorn_pass(logits[:], np.zeros(10), **options)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.lse.nan_to_num(), expected.lse.nan_to_num())
+    np.testing.assert_array_equal(found.exact, expected.exact)
+    assert found.candidates.entries == expected.candidates.entries
+
+
 def test_wrong_arguments_of_a_pass_over_tiles_are_refused(card):
     logits = FeatureLogits(*as_tensors(*clustered(200, 5)))
     with pytest.raises(OptionError, match="potential: expected shape"):

@@ -72,4 +72,6 @@ def test_what_the_kernels_take_is_not_refused_and_the_rest_says_why():
     for dtype in (None, torch.float32, torch.float16, torch.bfloat16):
         assert resident_refusal((5, 32, 32, 3), Augment.cifar(32), dtype) is None
     assert "float32, bfloat16 or float16 on CUDA" in resident_refusal((5, 32, 32, 3), Augment.cifar(32), torch.uint8)
+    assert resident_refusal((5, 32, 32, 3), Augment.none(16384)) is None
+    assert "at most 16384 pixels a side on CUDA, found 16385" in resident_refusal((5, 32, 32, 3), Augment.none(16385))
     assert "C = 1 or 3" in resident_refusal((5, 32, 32, 2), Augment.cifar(32))

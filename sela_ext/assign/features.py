@@ -58,7 +58,7 @@ class FeatureLogits:
     weight, bias)``. The product is always that of 128 rows, on one thread each, so that a row's logits have the same
     bits for any number of threads, in any part of the rows that begins at a multiple of 128, and in every read.
     They may differ between processors and between versions of torch. On a CUDA device products have `tile_rows` rows
-    instead, so that the same holds for parts that begin at multiples of those.
+    instead, so that the same holds for parts that begin at multiples of those, and have as many rows or more.
 
     Args:
         features: [N, D] float32, float16 or bfloat16, numpy (memory-mapped, too) or torch; or an object that computes

@@ -168,10 +168,8 @@ def _pass_on_device(
     place = cuda_place(computed.weight)
     card = None if place is None else usable(place)
     if card is None or every > 1 or keep is not None:
-        parts = computed.tiles(
-            lambda first, block: part_of(first, block, 1), every=every, first_row=options["first_row"]
-        )
-        return add_sums(list(parts))
+        # All tiles, also those in which nothing is read: their rows have a log-sum-exp and labels, too.
+        return add_sums(list(computed.tiles(lambda first, block: part_of(first, block, 1))))
     tiled = TiledPass(card, *computed.shape, potential, **options)
     for _ in computed.tiles(tiled.take):
         pass

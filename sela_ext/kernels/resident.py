@@ -22,6 +22,8 @@ from sela_ext.kernels.device import first_line, usable
 if TYPE_CHECKING:
     import torch
 
+_LARGEST = 16384  # pixels a side of what the kernels make, see csrc/cuda/augment_large.cu
+
 
 def resident_refusal(shape: Sequence[int], augment: Augment, dtype: torch.dtype | None = None) -> str | None:
     """Why the CUDA kernels cannot augment these images; None where they can.
@@ -42,6 +44,8 @@ def resident_refusal(shape: Sequence[int], augment: Augment, dtype: torch.dtype 
 
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         return f"expected float32, bfloat16 or float16 on CUDA, found {dtype}"
+    if augment.size > _LARGEST:
+        return f"expected outputs of at most {_LARGEST} pixels a side on CUDA, found {augment.size}"
     try:
         check_resident(torch.empty(tuple(shape), dtype=torch.uint8, device="meta"))
     except SelaError as error:

@@ -542,11 +542,10 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
 
 
 def test_a_cuda_device_is_checked_before_any_work(as_cuda, host_card, host_core, monkeypatch):
-    as_cuda(host_card)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     lines = []
     first_use(torch.device("cpu"), lines.append)
     assert lines == []
+    as_cuda(host_card)
     assert host_core.calls == 0
 
     def spoil(outputs):
@@ -554,7 +553,7 @@ def test_a_cuda_device_is_checked_before_any_work(as_cuda, host_card, host_core,
 
     host_core.spoil = spoil
     with pytest.warns(RefusedDeviceWarning, match="illegal memory access"):
-        first_use(torch.device("cuda", 0), lines.append)
+        first_use(host_card.place, lines.append)
     (line,) = lines
     assert "Played Card" in line
     assert "self-check FAILED" in line
@@ -565,4 +564,4 @@ def test_a_cuda_device_is_checked_before_any_work(as_cuda, host_card, host_core,
     troubles = iter(["", "an illegal memory access was encountered"])
     monkeypatch.setattr(host_card, "trouble", lambda: next(troubles))
     with pytest.raises(ResourceError, match="cannot be used any more in this process"):
-        first_use(torch.device("cuda", 0), lines.append)
+        first_use(host_card.place, lines.append)

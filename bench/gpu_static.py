@@ -368,7 +368,7 @@ def claims(rows: Sequence[Facts]) -> list[str]:
         said("No local memory at all, no stack", [f for f in rows if f.local or f.resources.stack]),
         said("Aligned rows come by loads of 16 bytes alone", [f for f in aligned if f.wide_loads < f.needed_loads]),
         said("All loads of a turn are under way together", [f for f in aligned if f.in_flight() < f.needed_loads]),
-        said("One EX2 per element", [f for f in looping if f.shape.size < 8 and f.exponentials != 1]),
+        said("One EX2 per element, or none", [f for f in looping if f.shape.size < 8 and f.exponentials not in (0, 1)]),
         said("Images leave by stores of 16 bytes", [f for f in planes if f.wide_stores < channels_stored(f)]),
     ]
 

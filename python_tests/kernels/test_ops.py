@@ -325,8 +325,7 @@ def test_what_a_card_cannot_do_is_said_through_the_operators(card, monkeypatch):
 
     with pytest.raises(DataError, match="images: expected contiguous memory"):
         augmented(data[:, ::2], Augment.none(8))
-    with pytest.raises(OptionError, match="expected no tone, blur, noise or sobel for images on CUDA"):
-        augmented(data, Augment.deepcluster(8))
+    assert augmented(data, Augment.deepcluster(8)).shape == (1, 2, 8, 8)  # effects and gradients it can
 
     def broken(*arguments):
         raise RuntimeError("sinkhorn_pass: launch failed: out of resources")

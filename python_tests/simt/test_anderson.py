@@ -5,6 +5,7 @@ import pytest
 
 from sela_ext.assign.anderson import RESTART, STEP_CAP, Memory
 from sela_ext.kernels.anderson_device import STATE
+from sela_ext.kernels.reference import anderson_step
 
 UNIT = 2.0**-40  # of the column sums, as a share
 FAINT = 1e-9
@@ -42,7 +43,7 @@ class Device:
 
 
 class Host:
-    """The same iterations as sela_ext/assign/anderson.py has them."""
+    """The iterations of sela_ext/assign/anderson.py, with the twin's step: the shortest of equally good ones."""
 
     def __init__(self, target, restart=RESTART):
         self.target, self.restart = target, restart
@@ -65,7 +66,7 @@ class Host:
             step = self.at[1]
         else:
             self.plain = False
-            step = self.memory.step(self.at[1])
+            step = anderson_step(self.at[1], *self.memory.differences, cap=STEP_CAP)
         return self.centred(self.at[0] + step)
 
 

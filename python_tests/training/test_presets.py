@@ -64,7 +64,7 @@ def from_command(arguments):
     parser = argparse.ArgumentParser()
     add_train(parser.add_subparsers(), "train")
     read = vars(parser.parse_args(["train", "--data", "imagenet", "--out", "runs/x", *shlex.split(arguments)]))
-    return {name: value for name, value in read.items() if name not in ("data", "out", "run", "parser")}
+    return {name: value for name, value in read.items() if name not in ("data", "out", "config", "run", "parser")}
 
 
 # --- The presets against method.md

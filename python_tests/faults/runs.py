@@ -177,7 +177,7 @@ def assert_whole(out):
             assert read_checkpoint(path)
         elif path.name == "report.npz":
             with np.load(path) as saved:
-                assert all(len(saved[name].shape) >= 0 for name in saved)
+                assert saved["tsne"].shape == saved["pca"].shape == (len(saved["index"]), 2)
         elif path.suffix == ".npz":
             with np.load(path) as saved:
                 assert saved["labels"].shape == saved["confidence"].shape

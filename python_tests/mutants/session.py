@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import queue
+import re
 import shlex
 import shutil
 import subprocess
@@ -190,11 +191,26 @@ def build_mutant(how: Commands, place: Path, unit: Unit, optimise: str) -> str |
     return None
 
 
+def read_with(unit: Unit) -> list[str]:
+    """Names of the sources that a unit is compiled from: its files and what they include, of csrc/cuda."""
+    found, left = set(unit.files), list(unit.files)
+    while left:
+        included = re.findall(r'^#include "cuda/([^"]+)"', sources()[left.pop()], re.MULTILINE)
+        new = [name for name in included if name in sources() and name not in found]
+        found.update(new)
+        left += new
+    return sorted(found)
+
+
+def state(unit: Unit) -> str:
+    """Of the kernels of a unit: verdicts hold as long as it stays; tests that came since can only notice more."""
+    return hashlib.sha256("".join(sources()[file] for file in read_with(unit)).encode()).hexdigest()
+
+
 def fingerprint(unit: Unit) -> str:
-    """Of the kernels and the tests of a unit."""
-    texts = [sources()[file] for file in unit.files]
-    texts += [(ROOT / test).read_text(encoding="utf-8") for test in unit.tests]
-    return hashlib.sha256("".join(texts).encode()).hexdigest()
+    """Of the kernels and the tests of a unit: times of tests hold as long as it stays."""
+    tests = "".join((ROOT / test).read_text(encoding="utf-8") for test in unit.tests)
+    return hashlib.sha256((state(unit) + tests).encode()).hexdigest()
 
 
 @lru_cache
@@ -310,8 +326,8 @@ class Session:
                 place = WORK / f"{unit.name}-unmutated"
                 lay_out(place, None)
                 known = Path(f"{place}.json")
-                state = fingerprint(unit) + self.options.optimise
-                if known.exists() and (kept := json.loads(known.read_text())).get("state") == state:
+                mark = fingerprint(unit) + self.options.optimise
+                if known.exists() and (kept := json.loads(known.read_text())).get("state") == mark:
                     return self.baselines.setdefault(unit.name, Baseline(kept["seconds"]))
                 error = build_mutant(commands("plain", unit.files[0]), place, unit, self.options.optimise)
                 if error:
@@ -323,7 +339,7 @@ class Session:
                 if answer["ended"] != "passed" or not answer["seconds"]:
                     raise SystemExit(f"the unmutated {unit.name} fails: {answer['test']} {answer['why']}, see {log}")
                 found = self.baselines[unit.name] = Baseline(answer["seconds"])
-                known.write_text(json.dumps({"state": state, "seconds": found.seconds}))
+                known.write_text(json.dumps({"state": mark, "seconds": found.seconds}))
                 self.say(f"{unit.name}: {len(found.seconds)} tests in {found.total():.1f} s unmutated")
             return self.baselines[unit.name]
 
@@ -410,16 +426,18 @@ class Session:
 
 
 class Results:
-    """The verdicts on the sources as they are, in a file."""
+    """The verdicts on the sources as they are, in a file. Those of a unit whose sources changed are dropped."""
 
     def __init__(self, path: Path, again: bool) -> None:
         self.path = path
-        self.state = hashlib.sha256(json.dumps(sources()).encode()).hexdigest()
+        self.states = {unit.name: state(unit) for unit in UNITS}
         self.verdicts: dict[str, Verdict] = {}
         self.lock = threading.Lock()
-        if again and path.exists() and (kept := json.loads(path.read_text()))["state"] == self.state:
+        if again and path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
             for record in kept["verdicts"]:
-                self.take(Verdict(**{**record, "mutant": Mutant(**record["mutant"])}))
+                if kept["states"].get(record["unit"]) == self.states.get(record["unit"]):
+                    self.take(Verdict(**{**record, "mutant": Mutant(**record["mutant"])}))
 
     def take(self, verdict: Verdict) -> None:
         self.verdicts[verdict.place] = verdict
@@ -436,7 +454,7 @@ class Results:
     def add(self, verdict: Verdict) -> None:
         with self.lock:
             self.take(verdict)
-            record = {"state": self.state, "verdicts": [asdict(verdict) for verdict in self.verdicts.values()]}
+            record = {"states": self.states, "verdicts": [asdict(verdict) for verdict in self.verdicts.values()]}
             self.path.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

@@ -52,13 +52,17 @@ def test_a_session_goes_on_where_it_was(session, tmp_path):
     assert not session.Results(path, again=False).known(unit, caught.mutant, None)
 
 
-def test_verdicts_on_other_sources_are_forgotten(session, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("changed", "known"), [("anderson_kernels.cuh", False), ("gpu.cuh", False), ("jpeg.cu", True)])
+def test_verdicts_are_forgotten_where_what_a_unit_is_compiled_from_changed(
+    session, tmp_path, monkeypatch, changed, known
+):
     path = tmp_path / "results.json"
     (caught,) = verdicts(session, ("caught", ""))
+    assert session.UNITS[0].name == "anderson"
     session.Results(path, again=False).add(caught)
-    texts = {**session.sources(), "sinkhorn.cu": "// another"}
+    texts = {**session.sources(), changed: "// another"}
     monkeypatch.setattr(session, "sources", lambda: texts)
-    assert not session.Results(path, again=True).known(session.UNITS[0], caught.mutant, None)
+    assert session.Results(path, again=True).known(session.UNITS[0], caught.mutant, None) == known
 
 
 def test_a_mutant_is_written_into_a_copy_of_the_sources(session, tmp_path):

@@ -96,8 +96,7 @@ __global__ void __launch_bounds__(kAndersonThreads, 1) anderson_kernel(const And
   const int64_t begun = s->begun;
   int64_t known = s->known, next = s->next, plain = s->plain;
   const int64_t ended = s->ended;
-  double best = s->best;
-  __syncthreads();  // the state is written again
+  double best = s->best;  // written again behind the first reduction
   const int first = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const bool one = first == 0;
   if (ended != 0) {  // the next pass is at the same point

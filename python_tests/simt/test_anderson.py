@@ -145,6 +145,21 @@ def test_an_explosion_leads_back_to_the_best_point_once(simt):
 
 
 @pytest.mark.plain_only
+def test_of_equally_good_points_the_first_is_kept(simt):
+    _, target = problem(10, 20)
+    device = Device(simt, target)
+    points = [np.linspace(-1, 1, 20), np.linspace(2, -1, 20), np.zeros(20)]
+    shares = quantised(np.where(np.arange(20) % 2, 0.9, 1.1) * target)
+    for g in points[:2]:
+        device.step(shares, g)
+    far = np.where(np.arange(20) % 2, 0.02, 0.08) * target
+    found = device.step(quantised(far), points[2])  # an explosion: back to the best, with a plain step
+    assert device.known["plain"] == 1
+    expected = points[0] + np.log(target) - np.log(shares)
+    np.testing.assert_allclose(found, expected - target @ expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.plain_only
 def test_steps_that_go_too_far_are_shortened(simt):
     logits, target = problem(60, 12, spread=12.0)
     capped = 0

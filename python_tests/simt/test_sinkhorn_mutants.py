@@ -47,3 +47,9 @@ def test_masked_rows_of_all_blocks_are_counted(simt, schedule, cols):
     assert masked == len(bad)
     np.testing.assert_array_equal(np.flatnonzero(labels == -1), bad)
     np.testing.assert_array_equal(weights, [62, 63, 63, 0])
+
+
+@pytest.mark.plain_only
+def test_more_rows_than_32_bits_count_are_refused_before_any_is_read(simt):
+    with pytest.raises(ValueError, match="2\\^31"):
+        simt.sinkhorn_pass_cuda(0, "float16", 2**31, 8, 8, 1.0, 0, 0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -215,6 +215,57 @@ def test_pruned_rows_are_those_of_the_cpu(simt, schedule, weights):
     np.testing.assert_allclose((after[0][0] + rows.counts.array) / rows.units, of_cpu[0], rtol=1e-12, atol=1e-12)
 
 
+# ---- How the work is laid out.
+
+
+def rows_of(simt, lengths):
+    """Candidates of rows with so many entries each."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    columns = np.concatenate([np.arange(n) for n in lengths])
+    values = np.full(offsets[-1], -1.0)
+    of_all = {"offsets": offsets.astype(np.int64), "columns": columns.astype(np.int32), "cols": 40}
+    return Rows(simt, {**of_all, "values": values.astype(np.float32), "weights": np.zeros(0, np.float32)})
+
+
+def launched(simt, task):
+    """(blocks, warp operations) that a task is executed with."""
+    before = simt.statistics()
+    task()
+    after = simt.statistics()
+    return tuple(after[name] - before[name] for name in ("blocks", "warp_operations"))
+
+
+@pytest.mark.plain_only
+@pytest.mark.parametrize("entries", [4, 16])
+def test_rows_of_few_entries_share_a_warp(simt, entries):
+    """From an average of 4 and 16 entries on a row gets more lanes, which exchange more."""
+    lengths = np.full(130, entries)
+    operations = []
+    for more in (0, 1):
+        lengths[7] = entries + more
+        rows = rows_of(simt, lengths)
+        operations.append(launched(simt, lambda rows=rows: rows.sums(1.0, np.zeros(40)))[1])
+    assert operations[1] > 1.5 * operations[0]
+
+
+@pytest.mark.plain_only
+@pytest.mark.parametrize(("height", "blocks"), [(1, 1), (128, 1), (129, 2), (512, 4), (513, 4)])
+def test_a_grid_has_as_many_blocks_as_are_resident_or_as_there_are_tiles(simt, height, blocks):
+    rows = rows_of(simt, np.full(height, 3))
+    assert launched(simt, lambda: rows.sums(1.0, np.zeros(40)))[0] == blocks
+    device_grid(simt, 1, 1)
+    assert launched(simt, lambda: rows.sums(1.0, np.zeros(40)))[0] == 1
+
+
+@pytest.mark.plain_only
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_rows_are_counted_by_as_many_threads(simt, more):
+    threads = 256  # of a block
+    rows = rows_of(simt, np.full(2 * threads + more, 2))
+    plan = np.ones(len(rows.values), np.float32)
+    assert launched(simt, lambda: rows.compact(plan, 3.0))[0] == 2 * (2 + (more > 0))  # of two kernels
+
+
 # ---- Sums and products.
 
 

@@ -53,3 +53,11 @@ def test_masked_rows_of_all_blocks_are_counted(simt, schedule, cols):
 def test_more_rows_than_32_bits_count_are_refused_before_any_is_read(simt):
     with pytest.raises(ValueError, match="2\\^31"):
         simt.sinkhorn_pass_cuda(0, "float16", 2**31, 8, 8, 1.0, 0, 0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.plain_only
+@pytest.mark.parametrize(("kind", "cols", "words"), [("float16", 2048, 8), ("float16", 3000, 12), ("float32", 132, 2)])
+def test_marks_of_a_row_take_a_bit_for_every_16_bytes(simt, kind, cols, words):
+    records = 16 * 1000
+    scratch = simt.sinkhorn_workspace_cuda(0, kind, 1000, cols, cols, candidates=True)[1]
+    assert scratch == records + 1000 * words * 4

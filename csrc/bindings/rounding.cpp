@@ -28,66 +28,9 @@ T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void find_candidates(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
-                     double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t bonus,
-                     std::uintptr_t labels, std::uintptr_t selected, int64_t selected_count, int32_t count, float slack,
-                     float floor, float tie, std::uintptr_t columns, std::uintptr_t values, std::uintptr_t found,
-                     std::uintptr_t regret, int threads, const std::string& isa, int64_t first_row) {
-  CandidateSearch search;
-  search.logits = pointer<const void>(logits);
-  search.type = logits_type(type);
-  search.rows = rows;
-  search.cols = cols;
-  search.stride = stride;
-  search.scale = scale;
-  search.prices = pointer<const double>(prices);
-  search.label_prices = pointer<const double>(label_prices);
-  search.bonus = pointer<const double>(bonus);
-  search.labels = pointer<const int32_t>(labels);
-  search.selected = pointer<const int64_t>(selected);
-  search.selected_count = selected_count;
-  search.first_row = first_row;
-  search.count = count;
-  search.slack = slack;
-  search.floor = floor;
-  search.tie = tie;
-  CandidateLists lists;
-  lists.columns = pointer<int32_t>(columns);
-  lists.values = pointer<float>(values);
-  lists.found = pointer<int32_t>(found);
-  lists.regret = pointer<float>(regret);
-  const Isa chosen = isa_of(isa);
-  const py::gil_scoped_release release;
-  find_candidates_cpu(search, lists, threads, chosen);
-}
-
-Floats column_margins(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
-                      double scale, const Doubles& prices, const Ints& labels, const Longs& selected, int threads,
-                      const std::string& isa) {
-  if (prices.size() != cols || labels.size() != rows)
-    throw std::invalid_argument("column_margins: expected prices [K] and labels [N]");
-  CandidateSearch search;
-  search.logits = pointer<const void>(logits);
-  search.type = logits_type(type);
-  search.rows = rows;
-  search.cols = cols;
-  search.stride = stride;
-  search.scale = scale;
-  search.prices = prices.data();
-  search.labels = labels.data();
-  search.selected = selected.data();
-  search.selected_count = selected.size();
-  const Isa chosen = isa_of(isa);
-  Floats margins({static_cast<py::ssize_t>(kColumnMargins), static_cast<py::ssize_t>(cols)});
-  float* out = margins.mutable_data();
-  const py::gil_scoped_release release;
-  column_margins_cpu(search, out, threads, chosen);
-  return margins;
-}
-
-CandidateSearch device_search(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols,
-                              int64_t stride, double scale, std::uintptr_t labels, std::uintptr_t selected,
-                              int64_t selected_count) {
+/// A search as both CPU and device are asked for, by addresses; prices are apart.
+CandidateSearch search_of(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                          double scale, std::uintptr_t labels, std::uintptr_t selected, int64_t selected_count) {
   CandidateSearch search;
   search.logits = pointer<const void>(logits);
   search.type = logits_type(type);
@@ -101,24 +44,68 @@ CandidateSearch device_search(std::uintptr_t logits, const std::string& type, in
   return search;
 }
 
-void candidates_on_device(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
-                          double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t bonus,
-                          std::uintptr_t labels, std::uintptr_t selected, int64_t selected_count, int32_t count,
-                          float slack, float floor, float tie, std::uintptr_t columns, std::uintptr_t values,
-                          std::uintptr_t found, std::uintptr_t regret, int64_t first_row, std::uintptr_t stream) {
-  CandidateSearch search = device_search(logits, type, rows, cols, stride, scale, labels, selected, selected_count);
-  search.first_row = first_row;
-  search.count = count;
-  search.slack = slack;
-  search.floor = floor;
-  search.tie = tie;
-  const DevicePrices device{pointer<const void>(prices), pointer<const void>(label_prices),
-                            pointer<const float>(bonus)};
+/// The lists that it fills.
+CandidateLists lists_of(std::uintptr_t columns, std::uintptr_t values, std::uintptr_t found, std::uintptr_t regret) {
   CandidateLists lists;
   lists.columns = pointer<int32_t>(columns);
   lists.values = pointer<float>(values);
   lists.found = pointer<int32_t>(found);
   lists.regret = pointer<float>(regret);
+  return lists;
+}
+
+/// What a list holds, and of which rows.
+void bound(CandidateSearch& search, int64_t first_row, int32_t count, float slack, float floor, float tie) {
+  search.first_row = first_row;
+  search.count = count;
+  search.slack = slack;
+  search.floor = floor;
+  search.tie = tie;
+}
+
+void find_candidates(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                     double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t bonus,
+                     std::uintptr_t labels, std::uintptr_t selected, int64_t selected_count, int32_t count, float slack,
+                     float floor, float tie, std::uintptr_t columns, std::uintptr_t values, std::uintptr_t found,
+                     std::uintptr_t regret, int threads, const std::string& isa, int64_t first_row) {
+  CandidateSearch search = search_of(logits, type, rows, cols, stride, scale, labels, selected, selected_count);
+  search.prices = pointer<const double>(prices);
+  search.label_prices = pointer<const double>(label_prices);
+  search.bonus = pointer<const double>(bonus);
+  bound(search, first_row, count, slack, floor, tie);
+  const CandidateLists lists = lists_of(columns, values, found, regret);
+  const Isa chosen = isa_of(isa);
+  const py::gil_scoped_release release;
+  find_candidates_cpu(search, lists, threads, chosen);
+}
+
+Floats column_margins(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                      double scale, const Doubles& prices, const Ints& labels, const Longs& selected, int threads,
+                      const std::string& isa) {
+  if (prices.size() != cols || labels.size() != rows)
+    throw std::invalid_argument("column_margins: expected prices [K] and labels [N]");
+  const auto address = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data); };
+  CandidateSearch search = search_of(logits, type, rows, cols, stride, scale, address(labels.data()),
+                                     address(selected.data()), selected.size());
+  search.prices = prices.data();
+  const Isa chosen = isa_of(isa);
+  Floats margins({static_cast<py::ssize_t>(kColumnMargins), static_cast<py::ssize_t>(cols)});
+  float* out = margins.mutable_data();
+  const py::gil_scoped_release release;
+  column_margins_cpu(search, out, threads, chosen);
+  return margins;
+}
+
+void candidates_on_device(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
+                          double scale, std::uintptr_t prices, std::uintptr_t label_prices, std::uintptr_t bonus,
+                          std::uintptr_t labels, std::uintptr_t selected, int64_t selected_count, int32_t count,
+                          float slack, float floor, float tie, std::uintptr_t columns, std::uintptr_t values,
+                          std::uintptr_t found, std::uintptr_t regret, int64_t first_row, std::uintptr_t stream) {
+  CandidateSearch search = search_of(logits, type, rows, cols, stride, scale, labels, selected, selected_count);
+  bound(search, first_row, count, slack, floor, tie);
+  const DevicePrices device{pointer<const void>(prices), pointer<const void>(label_prices),
+                            pointer<const float>(bonus)};
+  const CandidateLists lists = lists_of(columns, values, found, regret);
   const py::gil_scoped_release release;
   find_candidates_cuda(search, device, lists, pointer<void>(stream));
 }
@@ -126,8 +113,7 @@ void candidates_on_device(std::uintptr_t logits, const std::string& type, int64_
 void margins_on_device(std::uintptr_t logits, const std::string& type, int64_t rows, int64_t cols, int64_t stride,
                        double scale, std::uintptr_t prices, std::uintptr_t labels, std::uintptr_t selected,
                        int64_t selected_count, std::uintptr_t margins, std::uintptr_t scratch, std::uintptr_t stream) {
-  const CandidateSearch search =
-      device_search(logits, type, rows, cols, stride, scale, labels, selected, selected_count);
+  const CandidateSearch search = search_of(logits, type, rows, cols, stride, scale, labels, selected, selected_count);
   const DevicePrices device{pointer<const void>(prices), nullptr, nullptr};
   const py::gil_scoped_release release;
   column_margins_cuda(search, device, pointer<float>(margins), pointer<void>(scratch), pointer<void>(stream));

@@ -177,7 +177,7 @@ def decode_crop(
         DataError: As `decode_jpeg`.
         OptionError: The box is not within the image, or as `decode_jpeg`.
     """
-    return _rgb(data, _check_box(box), scale, index, max_pixels, isa)
+    return _rgb(data, check_box(box), scale, index, max_pixels, isa)
 
 
 def decode_planes(
@@ -212,7 +212,7 @@ def decode_planes(
     """
     if index is not None and build_index:
         raise OptionError("build_index: expected either an index or the wish for one, found both")
-    chosen = None if box is None else _check_box(box)
+    chosen = None if box is None else check_box(box)
     _check_scale(scale)
     status, found, built = _call(_core.jpeg_planes, data, chosen, scale, index, build_index, max_pixels, isa)
     if status == "ok":
@@ -301,10 +301,15 @@ def _check_scale(scale: int) -> None:
         raise OptionError(f"scale: expected 1, 2, 4 or 8, found {scale!r}")
 
 
-def _check_box(box: Iterable[int]) -> Box:
+def check_box(box: Iterable[int], name: str = "box") -> Box:
+    """A box as four numbers, whatever image it is of.
+
+    Raises:
+        OptionError: other than four numbers, or a box of no pixel.
+    """
     numbers = tuple(int(number) for number in box)
     if len(numbers) != 4 or min(numbers[:2]) < 0 or min(numbers[2:]) < 1:
-        raise OptionError(f"box: expected (top >= 0, left >= 0, height >= 1, width >= 1), found {numbers}")
+        raise OptionError(f"{name}: expected (top >= 0, left >= 0, height >= 1, width >= 1), found {numbers}")
     return numbers
 
 

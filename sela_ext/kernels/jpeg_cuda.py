@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sela_ext.errors import DataError, OptionError, ResourceError, SelaError
 from sela_ext.kernels.device import CudaDevice, first_line, place_of, usable
-from sela_ext.kernels.jpeg import MAX_PIXELS, JpegPlanes, check_bytes, decode_planes
+from sela_ext.kernels.jpeg import MAX_PIXELS, JpegPlanes, check_box, check_bytes, decode_planes
 
 if TYPE_CHECKING:
     import torch
@@ -126,15 +126,7 @@ def decode_planes_cuda(
 def _boxes(count: int, boxes: Iterable[Iterable[int] | None] | None) -> list[Box | None]:
     if boxes is None:
         return [None] * count
-    chosen: list[Box | None] = []
-    for i, box in enumerate(boxes):
-        if box is None:
-            chosen.append(None)
-            continue
-        numbers = tuple(int(number) for number in box)
-        if len(numbers) != 4 or min(numbers[:2]) < 0 or min(numbers[2:]) < 1:
-            raise OptionError(f"boxes[{i}]: expected (top >= 0, left >= 0, height >= 1, width >= 1), found {numbers}")
-        chosen.append(numbers)
+    chosen = [None if box is None else check_box(box, f"boxes[{i}]") for i, box in enumerate(boxes)]
     if len(chosen) != count:
         raise OptionError(f"boxes: expected one per file, found {len(chosen)} for {count}")
     return chosen

@@ -328,6 +328,19 @@ def test_rows_of_a_warp_and_of_a_block_are_stored_in_any_order(simt, schedule, c
 
 
 @pytest.mark.plain_only
+@pytest.mark.parametrize(("n", "cols", "blocks"), [(8, 40, 1), (9, 40, 2), (300, 40, 6), (3, 1032, 3), (40, 1032, 6)])
+def test_logits_are_stored_by_as_many_blocks_as_there_is_work_for(simt, n, cols, blocks):
+    """Eight rows of few columns for each block, one of many; no more blocks than are resident."""
+    rows, _, _ = case(n, cols, "float32")
+    simt.set_device(3, 2)
+    before = simt.statistics()["blocks"]
+    stored(simt, rows, "fixed16", 25.0, cols)
+    found = simt.statistics()["blocks"] - before
+    simt.set_device(2, 2)
+    assert found == blocks
+
+
+@pytest.mark.plain_only
 @pytest.mark.parametrize("cols", [8, 200, 1000, 1032, 5640, 8200])
 @pytest.mark.parametrize("kind", ["fixed16", "float16", "bfloat16"])
 def test_a_pass_over_stored_logits_is_one_over_what_they_stand_for(simt, kind, cols):

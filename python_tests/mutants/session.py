@@ -69,7 +69,7 @@ UNITS = (
             "python_tests/simt/test_candidates.py",
         ),
     ),
-    Unit("logits", ("logits.cu", "logits_kernels.cuh"), ("python_tests/simt/test_candidates.py",)),
+    Unit("logits", ("logits.cu", "logits_kernels.cuh"), ("python_tests/simt/test_logits.py",)),
     Unit(
         "rounding",
         ("rounding.cu", "rounding_kernels.cuh"),

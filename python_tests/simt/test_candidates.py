@@ -2,56 +2,21 @@
 numpy and to the CPU kernels, with the same bits for any grid and any order of the threads.
 """
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 TYPES = ("float32", "float16", "bfloat16", "float64")
 FEW = (33, 1001, 1030, 8193)  # one of every mapping
-STEPS, IMPOSSIBLE = 64.0, 65535
 
-
-def to_bfloat16(values):
-    """float32 to the nearest bfloat16, of two the even one, as uint16."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
-
-
-@dataclass
-class Rows:
-    """Rows in memory as a kernel reads them, and the numbers that they are."""
-
-    memory: np.ndarray
-    address: int
-    kind: str
-    stride: int
-    exact: np.ndarray
-
-    @property
-    def where(self):
-        return self.address, self.kind, *self.exact.shape, self.stride
-
-
-def laid_out(values, kind, aligned=True):
-    """Rows amid NaNs, at multiples of 16 bytes or not; those of fixed16 are whole numbers already."""
-    rows, cols = values.shape
-    if kind == "bfloat16":
-        raw = to_bfloat16(values)
-        exact = (raw.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    elif kind == "fixed16":
-        raw = values.astype(np.uint16)
-        exact = np.where(raw == IMPOSSIBLE, -np.inf, -raw.astype(np.float64))
-    else:
-        raw = values.astype(kind)
-        exact = raw.astype(np.float64)
-    per = 16 // raw.itemsize
-    stride = -(-cols // per) * per + (per if aligned else 1)
-    memory = np.full(rows * stride + 2 * per, 0x7FFF if raw.dtype == np.uint16 else np.nan, raw.dtype)
-    start = -(memory.ctypes.data // raw.itemsize) % per
-    np.lib.stride_tricks.as_strided(memory[start:], (rows, cols), (stride * raw.itemsize, raw.itemsize))[...] = raw
-    return Rows(memory, memory.ctypes.data + start * raw.itemsize, kind, stride, exact)
+spec = importlib.util.spec_from_file_location("logit_rows", Path(__file__).with_name("logit_rows.py"))
+logit_rows = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(logit_rows)
+Rows, address, laid_out, stored = logit_rows.Rows, logit_rows.address, logit_rows.laid_out, logit_rows.stored
+STEPS, IMPOSSIBLE = logit_rows.STEPS, logit_rows.IMPOSSIBLE
 
 
 @dataclass
@@ -70,10 +35,6 @@ class Found:
         for name in names:
             assert getattr(self, name).tobytes() == getattr(other, name).tobytes(), name
         assert self.masked == other.masked
-
-
-def address(array):
-    return 0 if array is None else array.ctypes.data
 
 
 def run(simt, rows, potential, *, scale=1.0, weights=None, reference=None, level=0.0, every=1, first_row=0,
@@ -270,74 +231,6 @@ def test_parts_of_a_matrix_add_up_to_its_bits(simt, every, cols):
     assert units.tobytes() == whole.units.tobytes()
     assert np.concatenate(totals, axis=1).tobytes() == whole.totals.reshape(2, -1).tobytes()
     assert np.concatenate(values).tobytes() == whole.values.tobytes()
-
-
-def stored(simt, rows, kind, lam, out_stride, where="cuda"):
-    """Values and maxima of logits in 16 bits, and how many were too far down."""
-    n, cols = rows.exact.shape
-    values, maxima = np.full(n * out_stride + 8, 7, np.uint16), np.full(n, -777, np.float32)
-    count = np.zeros(1, np.int64)
-    start = -(values.ctypes.data // 2) % 8
-    to = values.ctypes.data + 2 * start
-    assert start + (n - 1) * out_stride + cols <= len(values)
-    simt.store_logits_cuda(*rows.where, kind, lam, to, out_stride, address(maxima), address(count), 0)
-    whole = np.lib.stride_tricks.as_strided(values[start:], (n, out_stride), (2 * out_stride, 2))
-    assert (whole[:-1, cols:] == 7).all()
-    return whole[:, :cols].copy(), maxima, int(count[0])
-
-
-@pytest.mark.plain_only
-@pytest.mark.parametrize("cols", [1, 7, 8, 31, 257, 1024, 1025, 2100])
-@pytest.mark.parametrize("kind", TYPES)
-def test_stored_logits_have_the_bits_of_the_cpu(simt, kind, cols):
-    rng = np.random.default_rng(cols)
-    n = 41
-    values = rng.standard_normal((n, cols)) * 10.0 ** rng.integers(-6, 4, (n, 1))
-    values[1, 0], values[2, cols - 1], values[3] = np.nan, np.inf, -np.inf
-    values[4, cols // 2] = -np.inf
-    values[5] = 6e4
-    values[6, 0], values[6, cols - 1] = -6e4, 6e4
-    values[7, ::2] = 0.0
-    values[8] -= 1e-7 * np.arange(cols)  # differences that only halves below the normal ones tell apart
-    if kind in ("float32", "bfloat16", "float64"):
-        values[9, 0], values[9, cols - 1] = 3e38, -3e38
-        values[10] = 3e38
-    if kind == "float64":
-        values[11], values[12, 0] = 1e39, -1e300
-    for aligned in (True, False):
-        rows = laid_out(values, kind, aligned)
-        for out_kind in ("fixed16", "float16", "bfloat16"):
-            for lam, out_stride in ((25.0, -(-cols // 8) * 8), (1.0, cols + 1)):
-                found = stored(simt, rows, out_kind, lam, out_stride)
-                expected, maxima = np.zeros((n, cols), np.uint16), np.zeros(n, np.float32)
-                lost = simt.store_logits_cpu(*(*rows.where, out_kind, lam, address(expected), address(maxima), 1, ""))
-                np.testing.assert_array_equal(found[0], expected)
-                np.testing.assert_array_equal(found[1], maxima)
-                assert found[2] == lost
-                assert np.isnan(maxima[1:4]).all()
-
-
-@pytest.mark.parametrize("cols", [40, 1032])
-def test_rows_of_a_warp_and_of_a_block_are_stored_in_any_order(simt, schedule, cols):
-    rows, _, _ = case(35, cols, "float32")
-    found = stored(simt, rows, "fixed16", 25.0, cols)
-    expected, maxima = np.zeros((35, cols), np.uint16), np.zeros(35, np.float32)
-    simt.store_logits_cpu(*(*rows.where, "fixed16", 25.0, address(expected), address(maxima), 1, ""))
-    np.testing.assert_array_equal(found[0], expected)
-    np.testing.assert_array_equal(found[1], maxima)
-
-
-@pytest.mark.plain_only
-@pytest.mark.parametrize(("n", "cols", "blocks"), [(8, 40, 1), (9, 40, 2), (300, 40, 6), (3, 1032, 3), (40, 1032, 6)])
-def test_logits_are_stored_by_as_many_blocks_as_there_is_work_for(simt, n, cols, blocks):
-    """Eight rows of few columns for each block, one of many; no more blocks than are resident."""
-    rows, _, _ = case(n, cols, "float32")
-    simt.set_device(3, 2)
-    before = simt.statistics()["blocks"]
-    stored(simt, rows, "fixed16", 25.0, cols)
-    found = simt.statistics()["blocks"] - before
-    simt.set_device(2, 2)
-    assert found == blocks
 
 
 @pytest.mark.plain_only

@@ -442,13 +442,13 @@ def _straight(function: Function, loop: Loop, marker: re.Pattern[str], markers: 
         for number in loop.blocks.difference(cheapest)
         if any(i.collective or marker.match(i.op) for i in blocks[number].code)
     )
-    # Where rows come by 16 bytes, loads of 2 under a predicate are those of a row's end: not the straight way.
+    # Where rows come by 16 bytes, narrower loads under a predicate are those of a row's end: not the straight way.
     wide = any(i.global_load and i.bytes >= 16 for number in loop.blocks for i in blocks[number].code)
 
     def worth(i: Instruction) -> int:
         if not i.guard:
             return 2 * i.bytes
-        return 0 if wide and i.bytes <= 2 else i.bytes
+        return 0 if wide and i.bytes < 16 else i.bytes
 
     gain = {
         number: (

@@ -83,7 +83,7 @@ struct WideBlock {
   static constexpr int kWidest = kThreads * kColumns;  // 8192
 };
 constexpr int kFusedColumns = WideBlock<float, true>::kWidest;  // widest row of the fused kernel
-constexpr size_t kSlotBytes = 46 << 10;  // of shared memory for rows on their way; 48 KB a block need no permission
+constexpr size_t kSlotBytes = 45 << 10;  // of shared memory for rows on their way; 48 KB a block need no permission
 
 // The wide kernels.
 constexpr int kWideColumns = 8;          // columns per thread and sweep
@@ -123,8 +123,10 @@ struct Arguments {
   Sample sample;
   unsigned* marks;  // [rows read][mark_words]: runs of columns that hold a candidate; null: no candidates
   int mark_words;
-  int* counts;        // [rows read] candidates, zero before
-  double keep_above;  // a candidate's least share of its row's sum
+  int* counts;         // [rows read] candidates, zero before
+  double keep_above;   // a candidate's least share of its row's sum; infinity: no candidates
+  float keep_above32;  // the same
+  int want_labels;     // labels is not null
 };
 
 // ---- Wrappers of what a host cannot do or does differently.
@@ -194,13 +196,13 @@ __device__ __forceinline__ int opaque(int x) {
 #endif
   return x;
 }
-
-__device__ __forceinline__ int ones(unsigned x) {
+/// The same pointer, which is computed once. For copies alone: loads by it would not know that its memory is global.
+template <class T>
+__device__ __forceinline__ const T* opaque(const T* x) {
 #if defined(__CUDA_ARCH__)
-  return __popc(x);
-#else
-  return __builtin_popcount(x);
+  asm volatile("" : "+l"(x));
 #endif
+  return x;
 }
 
 /// Number of the lowest bit of a number that has one.
@@ -258,6 +260,8 @@ struct Share {
   }
   __device__ __forceinline__ bool has(int c) const { return column(c) < count; }
   __device__ __forceinline__ bool has_piece(int p) const { return kAligned && column(p * kPer) + kPer <= count; }
+  /// The row ends within piece p.
+  __device__ __forceinline__ bool ends_in_piece(int p) const { return has(p * kPer) && !has_piece(p); }
 };
 
 /// Piece p of the thread's columns of a row, one by one; 0 for those that there are not.
@@ -393,12 +397,23 @@ __device__ __forceinline__ Best<A> warp_best(Best<A> x) {
   return x;
 }
 
+/// Sums and largest terms of the rows of a warp.
+template <class A, int R>
+struct alignas(sizeof(A) * (R > 1 ? 4 : 2)) SumAndTop {
+  struct {
+    A sum, top;
+  } row[R];
+};
+
 /// Shared memory of a block-wide group: two halves used in turn. Whoever writes a half again has passed a barrier that
 /// all others reached after reading it, so one barrier per reduction is enough.
 template <class A, int R, int kThreads>
 struct Shared {
   A sums[2][kThreads / kWarp][R];
-  Best<A> best[2][kThreads / kWarp][R];
+  union {
+    Best<A> best[2][kThreads / kWarp][R];
+    SumAndTop<A, R> both[2][kThreads / kWarp];  // instead of the two: one load brings those of two rows
+  };
 };
 
 /// Sums and best scores of N rows over the group, as asked for, with one barrier.
@@ -434,34 +449,36 @@ __device__ __forceinline__ void group_reduce(A (&s)[N], Best<A> (&b)[N], SharedM
   half ^= 1;
 }
 
-/// Sums and largest terms of N rows over the group, with one barrier.
+/// Sums and largest terms of N rows over the group, with one barrier; own: the largest of the warp.
 template <bool kOneWarp, int N, class SharedMemory>
-__device__ __forceinline__ void group_sums_and_tops(float (&s)[N], float (&top)[N], SharedMemory& shared, int& half) {
+__device__ __forceinline__ void group_sums_and_tops(float (&s)[N], float (&top)[N], float (&own)[N],
+                                                    SharedMemory& shared, int& half) {
 #pragma unroll
   for (int q = 0; q < N; ++q) {
     s[q] = warp_sum(s[q]);
-    top[q] = warp_top(top[q]);
+    top[q] = own[q] = warp_top(top[q]);
   }
   if (kOneWarp) return;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
   if (threadIdx.x % kWarp == 0) {
 #pragma unroll
     for (int q = 0; q < N; ++q) {
-      shared.sums[half][warp][q] = s[q];
-      shared.best[half][warp][q].value = top[q];
+      shared.both[half][warp].row[q] = {s[q], top[q]};
     }
   }
   __syncthreads();
+  const SumAndTop<float, N> first = shared.both[half][0];
 #pragma unroll
   for (int q = 0; q < N; ++q) {
-    s[q] = shared.sums[half][0][q];
-    top[q] = shared.best[half][0][q].value;
+    s[q] = first.row[q].sum;
+    top[q] = first.row[q].top;
   }
   for (int w = 1; w < warps; ++w) {
+    const SumAndTop<float, N> next = shared.both[half][w];
 #pragma unroll
     for (int q = 0; q < N; ++q) {
-      s[q] += shared.sums[half][w][q];
-      top[q] = fmaxf(top[q], shared.best[half][w][q].value);
+      s[q] += next.row[q].sum;
+      top[q] = fmaxf(top[q], next.row[q].top);
     }
   }
   half ^= 1;
@@ -545,53 +562,59 @@ __device__ __forceinline__ Tile tile_at(const Arguments& a, int64_t visit) {
           last * kSampleRows + (rest < kSampleRows ? rest : kSampleRows)};
 }
 
+/// The bits of 1.0f where x > y, else 0. That is one instruction, and half of one adds it to others as an integer;
+/// candidates_in() tells how many there were.
+__device__ __forceinline__ unsigned one_if_above(float x, float y) {
+#if defined(__CUDA_ARCH__)
+  float one;
+  asm("set.gt.f32.f32 %0, %1, %2;" : "=f"(one) : "f"(x), "f"(y));
+  return __float_as_uint(one);
+#else
+  return x > y ? 0x3f800000u : 0u;
+#endif
+}
+__device__ __forceinline__ unsigned one_if_above(double x, double y) {
+  return x > y ? 0x3f800000u : 0u;
+}
+
+/// n of n * 0x3f800000 = (n << 30) - (n << 23), n < 128.
+__device__ __forceinline__ int candidates_in(unsigned ones) {
+  return static_cast<int>((0u - ones) >> 23 & 0x7fu);
+}
+
+/// Leaves the rows of a tile without marks, before any is set.
+__device__ __forceinline__ void clear_marks(const Arguments& a, const Tile& tile, int thread, int threads) {
+  unsigned* words = a.marks + static_cast<int64_t>(tile.before) * a.mark_words;
+  const int count = tile.rows * a.mark_words;
+  for (int k = thread; k < count; k += threads) words[k] = 0;
+}
+
 /// Notes which runs of adjacent columns of a row hold a candidate, term > level, and how many the row has: what a
 /// kernel behind this pass needs to find them without reading the row again (sinkhorn_candidates_kernels.cuh).
-/// terms: of this thread; tops: the largest of each run; thread: number of its first run, whose bit is in word thread /
-/// 32; words: from one of its runs to the next.
-template <class A, int C, int kRuns>
-__device__ __forceinline__ void mark(const Arguments& a, int read, const A (&terms)[C], const A (&tops)[kRuns], A level,
-                                     int thread, int words) {
-  const bool first_lane = thread % kWarp == 0;
-  unsigned* words_of_row = a.marks + static_cast<int64_t>(read) * a.mark_words;
-  unsigned any = 0;
-  int found = 0;
+/// terms: of this thread; kRuns: their runs; thread: number of its first run, whose bit is in word thread / 32; words:
+/// from one of its runs to the next. Words without a mark stay as clear_marks() left them; behind a row's last word
+/// there are no columns, hence no marks.
+template <int kRuns, class A, int C>
+__device__ __forceinline__ void mark(const Arguments& a, int read, const A (&terms)[C], A level, int thread,
+                                     int words) {
+  constexpr int kRun = C / kRuns;
+  static_assert(C < 128 && kRuns <= kWarp, "counts of a thread in 7 bits, a lane for every word");
+  const unsigned lane = static_cast<unsigned>(thread) % kWarp, row = static_cast<unsigned>(read);
+  unsigned all_ones = 0, own_word = 0;
 #pragma unroll
   for (int p = 0; p < kRuns; ++p) {
-    const unsigned bits = __ballot_sync(0xffffffffu, tops[p] > level);
-    const int at = thread / kWarp + p * words;
-    if (first_lane && at < a.mark_words) words_of_row[at] = bits;
-    any |= bits;
-    if (kRuns == C) found += ones(bits);
-  }
-  if (any == 0) return;  // the same for the whole warp
-  if (kRuns != C) {
+    unsigned ones_of_run = 0;
 #pragma unroll
-    for (int c = 0; c < C; ++c) found += terms[c] > level ? 1 : 0;
-    found = warp_count(found);
+    for (int c = p * kRun; c < (p + 1) * kRun; ++c) ones_of_run += one_if_above(terms[c], level);
+    const unsigned bits = __ballot_sync(0xffffffffu, ones_of_run != 0);
+    if (p == 0 || lane == static_cast<unsigned>(p)) own_word = bits;
+    all_ones += ones_of_run;
   }
-  if (first_lane) atomicAdd(a.counts + read, found);
-}
-
-/// The same for a row that has no candidates.
-template <int kRuns>
-__device__ __forceinline__ void unmark(const Arguments& a, int read, int thread, int words) {
-#pragma unroll
-  for (int p = 0; p < kRuns; ++p) {
-    const int at = thread / kWarp + p * words;
-    if (thread % kWarp == 0 && at < a.mark_words) a.marks[static_cast<int64_t>(read) * a.mark_words + at] = 0;
-  }
-}
-
-/// Largest term of each run of adjacent columns.
-template <class A, int C, int kRuns>
-__device__ __forceinline__ void tops_of(const A (&terms)[C], A (&tops)[kRuns]) {
-#pragma unroll
-  for (int p = 0; p < kRuns; ++p) {
-    tops[p] = terms[p * (C / kRuns)];
-#pragma unroll
-    for (int c = p * (C / kRuns) + 1; c < (p + 1) * (C / kRuns); ++c) tops[p] = larger(tops[p], terms[c]);
-  }
+  const int found = warp_count(candidates_in(all_ones));
+  const int64_t at = static_cast<int64_t>(row) * static_cast<unsigned>(a.mark_words) +
+                     (static_cast<unsigned>(thread) / kWarp + lane * static_cast<unsigned>(words));
+  if (lane < static_cast<unsigned>(kRuns) && own_word != 0) a.marks[at] = own_word;
+  if (lane == 0 && found != 0) atomicAdd(a.counts + row, found);
 }
 
 /// What the search for the candidates of a row goes by: its terms are exp((x - x0) scale - base + g).
@@ -604,10 +627,17 @@ __device__ __forceinline__ void write_record(const Arguments& a, int64_t row, A 
   record[3] = sum;
 }
 
+__device__ __forceinline__ float keep_above(const Arguments& a, float) {
+  return a.keep_above32;
+}
+__device__ __forceinline__ double keep_above(const Arguments& a, double) {
+  return a.keep_above;
+}
+
 /// Above what a term is a candidate; nothing is where the row's factor is 0: it is masked, or of weight 0.
 template <class A>
 __device__ __forceinline__ A keep_level(const Arguments& a, A factor, A sum) {
-  return factor > A(0) ? static_cast<A>(a.keep_above) * sum : infinity<A>();
+  return factor > A(0) ? keep_above(a, sum) * sum : infinity<A>();
 }
 
 // ---- K <= 8192: everything in one read.
@@ -617,7 +647,8 @@ __device__ __forceinline__ A keep_level(const Arguments& a, A factor, A sum) {
 struct Rows {
   float x0[kTileRows], base[kTileRows];  // the terms of a row are exp((x - x0) scale - base + g)
   float sum[kTileRows];                  // 0: masked
-  int label[kTileRows];                  // kFull only
+  float weight[kTileRows];
+  int label[kTileRows];  // kFull only
 };
 
 /// The rows on their way while others are worked on. Their logits are copied past the registers into shared memory,
@@ -633,20 +664,44 @@ struct Ahead {
            static_cast<int>(threadIdx.x);
   }
 
+  /// Zeros for the columns that there are not, once: their pieces are never copied.
+  __device__ __forceinline__ void clear(const Columns& share) const {
+#pragma unroll
+    for (int p = 0; p < Columns::kPieces; ++p) {
+      if (share.has(p * Columns::kPer)) continue;
+      for (int stage = 0; stage < stages; ++stage) {
+        for (int q = 0; q < M::kRows; ++q) *slot(stage, q, p) = Bytes16{{0, 0, 0, 0}};
+      }
+    }
+  }
+
   /// Starts to copy R rows from `first`; behind the last row of all that one is repeated. Every call is one group of
   /// copies, also when there is no row left.
-  __device__ __forceinline__ void start(const Arguments& a, int stage, int64_t first, const Columns& share) const {
-    if (first < a.rows) {
+  __device__ __forceinline__ void start(const Arguments& a, int stage, unsigned first, const Columns& share) const {
+    const unsigned rows = static_cast<unsigned>(a.rows);  // below 2^31
+    const auto row_at = [&](unsigned row) {
+      return static_cast<const T*>(a.logits) + (row < rows ? row : rows - 1) * a.stride;
+    };
+    if (first < rows) {
 #pragma unroll
       for (int q = 0; q < M::kRows; ++q) {
-        const int64_t row = first + q < a.rows ? first + q : a.rows - 1;
-        const T* x_row = static_cast<const T*>(a.logits) + row * a.stride;
+        const T* row = row_at(first + static_cast<unsigned>(q));
+        const T* x_row = kAligned ? opaque(row) : row;
 #pragma unroll
         for (int p = 0; p < Columns::kPieces; ++p) {
-          if (share.has_piece(p))
+          if (!kAligned)
+            *slot(stage, q, p) = gather(row, share.again(), p);
+          else if (share.has_piece(p))
             copy_async16(slot(stage, q, p), x_row + share.column(p * Columns::kPer));
-          else
-            *slot(stage, q, p) = gather(x_row, share.again(), p);
+        }
+      }
+      if (kAligned && share.count % Columns::kPer != 0) {  // one thread has the end of the rows
+#pragma unroll 1
+        for (int p = 0; p < Columns::kPieces; ++p) {
+          if (!share.ends_in_piece(p)) continue;
+#pragma unroll 1
+          for (int q = 0; q < M::kRows; ++q)
+            *slot(stage, q, p) = gather(row_at(first + static_cast<unsigned>(q)), share.again(), p);
         }
       }
     }
@@ -694,12 +749,14 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
   int half = 0, stage = 0;
   SELA_DYNAMIC_SHARED(Bytes16, slots);
   const Ahead<T, M, kAligned> ahead{slots, kAligned ? a.stages : 1};
+  if constexpr (kAligned) ahead.clear(share);
   const float* reference = static_cast<const float*>(a.reference);
+  const unsigned all_rows = static_cast<unsigned>(a.rows);  // below 2^31
   float ref_ahead[R] = {};
   // References of R rows from `from`; behind the last row that row's.
-  const auto look_ahead = [&](int64_t from) {
+  const auto look_ahead = [&](unsigned from) {
 #pragma unroll
-    for (int q = 0; q < R; ++q) ref_ahead[q] = reference[from + q < a.rows ? from + q : a.rows - 1];
+    for (int q = 0; q < R; ++q) ref_ahead[q] = reference[from + q < all_rows ? from + q : all_rows - 1];
   };
   const auto tile_of = [&](int visit) -> Tile {
     if (kFull) return tile_at(a, visit);
@@ -708,10 +765,10 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
             a.rows - first < kTileRows ? static_cast<int>(a.rows - first) : kTileRows};
   };
   // The row `rows_ahead` positions on, also in the next tile; where only some rows are read every tile begins anew.
-  const auto later = [&](const Tile& tile, int visit, int i, int rows_ahead) {
+  const auto later = [&](const Tile& tile, int visit, int i, int rows_ahead) -> unsigned {
     const int to = i + rows_ahead;
-    if (kFull && a.sample.every > 1) return to < tile.rows ? tile.row(to) : a.rows;
-    return to < kTileRows ? tile.first + to : static_cast<int64_t>(visit + groups - 1) * kTileRows + to;
+    if (kFull && a.sample.every > 1) return to < tile.rows ? static_cast<unsigned>(tile.row(to)) : all_rows;
+    return static_cast<unsigned>(to < kTileRows ? visit : visit + groups - 1) * kTileRows + static_cast<unsigned>(to);
   };
 
   for (int visit = group; visit < visits; visit += groups) {
@@ -720,7 +777,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
     if (kFull && rows == 0) break;  // the matrix ends within the last tile
     if (reference != nullptr && (visit == group || (kFull && a.sample.every > 1))) {
       stage = 0;
-      look_ahead(tile.first);
+      look_ahead(static_cast<unsigned>(tile.first));
       for (int k = 0; k < ahead.stages; ++k) ahead.start(a, k, later(tile, visit, 0, k * R), share);
     }
     const auto row_at = [&](int i) { return kFull ? tile.row(i) : tile.first + i; };
@@ -730,23 +787,24 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
     if (thread < kWarp) {
       for (int i = thread; i < rows; i += kWarp) {
         tile_rows.x0[i] = 0.0f;
+        tile_rows.base[i] = reference != nullptr ? reference[row_at(i)] : 0.0f;
+        tile_rows.weight[i] = a.weights != nullptr ? a.weights[row_at(i)] : 1.0f;
         if (kFull) tile_rows.label[i] = kNoLabel;
       }
     }
-    __syncwarp();  // blocks have a barrier before other warps offer a label
+    if (kFull && a.marks != nullptr) clear_marks(a, tile, thread, threads);
+    __syncwarp();  // blocks have a barrier before other warps read a weight, offer a label or set a mark
 
     // Rows that are done below: all without a reference, else those whose sum leaves its range.
     uint64_t careful = reference != nullptr ? 0 : ~uint64_t{0} >> (64 - rows);
     for (int i = 0; reference != nullptr && i < rows; i += R) {
-      const int64_t row = row_at(i);
-      float e[R][C], s[R], ref[R], weight[R], own_top[R], top[R], tops[R][kRuns];
+      float e[R][C], s[R], ref[R], own_top[R], warp_tops[R], top[R];
       ahead.wait();
 #pragma unroll
       for (int q = 0; q < R; ++q) {
         Raw<T, C> x;
         ahead.take(stage, q, x);
         ref[q] = ref_ahead[q];
-        weight[q] = a.weights != nullptr ? a.weights[row + (i + q < rows ? q : rows - 1 - i)] : 1.0f;
         s[q] = 0.0f;
 #pragma unroll
         for (int c = 0; c < C; ++c) e[q][c] = multiply_add(x[c], scale, -ref[q]) + g[c];
@@ -766,13 +824,12 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       if (kFull) {
 #pragma unroll
         for (int q = 0; q < R; ++q) {
-          tops_of(e[q], tops[q]);
-          own_top[q] = tops[q][0];
+          own_top[q] = e[q][0];
 #pragma unroll
-          for (int p = 1; p < kRuns; ++p) own_top[q] = fmaxf(own_top[q], tops[q][p]);
+          for (int c = 1; c < C; ++c) own_top[q] = fmaxf(own_top[q], e[q][c]);
           top[q] = own_top[q];
         }
-        group_sums_and_tops<M::kOneWarp>(s, top, shared, half);
+        group_sums_and_tops<M::kOneWarp>(s, top, warp_tops, shared, half);
       } else {
         Best<float> unused[R];
         group_reduce<M::kOneWarp, true, false>(s, unused, shared, half);
@@ -780,20 +837,17 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
 
 #pragma unroll
       for (int q = 0; q < R; ++q) {
-        if (i + q >= rows) continue;
+        if (q > 0 && i + q >= rows) continue;
         if (!in_range(s[q])) {  // the same for the whole group
           careful |= uint64_t{1} << (i + q);
           continue;
         }
-        const float factor = weight[q] / s[q];
+        const float factor = tile_rows.weight[i + q] / s[q];
 #pragma unroll
         for (int c = 0; c < C; ++c) partial[c] = multiply_add(e[q][c], factor, partial[c]);
-        if (thread == 0) {
-          tile_rows.base[i + q] = ref[q];
-          tile_rows.sum[i + q] = s[q];
-        }
+        if (thread == 0) tile_rows.sum[i + q] = s[q];
         if (!kFull) continue;
-        if (a.labels != nullptr && own_top[q] == top[q]) {  // few threads, mostly one
+        if (a.want_labels && own_top[q] == top[q]) {  // few threads, mostly one
           int best = C - 1;
 #pragma unroll
           for (int c = C - 2; c >= 0; --c) {
@@ -801,8 +855,10 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
           }
           atomicMin(tile_rows.label + i + q, share.column(best));
         }
-        if (a.marks != nullptr)
-          mark(a, tile.before + i + q, e[q], tops[q], keep_level(a, factor, s[q]), opaque(thread), threads / kWarp);
+        // Few warps of a trained plan's row hold a candidate; none does where there are none to be kept.
+        const float level = keep_above(a, s[q]) * s[q];
+        if (warp_tops[q] > level && factor > 0.0f)
+          mark<kRuns>(a, tile.before + i + q, e[q], level, opaque(thread), threads / kWarp);
       }
     }
 
@@ -823,7 +879,6 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       const bool bad = top[0].column < 0;
       const int64_t at = bad ? 0 : top[0].column;
       const float x0 = to_arithmetic(x_row[at]), base = static_cast<float>(a.potential[at]);
-      const float w = a.weights != nullptr ? a.weights[row] : 1.0f;
       float term[C];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
@@ -831,7 +886,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
         sum[0] += term[c];
       }
       group_reduce<M::kOneWarp, true, false>(sum, top, shared, half);
-      const float factor = bad ? 0.0f : w / sum[0];
+      const float factor = bad ? 0.0f : tile_rows.weight[i] / sum[0];
 #pragma unroll
       for (int c = 0; c < C; ++c) partial[c] = multiply_add(term[c], factor, partial[c]);
       if (thread == 0) {
@@ -840,11 +895,8 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
         tile_rows.sum[i] = sum[0];
         if (kFull) tile_rows.label[i] = top[0].column;
       }
-      if (kFull && a.marks != nullptr) {
-        float tops[kRuns];
-        tops_of(term, tops);
-        mark(a, tile.before + i, term, tops, keep_level(a, factor, sum[0]), opaque(thread), threads / kWarp);
-      }
+      if (kFull && a.marks != nullptr)
+        mark<kRuns>(a, tile.before + i, term, keep_level(a, factor, sum[0]), opaque(thread), threads / kWarp);
     }
 
     flush(partial, share.again(), a.units, a.columns);
@@ -854,7 +906,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       Tally tally;
       for (int i = thread; i < rows; i += kWarp) {
         const int64_t row = row_at(i);
-        const float w = a.weights != nullptr ? a.weights[row] : 1.0f, sum = tile_rows.sum[i];
+        const float w = tile_rows.weight[i], sum = tile_rows.sum[i];
         const float x0 = tile_rows.x0[i], base = tile_rows.base[i];
         const bool bad = !(sum > 0.0f);
         finish_row(a, row, x0, base, sum, w, bad, tally);
@@ -891,6 +943,7 @@ __global__ void __launch_bounds__(kWideThreads, sizeof(A) == 4 ? 2 : 1) wide_row
   for (int64_t visit = blockIdx.x; visit < a.sample.visits; visit += gridDim.x) {
     const Tile tile = tile_at(a, visit);
     Tally tally;
+    if (a.marks != nullptr) clear_marks(a, tile, thread, threads);  // for wide_columns_kernel
     for (int begin = 0; begin < tile.rows; begin += R) {
       const int64_t i = tile.row(begin), last = i + (tile.rows - begin < R ? tile.rows - begin : R);
       A s[R], ref[R];
@@ -1013,10 +1066,7 @@ __global__ void __launch_bounds__(kWideColumnThreads, 4) wide_columns_kernel(con
       for (int q = 0; q < R; ++q) {
         if (i + q >= last) continue;
         const A x0 = scratch[4 * (i + q)], base = scratch[4 * (i + q) + 1], factor = scratch[4 * (i + q) + 2];
-        if (!(factor > A(0))) {  // masked, or of weight 0: its terms may be NaN
-          if (a.marks != nullptr) unmark<C / kRun>(a, tile.before + begin + q, thread, warps);
-          continue;
-        }
+        if (!(factor > A(0))) continue;  // masked, or of weight 0: its terms may be NaN
         A e[C];
 #pragma unroll
         for (int c = 0; c < C; ++c) {
@@ -1024,9 +1074,7 @@ __global__ void __launch_bounds__(kWideColumnThreads, 4) wide_columns_kernel(con
           partial[c] = multiply_add(e[c], factor, partial[c]);
         }
         if (a.marks == nullptr) continue;
-        A tops[C / kRun];
-        tops_of(e, tops);
-        mark(a, tile.before + begin + q, e, tops, keep_level(a, factor, scratch[4 * (i + q) + 3]), thread, warps);
+        mark<C / kRun>(a, tile.before + begin + q, e, keep_level(a, factor, scratch[4 * (i + q) + 3]), thread, warps);
       }
     }
     flush(partial, share.again(), a.units, a.columns + from);

@@ -8,14 +8,15 @@
 #include "cuda/launch.h"
 #include "cuda/sinkhorn_candidates_kernels.cuh"
 #include "cuda/sinkhorn_kernels.cuh"
+#include "cuda/sinkhorn_wide_kernels.cuh"
 #include "sela/sinkhorn.h"
 
 namespace sela {
 namespace {
 
+using rows_cuda::Fixed16;
 using sinkhorn_cuda::Arguments;
 using sinkhorn_cuda::CandidateArguments;
-using sinkhorn_cuda::Fixed16;
 
 /// Launches over `work` pieces, `pieces` per block and turn: as many blocks as are resident at once, never more than
 /// work.

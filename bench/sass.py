@@ -11,6 +11,8 @@ element. Which of the loop's instructions are issued in the ordinary case is fou
    blocks that do so are closed.
 4. Of the ways that are left, the one that loads most is the straight way, where loads under a predicate count half: it
    takes the full 16-byte loads where the edge of a row has guarded narrow ones, and reads what the kernel can be given.
+   Of ways that load as much, it is the one with the most multiplications and additions in one: a row that is left out
+   saves the sums of its columns, which is not the ordinary case.
 
 Branches for a diverged warp (BRA.DIV) are not followed, those for a converged one (BRA.CONV) are. An inner loop on the
 way is counted once; loops over shared memory are reported by themselves, since their turns depend on the block's size.
@@ -395,13 +397,13 @@ def _best_way(
     marker: re.Pattern[str],
     markers: int,
     closed: frozenset[int],
-    gain: dict[int, tuple[int, int]],
+    gain: dict[int, tuple[int, ...]],
 ) -> list[int]:
     """The way from head to end with the greatest sum of gains that passes `markers` markers; empty if there is none."""
     order, ahead = _forward(function, loop)
     own = {n: sum(bool(marker.match(i.op)) for i in function.blocks[n].code) for n in loop.blocks}
     Key = tuple[int, int]
-    best: dict[Key, tuple[tuple[int, int], Key | None]] = {}
+    best: dict[Key, tuple[tuple[int, ...], Key | None]] = {}
     states: dict[int, set[int]] = {number: set() for number in loop.blocks}
     start = (loop.head, min(own[loop.head], markers))
     best[start] = (gain[loop.head], None)
@@ -413,7 +415,7 @@ def _best_way(
                 if successor in closed:
                     continue
                 key = (successor, min(passed + own[successor], markers))
-                new = (value[0] + gain[successor][0], value[1] + gain[successor][1])
+                new = tuple(a + b for a, b in zip(value, gain[successor], strict=True))
                 if key not in best or new > best[key][0]:
                     best[key] = (new, (number, passed))
                     states[successor].add(key[1])
@@ -429,7 +431,7 @@ def _best_way(
 
 
 def _cheapest(function: Function, loop: Loop, marker: re.Pattern[str], markers: int) -> list[int]:
-    gain = {number: (-_cost(function.blocks[number]), 0) for number in loop.blocks}
+    gain = {number: (-_cost(function.blocks[number]),) for number in loop.blocks}
     return _best_way(function, loop, marker, markers, frozenset(), gain)
 
 
@@ -440,17 +442,18 @@ def _straight(function: Function, loop: Loop, marker: re.Pattern[str], markers: 
         for number in loop.blocks.difference(cheapest)
         if any(i.collective or marker.match(i.op) for i in blocks[number].code)
     )
-    # Where rows come by 16 bytes, loads of 2 under a predicate are those of a row's end: not the straight way.
+    # Where rows come by 16 bytes, narrower loads under a predicate are those of a row's end: not the straight way.
     wide = any(i.global_load and i.bytes >= 16 for number in loop.blocks for i in blocks[number].code)
 
     def worth(i: Instruction) -> int:
         if not i.guard:
             return 2 * i.bytes
-        return 0 if wide and i.bytes <= 2 else i.bytes
+        return 0 if wide and i.bytes < 16 else i.bytes
 
     gain = {
         number: (
             sum(worth(i) for i in blocks[number].code if i.global_load),
+            sum(i.name in ("FFMA", "DFMA") for i in blocks[number].code),
             -_cost(blocks[number]),
         )
         for number in loop.blocks
@@ -466,7 +469,7 @@ def _straight(function: Function, loop: Loop, marker: re.Pattern[str], markers: 
             back[successor].append(number)
     live = forth & _reach([n for n in loop.ends if n not in closed], back, closed)
     loads = {n for n in live.difference(way) if any(i.global_load for i in blocks[n].code)}
-    longest = {number: (len(blocks[number].code), 0) for number in loop.blocks}
+    longest = {number: (len(blocks[number].code),) for number in loop.blocks}
     busy = _best_way(function, loop, marker, markers, closed | (loop.blocks - live) | loads, longest)
     shared = []
     for inner in function.loops:

@@ -9,17 +9,13 @@
 // Who does what: a warp takes a row up to 1,024 columns, a block of 256 threads a longer one; a thread takes 8 adjacent
 // columns, which are one store of 16 bytes. Every operation is exact or rounded once, as on the CPU: the same bits.
 #pragma once
-#include "cuda/sinkhorn_kernels.cuh"
+#include "cuda/sinkhorn_reductions.cuh"
 #include "sela/logits.h"
 
 namespace sela {
 namespace logits_cuda {
 
-using sinkhorn_cuda::Bytes16;
-using sinkhorn_cuda::infinity;
-using sinkhorn_cuda::kWarp;
-using sinkhorn_cuda::larger;
-using sinkhorn_cuda::to_arithmetic;
+using namespace rows_cuda;
 
 constexpr int kStoreThreads = 256;
 constexpr int kStoreColumns = 8;         // of a thread and sweep: 16 bytes of what is written
@@ -27,6 +23,12 @@ constexpr int kStoreWarpColumns = 1024;  // widest row of one warp
 constexpr float kLargestFloat = 3.402823466e38f;
 constexpr double kLargestDouble = 1.7976931348623157e308;
 
+__device__ __forceinline__ float larger(float a, float b) {
+  return fmaxf(a, b);
+}
+__device__ __forceinline__ double larger(double a, double b) {
+  return fmax(a, b);
+}
 struct StoreArguments {
   const void* logits;
   int64_t rows, cols, stride, values_stride;

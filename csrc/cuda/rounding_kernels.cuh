@@ -27,13 +27,14 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "cuda/gpu.cuh"
+#include "cuda/row_pieces.cuh"
 #include "sela/rounding.h"
 
 namespace sela {
 namespace rounding_cuda {
 
-constexpr int kWarp = 32;
+using namespace rows_cuda;
+
 constexpr int kListThreads = 128;  // four rows per block: blocks come and go in small steps
 constexpr int kWarps = kListThreads / kWarp;
 constexpr int kBlocks = 5;          // that must fit on a multiprocessor: holds registers down to 96
@@ -109,18 +110,6 @@ __device__ __forceinline__ float rounded(double x) {
   return plus(static_cast<float>(x), 0.0f);
 }
 
-__device__ __forceinline__ float to_arithmetic(float x) {
-  return x;
-}
-__device__ __forceinline__ float to_arithmetic(__half x) {
-  return __half2float(x);
-}
-__device__ __forceinline__ float to_arithmetic(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-__device__ __forceinline__ double to_arithmetic(double x) {
-  return x;
-}
 /// A logit as a double.
 template <class T>
 __device__ __forceinline__ double number(T x) {
@@ -237,19 +226,6 @@ struct Row {
   }
 };
 
-/// A piece of 16 bytes of logits.
-template <bool kAligned, class T, int V>
-__device__ __forceinline__ Several<T, V> piece_at(const T* x) {
-  Several<T, V> piece;
-  if (kAligned) {
-    piece = *reinterpret_cast<const Several<T, V>*>(x);
-  } else {
-#pragma unroll
-    for (int v = 0; v < V; ++v) piece.at[v] = x[v];
-  }
-  return piece;
-}
-
 /// Maxima of this lane's columns by their place in a piece, with the bonus, and the largest score without it.
 template <bool kAligned, class T>
 __device__ __forceinline__ float sweep_rows(const Arguments& a, const Row<T>& row, int lane, const float* bonus,
@@ -271,11 +247,11 @@ __device__ __forceinline__ float sweep_rows(const Arguments& a, const Row<T>& ro
   const unsigned cols = static_cast<unsigned>(a.cols);  // below 2^31
   for (unsigned from = static_cast<unsigned>(lane) * V; from + V <= cols; from += kPiecesUnderWay * kStep) {
     // All loads are under way before the first is used; behind the last piece the first one stands in.
-    Several<T, V> piece[kPiecesUnderWay];
+    Bytes16 piece[kPiecesUnderWay];
 #pragma unroll
     for (int u = 0; u < kPiecesUnderWay; ++u) {
       const unsigned j = from + u * kStep;
-      piece[u] = piece_at<kAligned, T, V>(row.x + (j + V <= cols ? j : 0u));
+      piece[u] = piece_at<kAligned, V>(row.x + (j + V <= cols ? j : 0u), V);
     }
 #pragma unroll
     for (int u = 0; u < kPiecesUnderWay; ++u) {
@@ -285,7 +261,7 @@ __device__ __forceinline__ float sweep_rows(const Arguments& a, const Row<T>& ro
       Several<float, V> extra = {};
       if (bonus != nullptr) extra = *reinterpret_cast<const Several<float, V>*>(bonus + j);
 #pragma unroll
-      for (int v = 0; v < V; ++v) take(v, to_arithmetic(piece[u].at[v]), price.at[v], extra.at[v]);
+      for (int v = 0; v < V; ++v) take(v, to_arithmetic(value_in<T>(piece[u], v)), price.at[v], extra.at[v]);
     }
   }
   // What is left of the row is less than a piece.

@@ -8,14 +8,15 @@
 #include "cuda/launch.h"
 #include "cuda/sinkhorn_candidates_kernels.cuh"
 #include "cuda/sinkhorn_kernels.cuh"
+#include "cuda/sinkhorn_wide_kernels.cuh"
 #include "sela/sinkhorn.h"
 
 namespace sela {
 namespace {
 
+using rows_cuda::Fixed16;
 using sinkhorn_cuda::Arguments;
 using sinkhorn_cuda::CandidateArguments;
-using sinkhorn_cuda::Fixed16;
 
 /// Launches over `work` pieces, `pieces` per block and turn: as many blocks as are resident at once, never more than
 /// work.
@@ -179,12 +180,14 @@ Arguments arguments_of(const SinkhornPass& pass, SinkhornSample sample, double l
   a.scratch = scratch;
   a.units = 1.0 / sinkhorn_resolution(pass);
   a.sample = sample_of(pass, sample);
+  a.keep_above = std::numeric_limits<double>::infinity();
   if (level > 0.0) {
     unsigned char* marks = static_cast<unsigned char*>(scratch) + record_bytes(pass, true) + reference_bytes(pass);
     a.marks = reinterpret_cast<unsigned*>(marks);
     a.mark_words = static_cast<int>(mark_words(pass));
     a.keep_above = std::exp(-level);
   }
+  a.keep_above32 = static_cast<float>(a.keep_above);
   return a;
 }
 
@@ -207,6 +210,7 @@ void sinkhorn_pass_cuda(const SinkhornPass& pass, const SinkhornSums& sums, doub
   a.columns = reinterpret_cast<unsigned long long*>(sums.column_sums);
   a.lse = sums.lse;
   a.labels = sums.labels;
+  a.want_labels = sums.labels != nullptr;
   a.totals = totals;
   a.masked = reinterpret_cast<unsigned long long*>(masked);
   a.counts = marks.counts;

@@ -15,7 +15,7 @@
 // Who does what: a warp takes a row, 32 words of marks at a time, a lane one run of each marked word. Lanes write their
 // candidates behind those of the lanes before, by a scan of their numbers: the order is that of the columns.
 #pragma once
-#include "cuda/sinkhorn_kernels.cuh"
+#include "cuda/sinkhorn_reductions.cuh"
 
 namespace sela {
 namespace sinkhorn_cuda {
@@ -58,20 +58,10 @@ __global__ void __launch_bounds__(kCandidateThreads) candidates_kernel(const Can
 #pragma unroll
         for (int v = 0; v < kRun; ++v) e[v] = A(0);
         if ((runs >> lane & 1u) != 0) {
-          Bytes16 piece{{0, 0, 0, 0}};
-          if (kAligned && column + kRun <= a.cols) {
-            piece = *reinterpret_cast<const Bytes16*>(x_row + column);
-          } else {
-#pragma unroll
-            for (int v = 0; v < kRun; ++v) {
-              if (column + v < a.cols)
-                memcpy(reinterpret_cast<unsigned char*>(&piece) + v * sizeof(T), x_row + column + v, sizeof(T));
-            }
-          }
+          const Bytes16 piece = piece_at<kAligned, kRun>(x_row + column, a.cols - column);
 #pragma unroll
           for (int v = 0; v < kRun; ++v) {
-            T x;
-            memcpy(&x, reinterpret_cast<const unsigned char*>(&piece) + v * sizeof(T), sizeof(T));
+            const T x = value_in<T>(piece, v);
             const A g = column + v < a.cols ? static_cast<A>(a.potential[column + v]) : -infinity<A>();
             e[v] = exp_of(multiply_add(to_arithmetic(x) - x0, scale, -base) + g);
             found += e[v] > level ? 1 : 0;

@@ -6,8 +6,6 @@
 //     one 64-bit addition in L2 per 64 entries. Per entry 1 fma + 1 add + 1 mul + 1 ex2 + 1 add + 1 fma.
 //     H100 at 3.0 TB/s and 3.7e12 ex2/s, N = 1,281,167, K = 3000, float16: 7.7 GB = 2.6 ms of memory, 1.0 ms of ex2:
 //     bound by memory, 2.0 ns per row; float32: 4.0 ns per row.
-//   wide_rows_kernel, then wide_columns_kernel (K > 8192, and float64): the logits are read twice, with an ex2 for each
-//     entry each time, and N * 24 bytes of scratch: twice that floor, 1.4 ns per 1000 entries of float16.
 //   Without a reference, in the first pass of a solve, rows are done one by one, by two reductions, and nothing is on
 //     its way meanwhile: that pass misses the floor.
 //
@@ -22,8 +20,6 @@
 //   OneWarp     to 256     a warp       8, 4 (f32 2)   4 of 4 warps      K = 256: 64 KB, 128: 32 KB, 10: 3 KB
 //   OneBlock    to 1024    2..4 warps   8, 4 (f32 2)   8..4              K = 1000: 62 KB, 257: 33 KB
 //   WideBlock   to 8192    3..16 warps  16, 2 (f32 1)  5..1              K = 3000: 48 KB, 8192: 32 KB
-//   wide rows   beyond     8 warps      8, 4 (f64 1)   2                 32 KB
-//   wide columns           4 warps      8, 4 (f64 1)   5..7              48 KB and more
 //
 // All fused mappings have 64 bytes per thread and stage (unaligned rows half of it) and fit in 128 registers, so that
 // 512 threads are resident (on sm_75 fewer, for its 64 KB of shared memory, and it needs fewer). There are two stages
@@ -35,30 +31,13 @@
 // block would add no row to those under way, and would wait at each other's barriers.
 // Why 16 columns per thread beyond: K = 3000 with 8 would be a block of 12 warps, alone on its multiprocessor, with
 // nobody at work while it is at its barrier; 16 columns make two blocks of 6 warps.
-//
-// Column sums are float inside a tile, and leave it as 64-bit integers, whose sum does not depend on any order: the
-// bits are the same for any grid. In a tile rows are added in ascending order, first those that need no care, then the
-// others. Row sums are reduced in a fixed order too.
 #pragma once
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#include "cuda/gpu.cuh"
-#include "sela/logits.h"
-#include "sela/sinkhorn.h"
+#include "cuda/sinkhorn_reductions.cuh"
 
 namespace sela {
 namespace sinkhorn_cuda {
 
-constexpr int kTileRows =
-    static_cast<int>(kSinkhornCudaRows);  // few atomics (1 per 64 entries), and enough tiles for every multiprocessor
-constexpr int kSampleRows = static_cast<int>(kSinkhornGroup);
-constexpr int kTileGroups = kTileRows / kSampleRows;
-constexpr int kWarp = 32;             // threads per warp
 constexpr int kNoLabel = 0x7fffffff;  // more than any column
-constexpr float kLow = 1e-20f;        // safe range of a row's sum relative to its reference
-constexpr float kHigh = 1e30f;
 
 // Mappings of the fused kernel; the comment above has their reasons. kThreads: most threads of a block; kBlocks: blocks
 // that must fit on a multiprocessor, which is what holds the registers down.
@@ -83,541 +62,15 @@ struct WideBlock {
   static constexpr int kWidest = kThreads * kColumns;  // 8192
 };
 constexpr int kFusedColumns = WideBlock<float, true>::kWidest;  // widest row of the fused kernel
-constexpr size_t kSlotBytes = 46 << 10;  // of shared memory for rows on their way; 48 KB a block need no permission
-
-// The wide kernels.
-constexpr int kWideColumns = 8;          // columns per thread and sweep
-constexpr int kWideThreads = 256;        // threads of the row kernel
-constexpr int kWideColumnThreads = 128;  // threads of the column kernel
-template <class A, bool kAligned>
-constexpr int kWideRows = sizeof(A) == 8 ? 1 : (kAligned ? 4 : 2);  // rows in flight
-
-/// Which rows are read: all, or every so many groups of kSampleRows rows. Tiles are those of the whole matrix, so that
-/// its sums come out with the same bits from any number of parts.
-struct Sample {
-  int every;       // 1: all rows
-  int phase;       // groups of the matrix before this part, modulo `every`
-  int start;       // group of this part that is read first
-  int64_t visits;  // tiles in which something is read, with every > kTileGroups; else all tiles
-};
-
-/// What every kernel is given. Pointers are device memory; null: absent.
-struct Arguments {
-  const void* logits;
-  int64_t rows, cols, stride;
-  double scale;
-  const double* potential;
-  const float* weights;
-  const void* reference;
-  unsigned long long* columns;  // [cols], two's complement
-  void* lse;
-  int32_t* labels;
-  double* totals;              // [2 * tiles]: objective, then weight, of each tile
-  unsigned long long* masked;  // [1]
-  void* scratch;               // [rows][4] of the arithmetic type: x0, ref, factor of the wide kernels
-  double units;                // integer units of 1.0
-  int stages;                  // of the fused kernel's rows on their way
-  // What only kFull and the wide kernels know of.
-  const float* maxima;  // [rows] taken off the rows before they were stored, or null
-  double maxima_scale;
-  Sample sample;
-  unsigned* marks;  // [rows read][mark_words]: runs of columns that hold a candidate; null: no candidates
-  int mark_words;
-  int* counts;        // [rows read] candidates, zero before
-  double keep_above;  // a candidate's least share of its row's sum
-};
-
-// ---- Wrappers of what a host cannot do or does differently.
-
-__device__ __forceinline__ float exp_of(float t) {
-  const float y = t * 1.44269504f;
-#if defined(__CUDA_ARCH__)
-  float e;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(y));
-  return e;
-#else
-  return exp2f(y);
-#endif
-}
-__device__ __forceinline__ double exp_of(double t) {
-  return exp(t);
-}
-__device__ __forceinline__ float log_of(float x) {
-  return logf(x);
-}
-__device__ __forceinline__ double log_of(double x) {
-  return log(x);
-}
-__device__ __forceinline__ float multiply_add(float a, float b, float c) {
-  return fmaf(a, b, c);
-}
-__device__ __forceinline__ double multiply_add(double a, double b, double c) {
-  return fma(a, b, c);
-}
-__device__ __forceinline__ float larger(float a, float b) {
-  return fmaxf(a, b);
-}
-__device__ __forceinline__ double larger(double a, double b) {
-  return fmax(a, b);
-}
-__device__ __forceinline__ float to_arithmetic(float x) {
-  return x;
-}
-__device__ __forceinline__ float to_arithmetic(__half x) {
-  return __half2float(x);
-}
-__device__ __forceinline__ float to_arithmetic(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-__device__ __forceinline__ double to_arithmetic(double x) {
-  return x;
-}
-
-/// A logit of fixed16: so many steps below its row's maximum, kFixedImpossible for -inf.
-struct Fixed16 {
-  uint16_t steps;
-};
-
-/// By the bits of 2^23 + steps: cards convert integers at a quarter of the rate of everything else here.
-__device__ __forceinline__ float to_arithmetic(Fixed16 x) {
-  const uint32_t bits = 0x4b000000u | x.steps;
-  float shifted;
-  memcpy(&shifted, &bits, sizeof(shifted));
-  return x.steps == kFixedImpossible ? -INFINITY : 8388608.0f - shifted;
-}
-
-/// The same number, of which the compiler knows nothing: what is computed from it stays where it is written, instead of
-/// being kept in registers (two for each address) over a whole loop.
-__device__ __forceinline__ int opaque(int x) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(x));
-#endif
-  return x;
-}
-
-__device__ __forceinline__ int ones(unsigned x) {
-#if defined(__CUDA_ARCH__)
-  return __popc(x);
-#else
-  return __builtin_popcount(x);
-#endif
-}
-
-/// Number of the lowest bit of a number that has one.
-__device__ __forceinline__ int lowest_bit(unsigned x) {
-#if defined(__CUDA_ARCH__)
-  return __ffs(static_cast<int>(x)) - 1;
-#else
-  return __builtin_ctz(x);
-#endif
-}
-
-template <class A>
-__device__ __forceinline__ A infinity() {
-  return static_cast<A>(INFINITY);
-}
-
-__device__ __forceinline__ void add_units(unsigned long long* column, long long value) {
-  if (value != 0) atomicAdd(column, static_cast<unsigned long long>(value));
-}
-template <class A>
-__device__ __forceinline__ long long in_units(A value, double units) {
-  return static_cast<long long>(static_cast<double>(value) * units + 0.5);
-}
-
-// ---- The columns of a thread.
-
-struct alignas(16) Bytes16 {
-  uint32_t word[4];
-};
-
-/// The columns of one thread: C of them, in ascending order. Aligned rows (every row starts at a multiple of 16 bytes)
-/// are dealt out in pieces of 16 bytes, others one by one, to thread 0, 1, 2, ..., 0, 1, ...: neighbours in a warp
-/// read neighbours in memory.
-template <class T, int C, bool kAligned>
-struct Share {
-  static constexpr int kPer = 16 / static_cast<int>(sizeof(T));  // columns in 16 bytes
-  static constexpr int kPieces = C / kPer;
-  static constexpr int kRun = kAligned ? kPer : 1;  // adjacent columns
-  int first;                                        // column 0
-  int step;                                         // from one run to the next
-  int count;                                        // columns that there are
-
-  __device__ __forceinline__ Share(int thread, int threads, int columns)
-      : first(thread * kRun), step(threads * kRun), count(columns) {}
-  __device__ __forceinline__ Share again() const {
-    Share same = *this;
-    same.first = opaque(first);
-    return same;
-  }
-  __device__ __forceinline__ int column(int c) const { return first + c / kRun * step + c % kRun; }
-  /// Column c of a row, by a 32-bit offset.
-  __device__ __forceinline__ const T* at(const T* row, int c) const {
-    return reinterpret_cast<const T*>(reinterpret_cast<const unsigned char*>(row) +
-                                      static_cast<unsigned>(column(c)) * static_cast<unsigned>(sizeof(T)));
-  }
-  __device__ __forceinline__ bool has(int c) const { return column(c) < count; }
-  __device__ __forceinline__ bool has_piece(int p) const { return kAligned && column(p * kPer) + kPer <= count; }
-};
-
-/// Piece p of the thread's columns of a row, one by one; 0 for those that there are not.
-template <class T, int C, bool kAligned>
-__device__ __forceinline__ Bytes16 gather(const T* row, const Share<T, C, kAligned>& share, int p) {
-  constexpr int kPer = Share<T, C, kAligned>::kPer;
-  Bytes16 piece{{0, 0, 0, 0}};
-#pragma unroll
-  for (int v = 0; v < kPer; ++v) {
-    const int c = p * kPer + v;
-    if (share.has(c)) {
-      const T value = *share.at(row, c);
-      memcpy(reinterpret_cast<unsigned char*>(&piece) + v * sizeof(T), &value, sizeof(T));
-    }
-  }
-  return piece;
-}
-
-/// What a thread has read of one row, as it lies in memory.
-template <class T, int C>
-struct Raw {
-  Bytes16 piece[C * sizeof(T) / 16];
-
-  __device__ __forceinline__ decltype(to_arithmetic(T())) operator[](int c) const {
-    T value;
-    memcpy(&value, reinterpret_cast<const unsigned char*>(piece) + c * sizeof(T), sizeof(T));
-    return to_arithmetic(value);
-  }
-};
-
-template <class T, int C, bool kAligned>
-__device__ __forceinline__ void fetch(const T* row, const Share<T, C, kAligned>& share, Raw<T, C>& raw) {
-#pragma unroll
-  for (int p = 0; p < Share<T, C, kAligned>::kPieces; ++p) {
-    if (share.has_piece(p))
-      raw.piece[p] = *reinterpret_cast<const Bytes16*>(row + share.column(p * Share<T, C, kAligned>::kPer));
-    else
-      raw.piece[p] = gather(row, share.again(), p);
-  }
-}
-
-/// Potentials of the thread's columns; -inf where there is none, which makes every term there 0.
-template <class A, class T, int C, bool kAligned>
-__device__ __forceinline__ void load_potential(const double* potential, const Share<T, C, kAligned>& share, A (&g)[C]) {
-#pragma unroll
-  for (int c = 0; c < C; ++c) g[c] = share.has(c) ? static_cast<A>(potential[share.column(c)]) : -infinity<A>();
-}
-
-/// Column sums of a tile, added to those of all tiles as integers.
-template <class A, class T, int C, bool kAligned>
-__device__ __forceinline__ void flush(const A (&partial)[C], const Share<T, C, kAligned>& share, double units,
-                                      unsigned long long* columns) {
-#pragma unroll
-  for (int c = 0; c < C; ++c)
-    if (share.has(c)) add_units(columns + share.column(c), in_units(partial[c], units));
-}
-
-// ---- Reductions over a group, in a fixed order; all threads of the group get the result.
-
-constexpr int32_t kNone = -1;  // no score above -inf
-constexpr int32_t kBad = -2;   // a score was NaN or +inf; the value is then +inf, which beats all others
-
-/// Best score and its column; of equal scores the lowest column.
-template <class A>
-struct Best {
-  A value;
-  int32_t column;
-};
-
-template <class A>
-__device__ __forceinline__ Best<A> none() {
-  return {-infinity<A>(), kNone};
-}
-
-/// A thread counts its own columns, c = 0, 1, ..., and offers them in that order; place() makes c a column of the row.
-template <class A>
-__device__ __forceinline__ void offer(Best<A>& b, A t, int32_t c) {
-  if (t > b.value) b = {t, c};
-}
-
-/// The same, and takes note of scores that no row may have.
-template <class A>
-__device__ __forceinline__ void offer_checked(Best<A>& b, A t, int32_t c) {
-  offer(b, t, c);
-  if (!(t < infinity<A>())) b = {infinity<A>(), kBad};
-}
-
-template <class A, class Columns>
-__device__ __forceinline__ void place(Best<A>& b, const Columns& share) {
-  if (b.column >= 0) b.column = share.column(b.column);
-}
-
-template <class A>
-__device__ __forceinline__ Best<A> better(Best<A> a, Best<A> b) {
-  return b.value > a.value || (b.value == a.value && b.column < a.column) ? b : a;
-}
-
-template <class A>
-__device__ __forceinline__ A warp_sum(A x) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
-}
-
-/// Largest of numbers >= 0, whose bits are in the order of the numbers.
-__device__ __forceinline__ float warp_top(float x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
-#else
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
-  return x;
-#endif
-}
-
-__device__ __forceinline__ int warp_count(int x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  return __reduce_add_sync(0xffffffffu, x);
-#else
-  return warp_sum(x);
-#endif
-}
-
-template <class A>
-__device__ __forceinline__ Best<A> warp_best(Best<A> x) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    Best<A> other;
-    other.value = __shfl_xor_sync(0xffffffffu, x.value, step);
-    other.column = __shfl_xor_sync(0xffffffffu, x.column, step);
-    x = better(x, other);
-  }
-  return x;
-}
-
-/// Shared memory of a block-wide group: two halves used in turn. Whoever writes a half again has passed a barrier that
-/// all others reached after reading it, so one barrier per reduction is enough.
-template <class A, int R, int kThreads>
-struct Shared {
-  A sums[2][kThreads / kWarp][R];
-  Best<A> best[2][kThreads / kWarp][R];
-};
-
-/// Sums and best scores of N rows over the group, as asked for, with one barrier.
-template <bool kOneWarp, bool kSums, bool kBests, int N, class A, class SharedMemory>
-__device__ __forceinline__ void group_reduce(A (&s)[N], Best<A> (&b)[N], SharedMemory& shared, int& half) {
-#pragma unroll
-  for (int q = 0; q < N; ++q) {
-    if (kSums) s[q] = warp_sum(s[q]);
-    if (kBests) b[q] = warp_best(b[q]);
-  }
-  if (kOneWarp) return;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
-  if (threadIdx.x % kWarp == 0) {
-#pragma unroll
-    for (int q = 0; q < N; ++q) {
-      if (kSums) shared.sums[half][warp][q] = s[q];
-      if (kBests) shared.best[half][warp][q] = b[q];
-    }
-  }
-  __syncthreads();
-#pragma unroll
-  for (int q = 0; q < N; ++q) {
-    if (kSums) s[q] = shared.sums[half][0][q];
-    if (kBests) b[q] = shared.best[half][0][q];
-  }
-  for (int w = 1; w < warps; ++w) {
-#pragma unroll
-    for (int q = 0; q < N; ++q) {
-      if (kSums) s[q] += shared.sums[half][w][q];
-      if (kBests) b[q] = better(b[q], shared.best[half][w][q]);
-    }
-  }
-  half ^= 1;
-}
-
-/// Sums and largest terms of N rows over the group, with one barrier.
-template <bool kOneWarp, int N, class SharedMemory>
-__device__ __forceinline__ void group_sums_and_tops(float (&s)[N], float (&top)[N], SharedMemory& shared, int& half) {
-#pragma unroll
-  for (int q = 0; q < N; ++q) {
-    s[q] = warp_sum(s[q]);
-    top[q] = warp_top(top[q]);
-  }
-  if (kOneWarp) return;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
-  if (threadIdx.x % kWarp == 0) {
-#pragma unroll
-    for (int q = 0; q < N; ++q) {
-      shared.sums[half][warp][q] = s[q];
-      shared.best[half][warp][q].value = top[q];
-    }
-  }
-  __syncthreads();
-#pragma unroll
-  for (int q = 0; q < N; ++q) {
-    s[q] = shared.sums[half][0][q];
-    top[q] = shared.best[half][0][q].value;
-  }
-  for (int w = 1; w < warps; ++w) {
-#pragma unroll
-    for (int q = 0; q < N; ++q) {
-      s[q] += shared.sums[half][w][q];
-      top[q] = fmaxf(top[q], shared.best[half][w][q].value);
-    }
-  }
-  half ^= 1;
-}
-
-template <class A>
-__device__ __forceinline__ bool in_range(A sum) {
-  return sum > static_cast<A>(kLow) && sum < static_cast<A>(kHigh);
-}
-
-// ---- What becomes of a row.
-
-struct Tally {
-  double objective = 0.0, weight = 0.0;
-  int masked = 0;
-};
-
-/// lse = log(sum) more than what the sum is relative to, and than what was taken off the row before it was stored.
-template <class A>
-__device__ __forceinline__ void finish_row(const Arguments& a, int64_t row, A x0, A base, A sum, float weight,
-                                           bool masked, Tally& tally) {
-  double lse = static_cast<double>(x0) * static_cast<double>(static_cast<A>(a.scale)) + static_cast<double>(base) +
-               static_cast<double>(log_of(sum));
-  if (a.maxima != nullptr) lse = a.maxima_scale * static_cast<double>(a.maxima[row]) + lse;
-  if (a.lse != nullptr) static_cast<A*>(a.lse)[row] = masked ? static_cast<A>(NAN) : static_cast<A>(lse);
-  if (masked) {
-    tally.masked += 1;
-  } else if (weight > 0.0f) {
-    tally.objective += static_cast<double>(weight) * lse;
-    tally.weight += static_cast<double>(weight);
-  }
-}
-
-/// Totals of a tile from those of the first R threads of a group, in a fixed order; all threads of their warp take
-/// part.
-template <int R>
-__device__ __forceinline__ void finish_tile(const Arguments& a, int64_t tile, int64_t tiles, int thread, Tally tally) {
-#pragma unroll
-  for (int step = R / 2; step > 0; step /= 2) {
-    tally.objective += __shfl_xor_sync(0xffffffffu, tally.objective, step);
-    tally.weight += __shfl_xor_sync(0xffffffffu, tally.weight, step);
-    tally.masked += __shfl_xor_sync(0xffffffffu, tally.masked, step);
-  }
-  if (thread != 0) return;
-  a.totals[tile] = tally.objective;
-  a.totals[tiles + tile] = tally.weight;
-  if (tally.masked != 0) atomicAdd(a.masked, static_cast<unsigned long long>(tally.masked));
-}
-
-// ---- Which rows, and which of their entries.
-
-/// The rows of one tile that are read: `rows` of them, position i being row(i).
-struct Tile {
-  int number;     // in this part of the matrix
-  int before;     // rows of this part that are read before it
-  int64_t first;  // row of position 0
-  int step;       // rows from one group to the next
-  int rows;
-
-  __device__ __forceinline__ int64_t row(int i) const {
-    return first + static_cast<int64_t>(i / kSampleRows) * step + i % kSampleRows;
-  }
-};
-
-/// Tile `visit` of those in which something is read.
-__device__ __forceinline__ Tile tile_at(const Arguments& a, int64_t visit) {
-  const int every = a.sample.every;
-  int64_t number = visit;
-  if (every > kTileGroups) number = (a.sample.start + visit * every) / kTileGroups;
-  const int64_t left = a.rows - number * kTileRows;
-  const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
-  const int tile = static_cast<int>(number);
-  if (every == 1) return {tile, tile * kTileRows, number * kTileRows, kSampleRows, rows};
-  const int groups = (rows + kSampleRows - 1) / kSampleRows;
-  const int start =
-      static_cast<int>((every - (a.sample.phase + number * kTileGroups) % every) % every);  // group of the tile
-  if (start >= groups) return {tile, 0, a.rows, kSampleRows, 0};
-  const int last = (groups - 1 - start) / every, rest = rows - (start + last * every) * kSampleRows;
-  const int64_t before = (number * kTileGroups + start - a.sample.start) / every * kSampleRows;
-  return {tile, static_cast<int>(before), number * kTileRows + start * kSampleRows, every * kSampleRows,
-          last * kSampleRows + (rest < kSampleRows ? rest : kSampleRows)};
-}
-
-/// Notes which runs of adjacent columns of a row hold a candidate, term > level, and how many the row has: what a
-/// kernel behind this pass needs to find them without reading the row again (sinkhorn_candidates_kernels.cuh).
-/// terms: of this thread; tops: the largest of each run; thread: number of its first run, whose bit is in word thread /
-/// 32; words: from one of its runs to the next.
-template <class A, int C, int kRuns>
-__device__ __forceinline__ void mark(const Arguments& a, int read, const A (&terms)[C], const A (&tops)[kRuns], A level,
-                                     int thread, int words) {
-  const bool first_lane = thread % kWarp == 0;
-  unsigned* words_of_row = a.marks + static_cast<int64_t>(read) * a.mark_words;
-  unsigned any = 0;
-  int found = 0;
-#pragma unroll
-  for (int p = 0; p < kRuns; ++p) {
-    const unsigned bits = __ballot_sync(0xffffffffu, tops[p] > level);
-    const int at = thread / kWarp + p * words;
-    if (first_lane && at < a.mark_words) words_of_row[at] = bits;
-    any |= bits;
-    if (kRuns == C) found += ones(bits);
-  }
-  if (any == 0) return;  // the same for the whole warp
-  if (kRuns != C) {
-#pragma unroll
-    for (int c = 0; c < C; ++c) found += terms[c] > level ? 1 : 0;
-    found = warp_count(found);
-  }
-  if (first_lane) atomicAdd(a.counts + read, found);
-}
-
-/// The same for a row that has no candidates.
-template <int kRuns>
-__device__ __forceinline__ void unmark(const Arguments& a, int read, int thread, int words) {
-#pragma unroll
-  for (int p = 0; p < kRuns; ++p) {
-    const int at = thread / kWarp + p * words;
-    if (thread % kWarp == 0 && at < a.mark_words) a.marks[static_cast<int64_t>(read) * a.mark_words + at] = 0;
-  }
-}
-
-/// Largest term of each run of adjacent columns.
-template <class A, int C, int kRuns>
-__device__ __forceinline__ void tops_of(const A (&terms)[C], A (&tops)[kRuns]) {
-#pragma unroll
-  for (int p = 0; p < kRuns; ++p) {
-    tops[p] = terms[p * (C / kRuns)];
-#pragma unroll
-    for (int c = p * (C / kRuns) + 1; c < (p + 1) * (C / kRuns); ++c) tops[p] = larger(tops[p], terms[c]);
-  }
-}
-
-/// What the search for the candidates of a row goes by: its terms are exp((x - x0) scale - base + g).
-template <class A>
-__device__ __forceinline__ void write_record(const Arguments& a, int64_t row, A x0, A base, A factor, A sum) {
-  A* record = static_cast<A*>(a.scratch) + 4 * row;
-  record[0] = x0;
-  record[1] = base;
-  record[2] = factor;
-  record[3] = sum;
-}
-
-/// Above what a term is a candidate; nothing is where the row's factor is 0: it is masked, or of weight 0.
-template <class A>
-__device__ __forceinline__ A keep_level(const Arguments& a, A factor, A sum) {
-  return factor > A(0) ? static_cast<A>(a.keep_above) * sum : infinity<A>();
-}
-
-// ---- K <= 8192: everything in one read.
+constexpr size_t kSlotBytes = 45 << 10;  // of shared memory for rows on their way; 48 KB a block need no permission
 
 /// What is known of the rows of a tile by its first thread, until its first warp finishes them all together: a
 /// logarithm for each row in the middle of the loop would cost narrow rows a third of their time.
 struct Rows {
   float x0[kTileRows], base[kTileRows];  // the terms of a row are exp((x - x0) scale - base + g)
   float sum[kTileRows];                  // 0: masked
-  int label[kTileRows];                  // kFull only
+  float weight[kTileRows];
+  int label[kTileRows];  // kFull only
 };
 
 /// The rows on their way while others are worked on. Their logits are copied past the registers into shared memory,
@@ -633,20 +86,44 @@ struct Ahead {
            static_cast<int>(threadIdx.x);
   }
 
+  /// Zeros for the columns that there are not, once: their pieces are never copied.
+  __device__ __forceinline__ void clear(const Columns& share) const {
+#pragma unroll
+    for (int p = 0; p < Columns::kPieces; ++p) {
+      if (share.has(p * Columns::kPer)) continue;
+      for (int stage = 0; stage < stages; ++stage) {
+        for (int q = 0; q < M::kRows; ++q) *slot(stage, q, p) = Bytes16{{0, 0, 0, 0}};
+      }
+    }
+  }
+
   /// Starts to copy R rows from `first`; behind the last row of all that one is repeated. Every call is one group of
   /// copies, also when there is no row left.
-  __device__ __forceinline__ void start(const Arguments& a, int stage, int64_t first, const Columns& share) const {
-    if (first < a.rows) {
+  __device__ __forceinline__ void start(const Arguments& a, int stage, unsigned first, const Columns& share) const {
+    const unsigned rows = static_cast<unsigned>(a.rows);  // below 2^31
+    const auto row_at = [&](unsigned row) {
+      return static_cast<const T*>(a.logits) + (row < rows ? row : rows - 1) * a.stride;
+    };
+    if (first < rows) {
 #pragma unroll
       for (int q = 0; q < M::kRows; ++q) {
-        const int64_t row = first + q < a.rows ? first + q : a.rows - 1;
-        const T* x_row = static_cast<const T*>(a.logits) + row * a.stride;
+        const T* row = row_at(first + static_cast<unsigned>(q));
+        const T* x_row = kAligned ? opaque(row) : row;
 #pragma unroll
         for (int p = 0; p < Columns::kPieces; ++p) {
-          if (share.has_piece(p))
+          if (!kAligned)
+            *slot(stage, q, p) = gather(row, share.again(), p);
+          else if (share.has_piece(p))
             copy_async16(slot(stage, q, p), x_row + share.column(p * Columns::kPer));
-          else
-            *slot(stage, q, p) = gather(x_row, share.again(), p);
+        }
+      }
+      if (kAligned && share.count % Columns::kPer != 0) {  // one thread has the end of the rows
+#pragma unroll 1
+        for (int p = 0; p < Columns::kPieces; ++p) {
+          if (!share.ends_in_piece(p)) continue;
+#pragma unroll 1
+          for (int q = 0; q < M::kRows; ++q)
+            *slot(stage, q, p) = gather(row_at(first + static_cast<unsigned>(q)), share.again(), p);
         }
       }
     }
@@ -694,12 +171,14 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
   int half = 0, stage = 0;
   SELA_DYNAMIC_SHARED(Bytes16, slots);
   const Ahead<T, M, kAligned> ahead{slots, kAligned ? a.stages : 1};
+  if constexpr (kAligned) ahead.clear(share);
   const float* reference = static_cast<const float*>(a.reference);
+  const unsigned all_rows = static_cast<unsigned>(a.rows);  // below 2^31
   float ref_ahead[R] = {};
   // References of R rows from `from`; behind the last row that row's.
-  const auto look_ahead = [&](int64_t from) {
+  const auto look_ahead = [&](unsigned from) {
 #pragma unroll
-    for (int q = 0; q < R; ++q) ref_ahead[q] = reference[from + q < a.rows ? from + q : a.rows - 1];
+    for (int q = 0; q < R; ++q) ref_ahead[q] = reference[from + q < all_rows ? from + q : all_rows - 1];
   };
   const auto tile_of = [&](int visit) -> Tile {
     if (kFull) return tile_at(a, visit);
@@ -708,10 +187,10 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
             a.rows - first < kTileRows ? static_cast<int>(a.rows - first) : kTileRows};
   };
   // The row `rows_ahead` positions on, also in the next tile; where only some rows are read every tile begins anew.
-  const auto later = [&](const Tile& tile, int visit, int i, int rows_ahead) {
+  const auto later = [&](const Tile& tile, int visit, int i, int rows_ahead) -> unsigned {
     const int to = i + rows_ahead;
-    if (kFull && a.sample.every > 1) return to < tile.rows ? tile.row(to) : a.rows;
-    return to < kTileRows ? tile.first + to : static_cast<int64_t>(visit + groups - 1) * kTileRows + to;
+    if (kFull && a.sample.every > 1) return to < tile.rows ? static_cast<unsigned>(tile.row(to)) : all_rows;
+    return static_cast<unsigned>(to < kTileRows ? visit : visit + groups - 1) * kTileRows + static_cast<unsigned>(to);
   };
 
   for (int visit = group; visit < visits; visit += groups) {
@@ -720,7 +199,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
     if (kFull && rows == 0) break;  // the matrix ends within the last tile
     if (reference != nullptr && (visit == group || (kFull && a.sample.every > 1))) {
       stage = 0;
-      look_ahead(tile.first);
+      look_ahead(static_cast<unsigned>(tile.first));
       for (int k = 0; k < ahead.stages; ++k) ahead.start(a, k, later(tile, visit, 0, k * R), share);
     }
     const auto row_at = [&](int i) { return kFull ? tile.row(i) : tile.first + i; };
@@ -730,23 +209,24 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
     if (thread < kWarp) {
       for (int i = thread; i < rows; i += kWarp) {
         tile_rows.x0[i] = 0.0f;
+        tile_rows.base[i] = reference != nullptr ? reference[row_at(i)] : 0.0f;
+        tile_rows.weight[i] = a.weights != nullptr ? a.weights[row_at(i)] : 1.0f;
         if (kFull) tile_rows.label[i] = kNoLabel;
       }
     }
-    __syncwarp();  // blocks have a barrier before other warps offer a label
+    if (kFull && a.marks != nullptr) clear_marks(a, tile, thread, threads);
+    __syncwarp();  // blocks have a barrier before other warps read a weight, offer a label or set a mark
 
     // Rows that are done below: all without a reference, else those whose sum leaves its range.
     uint64_t careful = reference != nullptr ? 0 : ~uint64_t{0} >> (64 - rows);
     for (int i = 0; reference != nullptr && i < rows; i += R) {
-      const int64_t row = row_at(i);
-      float e[R][C], s[R], ref[R], weight[R], own_top[R], top[R], tops[R][kRuns];
+      float e[R][C], s[R], ref[R], own_top[R], warp_tops[R], top[R];
       ahead.wait();
 #pragma unroll
       for (int q = 0; q < R; ++q) {
         Raw<T, C> x;
         ahead.take(stage, q, x);
         ref[q] = ref_ahead[q];
-        weight[q] = a.weights != nullptr ? a.weights[row + (i + q < rows ? q : rows - 1 - i)] : 1.0f;
         s[q] = 0.0f;
 #pragma unroll
         for (int c = 0; c < C; ++c) e[q][c] = multiply_add(x[c], scale, -ref[q]) + g[c];
@@ -766,13 +246,12 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       if (kFull) {
 #pragma unroll
         for (int q = 0; q < R; ++q) {
-          tops_of(e[q], tops[q]);
-          own_top[q] = tops[q][0];
+          own_top[q] = e[q][0];
 #pragma unroll
-          for (int p = 1; p < kRuns; ++p) own_top[q] = fmaxf(own_top[q], tops[q][p]);
+          for (int c = 1; c < C; ++c) own_top[q] = fmaxf(own_top[q], e[q][c]);
           top[q] = own_top[q];
         }
-        group_sums_and_tops<M::kOneWarp>(s, top, shared, half);
+        group_sums_and_tops<M::kOneWarp>(s, top, warp_tops, shared, half);
       } else {
         Best<float> unused[R];
         group_reduce<M::kOneWarp, true, false>(s, unused, shared, half);
@@ -780,20 +259,17 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
 
 #pragma unroll
       for (int q = 0; q < R; ++q) {
-        if (i + q >= rows) continue;
+        if (q > 0 && i + q >= rows) continue;
         if (!in_range(s[q])) {  // the same for the whole group
           careful |= uint64_t{1} << (i + q);
           continue;
         }
-        const float factor = weight[q] / s[q];
+        const float factor = tile_rows.weight[i + q] / s[q];
 #pragma unroll
         for (int c = 0; c < C; ++c) partial[c] = multiply_add(e[q][c], factor, partial[c]);
-        if (thread == 0) {
-          tile_rows.base[i + q] = ref[q];
-          tile_rows.sum[i + q] = s[q];
-        }
+        if (thread == 0) tile_rows.sum[i + q] = s[q];
         if (!kFull) continue;
-        if (a.labels != nullptr && own_top[q] == top[q]) {  // few threads, mostly one
+        if (a.want_labels && own_top[q] == top[q]) {  // few threads, mostly one
           int best = C - 1;
 #pragma unroll
           for (int c = C - 2; c >= 0; --c) {
@@ -801,8 +277,10 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
           }
           atomicMin(tile_rows.label + i + q, share.column(best));
         }
-        if (a.marks != nullptr)
-          mark(a, tile.before + i + q, e[q], tops[q], keep_level(a, factor, s[q]), opaque(thread), threads / kWarp);
+        // Few warps of a trained plan's row hold a candidate; none does where there are none to be kept.
+        const float level = keep_above(a, s[q]) * s[q];
+        if (warp_tops[q] > level && factor > 0.0f)
+          mark<kRuns>(a, tile.before + i + q, e[q], level, opaque(thread), threads / kWarp);
       }
     }
 
@@ -823,7 +301,6 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       const bool bad = top[0].column < 0;
       const int64_t at = bad ? 0 : top[0].column;
       const float x0 = to_arithmetic(x_row[at]), base = static_cast<float>(a.potential[at]);
-      const float w = a.weights != nullptr ? a.weights[row] : 1.0f;
       float term[C];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
@@ -831,7 +308,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
         sum[0] += term[c];
       }
       group_reduce<M::kOneWarp, true, false>(sum, top, shared, half);
-      const float factor = bad ? 0.0f : w / sum[0];
+      const float factor = bad ? 0.0f : tile_rows.weight[i] / sum[0];
 #pragma unroll
       for (int c = 0; c < C; ++c) partial[c] = multiply_add(term[c], factor, partial[c]);
       if (thread == 0) {
@@ -840,11 +317,8 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
         tile_rows.sum[i] = sum[0];
         if (kFull) tile_rows.label[i] = top[0].column;
       }
-      if (kFull && a.marks != nullptr) {
-        float tops[kRuns];
-        tops_of(term, tops);
-        mark(a, tile.before + i, term, tops, keep_level(a, factor, sum[0]), opaque(thread), threads / kWarp);
-      }
+      if (kFull && a.marks != nullptr)
+        mark<kRuns>(a, tile.before + i, term, keep_level(a, factor, sum[0]), opaque(thread), threads / kWarp);
     }
 
     flush(partial, share.again(), a.units, a.columns);
@@ -854,7 +328,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       Tally tally;
       for (int i = thread; i < rows; i += kWarp) {
         const int64_t row = row_at(i);
-        const float w = a.weights != nullptr ? a.weights[row] : 1.0f, sum = tile_rows.sum[i];
+        const float w = tile_rows.weight[i], sum = tile_rows.sum[i];
         const float x0 = tile_rows.x0[i], base = tile_rows.base[i];
         const bool bad = !(sum > 0.0f);
         finish_row(a, row, x0, base, sum, w, bad, tally);
@@ -865,171 +339,6 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       finish_tile<kWarp>(a, tile_of(opaque(visit)).number, tiles, thread, tally);
     }
     __syncwarp();  // before the first thread writes the next rows
-  }
-}
-
-// ---- K > 8192, and float64: rows first, then columns; two reads.
-
-/// One block per row tile: log-sum-exp, labels and objective; x0, ref and factor of every row to scratch.
-template <class T, class A, bool kAligned>
-__global__ void __launch_bounds__(kWideThreads, sizeof(A) == 4 ? 2 : 1) wide_rows_kernel(const Arguments a) {
-  constexpr int C = kWideColumns, R = kWideRows<A, kAligned>;
-  using SharedMemory = Shared<A, R, kWideThreads>;
-  SELA_SHARED(SharedMemory, shared);
-  const int64_t tiles = (a.rows + kTileRows - 1) / kTileRows;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const int64_t step = static_cast<int64_t>(threads) * C;
-  const A scale = static_cast<A>(a.scale);
-  const T* logits = static_cast<const T*>(a.logits);
-  const A* reference = static_cast<const A*>(a.reference);
-  int half = 0;
-  const auto of_sweep = [&](int64_t from) {
-    return Share<T, C, kAligned>(thread, threads, static_cast<int>(a.cols - from < step ? a.cols - from : step));
-  };
-  const Share<T, C, kAligned> placing = of_sweep(0);  // its column(c) goes on from sweep to sweep
-
-  for (int64_t visit = blockIdx.x; visit < a.sample.visits; visit += gridDim.x) {
-    const Tile tile = tile_at(a, visit);
-    Tally tally;
-    for (int begin = 0; begin < tile.rows; begin += R) {
-      const int64_t i = tile.row(begin), last = i + (tile.rows - begin < R ? tile.rows - begin : R);
-      A s[R], ref[R];
-      Best<A> best[R];
-#pragma unroll
-      for (int q = 0; q < R; ++q) {
-        ref[q] = reference != nullptr ? reference[i + q < last ? i + q : last - 1] : static_cast<A>(NAN);
-        s[q] = A(0);
-        best[q] = none<A>();
-      }
-      if (reference != nullptr) {
-        for (int64_t from = 0; from < a.cols; from += step) {
-          const Share<T, C, kAligned> share = of_sweep(from);
-          const int before = static_cast<int>(from / threads);  // of this thread, in earlier sweeps
-          Raw<T, C> x[R];
-          A g[C];
-#pragma unroll
-          for (int q = 0; q < R; ++q) fetch(logits + (i + q < last ? i + q : last - 1) * a.stride + from, share, x[q]);
-          load_potential(a.potential + from, share, g);
-#pragma unroll
-          for (int q = 0; q < R; ++q) {
-#pragma unroll
-            for (int c = 0; c < C; ++c) {
-              const A t = multiply_add(x[q][c], scale, -ref[q]) + g[c];
-              if (a.labels != nullptr) offer(best[q], t, before + c);
-              s[q] += exp_of(t);
-            }
-          }
-        }
-#pragma unroll
-        for (int q = 0; q < R; ++q) place(best[q], placing);
-        group_reduce<false, true, true>(s, best, shared, half);
-      }
-
-      unsigned again = 0;  // the same for the whole block
-#pragma unroll
-      for (int q = 0; q < R; ++q) {
-        if (i + q >= last) continue;
-        if (reference == nullptr || !in_range(s[q])) {
-          again |= 1u << q;
-        } else if (thread == q) {
-          const float w = a.weights != nullptr ? a.weights[i + q] : 1.0f;
-          write_record(a, i + q, A(0), ref[q], static_cast<A>(w) / s[q], s[q]);
-          finish_row(a, i + q, A(0), ref[q], s[q], w, false, tally);
-          if (a.labels != nullptr) a.labels[i + q] = best[q].column;
-        }
-      }
-
-#pragma unroll 1
-      for (int q = 0; again != 0; ++q, again >>= 1) {
-        if ((again & 1u) == 0) continue;
-        const int64_t row = i + q;
-        const T* x_row = logits + row * a.stride;
-        A sum[1] = {A(0)};
-        Best<A> top[1] = {none<A>()};
-        for (int64_t from = 0; from < a.cols; from += step) {
-          const Share<T, C, kAligned> share = of_sweep(from);
-          const int before = static_cast<int>(from / threads);
-          Raw<T, C> x;
-          A g[C];
-          fetch(x_row + from, share, x);
-          load_potential(a.potential + from, share, g);
-#pragma unroll
-          for (int c = 0; c < C; ++c) offer_checked(top[0], multiply_add(x[c], scale, g[c]), before + c);
-        }
-        place(top[0], placing);
-        group_reduce<false, false, true>(sum, top, shared, half);
-        const bool bad = top[0].column < 0;
-        const int64_t at = bad ? 0 : top[0].column;
-        const A x0 = to_arithmetic(x_row[at]), base = static_cast<A>(a.potential[at]);
-        for (int64_t from = 0; from < a.cols; from += step) {
-          const Share<T, C, kAligned> share = of_sweep(from);
-          Raw<T, C> x;
-          A g[C];
-          fetch(x_row + from, share, x);
-          load_potential(a.potential + from, share, g);
-#pragma unroll
-          for (int c = 0; c < C; ++c) sum[0] += exp_of(multiply_add(x[c] - x0, scale, -base) + g[c]);
-        }
-        group_reduce<false, true, false>(sum, top, shared, half);
-        if (thread == q) {
-          const float w = a.weights != nullptr ? a.weights[row] : 1.0f;
-          write_record(a, row, x0, base, bad ? A(0) : static_cast<A>(w) / sum[0], sum[0]);
-          finish_row(a, row, x0, base, sum[0], w, bad, tally);
-          if (a.labels != nullptr) a.labels[row] = bad ? -1 : top[0].column;
-        }
-      }
-    }
-    finish_tile<R>(a, tile.number, tiles, thread, tally);
-  }
-}
-
-/// blockIdx.y: columns; blockIdx.x: row tiles, grid-stride. No barrier, no shared memory.
-template <class T, class A, bool kAligned>
-__global__ void __launch_bounds__(kWideColumnThreads, 4) wide_columns_kernel(const Arguments a) {
-  constexpr int C = kWideColumns, R = kWideRows<A, kAligned>, kRun = Share<T, C, kAligned>::kRun;
-  static_assert(kWideColumnThreads % kWarp == 0, "the first run of a block's columns is the first of a word");
-  const int threads = static_cast<int>(blockDim.x), most = threads * C;
-  const int warps = threads / kWarp,
-            thread = static_cast<int>(blockIdx.y) * (most / kRun) + static_cast<int>(threadIdx.x);
-  const int64_t from = static_cast<int64_t>(blockIdx.y) * most;
-  const Share<T, C, kAligned> share(static_cast<int>(threadIdx.x), threads,
-                                    static_cast<int>(a.cols - from < most ? a.cols - from : most));
-  const A scale = static_cast<A>(a.scale);
-  const T* logits = static_cast<const T*>(a.logits) + from;
-  const A* scratch = static_cast<const A*>(a.scratch);
-  A g[C];
-  load_potential(a.potential + from, share, g);
-  for (int64_t visit = blockIdx.x; visit < a.sample.visits; visit += gridDim.x) {
-    const Tile tile = tile_at(a, visit);
-    A partial[C];
-#pragma unroll
-    for (int c = 0; c < C; ++c) partial[c] = A(0);
-    for (int begin = 0; begin < tile.rows; begin += R) {
-      const int64_t i = tile.row(begin), last = i + (tile.rows - begin < R ? tile.rows - begin : R);
-      Raw<T, C> x[R];
-#pragma unroll
-      for (int q = 0; q < R; ++q) fetch(logits + (i + q < last ? i + q : last - 1) * a.stride, share, x[q]);
-#pragma unroll
-      for (int q = 0; q < R; ++q) {
-        if (i + q >= last) continue;
-        const A x0 = scratch[4 * (i + q)], base = scratch[4 * (i + q) + 1], factor = scratch[4 * (i + q) + 2];
-        if (!(factor > A(0))) {  // masked, or of weight 0: its terms may be NaN
-          if (a.marks != nullptr) unmark<C / kRun>(a, tile.before + begin + q, thread, warps);
-          continue;
-        }
-        A e[C];
-#pragma unroll
-        for (int c = 0; c < C; ++c) {
-          e[c] = exp_of(multiply_add(x[q][c] - x0, scale, -base) + g[c]);
-          partial[c] = multiply_add(e[c], factor, partial[c]);
-        }
-        if (a.marks == nullptr) continue;
-        A tops[C / kRun];
-        tops_of(e, tops);
-        mark(a, tile.before + begin + q, e, tops, keep_level(a, factor, scratch[4 * (i + q) + 3]), thread, warps);
-      }
-    }
-    flush(partial, share.again(), a.units, a.columns + from);
   }
 }
 

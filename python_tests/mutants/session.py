@@ -62,7 +62,14 @@ UNITS = (
     Unit("newton", ("newton.cu", "newton_kernels.cuh"), ("python_tests/simt/test_newton.py",)),
     Unit(
         "sinkhorn",
-        ("sinkhorn.cu", "sinkhorn_kernels.cuh", "sinkhorn_candidates_kernels.cuh"),
+        (
+            "sinkhorn.cu",
+            "sinkhorn_kernels.cuh",
+            "sinkhorn_wide_kernels.cuh",
+            "sinkhorn_reductions.cuh",
+            "sinkhorn_candidates_kernels.cuh",
+            "row_pieces.cuh",
+        ),
         (
             "python_tests/simt/test_sinkhorn.py",
             "python_tests/simt/test_sinkhorn_mutants.py",

@@ -48,6 +48,7 @@ from sela_ext.kernels.newton import (
 )
 from sela_ext.kernels.reader import (
     READ_CANCELLED,
+    READ_NO_ROOM,
     READ_NO_MEMORY,
     READ_NOT_REGULAR,
     READ_OK,
@@ -56,6 +57,7 @@ from sela_ext.kernels.reader import (
     READ_UNREADABLE,
     JoinedPaths,
     ReadBatch,
+    ReadPlanes,
     Reader,
     Ticket,
 )
@@ -69,6 +71,7 @@ __all__ = [
     "EFFECTS",
     "PARAMETERS",
     "READ_CANCELLED",
+    "READ_NO_ROOM",
     "READ_NOT_REGULAR",
     "READ_NO_MEMORY",
     "READ_OK",
@@ -92,6 +95,7 @@ __all__ = [
     "NewtonSums",
     "Planes",
     "ReadBatch",
+    "ReadPlanes",
     "Reader",
     "RefusedDeviceWarning",
     "Rounding",

@@ -35,6 +35,19 @@ if TYPE_CHECKING:
 CROPS = np.dtype([("data", np.uint64), ("height", np.int32), ("width", np.int32), ("stride", np.int64)])
 """One image in device memory, as csrc/sela/augment.h lays out ImageView."""
 
+_PLANE = [
+    *(("data", np.uint64), ("stride", np.int64)),
+    *((name, np.int32) for name in ("top", "left", "height", "width", "full_height", "full_width", "step_y", "step_x")),
+    *(("smooth_y", np.bool_), ("smooth_x", np.bool_), ("room", np.uint8, (6,))),
+]
+PLANAR = np.dtype(
+    [
+        *(("plane", _PLANE, (3,)), ("count", np.int32), ("rgb", np.bool_), ("room", np.uint8, (3,))),
+        *(("height", np.int32), ("width", np.int32)),
+    ]
+)
+"""One image as planes, as csrc/sela/planes.h lays out PlanarImage."""
+
 _ALIGNMENT = 16  # bytes; of every image's first one, and of the records
 
 

@@ -48,8 +48,8 @@ from sela_ext.kernels.newton import (
 )
 from sela_ext.kernels.reader import (
     READ_CANCELLED,
-    READ_NO_ROOM,
     READ_NO_MEMORY,
+    READ_NO_ROOM,
     READ_NOT_REGULAR,
     READ_OK,
     READ_OTHER,
@@ -57,8 +57,8 @@ from sela_ext.kernels.reader import (
     READ_UNREADABLE,
     JoinedPaths,
     ReadBatch,
-    ReadPlanes,
     Reader,
+    ReadPlanes,
     Ticket,
 )
 from sela_ext.kernels.rounding import Candidates, Rounding, column_margins, find_candidates, smooth_prices
@@ -71,9 +71,9 @@ __all__ = [
     "EFFECTS",
     "PARAMETERS",
     "READ_CANCELLED",
-    "READ_NO_ROOM",
     "READ_NOT_REGULAR",
     "READ_NO_MEMORY",
+    "READ_NO_ROOM",
     "READ_OK",
     "READ_OTHER",
     "READ_TOO_LARGE",

@@ -22,10 +22,11 @@ Note [What is decoded exactly]
     0.4 to 0.7 of 255 from the full one in the mean over photographs, up to 16 at single pixels.
 
 Note [Places in an arena]
-    `Reader.submit_planes` leaves resampling to somebody else, a CUDA device: it decodes the samples that views need into
-    memory of the caller's. Places are given in the order of the images: each is placed if what it needs still fits
-    behind those placed before it, be they as the header says or damaged. So which images are there, and where, follows
-    from the files and from what is drawn, not from threads or from what is known of the files.
+    `Reader.submit_planes` leaves resampling to somebody else, a CUDA device: it decodes the samples that views need
+    into memory of the caller's. Places are given in the order of the images, by what the headers say: each is placed if
+    what it needs still fits behind those placed before it, and one that turns out to be damaged keeps its place. So
+    which images are there, and where, follows from the files and from what is drawn, not from threads or from what is
+    known of the files.
 
     Planes are as the file has them, or from a reduced transform where `Reader` takes one; small images are whole, and
     these, turned ones and unusual samplings are planes of R, G and B. Views of one resolution share one box around

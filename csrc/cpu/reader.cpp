@@ -38,8 +38,7 @@ class SignalsBlocked {
 
 }  // namespace
 
-ReadBatch::ReadBatch(ReadRequest wanted)
-    : request(std::move(wanted)), places_(request.arena.bytes), left_(count()) {}
+ReadBatch::ReadBatch(ReadRequest wanted) : request(std::move(wanted)), places_(request.arena.bytes), left_(count()) {}
 
 void ArenaPlaces::wait_for_turn(int64_t i) {
   constexpr int kLooks = 200;  // a small image is over in microseconds, less than it takes to fall asleep

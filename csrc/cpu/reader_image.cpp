@@ -484,8 +484,7 @@ void ImageReader::plan_pieces(const Place& at, int32_t height, int32_t width, bo
     for (size_t v = 0; v < at.views(); ++v) {
       if ((planes ? scale_of(at, v) : 1) != scale) continue;
       const AugmentParameters& p = at.request.targets[v].parameters[at.i];
-      const PixelBox box =
-          planes ? planes_box(at, v, scale) : shown_box(options_.views[v].options, p, height, width);
+      const PixelBox box = planes ? planes_box(at, v, scale) : shown_box(options_.views[v].options, p, height, width);
       pieces_.push_back({box, scale, {}, 0, {v}});
     }
     if (pieces_.size() - first < 2) continue;

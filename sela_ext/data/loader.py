@@ -598,6 +598,8 @@ class Loader:
                 position += len(piece)
                 keys = self._bad.without_known(piece)
                 if len(keys):
+                    if isinstance(reading, PlaneReading):
+                        keys = piece  # which are left out later: places in the arena must not depend on what is known
                     begun.append(self._begin(keys, epoch, position, picking or reading, fallback))
                 if len(begun) > ahead:
                     yield from self._finish(begun.popleft(), uploader)
@@ -633,8 +635,10 @@ class Loader:
         """The batch, unless all of its images are bad."""
         bad = begun.finish()
         rows = begun.rows
-        if bad:
-            good = np.ones(len(rows.index), dtype=bool)
+        good = np.ones(len(rows.index), dtype=bool)
+        if isinstance(rows, PlaneRows):
+            good = ~self._bad.known(rows.keys)
+        if bad or not good.all():
             for place in sorted(bad):
                 good[place] = False
                 self._bad.add(int(rows.index[place]), bad[place])

@@ -326,6 +326,7 @@ class Reader:
             OptionError: seed, epoch or a view out of range, or an item of another type.
             ResourceError: The reader is closed, or this is another process than the reader's.
         """
+        numbers = _numbers(items, index, keys)
         count = len(items)
         self._check_views(len(out), views, "out, views")
         for augment, tensor in zip(self.augments, out, strict=True):
@@ -333,7 +334,7 @@ class Reader:
             check_output(tensor, shape, self.dtype, self.channels_last)
         result = ReadBatch(**self._outputs(count))
         addresses = [tensor.data_ptr() for tensor in out]
-        core = self._submit(items, index, addresses, None, result, seed, epoch, views, indexes, keys)
+        core = self._submit(items, numbers, addresses, None, result, seed, epoch, views, indexes)
         return Ticket(core, result, self._store, list(out))
 
     def submit_planes(
@@ -381,6 +382,7 @@ class Reader:
             >>> found.used, found.images[0, 0]["plane"]["width"].tolist()
             (27008, [150, 75, 75])
         """
+        numbers = _numbers(items, index, keys)
         count = len(items)
         self._check_views(len(self.augments), views, "views")
         if self.channels != 3:
@@ -395,7 +397,7 @@ class Reader:
         )
         place = (arena.ctypes.data, arena.nbytes, result.images, result.offset, result.wanted)
         addresses = [0] * len(self.augments)
-        core = self._submit(items, index, addresses, place, result, seed, epoch, views, indexes, keys)
+        core = self._submit(items, numbers, addresses, place, result, seed, epoch, views, indexes)
         return Ticket(core, result, self._store, [arena])
 
     def _check_views(self, outputs: int, views: Sequence[int], names: str) -> None:
@@ -417,7 +419,7 @@ class Reader:
     def _submit(
         self,
         items: Sequence[str | bytes | memoryview] | JoinedPaths,
-        index: npt.ArrayLike,
+        numbers: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None],
         outs: list[int],
         arena: tuple[int, int, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]] | None,
         result: ReadBatch,
@@ -425,32 +427,21 @@ class Reader:
         epoch: int,
         views: Sequence[int],
         indexes: Sequence[bytes | memoryview | None] | None,
-        keys: npt.ArrayLike | None,
     ) -> _core.ReadTicket:
         """Check what both ways have in common, and queue."""
         check_key(seed, epoch)
         for view in views:
             check_key(seed, epoch, view)
-        numbers = np.ascontiguousarray(index, dtype=np.int64)
         count = len(items)
         batch = items.text if isinstance(items, JoinedPaths) else list(items)
-        if numbers.shape != (count,):
-            raise DataError(f"index: expected {count} numbers, one per item, found shape {numbers.shape}")
-        if count and (numbers.min() < 0 or numbers.max() >= 1 << 40):
-            raise DataError(f"index: expected numbers in [0, 2^40), found {numbers.min()} to {numbers.max()}")
-        drawn = None if keys is None else np.ascontiguousarray(keys, dtype=np.int64)
-        if drawn is not None and drawn.shape != (count,):
-            raise DataError(f"keys: expected {count} numbers, one per item, found shape {drawn.shape}")
-        if drawn is not None and count and (drawn.min() < 0 or drawn.max() >= 1 << 40):
-            raise DataError(f"keys: expected numbers in [0, 2^40), found {drawn.min()} to {drawn.max()}")
         if indexes is not None and len(indexes) != count:
             raise DataError(f"indexes: expected {count}, one per item, found {len(indexes)}")
         try:
             return self._core.submit(
                 items=batch,
                 indexes=None if indexes is None else list(indexes),
-                index=numbers,
-                keys=drawn,
+                index=numbers[0],
+                keys=numbers[1],
                 outs=outs,
                 seed=int(seed),
                 epoch=int(epoch),
@@ -477,6 +468,24 @@ class Reader:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _numbers(
+    items: Sequence[str | bytes | memoryview] | JoinedPaths, index: npt.ArrayLike, keys: npt.ArrayLike | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+    """`index` and `keys` of as many images as there are items, checked."""
+    numbers = np.ascontiguousarray(index, dtype=np.int64)
+    count = len(items)
+    if numbers.shape != (count,):
+        raise DataError(f"index: expected {count} numbers, one per item, found shape {numbers.shape}")
+    if count and (numbers.min() < 0 or numbers.max() >= 1 << 40):
+        raise DataError(f"index: expected numbers in [0, 2^40), found {numbers.min()} to {numbers.max()}")
+    drawn = None if keys is None else np.ascontiguousarray(keys, dtype=np.int64)
+    if drawn is not None and drawn.shape != (count,):
+        raise DataError(f"keys: expected {count} numbers, one per item, found shape {drawn.shape}")
+    if drawn is not None and count and (drawn.min() < 0 or drawn.max() >= 1 << 40):
+        raise DataError(f"keys: expected numbers in [0, 2^40), found {drawn.min()} to {drawn.max()}")
+    return numbers, drawn
 
 
 @atexit.register

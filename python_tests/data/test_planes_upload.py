@@ -111,7 +111,7 @@ def test_what_has_no_room_is_made_here_and_the_same_bits_come_again(play, host_c
     views = Augment.multi_crop((40, 24), (1, 2))
     options = {"batch_size": 11, "augment": views, "seed": 5}
     expected = list(Loader(folder, threads=1, **options).epoch(1))
-    monkeypatch.setattr(planes_upload, "arena_bytes", lambda *arguments: nbytes)
+    monkeypatch.setattr(planes_upload.Sending, "room", lambda sending, rows: nbytes)
     sizes = itertools.cycle(view.size for view in views)
 
     def spoil(outputs):  # so that it can be told who has made a pixel
@@ -152,7 +152,7 @@ def test_bad_images_are_left_out_and_places_do_not_depend_on_what_is_known(play,
     here = Loader(spoiled, **options)
     expected = [list(here.epoch(number)) for number in range(2)]
     if nbytes is not None:
-        monkeypatch.setattr(planes_upload, "arena_bytes", lambda *arguments: nbytes)
+        monkeypatch.setattr(planes_upload.Sending, "room", lambda sending, rows: nbytes)
     play()
     there = Loader(spoiled, **options)
     for number, batches in enumerate(expected):
@@ -179,12 +179,10 @@ def test_images_that_come_again_are_drawn_anew(play, folder):
     play()
     there = Loader(folder, **options)
     assert_close(there.epoch(2, order=order), expected, there.views)
-    before = there.sending.nbytes
     there = Loader(folder, **{**options, "batch_size": 64})  # an order makes its largest batch larger
-    assert there.sending.nbytes > before / 2
-    wide = there.sending.nbytes
+    before = there.arena_nbytes
     assert len(list(there.epoch(0, order=order))) == 2
-    assert there.sending.nbytes > wide
+    assert there.arena_nbytes > before
 
 
 @pytest.mark.parametrize(
@@ -266,7 +264,7 @@ def test_records_name_the_copy_and_memory_goes_back_to_the_ring(play, folder, mo
     monkeypatch.setattr(planes_upload, "on_card", lambda device: True)
     monkeypatch.setattr(planes_upload, "indexed", lambda device: torch.device("cpu"))
     assert_close(loader.epoch(0), expected, loader.views)
-    room = loader.sending.nbytes + planes_upload.records_bytes(4, 1)
+    room = loader.arena_nbytes
     assert max(uploaders[0].bytes) <= room
     assert min(uploaders[0].bytes) < room / 2  # what is used of an arena is sent
     assert loader._arenas.free >= 1
@@ -274,8 +272,23 @@ def test_records_name_the_copy_and_memory_goes_back_to_the_ring(play, folder, mo
 
 
 def test_arenas_have_room_for_a_batch_and_a_limit():
-    views = (Augment.none(32), Augment.none(16))
-    wanted = np.array([4000, 6000, 0, 10_000])
-    assert planes_upload.arena_bytes(wanted, 256, views) == 1.5 * 5000 * 256
-    assert planes_upload.arena_bytes(wanted, 1, views) == pytest.approx(5000 + 4 * wanted.std(), abs=16)
-    assert planes_upload.arena_bytes(1000 * wanted, 256, views) == 8 * 3 * 256 * (32**2 + 16**2)
+    wanted = (4000, 6000, 0, 10_000)
+    sending = planes_upload.Sending(True, "", wanted, 24_000)
+    assert sending.room(256) == 1.5 * 5000 * 256
+    assert sending.room(1) == pytest.approx(5000 + 4 * np.std(wanted), abs=16)
+    assert planes_upload.Sending(True, "", wanted, 5504).room(100) == 550_400
+    assert planes_upload.Sending(False, "", wanted, 24_000).room(256) == 0
+
+
+def test_what_is_sent_is_said_before_anything_is(play, folder):
+    play()
+    loader = Loader(folder, batch_size=8, augment=[Augment.none(40), Augment.none(24)], threads=1)
+    found = loader.sending
+    assert found.planes
+    assert found.reason.startswith("planes: the device makes the views; ")
+    assert found.reason.endswith("kB of samples per image")
+    assert len(found.wanted) == 29
+    assert sum(wanted == 0 for wanted in found.wanted) >= 4  # the PNG files
+    assert found.most == 24 * (40**2 + 24**2)
+    assert loader.arena_nbytes == found.room(8) + planes_upload.records_bytes(8, 2)
+    assert Loader(folder, threads=1, send="views").arena_nbytes == 0

@@ -393,7 +393,6 @@ class Loader:
             if largest > self._rows:
                 self._rows = largest
                 self._ring = self._make_ring()
-                self.__dict__.pop("sending", None)
                 self.__dict__.pop("_arenas", None)
         begin = check_integer("start", start, 0, len(share))
         if not len(share):
@@ -418,7 +417,6 @@ class Loader:
             self._drawing.dtype,
             self._device,
             wish=self._send,
-            rows=self._rows,
             measure=self._measure,
         )
 
@@ -440,8 +438,14 @@ class Loader:
     @cached_property
     def _arenas(self) -> TensorRing:
         """Memory for the samples of batches, and for records of them."""
-        room = self.sending.nbytes + records_bytes(self._rows, len(self.views))
-        return TensorRing([(1, 1, room)], rows=1, dtype=torch.uint8, pinned=self._pinned)
+        return TensorRing([(1, 1, self.arena_nbytes)], rows=1, dtype=torch.uint8, pinned=self._pinned)
+
+    @property
+    def arena_nbytes(self) -> int:
+        """Bytes that are sent of a batch, at most, beside views: samples and records; 0 where none are."""
+        if not self.sending.planes:
+            return 0
+        return self.sending.room(self._rows) + records_bytes(self._rows, len(self.views))
 
     def close(self) -> None:
         """End the compiled reader's threads, and let go of memory, on the device too; a later epoch starts anew."""
@@ -586,7 +590,7 @@ class Loader:
                     fallback,
                     self._others,
                     arenas=self._arenas,
-                    nbytes=self.sending.nbytes,
+                    sending=self.sending,
                     ring=self._ring,
                 )
             else:

@@ -41,7 +41,7 @@ Wish = Literal["auto", "planes", "views"]
 
 # Images that are looked at to find how large an arena has to be.
 LOOKED_AT = 64
-# An arena holds a batch of so many times the mean image; and no more than so many bytes per value of an RGB view.
+# An arena holds a batch of so many times the mean image; and at most so many bytes per value of its views.
 _MARGIN = 1.5
 _MOST_BYTES = 8
 _ALIGNMENT = 16
@@ -54,12 +54,30 @@ class Sending:
     Attributes:
         planes: Decoded samples, of which the device makes the views; else finished views.
         reason: In words, with numbers.
-        nbytes: Pinned memory for the samples of a batch; 0 where views are sent.
+        wanted: Bytes of the samples of each image that was looked at.
+        most: Bytes that an image may have of an arena, in the mean.
     """
 
     planes: bool
     reason: str
-    nbytes: int = 0
+    wanted: tuple[int, ...] = ()
+    most: int = 0
+
+    def room(self, rows: int) -> int:
+        """Bytes for the samples of a batch of so many images; 0 where views are sent.
+
+        Half as much again as the mean, and at least four deviations of a batch's sum above it. It depends on nothing
+        but the files and the batch, since what has no room is made elsewhere.
+
+        Example:
+            >>> Sending(True, "", (1000, 1000, 1000), 9000).room(10)
+            15008
+        """
+        if not self.planes:
+            return 0
+        mean, deviation = float(np.mean(self.wanted)), float(np.std(self.wanted))
+        enough = max(_MARGIN * rows * mean, rows * mean + 4 * deviation * rows**0.5)
+        return _up(int(min(enough, rows * self.most)))
 
 
 def sending_refusal(source: Source, views: tuple[Augment, ...], dtype: torch.dtype, device: torch.device) -> str | None:
@@ -92,10 +110,9 @@ def plan_sending(
     device: torch.device,
     *,
     wish: Wish,
-    rows: int,
     measure: Callable[[Int64Array], Int64Array],
 ) -> Sending:
-    """Decide what is sent, and how large an arena is.
+    """Decide what is sent, and how much room it may take.
 
     Args:
         source: The images.
@@ -103,7 +120,6 @@ def plan_sending(
         dtype: Of the views.
         device: Where batches are wanted.
         wish: "auto": planes where the device can make the views; "planes": or else it is an error; "views".
-        rows: Images of the largest batch.
         measure: The bytes that each of some images needs, from their numbers; 0 where they are not the reader's.
 
     Raises:
@@ -121,25 +137,11 @@ def plan_sending(
         if wish == "planes":
             raise OptionError(f"send: expected images that the device can make views of, found {problem}")
         return Sending(False, f"views: {problem}")
-    nbytes = arena_bytes(found, rows, views)
-    words = f"planes: the device makes the views; {size(float(found.mean()))} per image, {size(nbytes)} per batch"
-    return Sending(True, words, nbytes)
-
-
-def arena_bytes(wanted: Int64Array, rows: int, views: tuple[Augment, ...]) -> int:
-    """Bytes for the samples of a batch, from those of some images.
-
-    Half as much again as the mean, at least four deviations of a batch's sum above it; at most `_MOST_BYTES` per value
-    of the views.
-
-    Example:
-        >>> arena_bytes(np.array([1000, 1000, 1000]), 10, (Augment.none(32),))
-        15008
-    """
-    mean, deviation = float(wanted.mean()), float(wanted.std())
-    enough = max(_MARGIN * rows * mean, rows * mean + 4 * deviation * rows**0.5)
-    most = _MOST_BYTES * 3 * rows * sum(view.size**2 for view in views)
-    return _up(int(min(enough, most)))
+    most = _MOST_BYTES * 3 * sum(view.size**2 for view in views)
+    mean = size(float(found.mean()))
+    return Sending(
+        True, f"planes: the device makes the views; {mean} of samples per image", tuple(found.tolist()), most
+    )
 
 
 def _up(count: int) -> int:
@@ -205,7 +207,7 @@ class PlaneReading:
         fallback: For images that the reader does not take; it stays open.
         others: bool [N], as for `sela_ext.data.reading.Reading`.
         arenas: Lends memory for samples and records, uint8 [1, 1, 1, bytes].
-        nbytes: How much of it is for samples.
+        sending: How much of it is for samples.
         ring: Lends memory for views that are made here.
     """
 
@@ -218,7 +220,7 @@ class PlaneReading:
         others: npt.NDArray[np.bool_],
         *,
         arenas: TensorRing,
-        nbytes: int,
+        sending: Sending,
         ring: TensorRing,
     ) -> None:
         self._source = source
@@ -226,7 +228,7 @@ class PlaneReading:
         self._reader = reader
         self._fallback = fallback
         self._others = others
-        self._arenas, self._nbytes = arenas, nbytes
+        self._arenas, self._sending = arenas, sending
         self._ring = ring
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="sela-reader")
 
@@ -244,7 +246,7 @@ class PlaneReading:
         ticket = self._reader.submit_planes(
             located.items,
             rows.index,
-            rows.arena[: self._nbytes].numpy(),
+            rows.arena[: self._sending.room(len(rows.index))].numpy(),
             seed=self._drawing.seed,
             epoch=rows.epoch,
             views=self._views,

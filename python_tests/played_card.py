@@ -10,7 +10,7 @@ from sela_ext import _core
 from sela_ext.kernels import EFFECTS, PARAMETERS, Augment, device
 from sela_ext.kernels.anderson_device import STATE as ANDERSON_STATE
 from sela_ext.kernels.augment import effect_options
-from sela_ext.kernels.augment_device import CROPS
+from sela_ext.kernels.augment_device import CROPS, PLANAR
 from sela_ext.kernels.newton_device import STATE
 from sela_ext.kernels.reference.anderson import anderson_step
 
@@ -24,28 +24,28 @@ def array_at(address, dtype, *shape):
     return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
 
 
-_PLANE = [
-    *(("data", np.int64), ("stride", np.int64)),
-    *((name, np.int32) for name in ("top", "left", "height", "width", "full_height", "full_width", "step_y", "step_x")),
-    *(("smooth_y", np.bool_), ("smooth_x", np.bool_), ("room", np.uint8, (6,))),
-]
-PLANAR_IMAGE = np.dtype(
-    [
-        *(("plane", _PLANE, (3,)), ("count", np.int32), ("rgb", np.bool_), ("room", np.uint8, (3,))),
-        *(("height", np.int32), ("width", np.int32)),
-    ]
-)
-"""One record of `_core.plane_records`, as csrc/sela/planes.h lays it out."""
-
-
 def planes_at(record):
-    """An image as `_core.augment_planes` takes it, from its record."""
+    """An image as `_core.augment_planes` takes it, from its record.
+
+    Its planes begin at one place there; here chroma may begin a sample before it, so zeros are put in front of others.
+    """
     planes = record["plane"][: record["count"]]
-    arrays = [array_at(int(p["data"]), np.uint8, p["height"], p["width"]) for p in planes]
     first, last = planes[0], planes[-1]
     steps = (int(last["step_y"]), int(last["step_x"]))
     smooth = (bool(last["smooth_y"]), bool(last["smooth_x"]))
-    top, left = int(first["top"] * first["step_y"]), int(first["left"] * first["step_x"])
+    top, left = (
+        min(int(p[begin] * p[step]) for p in planes) // most * most
+        for begin, step, most in (("top", "step_y", max(steps[0], 8)), ("left", "step_x", max(steps[1], 8)))
+    )
+    arrays = []
+    for p in planes:
+        rows = np.lib.stride_tricks.as_strided(
+            array_at(int(p["data"]), np.uint8, (p["height"] - 1) * p["stride"] + p["width"]),
+            (p["height"], p["width"]),
+            (p["stride"], 1),
+        )
+        above, before = p["top"] - top // p["step_y"], p["left"] - left // p["step_x"]
+        arrays.append(np.pad(rows, ((above, 0), (before, 0))))
     size = (int(record["height"]), int(record["width"]))
     return (arrays, top, left, *size, steps, smooth, bool(record["rgb"]), int(first["step_y"]))
 
@@ -366,7 +366,7 @@ class HostCore(PlayedNewton, PlayedAnderson):
             _core.sample_effects(further, ids, seed, epoch, view, effects)
         target = (params, effects, out, dtype, channels_last, 1)
         if planes:
-            source = [planes_at(record) for record in array_at(planes, PLANAR_IMAGE, count)]
+            source = [planes_at(record) for record in array_at(planes, PLANAR, count)]
             _core.augment_planes(options, further, source, exact, channels, *target)
         elif crops:
             records = array_at(crops, CROPS, count)

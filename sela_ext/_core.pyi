@@ -878,8 +878,9 @@ class Reader:
         width: npt.NDArray[Any],
         params: Sequence[npt.NDArray[np.void]],
         effects: Sequence[npt.NDArray[np.void] | None],
+        arena: tuple[int, int, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]] | None,
     ) -> ReadTicket:
-        """Queues a batch, which is written to the arrays given; outs are addresses."""
+        """Queues a batch, which is written to the arrays given; outs are addresses, not looked at with an arena: (address, bytes, records [views, count], offsets [count], wanted bytes [count])."""
 
     def close(self) -> None:
         """Ends the threads."""

@@ -16,6 +16,7 @@
 #include "bindings/bindings.h"
 #include "bindings/names.h"
 #include "sela/jpeg.h"
+#include "sela/planes.h"
 
 namespace py = pybind11;
 
@@ -23,6 +24,7 @@ namespace sela {
 namespace {
 
 constexpr char kElsewhere[] = "the reader belongs to another process; make one in each process";
+static_assert(sizeof(PlanarImage) == 184, "PlanarImage must match the numpy record PLANAR");
 using Longs = py::array_t<int64_t, py::array::c_style>;
 
 /// Memory of Python objects that is held for a while.
@@ -134,6 +136,22 @@ void split_paths(const py::bytes& text, std::vector<ReadItem>& items) {
     throw std::invalid_argument("expected " + std::to_string(items.size()) + " paths, each followed by a null byte");
 }
 
+/// (address, bytes, records [views, count] of PlanarImage, offsets [count], wanted bytes [count])
+using ArenaTuple = std::tuple<uintptr_t, int64_t, py::array, py::array, py::array>;
+
+ReadArena read_arena(const ArenaTuple& given, const ReaderOptions& options, int64_t count, Held& held) {
+  const auto& [address, bytes, images, offset, wanted] = given;
+  if (options.channels != 3) throw std::invalid_argument("arena: expected a reader of 3 channels, found 1");
+  ReadArena arena;
+  arena.memory = reinterpret_cast<uint8_t*>(address);
+  arena.bytes = bytes;
+  const auto views = static_cast<int64_t>(options.views.size());
+  arena.images = static_cast<PlanarImage*>(records(images, sizeof(PlanarImage), views * count, "images", held));
+  arena.offset = static_cast<int64_t*>(records(offset, sizeof(int64_t), count, "offset", held));
+  arena.wanted = static_cast<int64_t*>(records(wanted, sizeof(int64_t), count, "wanted", held));
+  return arena;
+}
+
 std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader,
                                    const std::variant<py::list, py::bytes>& items,
                                    const std::optional<py::list>& indexes, const Longs& index,
@@ -141,7 +159,8 @@ std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader,
                                    uint32_t epoch, const std::vector<uint32_t>& views, const py::array& status,
                                    const py::array& error, const py::array& height, const py::array& width,
                                    const std::vector<py::array>& params,
-                                   const std::vector<std::optional<py::array>>& effects) {
+                                   const std::vector<std::optional<py::array>>& effects,
+                                   const std::optional<ArenaTuple>& arena) {
   if (reader->elsewhere()) throw std::runtime_error(kElsewhere);
   const py::list* const listed = std::get_if<py::list>(&items);
   const size_t count = listed != nullptr ? listed->size() : static_cast<size_t>(index.size());
@@ -196,6 +215,7 @@ std::unique_ptr<ReadTicket> submit(const std::shared_ptr<Reader>& reader,
           static_cast<AugmentEffects*>(records(*effects[v], sizeof(AugmentEffects), records_wanted, "effects", *held));
     request.targets.push_back(target);
   }
+  if (arena) request.arena = read_arena(*arena, reader->options(), records_wanted, *held);
   std::shared_ptr<ReadBatch> batch = reader->submit(std::move(request));
   if (batch == nullptr) throw std::runtime_error("the reader is closed; make another one");
   return std::make_unique<ReadTicket>(reader, std::move(batch), std::move(held));
@@ -268,8 +288,9 @@ void bind_reader(py::module_& m) {
            py::arg("channels_last"), py::arg("max_pixels"), py::arg("cache_bytes"), py::arg("store"), py::arg("isa"))
       .def("submit", &submit, py::kw_only(), py::arg("items"), py::arg("indexes"), py::arg("index"), py::arg("keys"),
            py::arg("outs"), py::arg("seed"), py::arg("epoch"), py::arg("views"), py::arg("status"), py::arg("error"),
-           py::arg("height"), py::arg("width"), py::arg("params"), py::arg("effects"),
-           "Queues a batch, which is written to the arrays given; outs are addresses.")
+           py::arg("height"), py::arg("width"), py::arg("params"), py::arg("effects"), py::arg("arena"),
+           "Queues a batch, which is written to the arrays given; outs are addresses, not looked at with an arena: "
+           "(address, bytes, records [views, count], offsets [count], wanted bytes [count]).")
       .def("close", &Reader::close, py::call_guard<py::gil_scoped_release>(), "Ends the threads.")
       .def("elsewhere", &Reader::elsewhere, "Whether another process made it.")
       .def("threads", &Reader::threads, "Threads that are there.")

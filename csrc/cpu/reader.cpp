@@ -38,7 +38,32 @@ class SignalsBlocked {
 
 }  // namespace
 
-ReadBatch::ReadBatch(ReadRequest wanted) : request(std::move(wanted)), left_(count()) {}
+ReadBatch::ReadBatch(ReadRequest wanted) : request(std::move(wanted)), places_(request.arena.bytes), left_(count()) {}
+
+void ArenaPlaces::wait_for_turn(int64_t i) {
+  constexpr int kLooks = 200;  // a small image is over in microseconds, less than it takes to fall asleep
+  for (int look = 0; look < kLooks; ++look) {
+    if (turn_.load(std::memory_order_acquire) == i) return;
+    std::this_thread::yield();
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  waiting_.fetch_add(1);
+  moved_.wait(lock, [this, i] { return turn_.load() == i; });
+  waiting_.fetch_sub(1);
+}
+
+int64_t ArenaPlaces::take(int64_t i, int64_t bytes) {
+  wait_for_turn(i);
+  const bool fits = bytes > 0 && bytes <= bytes_ - used_;
+  const int64_t place = fits ? used_ : -1;
+  if (fits) used_ += bytes;
+  turn_.store(i + 1);
+  if (waiting_.load() > 0) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    moved_.notify_all();
+  }
+  return place;
+}
 
 /// Shared by the reader and its threads.  A forked child leaks it: its threads are not there, and its mutex may be held
 /// by one of them.
@@ -68,7 +93,7 @@ struct Reader::State {
 
   /// Reads image i.  Nothing may leave a thread: where there is no memory for a reader of images, the image's status
   /// says so, and the next one tries again.
-  void read(std::optional<ImageReader>& images, const ReadRequest& request, int64_t i) noexcept {
+  void read(std::optional<ImageReader>& images, const ReadRequest& request, int64_t i, ArenaTurn& turn) noexcept {
     try {
       if (!images) images.emplace(options, store.get(), small);
     } catch (...) {  // std::bad_alloc: nothing else is thrown
@@ -77,7 +102,7 @@ struct Reader::State {
       request.status[i] = static_cast<uint8_t>(ReadStatus::no_memory);
       return;
     }
-    images->read(request, i);
+    images->read(request, i, turn);
   }
 
   void work() {
@@ -89,10 +114,13 @@ struct Reader::State {
     while ((batch = next(batch.get())) != nullptr) {
       const int64_t count = batch->count();
       for (int64_t i; (i = batch->next_.fetch_add(1, std::memory_order_relaxed)) < count;) {
-        if (batch->cancelled_.load(std::memory_order_relaxed)) {
-          batch->request.status[i] = static_cast<uint8_t>(ReadStatus::cancelled);
-        } else {
-          read(images, batch->request, i);
+        {
+          ArenaTurn turn(batch->places(), i);
+          if (batch->cancelled_.load(std::memory_order_relaxed)) {
+            batch->request.status[i] = static_cast<uint8_t>(ReadStatus::cancelled);
+          } else {
+            read(images, batch->request, i, turn);
+          }
         }
         if (batch->left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
           const std::lock_guard<std::mutex> lock(batch->mutex_);

@@ -132,6 +132,50 @@ ReadStatus status_of(JpegStatus status) {
   return status == JpegStatus::ok ? ReadStatus::ok : ReadStatus::other;
 }
 
+/// Bytes of an arena that samples take.
+int64_t arena_bytes(int64_t samples) {
+  return (samples + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+}
+
+/// Of a small image, all of it.
+int64_t small_bytes(int64_t height, int64_t width) {
+  return arena_bytes(3 * height * width);
+}
+
+/// Pixels of three channels, side by side, as planes one after the other.
+void separate(const uint8_t* pixels, int64_t count, uint8_t* planes) {
+  for (int64_t i = 0; i < count; ++i) {
+    planes[i] = pixels[3 * i];
+    planes[count + i] = pixels[3 * i + 1];
+    planes[2 * count + i] = pixels[3 * i + 2];
+  }
+}
+
+/// The record of `separate`d pixels of a box of an image.
+PlanarImage separated_image(const uint8_t* planes, const PixelBox& box, int32_t height, int32_t width) {
+  PlanarImage image = planar_geometry(3, {1, 1, false, false}, {1, 1, false, false}, height, width);
+  image.rgb = true;
+  const int32_t tall = box.bottom - box.top, wide = box.right - box.left;
+  for (int32_t c = 0; c < 3; ++c) {
+    PlaneView& plane = image.plane[c];
+    plane.data = planes + int64_t{c} * tall * wide;
+    plane.stride = wide;
+    plane.top = box.top;
+    plane.left = box.left;
+    plane.height = tall;
+    plane.width = wide;
+  }
+  return image;
+}
+
+int64_t area(const PixelBox& box) {
+  return int64_t{box.bottom - box.top} * (box.right - box.left);
+}
+
+PixelBox around(const PixelBox& a, const PixelBox& b) {
+  return {std::min(a.top, b.top), std::min(a.left, b.left), std::max(a.bottom, b.bottom), std::max(a.right, b.right)};
+}
+
 /// Sides that the arithmetic of the central window can hold.
 bool fits(const AugmentOptions& options, int64_t height, int64_t width) {
   return options.crop != Crop::center || options.resize * std::max(height, width) / std::min(height, width) < int64_t{1}
@@ -149,12 +193,16 @@ int reduction_for(const AugmentOptions& options, const AugmentParameters& p, int
   return scale;
 }
 
-void ImageReader::read(const ReadRequest& request, int64_t i) noexcept {
+void ImageReader::read(const ReadRequest& request, int64_t i, ArenaTurn& turn) noexcept {
   request.error[i] = 0;
   request.height[i] = request.width[i] = 0;
+  if (request.arena.images != nullptr) {
+    request.arena.offset[i] = -1;
+    request.arena.wanted[i] = 0;
+  }
   ReadStatus status = ReadStatus::no_memory;
   try {
-    status = run({request, i});
+    status = run({request, i, turn});
     file_room_.trim(kKept);
     plane_room_.trim(kKept);
     pixel_room_.trim(kKept);
@@ -177,8 +225,11 @@ ReadStatus ImageReader::run(const Place& at) {
   if (lookable) {
     source =
         item.path != nullptr ? digest_bytes(item.path, std::strlen(item.path)) : digest_bytes(item.data, item.size);
-    if (const SmallImage* kept = small_.find(at.number(), source))
-      return show_small(at, kept->pixels.get(), kept->height, kept->width);
+    if (const SmallImage* kept = small_.find(at.number(), source)) {
+      if (!at.to_arena()) return show_small(at, kept->pixels.get(), kept->height, kept->width);
+      uint8_t* const room = take_room(at, small_bytes(kept->height, kept->width));
+      return keep_small(at, room, kept->pixels.get(), kept->height, kept->width);
+    }
   }
   key_ = {at.number(), 0, 0};
   const ReadStatus loaded = load(item, &at.request.error[at.i]);
@@ -200,6 +251,8 @@ ReadStatus ImageReader::run(const Place& at) {
 ReadStatus ImageReader::read_small(const Place& at, uint64_t source, bool lookable) {
   const JpegBox whole = {0, 0, file_.height, file_.width};
   const size_t bytes = static_cast<size_t>(whole.height * whole.width * options_.channels);
+  // Places do not depend on what the data turn out to be, nor on what is kept.
+  uint8_t* const room = at.to_arena() ? take_room(at, small_bytes(whole.height, whole.width)) : nullptr;
   uint8_t* pixels = pixel_room_.of(bytes);
   stored_ = false;
   const JpegStatus status = decode_pixels(whole, pixels);
@@ -213,7 +266,7 @@ ReadStatus ImageReader::read_small(const Place& at, uint64_t source, bool lookab
   const auto height = static_cast<int32_t>(turn.transposed ? whole.width : whole.height);
   const auto width = static_cast<int32_t>(turn.transposed ? whole.height : whole.width);
   if (lookable) small_.keep(at.number(), source, pixels, height, width, options_.channels);
-  return show_small(at, pixels, height, width);
+  return at.to_arena() ? keep_small(at, room, pixels, height, width) : show_small(at, pixels, height, width);
 }
 
 /// The bytes of the item: data_, size_, and the rest of key_.
@@ -303,13 +356,14 @@ ReadStatus ImageReader::show_small(const Place& at, const uint8_t* pixels, int32
 
 ReadStatus ImageReader::read_large(const Place& at) {
   stored_ = true;
-  if (!find_index(at.item())) return ReadStatus::other;
   const Turn turn(orientation_);
   const auto height = static_cast<int32_t>(turn.transposed ? file_.width : file_.height);
   const auto width = static_cast<int32_t>(turn.transposed ? file_.height : file_.width);
+  const bool planes = orientation_ == 1 && planar(file_);
+  if (at.to_arena()) return keep_large(at, height, width, planes);
+  if (!find_index(at.item())) return ReadStatus::other;
   at.request.height[at.i] = height;
   at.request.width[at.i] = width;
-  const bool planes = orientation_ == 1 && planar(file_);
   for (size_t v = 0; v < options_.views.size(); ++v) {
     draw(at, v, height, width);
     const JpegStatus status = planes ? show_planes(at, v) : show_pixels(at, v);
@@ -318,18 +372,26 @@ ReadStatus ImageReader::read_large(const Place& at) {
   return ReadStatus::ok;
 }
 
+/// At what part of the resolution view v is decoded.
+int ImageReader::scale_of(const Place& at, size_t v) const {
+  if (options_.exact || !options_.reduce) return 1;
+  return reduction_for(options_.views[v].options, at.request.targets[v].parameters[at.i], file_.height, file_.width);
+}
+
+/// The pixels that view v needs of planes at 1/scale.
+PixelBox ImageReader::planes_box(const Place& at, size_t v, int scale) const {
+  const AugmentOptions& options = options_.views[v].options;
+  const AugmentParameters& p = at.request.targets[v].parameters[at.i];
+  if (scale == 1)  // the layout adds what upsampling reads
+    return shown_box(options, p, static_cast<int32_t>(file_.height), static_cast<int32_t>(file_.width));
+  return needed_box(options, p, planar_image(file_, jpeg_layout(file_, {0, 0, 1, 1}, scale), nullptr));
+}
+
 JpegStatus ImageReader::show_planes(const Place& at, size_t v) {
   const AugmentOptions& options = options_.views[v].options;
   const AugmentParameters& p = at.request.targets[v].parameters[at.i];
-  const int scale = options_.exact || !options_.reduce ? 1 : reduction_for(options, p, file_.height, file_.width);
-  JpegLayout layout;
-  if (scale == 1) {
-    const PixelBox box = shown_box(options, p, static_cast<int32_t>(file_.height), static_cast<int32_t>(file_.width));
-    layout = jpeg_layout(file_, reduced(box, 1), 1);
-  } else {
-    const PlanarImage geometry = planar_image(file_, jpeg_layout(file_, {0, 0, 1, 1}, scale), nullptr);
-    layout = jpeg_layout(file_, reduced(needed_box(options, p, geometry), scale), scale);
-  }
+  const int scale = scale_of(at, v);
+  const JpegLayout layout = jpeg_layout(file_, reduced(planes_box(at, v, scale), scale), scale);
   uint8_t* const planes = plane_room_.of(static_cast<size_t>(layout.bytes));
   const JpegStatus status = decode_planes(layout, planes);
   if (status != JpegStatus::ok) return status;
@@ -370,6 +432,129 @@ JpegStatus ImageReader::show_pixels(const Place& at, size_t v) {
   augment_one(options_.isa, one, scratch_);
   return JpegStatus::ok;
 }
+
+// ---- Into an arena.
+
+/// The place of an image of so many bytes, or nullptr.
+uint8_t* ImageReader::take_room(const Place& at, int64_t bytes) {
+  const ReadArena& arena = at.request.arena;
+  arena.wanted[at.i] = bytes;
+  const int64_t place = at.turn.take(bytes);
+  arena.offset[at.i] = place;
+  return place < 0 ? nullptr : arena.memory + place;
+}
+
+/// All of a small image, for all views. room: nullptr, there is none.
+ReadStatus ImageReader::keep_small(const Place& at, uint8_t* room, const uint8_t* pixels, int32_t height,
+                                   int32_t width) {
+  at.request.height[at.i] = height;
+  at.request.width[at.i] = width;
+  if (room != nullptr) separate(pixels, int64_t{height} * width, room);
+  for (size_t v = 0; v < at.views(); ++v) {
+    draw(at, v, height, width);
+    if (room != nullptr) at.record(v) = separated_image(room, {0, 0, height, width}, height, width);
+  }
+  return room != nullptr ? ReadStatus::ok : ReadStatus::no_room;
+}
+
+ReadStatus ImageReader::keep_large(const Place& at, int32_t height, int32_t width, bool planes) {
+  for (size_t v = 0; v < at.views(); ++v) draw(at, v, height, width);
+  plan_pieces(at, height, width, planes);
+  int64_t bytes = 0;
+  for (const Piece& piece : pieces_) bytes += piece.bytes;
+  // Before the index is looked for: places must not depend on what is known of the image.
+  uint8_t* room = take_room(at, bytes);
+  if (!find_index(at.item())) return ReadStatus::other;
+  at.request.height[at.i] = height;
+  at.request.width[at.i] = width;
+  if (room == nullptr) return ReadStatus::no_room;
+  for (const Piece& piece : pieces_) {
+    const JpegStatus status = planes ? keep_planes(at, piece, room) : keep_pixels(at, piece, room);
+    if (status != JpegStatus::ok) return status_of(status);
+    room += piece.bytes;
+  }
+  return ReadStatus::ok;
+}
+
+/// What is decoded of the image: of views of one resolution the box around them, unless that is more than the boxes.
+void ImageReader::plan_pieces(const Place& at, int32_t height, int32_t width, bool planes) {
+  pieces_.clear();
+  for (int scale = 1; scale <= 8; scale *= 2) {
+    const size_t first = pieces_.size();
+    for (size_t v = 0; v < at.views(); ++v) {
+      if ((planes ? scale_of(at, v) : 1) != scale) continue;
+      const AugmentParameters& p = at.request.targets[v].parameters[at.i];
+      const PixelBox box = planes ? planes_box(at, v, scale) : shown_box(options_.views[v].options, p, height, width);
+      pieces_.push_back({box, scale, {}, 0, {v}});
+    }
+    if (pieces_.size() - first < 2) continue;
+    Piece whole = pieces_[first];
+    int64_t sum = area(whole.box);
+    for (size_t k = first + 1; k < pieces_.size(); ++k) {
+      whole.box = around(whole.box, pieces_[k].box);
+      whole.views.push_back(pieces_[k].views.front());
+      sum += area(pieces_[k].box);
+    }
+    if (area(whole.box) > sum) continue;
+    pieces_.resize(first);
+    pieces_.push_back(std::move(whole));
+  }
+  for (Piece& piece : pieces_) {
+    int64_t samples = 3 * area(piece.box);
+    if (planes) {
+      piece.layout = jpeg_layout(file_, reduced(piece.box, piece.scale), piece.scale);
+      samples = 0;
+      for (int c = 0; c < file_.components; ++c) samples += piece.layout.plane[c].height * piece.layout.plane[c].width;
+    }
+    piece.bytes = arena_bytes(samples);
+  }
+}
+
+JpegStatus ImageReader::keep_planes(const Place& at, const Piece& piece, uint8_t* room) {
+  uint8_t* const planes = plane_room_.of(static_cast<size_t>(piece.layout.bytes));
+  const JpegStatus status = decode_planes(piece.layout, planes);
+  if (status != JpegStatus::ok) return status;
+  PlanarImage image = planar_image(file_, piece.layout, planes);
+  for (int32_t c = 0; c < image.count; ++c) {  // the samples of the box alone
+    PlaneView& plane = image.plane[c];
+    const auto wide = static_cast<size_t>(plane.width);
+    uint8_t* const begin = room;
+    for (int32_t y = 0; y < plane.height; ++y, room += wide) std::memcpy(room, plane.data + y * plane.stride, wide);
+    plane.data = begin;
+    plane.stride = plane.width;
+  }
+  return describe(at, piece, image);
+}
+
+JpegStatus ImageReader::keep_pixels(const Place& at, const Piece& piece, uint8_t* room) {
+  const Turn turn(orientation_);
+  const PixelBox& shown = piece.box;
+  const JpegBox box = turn.stored({shown.top, shown.left, shown.bottom - shown.top, shown.right - shown.left},
+                                  file_.height, file_.width);
+  const size_t bytes = static_cast<size_t>(3 * area(shown));
+  uint8_t* pixels = pixel_room_.of(bytes);
+  const JpegStatus status = decode_pixels(box, pixels);
+  if (status != JpegStatus::ok) return status;
+  if (orientation_ > 1) {
+    uint8_t* const turned = turned_room_.of(bytes);
+    turn.pixels(pixels, box.height, box.width, 3, turned);
+    pixels = turned;
+  }
+  separate(pixels, area(shown), room);
+  return describe(at, piece, separated_image(room, shown, at.request.height[at.i], at.request.width[at.i]));
+}
+
+/// Leaves the record of a piece with its views.
+JpegStatus ImageReader::describe(const Place& at, const Piece& piece, const PlanarImage& image) const {
+  for (size_t v : piece.views) {
+    if (check_planes(options_.views[v].options, at.request.targets[v].parameters[at.i], image) != nullptr)
+      return JpegStatus::unsupported;  // does not happen
+    at.record(v) = image;
+  }
+  return JpegStatus::ok;
+}
+
+// ---- What is known of an image.
 
 /// Looks for what is known of the image; false: that it is another decoder's.
 bool ImageReader::find_index(const ReadItem& item) {

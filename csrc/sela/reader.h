@@ -10,9 +10,10 @@
 #include "sela/augment.h"
 #include "sela/dispatch.h"
 #include "sela/index_store.h"
+#include "sela/planes.h"
 
 // JPEG files to augmented batches: opening, reading, decoding what is needed, and the fused pass, one image after the
-// other in one worker's memory, by threads that live as long as the reader.
+// other in one worker's memory, by threads that live as long as the reader.  Or, into an arena, all but the fused pass.
 
 namespace sela {
 
@@ -29,6 +30,7 @@ enum class ReadStatus : uint8_t {
   too_large = 4,    ///< the header claims more than max_pixels, or the file has more than kMostFileBytes
   no_memory = 5,
   cancelled = 6,  ///< the reader was closed before it came to the image
+  no_room = 7,    ///< what the image needs does not fit into the arena any more
 };
 
 /// What becomes of an image.
@@ -72,12 +74,27 @@ struct ReadTarget {
   uint32_t view = 0;                        ///< its number, < 256
 };
 
+/// Images begin at multiples of so many bytes of an arena.
+constexpr int64_t kArenaAlignment = 16;
+
+/// Where decoded samples go from which somebody else makes the views.  Files of three channels as their planes, small
+/// and turned ones as planes of R, G and B.
+struct ReadArena {
+  uint8_t* memory = nullptr;
+  int64_t bytes = 0;
+  /// [views, count], nullptr: no arena, views are made.  Views may share samples.  Undefined where an image is not ok.
+  PlanarImage* images = nullptr;
+  int64_t* offset = nullptr;  ///< [count] where an image's samples begin in the memory; -1: it has no place
+  int64_t* wanted = nullptr;  ///< [count] bytes that it needs, a multiple of kArenaAlignment; 0 where not known
+};
+
 /// One batch.  All memory is the caller's, and must live until the batch is done.
 struct ReadRequest {
   std::vector<ReadItem> items;
   const int64_t* index = nullptr;   ///< [count] image numbers, [0, 2^40)
   const int64_t* keys = nullptr;    ///< [count] what is drawn goes by, [0, 2^40); nullptr: the image numbers
   std::vector<ReadTarget> targets;  ///< one per view
+  ReadArena arena;                  ///< if there is one, `out` of the targets is not looked at
   uint64_t seed = 0;
   uint32_t epoch = 0;
   uint8_t* status = nullptr;  ///< [count] ReadStatus
@@ -86,6 +103,47 @@ struct ReadRequest {
   /// drawn for it, else that of the boxes at hand
   int32_t* height = nullptr;
   int32_t* width = nullptr;
+};
+
+/// Who has which place in an arena: what fits, in the order of the images.  So places do not depend on threads; an
+/// image waits until those before it have said what they need, which they do before they are decoded.
+class ArenaPlaces {
+ public:
+  explicit ArenaPlaces(int64_t bytes) : bytes_(bytes) {}
+  /// The place of image i, or -1.  Every image takes one, if of 0 bytes, and images are begun in their order.
+  int64_t take(int64_t i, int64_t bytes);
+
+ private:
+  void wait_for_turn(int64_t i);
+
+  const int64_t bytes_;
+  int64_t used_ = 0;  ///< of the image whose turn it is
+  std::atomic<int64_t> turn_{0};
+  std::atomic<int> waiting_{0};
+  std::mutex mutex_;
+  std::condition_variable moved_;
+};
+
+/// The turn of one image, which passes with it if it takes no place.
+class ArenaTurn {
+ public:
+  /// places: nullptr where there is no arena.
+  ArenaTurn(ArenaPlaces* places, int64_t i) : places_(places), i_(i) {}
+  ~ArenaTurn() {
+    if (places_ != nullptr) places_->take(i_, 0);
+  }
+  ArenaTurn(const ArenaTurn&) = delete;
+  ArenaTurn& operator=(const ArenaTurn&) = delete;
+  /// Once.
+  int64_t take(int64_t bytes) {
+    ArenaPlaces* const places = places_;
+    places_ = nullptr;
+    return places->take(i_, bytes);
+  }
+
+ private:
+  ArenaPlaces* places_;
+  const int64_t i_;
 };
 
 /// A batch on its way.
@@ -100,6 +158,8 @@ class ReadBatch {
 
  private:
   friend class Reader;
+  ArenaPlaces* places() { return request.arena.images != nullptr ? &places_ : nullptr; }
+  ArenaPlaces places_;
   std::atomic<int64_t> next_{0}, left_;
   std::atomic<bool> cancelled_{false};
   std::mutex mutex_;

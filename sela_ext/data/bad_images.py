@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from sela_ext.data.source import Int64Array, Source
 from sela_ext.errors import DataError
 
@@ -34,10 +37,12 @@ class BadImages:
 
     def without_known(self, keys: Int64Array) -> Int64Array:
         """The `keys`, int64 [B], of images that are not known to be bad: those are not tried again."""
-        if not self._known:
-            return keys
+        return keys[~self.known(keys)] if self._known else keys
+
+    def known(self, keys: Int64Array) -> npt.NDArray[np.bool_]:
+        """Which of the `keys`, int64 [B], are those of images that are known to be bad."""
         count = len(self._source)
-        return keys[[key % count not in self._known for key in keys.tolist()]]
+        return np.array([key % count in self._known for key in keys.tolist()], dtype=np.bool_)
 
     def add(self, index: int, error: DataError) -> None:
         """Note that image `index` cannot be read.

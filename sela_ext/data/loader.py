@@ -9,7 +9,8 @@ Note [From image to batch]
     and augments in threads of its own; what the reader does not take, and sources of another kind, by the fallback.
     While the last images of one batch are read the next has begun, and finished batches wait for the consumer.
     Everything happens in this process: no worker processes, no shared memory. Images that a CUDA device keeps are
-    augmented there instead, see Note [Kept on the device] in `sela_ext.data.residency`.
+    augmented there instead, see Note [Kept on the device] in `sela_ext.data.residency`; of JPEG files it makes the
+    views from samples that the reader has decoded, see Note [What is sent] in `sela_ext.data.planes_upload`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ from sela_ext.data.fallback import Drawing, Fallback, Rows
 from sela_ext.data.opening import open_source
 from sela_ext.data.order import Share, occurrence_keys
 from sela_ext.data.picking import Picking
+from sela_ext.data.planes_upload import (
+    PlaneBatch,
+    PlaneReading,
+    PlaneRows,
+    Sending,
+    Wish,
+    plan_sending,
+    records_bytes,
+)
 from sela_ext.data.prefetch import prefetch
 from sela_ext.data.reading import Reading, open_store
 from sela_ext.data.residency import Orders, Residency, ResidentImages, plan_residency
@@ -143,6 +153,31 @@ class DrawnAgain:
 
 
 @dataclass(frozen=True)
+class _Made:
+    """A batch but for its tensors on the device.
+
+    Attributes:
+        tensors: What it is made of: its index first.
+        upload: The copy of them to a device, if that is under way.
+        views: Makes the views of the others.
+        parts: All other parts.
+    """
+
+    tensors: list[torch.Tensor]
+    upload: Upload | None
+    views: Callable[[list[torch.Tensor]], tuple[torch.Tensor, ...]]
+    parts: dict[str, Any]
+
+    def batch(self, uploader: Uploader | None) -> Batch:
+        """The batch, for the current stream."""
+        there = self.tensors
+        if uploader is not None and self.upload is not None:
+            there = uploader.receive(self.upload)
+        views = self.views(there[1:])
+        return Batch(images=views[0], views=views, placed=there[0], **self.parts)
+
+
+@dataclass(frozen=True)
 class _Begun:
     """A batch that is being filled."""
 
@@ -177,6 +212,9 @@ class Loader:
         resident: Whether the images are kept on the device and augmented there: "auto", where that can be done and they
             take at most half of the free memory; True, or else it is an error; False; or a
             `sela_ext.data.residency.ResidentImages` that loaders of the same source share.
+        send: What of images in files goes to a CUDA device: "planes", the decoded samples of JPEG files, of which the
+            device makes the views (within 0.01 of 255 of the processor's); "views", finished; "auto", planes where the
+            device can do that.
         on_bad_image: "raise", or "skip": leave the image out of its batch and list it in `bad_images`. A batch of which
             nothing is left is not yielded.
         max_bad_fraction: Share of the images that may be skipped, 0..1, before it is an error after all.
@@ -198,6 +236,7 @@ class Loader:
         max_bad_fraction: As given.
         bad_images: (index, name, reason) of each image that was skipped, once.
         residency: Whether the images are kept on the device, and why.
+        sending: What goes to the device in batches, and why.
         seconds: Total time that epochs took, from the first batch that was asked for to the end.
         wait_seconds: Part of it that the consumer waited for batches.
 
@@ -234,6 +273,7 @@ class Loader:
         drop_last: bool = False,
         device: str | torch.device = "cpu",
         resident: bool | Literal["auto"] | ResidentImages = "auto",
+        send: Wish = "auto",
         on_bad_image: Literal["raise", "skip"] = "raise",
         max_bad_fraction: float = 0.01,
         labels: Any = None,
@@ -262,6 +302,9 @@ class Loader:
             raise OptionError(f'index: expected "auto", a folder, an IndexStore or None, found {type(index).__name__}')
         if not isinstance(resident, (bool, ResidentImages)) and resident != "auto":
             raise OptionError(f'resident: expected "auto", True, False or ResidentImages, found {resident!r}')
+        if send not in ("auto", "planes", "views"):
+            raise OptionError(f'send: expected "auto", "planes" or "views", found {send!r}')
+        self._send: Wish = send
         self._shuffle = check_flag("shuffle", shuffle)
         last, channels_last = check_flag("drop_last", drop_last), check_flag("channels_last", channels_last)
         self._exact = check_flag("exact", exact)
@@ -306,7 +349,8 @@ class Loader:
             self.residency = plan_residency(self.source, self.views, dtype, self._device, wish=resident)
             if self.residency.kept:
                 self._kept = ResidentImages(self.source, self._device)
-        self._ring = self._make_ring(max(1, min(size, len(self._share))))
+        self._rows = max(1, min(size, len(self._share)))
+        self._ring = self._make_ring()
 
     def __len__(self) -> int:
         """Batches of this rank in an epoch from its start."""
@@ -346,8 +390,10 @@ class Loader:
         else:
             share, keys = self._share.given(occurrence_keys(order, len(self.source)))
             largest = min(share.batch_size, len(share))
-            if largest > min(self._share.batch_size, len(self._share)):
-                self._ring = self._make_ring(largest)
+            if largest > self._rows:
+                self._rows = largest
+                self._ring = self._make_ring()
+                self.__dict__.pop("_arenas", None)
         begin = check_integer("start", start, 0, len(share))
         if not len(share):
             return _no_batches()
@@ -355,6 +401,51 @@ class Loader:
         if kept is not None:
             return self._deliver_kept(kept, number, share, keys, begin)
         return self._deliver(number, share, keys, begin)
+
+    @cached_property
+    def sending(self) -> Sending:
+        """What goes to the device in batches, and why; some files are looked at to find out.
+
+        Raises:
+            OptionError: `send` is "planes", and the device cannot make views of them.
+        """
+        if self._kept is not None:
+            return Sending(False, "nothing: the images are kept on the device")
+        return plan_sending(
+            self.source,
+            self.views,
+            self._drawing.dtype,
+            self._device,
+            wish=self._send,
+            measure=self._measure,
+        )
+
+    def _measure(self, index: Int64Array) -> Int64Array:
+        """Bytes of the samples that some images need in epoch 0."""
+        located = self.source.locate_all(index)
+        first = self._drawing.first_view
+        read = self._open_reader().submit_planes(
+            located.items,
+            index,
+            np.zeros(0, np.uint8),
+            seed=self._seed,
+            epoch=0,
+            views=range(first, first + len(self.views)),
+            indexes=located.indexes,
+        )
+        return read.wait().wanted
+
+    @cached_property
+    def _arenas(self) -> TensorRing:
+        """Memory for the samples of batches, and for records of them."""
+        return TensorRing([(1, 1, self.arena_nbytes)], rows=1, dtype=torch.uint8, pinned=self._pinned)
+
+    @property
+    def arena_nbytes(self) -> int:
+        """Bytes that are sent of a batch, at most, beside views: samples and records; 0 where none are."""
+        if not self.sending.planes:
+            return 0
+        return self.sending.room(self._rows) + records_bytes(self._rows, len(self.views))
 
     def close(self) -> None:
         """End the compiled reader's threads, and let go of memory, on the device too; a later epoch starts anew."""
@@ -369,6 +460,7 @@ class Loader:
 
     def _deliver(self, epoch: int, share: Share, keys: Int64Array, start: int) -> Generator[Batch, None, None]:
         """What the consumer's thread does: wait for batches, and for their copies on a device."""
+        sends_planes = self.sending.planes
         uploader = None if self._device.type == "cpu" else Uploader(self._device)
         lying = self.source.array_rows
         picking = None
@@ -384,23 +476,25 @@ class Loader:
                 ahead=self._ahead,
             )
             begun = picking.begun
-        made = self._batches(epoch, share.pieces(keys, start), start, begun, picking, uploader)
-        batches = prefetch(made, depth=self._ahead - begun, on_wait=self._waited)
+        batches_made = self._batches(epoch, share.pieces(keys, start), start, begun, picking, uploader)
+        batches = prefetch(batches_made, depth=self._ahead - begun, on_wait=self._waited)
         last = time.perf_counter()
         try:
-            for batch, upload in batches:
-                if uploader is not None and upload is not None:
-                    uploader.receive(upload)
+            for made in batches:
+                batch = made.batch(uploader)
+                del made
                 last, before = time.perf_counter(), last
                 self.seconds += last - before
                 yield batch
-                del batch, upload  # or their memory could not be used again before the next batch is there
+                del batch  # or their memory could not be used again before the next batch is there
         finally:
             self.seconds += time.perf_counter() - last
             batches.close()
             if uploader is not None:
                 uploader.close()
             self._ring.trim()
+            if sends_planes:
+                self._arenas.trim()
 
     def _deliver_kept(
         self, kept: ResidentImages, epoch: int, share: Share, keys: Int64Array, start: int
@@ -482,13 +576,25 @@ class Loader:
         ahead: int,
         picking: Picking | None,
         uploader: Uploader | None,
-    ) -> Generator[tuple[Batch, Upload | None], None, None]:
+    ) -> Generator[_Made, None, None]:
         """What the background thread does: begin batches, finish them in order, send them to the device."""
         fallback = Fallback(self.source, self._drawing, threads=self._threads, upright=self._exif)
-        reading = None
+        reading: Reading | PlaneReading | None = None
         if picking is None and self.source.encoded:
             reader = self._open_reader()
-            reading = Reading(self.source, self._drawing, reader, fallback, self._others)
+            if self.sending.planes:
+                reading = PlaneReading(
+                    self.source,
+                    self._drawing,
+                    reader,
+                    fallback,
+                    self._others,
+                    arenas=self._arenas,
+                    sending=self.sending,
+                    ring=self._ring,
+                )
+            else:
+                reading = Reading(self.source, self._drawing, reader, fallback, self._others)
         begun: deque[_Begun] = deque()
         position = start
         try:
@@ -496,6 +602,8 @@ class Loader:
                 position += len(piece)
                 keys = self._bad.without_known(piece)
                 if len(keys):
+                    if isinstance(reading, PlaneReading):
+                        keys = piece  # which are left out later: places in the arena must not depend on what is known
                     begun.append(self._begin(keys, epoch, position, picking or reading, fallback))
                 if len(begun) > ahead:
                     yield from self._finish(begun.popleft(), uploader)
@@ -509,21 +617,32 @@ class Loader:
             fallback.close()
 
     def _begin(
-        self, keys: Int64Array, epoch: int, position: int, ready: Picking | Reading | None, fallback: Fallback
+        self,
+        keys: Int64Array,
+        epoch: int,
+        position: int,
+        ready: Picking | Reading | PlaneReading | None,
+        fallback: Fallback,
     ) -> _Begun:
-        rows = Rows.empty(keys % len(self.source), keys, epoch, self._ring.lend(len(keys)), self.views)
+        index = keys % len(self.source)
+        if isinstance(ready, PlaneReading):
+            rows: Rows = PlaneRows.begin(index, keys, epoch, self.views)
+        else:
+            rows = Rows.empty(index, keys, epoch, self._ring.lend(len(keys)), self.views)
         if ready is None:
             finish = fallback.start(rows, np.arange(len(keys), dtype=np.int64))
         else:
             finish = ready.start(rows)
         return _Begun(rows, finish, position)
 
-    def _finish(self, begun: _Begun, uploader: Uploader | None) -> Generator[tuple[Batch, Upload | None], None, None]:
+    def _finish(self, begun: _Begun, uploader: Uploader | None) -> Generator[_Made, None, None]:
         """The batch, unless all of its images are bad."""
         bad = begun.finish()
         rows = begun.rows
-        if bad:
-            good = np.ones(len(rows.index), dtype=bool)
+        good = np.ones(len(rows.index), dtype=bool)
+        if isinstance(rows, PlaneRows):
+            good = ~self._bad.known(rows.keys)
+        if bad or not good.all():
             for place in sorted(bad):
                 good[place] = False
                 self._bad.add(int(rows.index[place]), bad[place])
@@ -531,27 +650,36 @@ class Loader:
                 return
             rows = rows.keep(good)
         index = torch.from_numpy(rows.index.copy())
-        upload, tensors = None, [*rows.images, index]
-        if uploader is not None:
-            upload = uploader.send([*rows.images, index.pin_memory() if self._pinned else index])
-            tensors = upload.tensors
-        *images, placed = tensors
+        tensors = [index.pin_memory() if self._pinned else index]
+        upload: Upload | None = None
+        views: Callable[[list[torch.Tensor]], tuple[torch.Tensor, ...]] = tuple
+        if isinstance(rows, PlaneRows):
+            planes = PlaneBatch(rows, self._drawing, self._device, exact=self._exact)
+            tensors += planes.tensors
+            views = planes.views
+            if uploader is not None:
+                upload = uploader.send(tensors, lambda there: planes.addressed(there[1:]))
+            else:
+                planes.addressed(tensors[1:])
+        else:
+            tensors += rows.images
+            if uploader is not None:
+                upload = uploader.send(tensors)
         labels = self.source.labels_of(rows.index)
         single = isinstance(self.augment, Augment)
-        yield (
-            Batch(
-                images=images[0],
-                index=index,
-                labels=None if labels is None else torch.from_numpy(labels.copy()),
-                position=begun.position,
-                views=tuple(images),
-                placed=placed,
-                drawn=Known(
+        yield _Made(
+            tensors if upload is None else [],
+            upload,
+            views,
+            {
+                "index": index,
+                "labels": None if labels is None else torch.from_numpy(labels.copy()),
+                "position": begun.position,
+                "drawn": Known(
                     rows.params[0] if single else tuple(rows.params),
                     rows.effects[0] if single else tuple(rows.effects),
                 ),
-            ),
-            upload,
+            },
         )
 
     @property
@@ -559,12 +687,12 @@ class Loader:
         """Whether batches are made in memory that a GPU can copy from while the processor goes on."""
         return self._device.type == "cuda"
 
-    def _make_ring(self, rows: int) -> TensorRing:
-        """Memory for batches of at most so many images."""
+    def _make_ring(self) -> TensorRing:
+        """Memory for batches of views."""
         channels = self.source.channels
         return TensorRing(
             [(view.output_channels(channels), view.size, view.size) for view in self.views],
-            rows=rows,
+            rows=self._rows,
             dtype=self._drawing.dtype,
             channels_last=self._drawing.channels_last,
             pinned=self._pinned,

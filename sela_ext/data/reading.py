@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sela_ext import kernels
 from sela_ext.data.fallback import Drawing, Fallback, Rows, want_of_resources
 from sela_ext.data.safe_files import OUT_OF_RESOURCES
-from sela_ext.data.source import Source
+from sela_ext.data.source import Int64Array, Source
 from sela_ext.errors import DataError
 from sela_ext.kernels import IndexStore
 
@@ -90,13 +90,22 @@ class Reading:
         """Wait for what was begun: the reader writes into memory that somebody else gets next."""
         self._waiter.shutdown(wait=True)
 
-    def _wait(self, ticket: kernels.Ticket, rows: Rows) -> Callable[[], dict[int, DataError]]:
+    def _wait(self, ticket: kernels.Ticket[kernels.ReadBatch], rows: Rows) -> Callable[[], dict[int, DataError]]:
         read = ticket.wait()
         rows.params, rows.effects = list(read.params), list(read.effects)
-        for place in np.flatnonzero(read.status == kernels.READ_UNREADABLE).tolist():
-            if read.error[place] in OUT_OF_RESOURCES:
-                reason = os.strerror(int(read.error[place]))
-                raise want_of_resources(f"{self._source.name(int(rows.index[place]))}: cannot be read: {reason}")
-        # Where the size was found, another part of the image may well be the reader's.
-        self._others[rows.index[(read.status == kernels.READ_OTHER) & (read.height == 0)]] = True
+        look_at(read, rows.index, self._source, self._others)
         return self._fallback.start(rows, np.flatnonzero(read.status != kernels.READ_OK))
+
+
+def look_at(read: kernels.ReadBatch, index: Int64Array, source: Source, others: npt.NDArray[np.bool_]) -> None:
+    """Note which images are never the reader's.
+
+    Raises:
+        ResourceError: A file could not be opened for a reason that is not its own.
+    """
+    for place in np.flatnonzero(read.status == kernels.READ_UNREADABLE).tolist():
+        if read.error[place] in OUT_OF_RESOURCES:
+            reason = os.strerror(int(read.error[place]))
+            raise want_of_resources(f"{source.name(int(index[place]))}: cannot be read: {reason}")
+    # Where the size was found, another part of the image may well be the reader's.
+    others[index[(read.status == kernels.READ_OTHER) & (read.height == 0)]] = True

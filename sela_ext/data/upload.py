@@ -16,6 +16,7 @@ Note [Who waits for whom]
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,8 +54,14 @@ class Uploader:
         self._held: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
         self._followed: deque[torch.cuda.Event] = deque()
 
-    def send(self, tensors: list[Tensor]) -> Upload:
-        """Begin a copy; `tensors` are held until it is done."""
+    def send(self, tensors: list[Tensor], addressed: Callable[[list[Tensor]], None] | None = None) -> Upload:
+        """Begin a copy; `tensors` are held until it is done.
+
+        Args:
+            tensors: In pinned memory.
+            addressed: Is given the tensors on the device before anything is copied to them, so that what is sent can
+                say where it will lie.
+        """
         self._let_go()
         while len(self._held) >= COPIES:
             self._held[0][0].synchronize()
@@ -62,6 +69,8 @@ class Uploader:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):
             copies = [torch.empty_like(tensor, device=self._device) for tensor in tensors]
+            if addressed is not None:
+                addressed(copies)
             for copy, tensor in zip(copies, tensors, strict=True):
                 copy.copy_(tensor, non_blocking=True)
             done.record(self._stream)

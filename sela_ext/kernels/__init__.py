@@ -49,6 +49,7 @@ from sela_ext.kernels.newton import (
 from sela_ext.kernels.reader import (
     READ_CANCELLED,
     READ_NO_MEMORY,
+    READ_NO_ROOM,
     READ_NOT_REGULAR,
     READ_OK,
     READ_OTHER,
@@ -57,6 +58,7 @@ from sela_ext.kernels.reader import (
     JoinedPaths,
     ReadBatch,
     Reader,
+    ReadPlanes,
     Ticket,
 )
 from sela_ext.kernels.rounding import Candidates, Rounding, column_margins, find_candidates, smooth_prices
@@ -71,6 +73,7 @@ __all__ = [
     "READ_CANCELLED",
     "READ_NOT_REGULAR",
     "READ_NO_MEMORY",
+    "READ_NO_ROOM",
     "READ_OK",
     "READ_OTHER",
     "READ_TOO_LARGE",
@@ -92,6 +95,7 @@ __all__ = [
     "NewtonSums",
     "Planes",
     "ReadBatch",
+    "ReadPlanes",
     "Reader",
     "RefusedDeviceWarning",
     "Rounding",

@@ -35,6 +35,19 @@ if TYPE_CHECKING:
 CROPS = np.dtype([("data", np.uint64), ("height", np.int32), ("width", np.int32), ("stride", np.int64)])
 """One image in device memory, as csrc/sela/augment.h lays out ImageView."""
 
+_PLANE = [
+    *(("data", np.uint64), ("stride", np.int64)),
+    *((name, np.int32) for name in ("top", "left", "height", "width", "full_height", "full_width", "step_y", "step_x")),
+    *(("smooth_y", np.bool_), ("smooth_x", np.bool_), ("room", np.uint8, (6,))),
+]
+PLANAR = np.dtype(
+    [
+        *(("plane", _PLANE, (3,)), ("count", np.int32), ("rgb", np.bool_), ("room", np.uint8, (3,))),
+        *(("height", np.int32), ("width", np.int32)),
+    ]
+)
+"""One image as planes, as csrc/sela/planes.h lays out PlanarImage."""
+
 _ALIGNMENT = 16  # bytes; of every image's first one, and of the records
 
 
@@ -342,7 +355,6 @@ def launch(
     """
     import torch
 
-    options, further = augment_options(augment, channels), effect_options(augment)
     kind = out.dtype if dtype is None and out is not None else dtype
     result = check_output(out, output_shape(augment, count, channels, kind), dtype, channels_last, place)
     params, effects = given
@@ -354,11 +366,78 @@ def launch(
     parts = [np.ascontiguousarray(part).view(np.int32).reshape(-1) for part in (params, effects) if part is not None]
     uploaded = torch.from_numpy(np.concatenate(parts)).to(place) if parts else None
     first = _address(uploaded)
-    further_words = 4 * words * count if params is not None else 0
+    further = first + 4 * words * count if params is not None else 0
+    records = (0 if params is None else first, 0 if effects is None else further)
+    _launch_at(
+        card, augment, count, channels, sides, needs=needs, records=records, key=key, result=result,
+        channels_last=channels_last, resident=resident, crops=crops, planes=planes, exact=exact, index=index,
+        drawn=drawn.data_ptr() if want_parameters else 0,
+    )  # fmt: skip
+    return result, drawn
+
+
+def launch_planes(
+    card: CudaDevice,
+    augment: Augment,
+    result: torch.Tensor,
+    *,
+    planes: int,
+    records: tuple[int, int],
+    needs: tuple[bool, bool, bool, float],
+    sides: tuple[int, int],
+    exact: bool,
+    channels_last: bool,
+) -> None:
+    """Make the views of images whose planes and parameters lie on a device already, checked by who put them there.
+
+    Args:
+        card: The device.
+        augment: What was drawn.
+        result: [B, C, size, size] there, is filled on the current stream.
+        planes: Address of B records of PLANAR.
+        records: Addresses of B records of PARAMETERS, and of EFFECTS or 0.
+        needs: As `given_needs` says of them.
+        sides: Of the largest box, pixels.
+        exact: As for `augment_planes`.
+        channels_last: Memory format of the result.
+
+    Raises:
+        OptionError: An output that the kernels do not make.
+        ResourceError: A launch that failed.
+    """
+    _launch_at(
+        card, augment, len(result), 3, sides, needs=needs, records=records, key=(0, 0, 0), result=result,
+        channels_last=channels_last, resident=(0, 0), crops=0, planes=planes, exact=exact, index=0, drawn=0,
+    )  # fmt: skip
+
+
+def _launch_at(
+    card: CudaDevice,
+    augment: Augment,
+    count: int,
+    channels: int,
+    sides: tuple[int, int],
+    *,
+    needs: tuple[bool, bool, bool, float],
+    records: tuple[int, int],
+    key: tuple[int, int, int],
+    result: torch.Tensor,
+    channels_last: bool,
+    resident: tuple[int, int],
+    crops: int,
+    planes: int,
+    exact: bool,
+    index: int,
+    drawn: int,
+) -> None:
+    """Launch for addresses on the device, on its current stream."""
+    import torch
+
+    options, further = augment_options(augment, channels), effect_options(augment)
     try:
         with card.current():
             size = card.core.augment_workspace_cuda(options, further, channels, *sides, count, needs)
-            workspace = torch.empty(-(-size // 16) + 1, 4, dtype=torch.int32, device=place)
+            workspace = torch.empty(-(-size // 16) + 1, 4, dtype=torch.int32, device=result.device)
             card.core.augment_device_cuda(
                 options,
                 further,
@@ -372,9 +451,8 @@ def launch(
                 count,
                 needs,
                 *key,
-                0 if params is None else first,
-                0 if effects is None else first + further_words,
-                drawn.data_ptr() if want_parameters else 0,
+                *records,
+                drawn,
                 workspace.data_ptr() + -workspace.data_ptr() % 16,
                 result.data_ptr(),
                 str(result.dtype).removeprefix("torch."),
@@ -387,4 +465,3 @@ def launch(
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ResourceError(first_line(error)) from error
-    return result, drawn

@@ -20,6 +20,17 @@ Note [What is decoded exactly]
     All others are taken as planes (`augment_planes`). Where a view's box is so large that at 1/2, 1/4 or 1/8 of the
     resolution it still has twice the output's size in both directions, it is decoded at that resolution (`reduce`):
     0.4 to 0.7 of 255 from the full one in the mean over photographs, up to 16 at single pixels.
+
+Note [Places in an arena]
+    `Reader.submit_planes` leaves resampling to somebody else, a CUDA device: it decodes the samples that views need
+    into memory of the caller's. Places are given in the order of the images, by what the headers say: each is placed if
+    what it needs still fits behind those placed before it, and one that turns out to be damaged keeps its place. So
+    which images are there, and where, follows from the files and from what is drawn, not from threads or from what is
+    known of the files.
+
+    Planes are as the file has them, or from a reduced transform where `Reader` takes one; small images are whole, and
+    these, turned ones and unusual samplings are planes of R, G and B. Views of one resolution share one box around
+    them, unless that has more pixels than their boxes together.
 """
 
 from __future__ import annotations
@@ -29,7 +40,7 @@ import contextlib
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +57,7 @@ from sela_ext.kernels.augment import (
     effect_options,
     output_shape,
 )
+from sela_ext.kernels.augment_device import PLANAR
 from sela_ext.kernels.index_store import IndexStore
 from sela_ext.kernels.jpeg import MAX_PIXELS
 
@@ -66,6 +78,8 @@ READ_NO_MEMORY = 5
 """Memory did not suffice."""
 READ_CANCELLED = 6
 """The reader was closed first."""
+READ_NO_ROOM = 7
+"""What the image needs does not fit into the arena any more."""
 
 CACHE_BYTES = 1 << 28
 """Room for decoded small images."""
@@ -114,10 +128,33 @@ class ReadBatch:
     effects: list[npt.NDArray[np.void] | None]
 
 
-class Ticket:
+@dataclass(frozen=True)
+class ReadPlanes(ReadBatch):
+    """What became of the B images of a batch whose samples went to an arena, with V views of each.
+
+    Attributes:
+        images: [V, B] records of PLANAR with addresses in the arena; undefined for images that are not `READ_OK`.
+        offset: int64 [B], where the samples of each image begin in the arena, bytes; -1: it has no place there.
+        wanted: int64 [B], bytes that it needs; 0 where that is not known.
+    """
+
+    images: npt.NDArray[np.void]
+    offset: npt.NDArray[np.int64]
+    wanted: npt.NDArray[np.int64]
+
+    @property
+    def used(self) -> int:
+        """Bytes of the arena up to the end of the last place."""
+        return int(np.where(self.offset < 0, 0, self.offset + self.wanted).max(initial=0))
+
+
+_Result = TypeVar("_Result", bound=ReadBatch)
+
+
+class Ticket(Generic[_Result]):
     """A batch on its way; `Reader.submit` makes it. Keeps items and outputs alive. Dropped, it cancels the batch."""
 
-    def __init__(self, core: _core.ReadTicket, batch: ReadBatch, store: IndexStore | None, out: list[Any]) -> None:
+    def __init__(self, core: _core.ReadTicket, batch: _Result, store: IndexStore | None, out: list[Any]) -> None:
         self._core = core
         self._batch = batch
         self._store = store
@@ -127,7 +164,7 @@ class Ticket:
         """Whether `wait` would return at once."""
         return self._core.wait(0)
 
-    def wait(self) -> ReadBatch:
+    def wait(self) -> _Result:
         """Wait until all images are done, without the GIL.
 
         Returns:
@@ -268,7 +305,7 @@ class Reader:
         views: Sequence[int] = (0,),
         indexes: Sequence[bytes | memoryview | None] | None = None,
         keys: npt.ArrayLike | None = None,
-    ) -> Ticket:
+    ) -> Ticket[ReadBatch]:
         """Queue a batch of B images.
 
         Args:
@@ -289,44 +326,123 @@ class Reader:
             OptionError: seed, epoch or a view out of range, or an item of another type.
             ResourceError: The reader is closed, or this is another process than the reader's.
         """
-        check_key(seed, epoch)
-        numbers = np.ascontiguousarray(index, dtype=np.int64)
+        numbers = _numbers(items, index, keys)
         count = len(items)
-        batch = items.text if isinstance(items, JoinedPaths) else list(items)
-        if numbers.shape != (count,):
-            raise DataError(f"index: expected {count} numbers, one per item, found shape {numbers.shape}")
-        if count and (numbers.min() < 0 or numbers.max() >= 1 << 40):
-            raise DataError(f"index: expected numbers in [0, 2^40), found {numbers.min()} to {numbers.max()}")
-        drawn = None if keys is None else np.ascontiguousarray(keys, dtype=np.int64)
-        if drawn is not None and drawn.shape != (count,):
-            raise DataError(f"keys: expected {count} numbers, one per item, found shape {drawn.shape}")
-        if drawn is not None and count and (drawn.min() < 0 or drawn.max() >= 1 << 40):
-            raise DataError(f"keys: expected numbers in [0, 2^40), found {drawn.min()} to {drawn.max()}")
-        if not len(out) == len(views) == len(self.augments):
-            raise DataError(
-                f"out, views: expected {len(self.augments)}, one per augmentation, found {len(out)} and {len(views)}"
-            )
-        for augment, tensor, view in zip(self.augments, out, views, strict=True):
-            check_key(seed, epoch, view)
+        self._check_views(len(out), views, "out, views")
+        for augment, tensor in zip(self.augments, out, strict=True):
             shape = output_shape(augment, count, self.channels, self.dtype)
             check_output(tensor, shape, self.dtype, self.channels_last)
+        result = ReadBatch(**self._outputs(count))
+        addresses = [tensor.data_ptr() for tensor in out]
+        core = self._submit(items, numbers, addresses, None, result, seed, epoch, views, indexes)
+        return Ticket(core, result, self._store, list(out))
+
+    def submit_planes(
+        self,
+        items: Sequence[str | bytes | memoryview] | JoinedPaths,
+        index: npt.ArrayLike,
+        arena: npt.NDArray[np.uint8],
+        *,
+        seed: int,
+        epoch: int,
+        views: Sequence[int] = (0,),
+        indexes: Sequence[bytes | memoryview | None] | None = None,
+        keys: npt.ArrayLike | None = None,
+    ) -> Ticket[ReadPlanes]:
+        """Queue a batch of which only the samples that its views need are decoded; nothing is resampled.
+
+        See Note [Places in an arena].
+
+        Args:
+            items: As for `submit`, as all that follow.
+            index: The images' numbers.
+            arena: Memory for the samples, uint8 [bytes], contiguous; of no bytes to learn how many would be needed.
+            seed: The key.
+            epoch: Likewise.
+            views: Number of each view.
+            indexes: Checkpoint index of each image.
+            keys: What is drawn goes by them.
+
+        Returns:
+            A ticket; `Ticket.wait` gives `ReadPlanes`.
+
+        Raises:
+            DataError: Arguments that do not fit together.
+            OptionError: As for `submit`; a reader of one channel.
+            ResourceError: As for `submit`.
+
+        Example:
+            >>> import io
+            >>> from PIL import Image
+            >>> file = io.BytesIO()
+            >>> Image.new("RGB", (150, 120), (200, 100, 0)).save(file, "JPEG")
+            >>> with Reader([Augment.none(150)], threads=1) as reader:
+            ...     batch = reader.submit_planes([file.getvalue()], [0], np.empty(50_000, np.uint8), seed=0, epoch=0)
+            ...     found = batch.wait()
+            >>> found.used, found.images[0, 0]["plane"]["width"].tolist()
+            (27008, [150, 75, 75])
+        """
+        numbers = _numbers(items, index, keys)
+        count = len(items)
+        self._check_views(len(self.augments), views, "views")
+        if self.channels != 3:
+            raise OptionError(f"channels: expected 3 for planes in an arena, found {self.channels}")
+        if arena.dtype != np.uint8 or arena.ndim != 1 or not arena.flags.c_contiguous or not arena.flags.writeable:
+            raise DataError(f"arena: expected contiguous memory uint8 [bytes], found {arena.dtype} {list(arena.shape)}")
+        result = ReadPlanes(
+            **self._outputs(count),
+            images=np.zeros((len(self.augments), count), PLANAR),
+            offset=np.full(count, -1, np.int64),
+            wanted=np.zeros(count, np.int64),
+        )
+        place = (arena.ctypes.data, arena.nbytes, result.images, result.offset, result.wanted)
+        addresses = [0] * len(self.augments)
+        core = self._submit(items, numbers, addresses, place, result, seed, epoch, views, indexes)
+        return Ticket(core, result, self._store, [arena])
+
+    def _check_views(self, outputs: int, views: Sequence[int], names: str) -> None:
+        if not outputs == len(views) == len(self.augments):
+            found = f"{outputs} and {len(views)}" if names == "out, views" else str(len(views))
+            raise DataError(f"{names}: expected {len(self.augments)}, one per augmentation, found {found}")
+
+    def _outputs(self, count: int) -> dict[str, Any]:
+        """What a batch of so many images is written to."""
+        return {
+            "status": np.zeros(count, np.uint8),
+            "error": np.zeros(count, np.int32),
+            "height": np.zeros(count, np.int32),
+            "width": np.zeros(count, np.int32),
+            "params": [np.zeros(count, PARAMETERS) for _ in self.augments],
+            "effects": [np.zeros(count, EFFECTS) if augment.draws_effects else None for augment in self.augments],
+        }
+
+    def _submit(
+        self,
+        items: Sequence[str | bytes | memoryview] | JoinedPaths,
+        numbers: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None],
+        outs: list[int],
+        arena: tuple[int, int, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]] | None,
+        result: ReadBatch,
+        seed: int,
+        epoch: int,
+        views: Sequence[int],
+        indexes: Sequence[bytes | memoryview | None] | None,
+    ) -> _core.ReadTicket:
+        """Check what both ways have in common, and queue."""
+        check_key(seed, epoch)
+        for view in views:
+            check_key(seed, epoch, view)
+        count = len(items)
+        batch = items.text if isinstance(items, JoinedPaths) else list(items)
         if indexes is not None and len(indexes) != count:
             raise DataError(f"indexes: expected {count}, one per item, found {len(indexes)}")
-        result = ReadBatch(
-            status=np.zeros(count, np.uint8),
-            error=np.zeros(count, np.int32),
-            height=np.zeros(count, np.int32),
-            width=np.zeros(count, np.int32),
-            params=[np.zeros(count, PARAMETERS) for _ in self.augments],
-            effects=[np.zeros(count, EFFECTS) if augment.draws_effects else None for augment in self.augments],
-        )
         try:
-            core = self._core.submit(
+            return self._core.submit(
                 items=batch,
                 indexes=None if indexes is None else list(indexes),
-                index=numbers,
-                keys=drawn,
-                outs=[tensor.data_ptr() for tensor in out],
+                index=numbers[0],
+                keys=numbers[1],
+                outs=outs,
                 seed=int(seed),
                 epoch=int(epoch),
                 views=[int(view) for view in views],
@@ -336,12 +452,12 @@ class Reader:
                 width=result.width,
                 params=result.params,
                 effects=result.effects,
+                arena=arena,
             )
         except (TypeError, ValueError, BufferError) as error:
             raise OptionError(f"items: expected paths as str, or contiguous bytes: {error}") from error
         except RuntimeError as error:
             raise ResourceError(f"Reader: {error}") from error
-        return Ticket(core, result, self._store, list(out))
 
     def close(self) -> None:
         """End the threads. Images that are being read are finished; batches that wait are cancelled."""
@@ -352,6 +468,24 @@ class Reader:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _numbers(
+    items: Sequence[str | bytes | memoryview] | JoinedPaths, index: npt.ArrayLike, keys: npt.ArrayLike | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+    """`index` and `keys` of as many images as there are items, checked."""
+    numbers = np.ascontiguousarray(index, dtype=np.int64)
+    count = len(items)
+    if numbers.shape != (count,):
+        raise DataError(f"index: expected {count} numbers, one per item, found shape {numbers.shape}")
+    if count and (numbers.min() < 0 or numbers.max() >= 1 << 40):
+        raise DataError(f"index: expected numbers in [0, 2^40), found {numbers.min()} to {numbers.max()}")
+    drawn = None if keys is None else np.ascontiguousarray(keys, dtype=np.int64)
+    if drawn is not None and drawn.shape != (count,):
+        raise DataError(f"keys: expected {count} numbers, one per item, found shape {drawn.shape}")
+    if drawn is not None and count and (drawn.min() < 0 or drawn.max() >= 1 << 40):
+        raise DataError(f"keys: expected numbers in [0, 2^40), found {drawn.min()} to {drawn.max()}")
+    return numbers, drawn
 
 
 @atexit.register

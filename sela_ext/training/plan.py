@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from sela_ext.assign.plan import SPARE, available_memory, memory_plan
 from sela_ext.data import Augment
-from sela_ext.data.loader import BATCHES_AHEAD
+from sela_ext.data.loader import BATCHES_AHEAD, Loader
 from sela_ext.errors import ResourceError
-from sela_ext.kernels.device import free_memory
+from sela_ext.kernels.device import free_memory, on_card
 from sela_ext.training.clock import words
 from sela_ext.training.crops import parse_crops
 from sela_ext.training.run import Run
@@ -158,9 +158,10 @@ def plan_run(run: Run, views: Sequence[Augment], *, opening: str = "") -> RunPla
         activations = 0, 0
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         notes.append(f"activations are not known: {reason}")
-    parts = _parts(run, views, activations, first=ranks.first)
+    arena = arena_bytes(run, views)
+    parts = _parts(run, views, activations, arena, first=ranks.first)
     if ranks.local_world_size > 1:
-        others = _parts(run, views, activations, first=False)
+        others = _parts(run, views, activations, arena, first=False)
         parts += _of_neighbours([part for part in others if part.device == "cpu"], ranks.local_world_size - 1)
     free: dict[str, int | None] = {"cpu": available_memory()}
     if device == "cuda":
@@ -182,7 +183,19 @@ def _of_neighbours(parts: Sequence[Part], ranks: int) -> list[Part]:
     ]
 
 
-def _parts(run: Run, views: Sequence[Augment], activations: tuple[int, int], *, first: bool) -> list[Part]:
+def arena_bytes(run: Run, views: Sequence[Augment]) -> int:
+    """Bytes of a batch's decoded samples, where a device makes the views of them; some files are looked at."""
+    if _is_vectors(run) or not on_card(run.arithmetic.device) or not run.source.encoded:
+        return 0
+    loader = run.make_loader(views)
+    assert isinstance(loader, Loader)
+    try:
+        return loader.arena_nbytes
+    finally:
+        loader.close()
+
+
+def _parts(run: Run, views: Sequence[Augment], activations: tuple[int, int], arena: int, *, first: bool) -> list[Part]:
     """What one rank needs: the first, or another one."""
     opt, network, count, ranks = run.options, run.network, len(run.source), run.ranks
     several, (fixed, per_image) = ranks.world_size > 1, activations
@@ -224,6 +237,10 @@ def _parts(run: Run, views: Sequence[Augment], activations: tuple[int, int], *, 
     parts.append(Part("batches of images", (BATCHES_AHEAD + 1) * batch, "cpu", STEPS, smaller))
     if device != "cpu":
         parts.append(Part("batches of images", (BATCHES_AHEAD + 1) * batch, device, STEPS, smaller))
+    # Samples for them, on their way to a GPU: those ahead, and those that wait there.
+    parts.append(Part("decoded samples, page-locked", (BATCHES_AHEAD + 1) * arena, "cpu", STEPS, smaller))
+    if device != "cpu":
+        parts.append(Part("decoded samples", (BATCHES_AHEAD + 1) * arena, device, STEPS, smaller))
     # Label passes. Feature vectors whose embeddings are no more than themselves are read where they lie.
     as_they_lie = _is_vectors(run) and isinstance(network.projection, nn.Identity)
     kept_rows = 0 if as_they_lie else own

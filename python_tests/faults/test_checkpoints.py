@@ -182,7 +182,7 @@ def test_d14_a_whole_checkpoint_is_not_passed_over_for_want_of_memory(tmp_path, 
 
     with monkeypatch.context() as patched:
         patched.setattr(torch, "load", too_little)
-        with pytest.raises(ResourceError, match="checkpoint step-000000000002.ckpt: expected memory to read it"):
+        with pytest.raises(ResourceError, match=r"checkpoint step-000000000002\.ckpt: expected memory to read it"):
             load_checkpoint(tmp_path)
     assert load_checkpoint(tmp_path)["step"] == 2
 

@@ -140,7 +140,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     def at(place: str) -> None:
         nonlocal renamed
         renamed = place == "after rename"
-        faults.at(place)
+        faults.at(place, path.name)
 
     try:
         replace_file(path, parts, at)

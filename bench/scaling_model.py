@@ -37,9 +37,12 @@ PARAMETERS = {
     "h": Parameter(6e-5, "s", "a launch, results to the host, and sums back to the card", "assumed"),
     "p": Parameter(2.0e10, "B/s", "bandwidth from card to host", "assumed; PCIe 5 x16: 6.4e10 by the standard"),
     "s": Parameter(1.0e-8, "s", "exact sums of one block of rows on the host", "measured, one thread of an EPYC"),
-    "e": Parameter(1.9e-9, "s", "one candidate in one Hessian product", "measured, one thread of an EPYC"),
-    "T": Parameter(16, "", "threads of a rank in Newton's method", "assumed"),
+    "e": Parameter(
+        6.5e-12, "s", "one candidate in one Hessian product", "derived: its addition in the second-level cache"
+    ),
+    "u": Parameter(1.0e-5, "s", "a Hessian product at least: its columns, in one block", "derived"),
     "c": Parameter(3.1, "", "candidates per row, 16 nats", "measured, 60,000 x 1000 clustered logits; at most 64"),
+    "c'": Parameter(40, "", "candidates per row on the way to lambda, for which there is room", "measured; as planned"),
     "P": Parameter(300, "", "Hessian products of a whole solve", "measured; 80 to 560"),
 }
 P = {name: parameter.value for name, parameter in PARAMETERS.items()}
@@ -125,19 +128,30 @@ def memory_bytes(rows: int, width: float, ranks: int) -> float:
     return rows_per_rank(rows, ranks) * (2 * width + 12)
 
 
-def candidate_bytes(rows: int) -> float:
-    """What every rank holds in a stage of Newton's method: lengths, offsets, and columns and values of 6 bytes."""
-    return rows * (4 + 6 * P["c"] + 8)
+def candidate_bytes(rows: float, device: bool = False) -> float:
+    """What every rank holds in a stage of Newton's method: lengths, offsets, and columns and values of 6 bytes.
+
+    On its device: as they are found and as rows, 14 bytes each, with room for those of small lambda.
+    """
+    return rows * (24 + 14 * P["c'"] if device else 4 + 6 * P["c"] + 8)
 
 
-def replicated_seconds(rows: int) -> float:
-    """All Hessian products of a solve, on every rank alike."""
-    return P["P"] * rows * P["c"] * P["e"] / P["T"]
+def candidate_seconds(rows: float, ranks: int, link: Link = GPUS) -> float:
+    """Candidates of all rows to every rank, once: from its card, to all hosts, and all of them to each card."""
+    if ranks == 1:
+        return 0.0
+    size = rows * (4 + 6 * P["c"])
+    return size / ranks / P["p"] + gather_seconds(size, ranks, link) + size / P["p"]
 
 
-def spread_seconds(rows: int, clusters: int, ranks: int) -> float:
+def replicated_seconds(rows: float) -> float:
+    """All Hessian products of a solve, on every card alike."""
+    return P["P"] * (P["u"] + rows * P["c"] * P["e"])
+
+
+def spread_seconds(rows: float, clusters: int, ranks: int) -> float:
     """The same with the candidates left where they are, and one all-reduce of K numbers per product."""
-    return replicated_seconds(rows) / ranks + P["P"] * all_reduce_seconds(8 * clusters, ranks)
+    return P["P"] * (P["u"] + rows / ranks * P["c"] * P["e"] + all_reduce_seconds(8 * clusters, ranks))
 
 
 def break_even_rows(clusters: int, ranks: int) -> float:
@@ -145,7 +159,7 @@ def break_even_rows(clusters: int, ranks: int) -> float:
     low, high = 1.0, 1e12
     for _ in range(100):
         middle = math.sqrt(low * high)
-        gathered = replicated_seconds(middle) + gather_seconds(middle * (4 + 6 * P["c"]), ranks)
+        gathered = replicated_seconds(middle) + candidate_seconds(middle, ranks)
         low, high = (low, middle) if gathered > spread_seconds(middle, clusters, ranks) else (middle, high)
     return high
 
@@ -256,16 +270,25 @@ def tables() -> str:
     )
     parts += [
         "",
-        f"**Newton's method, K = {clusters:,}**: candidates on every rank; one gather of them; all Hessian products of "
-        "a solve, on every rank alike (as it is), and spread over the ranks (as it could be).",
+        f"**Newton's method, K = {clusters:,}**: candidates on every host, and room for them on every card; one gather "
+        "of them, from cards to cards; all Hessian products of a solve, on every card alike (as it is), and spread "
+        "over the ranks (as it could be).",
         "",
         markdown(
-            ["N", "memory", *(f"gather, {r}" for r in (8, 64)), "products", *(f"spread, {r:,}" for r in (8, 64, 512))],
+            [
+                "N",
+                "host",
+                "card",
+                *(f"gather, {r}" for r in (8, 64)),
+                "products",
+                *(f"spread, {r:,}" for r in (8, 64, 512)),
+            ],
             [
                 [
                     count_words(n),
                     bytes_words(candidate_bytes(n)),
-                    *(seconds_words(gather_seconds(n * (4 + 6 * P["c"]), r)) for r in (8, 64)),
+                    bytes_words(candidate_bytes(n, device=True)),
+                    *(seconds_words(candidate_seconds(n, r)) for r in (8, 64)),
                     seconds_words(replicated_seconds(n)),
                     *(seconds_words(spread_seconds(n, clusters, r)) for r in (8, 64, 512)),
                 ]

@@ -40,7 +40,8 @@ RUN_PARAMETERS = {
     "w": Parameter(0.7, "", "share of the backward pass that hides messages", "assumed"),
     "k": Parameter(2.5e7, "B", "a message of gradients; the last one has nothing to hide behind", "PyTorch's default"),
     "a3": Parameter(5e-5, "s", "one hop of a message between hosts, for signals and losses", "assumed"),
-    "A": Parameter(100, "", "passes of a solve on cards, with Anderson's method", "40 to 250 measured on the CPU"),
+    "A": Parameter(100, "", "passes of a solve with Anderson's method", "40 to 250 measured on the CPU"),
+    "A'": Parameter(6, "", "passes of a solve with Newton's method", "4 to 7 measured on the CPU"),
     "z": Parameter(
         9e-8, "s", "records of one label: what changed, sizes, information", "measured, one thread, K = 3,000"
     ),
@@ -297,14 +298,31 @@ def stored(recipe: Recipe, images: int, ranks: int, free: float) -> bool:
     return 4.0 * rows_per_rank(images, ranks) * recipe.clusters <= STORED_SHARE * max(free, 0.0)
 
 
+def methods(recipe: Recipe, images: int, ranks: int, free: float) -> dict[str, float]:
+    """Seconds of one head beside its logits, by method; Newton's where the candidates of all rows fit on a card.
+
+    One pass more is for the probabilities of the labels.
+    """
+    lie = stored(recipe, images, ranks, free)
+    if lie:
+        one = step_model.stored_pass(images, recipe.clusters, ranks, 4).seconds
+    else:
+        one = step_model.computed_pass(images, recipe.clusters, ranks, recipe.embedding).seconds
+    found = {"anderson": (R["A"] + 1) * one}
+    left = free - lie * 4.0 * rows_per_rank(images, ranks) * recipe.clusters
+    if step_model.candidate_bytes(images, device=True) <= left:
+        gathers = R["A'"] * step_model.candidate_seconds(images, ranks)
+        found["newton"] = (R["A'"] + 1) * one + gathers + step_model.replicated_seconds(images)
+    return found
+
+
 def solve_seconds(recipe: Recipe, images: int, ranks: int, free: float) -> float:
-    """One head: its logits, the passes of the solver, and one more for the probabilities of the labels."""
+    """One head: its logits, and the quicker method."""
     n, width, clusters = rows_per_rank(images, ranks), recipe.embedding, recipe.clusters
-    if not stored(recipe, images, ranks, free):
-        one = step_model.computed_pass(images, clusters, ranks, width).seconds
-        return (R["A"] + 1) * one
-    product = max(2.0 * n * width * clusters / P["F"], n * (2.0 * width + 4 * clusters) / P["B"])
-    return product + (R["A"] + 1) * step_model.stored_pass(images, clusters, ranks, 4).seconds
+    product = 0.0
+    if stored(recipe, images, ranks, free):
+        product = max(2.0 * n * width * clusters / P["F"], n * (2.0 * width + 4 * clusters) / P["B"])
+    return product + min(methods(recipe, images, ranks, free).values())
 
 
 def bank_bytes(recipe: Recipe, images: int, ranks: int) -> float:
@@ -594,9 +612,9 @@ def limits(recipe: Recipe) -> list[tuple[str, float, str]]:
             "every rank writes its own rows",
         ),
         (
-            "candidates of Newton's method on every rank",
-            R["H"] / ranks / step_model.candidate_bytes(1),
-            'method="anderson", as on cards',
+            "room for the candidates of Newton's method on every device, beside the bank on 512 GPUs",
+            on_device / (step_model.candidate_bytes(1, device=True) + 4 * heads + 4 * recipe.embedding / 512),
+            'label_method="anderson", which "auto" then takes',
         ),
         ("labels.csv takes an hour", 3600 / (R["y"] * heads), "labels.npz alone"),
     ]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sela_ext.assign import plan
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -61,8 +63,25 @@ def test_reading_and_computing_logits_break_even_where_the_document_says():
 
 def test_spread_products_break_even_where_both_take_as_long():
     rows = model.break_even_rows(3000, 64)
-    gathered = model.replicated_seconds(rows) + model.gather_seconds(rows * (4 + 6 * model.P["c"]), 64)
+    gathered = model.replicated_seconds(rows) + model.candidate_seconds(rows, 64)
     assert gathered == pytest.approx(model.spread_seconds(rows, 3000, 64), rel=1e-6)
+
+
+def test_candidates_go_from_each_card_to_all_hosts_and_to_every_card():
+    size = 10**6 * (4 + 6 * model.P["c"])
+    told = size / 8 / model.P["p"] + size / model.P["p"]
+    assert model.candidate_seconds(10**6, 8) == pytest.approx(told + model.gather_seconds(size, 8))
+    assert model.candidate_seconds(10**6, 1) == 0.0
+
+
+def test_room_for_candidates_and_the_cost_of_a_product_are_those_of_the_package_and_of_its_notes():
+    assert model.candidate_bytes(1, device=True) == plan.PER_ROW_OF_ENTRIES + plan.PER_ENTRY * plan.USUAL_ENTRIES
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert "| one 64-bit addition per entry in the second-level cache | about 50 us: the floor |" in text
+    assert "H100, 1,281,167 rows with 6 candidates" in text
+    assert model.P["e"] == pytest.approx(50e-6 / (6 * 1_281_167), rel=0.01)
+    assert "one block, a few reductions: 5 to 10 us" in text
+    assert model.P["u"] == 10e-6
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,30 @@ def test_logits_that_take_half_of_the_free_memory_are_computed():
     assert each == pytest.approx(101 * label_model.computed_pass(1280, 100, 2, 16).seconds)
 
 
+def test_newtons_method_needs_room_for_all_candidates_beside_the_logits():
+    recipe, images = small_recipe(looks=True), 1_280_000
+    logits, room = 4.0 * 640_000 * 100, label_model.candidate_bytes(images, device=True)
+    found = model.methods(recipe, images, 2, logits + room + 1)
+    assert sorted(found) == ["anderson", "newton"]
+    one = label_model.stored_pass(images, 100, 2, 4).seconds
+    gathers = 6 * label_model.candidate_seconds(images, 2)
+    assert found["newton"] == pytest.approx(7 * one + gathers + label_model.replicated_seconds(images))
+    assert found["anderson"] == pytest.approx(101 * one)
+    assert sorted(model.methods(recipe, images, 2, logits + room - 1)) == ["anderson"]
+
+
+def test_of_the_methods_the_quicker_one_is_counted():
+    few, many = (model.methods(model.PAPER, model.IMAGENET, ranks, 60e9) for ranks in (8, 512))
+    assert few["newton"] < few["anderson"] / 2
+    assert many["anderson"] < many["newton"]
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert f"a solve takes {1e3 * few['newton']:.0f} ms on 8 cards, a third of what 100 passes" in text
+    for ranks, found in ((8, few), (512, many)):
+        n = label_model.rows_per_rank(model.IMAGENET, ranks)
+        product = max(2.0 * n * 2048 * 3000 / label_model.P["F"], n * (4096 + 12_000) / label_model.P["B"])
+        assert model.solve_seconds(model.PAPER, model.IMAGENET, ranks, 60e9) == product + min(found.values())
+
+
 def test_memory_is_the_sum_of_what_is_held():
     recipe, images = small_recipe(), 1_024_000
     bank = 2 * 128_000 * 16

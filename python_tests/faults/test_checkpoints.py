@@ -109,39 +109,81 @@ def test_d14_every_damaged_bit_of_the_head_and_any_other_length_is_noticed(tmp_p
     assert torch.equal(read_checkpoint(path)["weights"], torch.arange(100.0))
 
 
-def test_d14_a_checkpoint_that_cannot_be_opened_gives_way_to_the_one_before(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT])
+def test_d14_a_checkpoint_on_a_damaged_place_of_the_disk_gives_way_to_the_one_before(tmp_path, monkeypatch, number):
     save_checkpoint(tmp_path, 1, {"step": 1})
     newest = save_checkpoint(tmp_path, 2, {"step": 2})
-
-    def refuse(path):
-        if path == newest:
-            raise OSError(5, "Input/output error")
-        return open_regular(path)
-
-    monkeypatch.setattr(checkpoint, "open_regular", refuse)
-    with pytest.warns(UserWarning, match=r"step-000000000002.ckpt: cannot be read: Input/output error.*step-0000.*1"):
+    reason = os.strerror(number)
+    monkeypatch.setattr(checkpoint, "open_regular", unreadable(newest, number))
+    with pytest.warns(UserWarning, match=rf"step-000000000002.ckpt: cannot be read: {reason}.*step-0000.*1.ckpt, is"):
         assert load_checkpoint(tmp_path)["step"] == 1
 
 
-def test_d14_a_whole_checkpoint_is_not_passed_over_for_want_of_memory_or_of_handles(tmp_path, monkeypatch):
+def unreadable(newest, number):
+    """`open_regular`, for which one file cannot be read."""
+
+    def refuse(path):
+        if path == newest:
+            raise OSError(number, os.strerror(number))
+        return open_regular(path)
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "have it readable for whoever starts the run"),
+        (errno.EPERM, "have it readable for whoever starts the run"),
+        (errno.ESTALE, "see to the disk or mount, then resume; to go on from the checkpoint before it, move it away"),
+        (errno.ETIMEDOUT, "see to the disk or mount"),
+        (errno.EMFILE, "raise the limit"),
+        (errno.ENOMEM, "raise the limit"),
+    ],
+)
+def test_d14_a_checkpoint_that_may_be_whole_but_cannot_be_read_is_not_passed_over(
+    tmp_path, monkeypatch, number, remedy
+):
     """Or the run would go on from the one before it, and delete it."""
+    for step in (1, 2):
+        newest = save_checkpoint(tmp_path, step, {"step": step})
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "open_regular", unreadable(newest, number))
+        with pytest.raises(ResourceError, match=rf"{newest.name}: cannot be read: {os.strerror(number)}; {remedy}"):
+            load_checkpoint(tmp_path)
+    assert load_checkpoint(tmp_path)["step"] == 2
+
+
+def test_d14_a_folder_of_checkpoints_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    out, command, sela, monkeypatch
+):
+    """Or the run would begin at its beginning, and cut its log to nothing."""
+    metrics, listing = (out / "metrics.jsonl").read_bytes(), os.listdir
+
+    def refuse(path="."):
+        if os.fspath(path) == str(out / "checkpoints"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    status, _, errors = sela(*command, "--out", out, "--resume")
+    assert status == 7
+    told = "cannot be read: Permission denied; have it readable for whoever starts the run (chmod, chown), then resume"
+    assert errors == f"sela: error: checkpoint {out / 'checkpoints'}: {told}\n"
+    assert (out / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_d14_a_whole_checkpoint_is_not_passed_over_for_want_of_memory(tmp_path, monkeypatch):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, {"step": step})
 
     def too_little(*arguments, **options):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    def too_many(path):
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    for where, name, how, told in (
-        (torch, "load", too_little, "checkpoint step-000000000002.ckpt: expected memory to read it"),
-        (checkpoint, "open_regular", too_many, r"step-000000000002.ckpt: cannot be read: Too many open files; raise"),
-    ):
-        with monkeypatch.context() as patched:
-            patched.setattr(where, name, how)
-            with pytest.raises(ResourceError, match=told):
-                load_checkpoint(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", too_little)
+        with pytest.raises(ResourceError, match=r"checkpoint step-000000000002\.ckpt: expected memory to read it"):
+            load_checkpoint(tmp_path)
     assert load_checkpoint(tmp_path)["step"] == 2
 
 

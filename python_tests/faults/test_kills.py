@@ -1,5 +1,6 @@
 """D12: a run that is killed at any moment, and resumed, ends with the bits of one that was not."""
 
+import json
 import random
 import time
 
@@ -81,6 +82,48 @@ def test_d12_a_run_killed_while_any_of_its_files_is_written_resumes_to_the_same_
     server, runs, unbroken, command, tmp_path, place, count
 ):
     kill_and_resume(server, runs, unbroken, command, tmp_path / "run", f"{place}:{count}")
+
+
+FILES = ["options.json", "labels.npz", "labels.csv", "report.npz", "network.pt", "report.html"]
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        pytest.param(place, name, marks=() if (place, name) == ("before rename", "report.html") else pytest.mark.slow)
+        for place in WRITING
+        for name in FILES
+    ],
+)
+def test_d12_a_run_killed_while_it_writes_its_results_resumes_to_the_same_bits(
+    server, runs, unbroken, command, tmp_path, place, name
+):
+    kill_and_resume(server, runs, unbroken, command, tmp_path / "run", f"{place}/{name}:1")
+
+
+def test_every_file_of_a_run_is_one_that_it_is_killed_at(server, unbroken, command):
+    logs = ("metrics.jsonl", "metrics.csv", "train.log")
+    found = [path.name for path in unbroken(command)[0].iterdir() if path.is_file() and path.name not in logs]
+    assert sorted(found) == sorted(FILES)
+
+
+@pytest.mark.parametrize("again", ["the same", pytest.param("that of the run", marks=pytest.mark.slow)])
+def test_d12_a_killed_run_by_a_file_of_options_resumes_by_it(server, runs, unbroken, command, tmp_path, again):
+    out, config, words = tmp_path / "run", tmp_path / "options.json", iter([*command[1:], *EVERY_STEP])
+    given = {}
+    for word in words:
+        name = word.removeprefix("--").replace("-", "_")
+        value = False if name == "no_progress" else next(words)
+        given["progress" if name == "no_progress" else name] = value
+    numbers = ("epochs", "batch_size", "image_size", "threads", "evaluate_every", "log_every", "checkpoint_seconds")
+    given.update({name: int(given[name]) for name in numbers}, clusters=[10, 10], out=str(out))
+    config.write_text(json.dumps(given))
+    status, printed = server.run("train", "--config", config, fault="after step:5:kill")
+    assert status == -9, printed
+    again_by = [config] if again == "the same" else [out / "options.json", "--out", out]
+    status, printed = server.run("train", "--config", *again_by, "--resume")
+    assert status == 0, printed
+    runs.assert_equal_runs(unbroken(command)[0], out)
 
 
 @pytest.mark.parametrize("count", [1, 5])

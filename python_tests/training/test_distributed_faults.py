@@ -1,4 +1,4 @@
-"""Whole runs of two ranks in which one is killed, stopped, or fails: all end, and say who it was."""
+"""D23: whole runs of two ranks in which one is killed, stopped, or fails: all end, and say who it was."""
 
 import os
 import re
@@ -28,6 +28,11 @@ def state_of(pid):
         return "Z"
 
 
+def hear_signals():
+    """Those who started the tests in the background may have them ignore SIGINT, which children take over."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Observed:
     """A run of two ranks by torchrun or `devices=2`, found again by a word in the environment of its processes."""
 
@@ -40,7 +45,7 @@ class Observed:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "SELA_TEST_WORD": self.word, "SELA_FAULT": fault}
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=out.parent
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=out.parent, preexec_fn=hear_signals
             )
 
     def processes(self):
@@ -120,11 +125,11 @@ def ends_in_time(start, place, count, what, victim, torchrun):
     assert re.search(expected, said, re.M), said
 
 
-def test_a_rank_killed_inside_a_label_pass_ends_the_run(start):
+def test_d23_a_rank_killed_inside_a_label_pass_ends_the_run(start):
     ends_in_time(start, "inside label pass", 1, "kill", 1, torchrun=False)
 
 
-def test_a_rank_killed_between_steps_ends_the_run_under_torchrun(start):
+def test_d23_a_rank_killed_between_steps_ends_the_run_under_torchrun(start):
     ends_in_time(start, "after step", 8, "kill", 1, torchrun=True)
 
 
@@ -133,7 +138,7 @@ def test_a_rank_killed_between_steps_ends_the_run_under_torchrun(start):
 @pytest.mark.parametrize("what", ["kill", "stop", "raise"])
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize(("place", "count"), [("after step", 8), ("inside label pass", 1), ("inside evaluation", 1)])
-def test_a_rank_that_goes_missing_anywhere_ends_the_run(start, place, count, what, victim, torchrun):
+def test_d23_a_rank_that_goes_missing_anywhere_ends_the_run(start, place, count, what, victim, torchrun):
     ends_in_time(start, place, count, what, victim, torchrun)
 
 
@@ -141,7 +146,7 @@ def test_a_rank_that_goes_missing_anywhere_ends_the_run(start, place, count, wha
 @pytest.mark.parametrize("torchrun", [False, True])
 @pytest.mark.parametrize("place", ["before labels", "before report"])
 @pytest.mark.parametrize("what", ["kill", "stop", "raise"])
-def test_the_first_rank_going_missing_while_the_others_wait_for_it_ends_the_run(start, place, what, torchrun):
+def test_d23_the_first_rank_going_missing_while_the_others_wait_for_it_ends_the_run(start, place, what, torchrun):
     ends_in_time(start, place, 1, what, 0, torchrun)
 
 

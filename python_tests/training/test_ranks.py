@@ -66,12 +66,19 @@ def failure_of(capfd, what, **options):
     return str(caught.value), errors
 
 
+def hear_signals():
+    """Those who started the tests in the background may have them ignore SIGINT, which children take over."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextlib.contextmanager
 def started(*arguments, torchrun=False):
     """A process of rank_work.py, and the processes of its ranks when both are at work."""
     runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if torchrun else []
     command = [sys.executable, "-P", *runner, str(WORK), *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_signals
+    )
     try:
         yield process
     finally:

@@ -128,6 +128,84 @@ def test_without_locks_of_the_system_a_holder_that_is_gone_is_passed_over(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def leave_dead(folder):
+    """What a holder leaves that is gone."""
+    (folder / HELD).write_text(json.dumps({**json.loads(run_lock._own_text()), "started": "long ago"}))
+
+
+def test_who_finds_a_dead_holder_too_late_leaves_the_new_ones_file_alone(tmp_path, no_locks, monkeypatch):
+    leave_dead(tmp_path)
+    began, others = run_lock.started, []
+
+    def late(pid):
+        found = began(pid)
+        if not others:  # the file was read; before anything is done about it another run takes the folder
+            others.append(RunLock(tmp_path))
+            others[0].__enter__()
+            others.append((tmp_path / HELD).read_bytes())
+            (tmp_path / HELD).chmod(0o600)
+        return found
+
+    monkeypatch.setattr(run_lock, "started", late)
+    with pytest.raises(OptionError, match=f"in use by process {os.getpid()} "), RunLock(tmp_path):
+        pass
+    assert (tmp_path / HELD).read_bytes() == others[1]
+    others[0].__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_at_a_time_removes_what_a_dead_holder_left(tmp_path, no_locks, monkeypatch):
+    leave_dead(tmp_path)
+    monkeypatch.setattr(run_lock, "_TRIES", 3)
+    lock = RunLock(tmp_path)
+    with lock._alone():
+        with pytest.raises(OptionError, match="in use by process"), lock:
+            pass
+        assert (tmp_path / HELD).exists()
+    with lock:
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nothing_lets_one_at_a_time_remove_it_a_dead_holder_is_believed(tmp_path, no_locks, monkeypatch):
+    leave_dead(tmp_path)
+    monkeypatch.setattr(run_lock.sys, "platform", "elsewhere")
+    with pytest.raises(OptionError, match=rf"or delete .*{HELD} if that process is gone$"), RunLock(tmp_path):
+        pass
+    assert (tmp_path / HELD).exists()
+
+
+def test_of_many_that_find_a_dead_holder_one_is_inside(tmp_path, no_locks, monkeypatch):
+    monkeypatch.setattr(run_lock, "_TIME_TO_WRITE", 0.001)
+    errors, inside = [], []
+
+    def enter(start):
+        start.wait()
+        try:
+            with RunLock(tmp_path):
+                inside.append(1)
+                if len(inside) > 1:
+                    errors.append("two inside")
+                    refused.release()
+                ended.wait()
+        except OptionError:
+            refused.release()
+
+    for _ in range(40):
+        leave_dead(tmp_path)
+        start, ended, refused = threading.Barrier(4), threading.Event(), threading.Semaphore(0)
+        threads = [threading.Thread(target=enter, args=(start,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            refused.acquire()
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert (errors, inside) == ([], [1])
+        inside.clear()
+
+
 def test_without_locks_of_the_system_a_holder_on_another_machine_is_believed(tmp_path, no_locks):
     text = json.loads(run_lock._own_text())
     (tmp_path / HELD).write_text(json.dumps({**text, "host": "far", "machine": "far", "started": "long ago"}))

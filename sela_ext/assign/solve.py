@@ -73,7 +73,7 @@ def assign(
             0 runs max_passes. float32 arithmetic reaches about 1e-6.
         max_passes: at most so many reads of the logits, or of their copy, which takes one more to make; default 1000,
             for stop="official" 10,000.
-        method: "newton" (few reads: Newton's method on the entries that count, for peaked logits on the CPU),
+        method: "newton" (few reads: Newton's method on the entries that count, for peaked logits),
             "anderson" (accelerated Sinkhorn, for smooth ones), "sinkhorn" (plain), or "auto": newton or anderson, as
             the number of entries per row says; `reason` in the result says why.
         storage: "float16", "bfloat16" or "fixed16" (1/64 nat of lambda * logits): the solve works on a 16-bit copy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ _STYLES = ("report.css", "widgets.css", "gallery.css")
 _SCRIPTS = ("page.js", "curves.js", "panel.js", "gallery.js", "map.js", "heads.js")
 
 
-def write_report(run: Path, read_image: ReadImage | None = None, *, out: Path | None = None) -> Path:
+def write_report(
+    run: Path,
+    read_image: ReadImage | None = None,
+    *,
+    out: Path | None = None,
+    at: Callable[[str], None] = lambda place: None,
+) -> Path:
     """Write run/report.html: what went in, how training went, and the clusters to look at.
 
     The page holds its style, scripts, drawings and thumbnails itself and asks for nothing from elsewhere; it stays
@@ -47,6 +54,7 @@ def write_report(run: Path, read_image: ReadImage | None = None, *, out: Path | 
         read_image: index -> uint8 [H, W, C] or [H, W]; images that it cannot read, and all images when it is None,
             are shown as placeholders.
         out: the page; None: report.html in the run folder.
+        at: told where the writing is, for tests of what a crash leaves.
 
     Returns:
         The path of the page.
@@ -58,7 +66,7 @@ def write_report(run: Path, read_image: ReadImage | None = None, *, out: Path | 
     folder = read_run(Path(run))
     overview = read_overview(folder.path / FILE, folder.labels.shape[1])
     target = folder.path / "report.html" if out is None else Path(out)
-    write_page(target, _render(folder, overview, read_image))
+    write_page(target, _render(folder, overview, read_image), at)
     return target
 
 
@@ -156,8 +164,13 @@ def _head_data(folder: RunFolder, compared: Heads | None, sheets: Sheets, sample
     }
 
 
-def write_page(target: Path, text: str) -> None:
+def write_page(target: Path, text: str, at: Callable[[str], None] = lambda place: None) -> None:
     """Write a page under a temporary name in the same folder, then rename it.
+
+    Args:
+        target: the page.
+        text: what it holds.
+        at: told where the writing is, as by `sela_ext.data.safe_files.replace_file`.
 
     Raises:
         ResourceError: it cannot be written.
@@ -166,11 +179,17 @@ def write_page(target: Path, text: str) -> None:
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".tmp")
         with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as stream:
+            at("before write")
             stream.write(text)
+            at("after write")
             stream.flush()
             os.fchmod(handle, 0o644)
+            at("before fsync")
             os.fsync(handle)
+            at("after fsync")
+        at("before rename")
         os.replace(temporary, target)
+        at("after rename")
         sync_folder(target.parent)
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):

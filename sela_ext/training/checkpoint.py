@@ -16,7 +16,7 @@ import re
 import shutil
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 
 from sela_ext.compat.archive import read_saved
 from sela_ext.data.memory import free_memory
-from sela_ext.data.safe_files import OUT_OF_RESOURCES, open_regular, replace_file, sync_folder
+from sela_ext.data.safe_files import OUT_OF_RESOURCES, PARTIAL, open_regular, replace_file, sync_folder
 from sela_ext.errors import CheckpointError, ResourceError
 from sela_ext.training import faults
 
@@ -32,6 +32,9 @@ _MAGIC = b"SELACKP1"
 _HEADER = struct.Struct("<8sQ32s")
 _NAME = re.compile(r"step-(\d{12})\.ckpt")
 _KEEP = 2
+# What the system says of a file that is damaged or gone, whose place the one before it takes. Whatever else keeps one
+# from being read (no permission, a network that is down, too many open files) is no damage: it passes, or is mended.
+_DAMAGED = (0, errno.EIO, errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO))
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -65,12 +68,21 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
             f"checkpoint {path}: expected {needed:,} free bytes, found {free:,}; free some space, then resume"
         )
     write_atomically(path, header, payload)
-    found = _checkpoints(folder)
-    later = [old for number, old in found if number > step]  # damaged ones that a resume passed over
-    for old in later + [old for number, old in found if number <= step][_KEEP:]:
-        with contextlib.suppress(OSError):  # one too many does no harm
-            old.unlink()
+    _remove_others(folder, step)
     return path
+
+
+def _remove_others(folder: Path, step: int) -> None:
+    """Keep the last two up to this step; later ones are damaged, and a resume passed over them.
+
+    One too many does no harm.
+    """
+    with contextlib.suppress(OSError):
+        found = _checkpoints(folder, os.listdir(folder))
+        later = [old for number, old in found if number > step]
+        for old in later + [old for number, old in found if number <= step][_KEEP:]:
+            with contextlib.suppress(OSError):
+                old.unlink()
 
 
 def load_checkpoint(folder: Path, *, tidy: bool = True) -> dict[str, Any] | None:
@@ -85,12 +97,20 @@ def load_checkpoint(folder: Path, *, tidy: bool = True) -> dict[str, Any] | None
 
     Raises:
         CheckpointError: there are checkpoints, but none of them is whole.
-        ResourceError: memory, or the number of open files, does not suffice to read the newest.
+        ResourceError: the folder, or the newest that may be whole, cannot be read: no permission, no memory, too many
+            open files.
     """
-    for stale in folder.glob("*.partial") if tidy else ():
-        with contextlib.suppress(OSError):
-            stale.unlink()
-    found = _checkpoints(folder)
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _cannot_read(folder, error) from error
+    for name in names if tidy else ():
+        if name.endswith(PARTIAL):
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+    found = _checkpoints(folder, names)
     problems = []
     for _, path in found:
         try:
@@ -120,7 +140,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     def at(place: str) -> None:
         nonlocal renamed
         renamed = place == "after rename"
-        faults.at(place)
+        faults.at(place, path.name)
 
     try:
         replace_file(path, parts, at)
@@ -161,14 +181,20 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """All checkpoint files, newest step first."""
-    found = []
-    for path in folder.glob("step-*.ckpt"):
-        match = _NAME.fullmatch(path.name)
-        if match:
-            found.append((int(match[1]), path))
-    return sorted(found, reverse=True)
+def _checkpoints(folder: Path, names: Iterable[str]) -> list[tuple[int, Path]]:
+    """All checkpoint files among these of the folder, newest step first."""
+    matches = ((_NAME.fullmatch(name), name) for name in names)
+    return sorted(((int(match[1]), folder / name) for match, name in matches if match), reverse=True)
+
+
+def _cannot_read(path: Path, error: OSError) -> ResourceError:
+    if error.errno in OUT_OF_RESOURCES:
+        remedy = "raise the limit (ulimit -n, or memory), then resume"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "have it readable for whoever starts the run (chmod, chown), then resume"
+    else:
+        remedy = "see to the disk or mount, then resume; to go on from the checkpoint before it, move it away"
+    return ResourceError(f"checkpoint {path}: cannot be read: {error.strerror or error}; {remedy}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -176,7 +202,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is not one, or damaged.
-        ResourceError: memory, or the number of open files, does not suffice.
+        ResourceError: it may be whole, but cannot be read: no permission, no memory, too many open files.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -188,9 +214,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 )
             header, payload = file.read(_HEADER.size), file.read(size)
     except OSError as error:
-        if error.errno in OUT_OF_RESOURCES:  # no fault of the file's: it must not be passed over
-            remedy = "raise the limit (ulimit -n, or memory), then resume"
-            raise ResourceError(f"checkpoint {path}: cannot be read: {error.strerror}; {remedy}") from error
+        if error.errno not in _DAMAGED:  # no fault of the file's: it must not be passed over
+            raise _cannot_read(path, error) from error
         raise CheckpointError(f"checkpoint {path.name}: cannot be read: {error.strerror or error}") from error
     if len(header) < _HEADER.size:
         raise CheckpointError(f"checkpoint {path.name}: expected a header, found {len(header)} bytes")

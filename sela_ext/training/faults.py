@@ -1,7 +1,7 @@
 """Places where a test may have a run die, stop or fail: nothing happens unless the environment asks for it.
 
-`SELA_FAULT=place:count:what[:rank]` does `what` the count-th time that a process comes to `place`. This is for tests of
-what a crash leaves behind; it is no option of a run.
+`SELA_FAULT=place:count:what[:rank]` does `what` the count-th time that a process comes to `place`; `place/name` where
+it comes there with the file of this name. This is for tests of what a crash leaves behind; it is no option of a run.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def _asked() -> tuple[str, int, str, str] | None:
     if not text:
         return None
     place, count, what, rank = (*text.split(":"), "")[:4]
-    if place not in PLACES or what not in _ACTIONS:
+    if place.partition("/")[0] not in PLACES or what not in _ACTIONS:
         raise ValueError(f"SELA_FAULT: expected one of {PLACES} and one of {_ACTIONS}, found {text!r}")
     return place, int(count), what, rank
 
 
-def at(place: str) -> None:
-    """Come to a place; see the module."""
+def at(place: str, name: str = "") -> None:
+    """Come to a place, perhaps with the file that is being written; see the module."""
     asked = _asked()
-    if asked is None or asked[0] != place or asked[3] not in ("", os.environ.get("RANK", "0")):
+    if asked is None or asked[0] not in (place, f"{place}/{name}") or asked[3] not in ("", os.environ.get("RANK", "0")):
         return
     _seen[place] = _seen.get(place, 0) + 1
     if _seen[place] != asked[1]:

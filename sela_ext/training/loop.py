@@ -475,7 +475,9 @@ def _run(data: Any, run: Run) -> TrainResult:
             faults.at("before report")
             with progress.stage("writing the report", 0) as advance:
                 advance(0)
-                return write_report(folder.path, _image_reader(run))
+                return write_report(
+                    folder.path, _image_reader(run), at=functools.partial(faults.at, name="report.html")
+                )
 
         report = run.on_first(write)
         said, noun = watcher.closing_lines(), noun_of(images.everything)

@@ -6,6 +6,10 @@ the file says who holds it.
   Where files cannot be locked (some network mounts) a second file, `.lock.held`, that only one process can create says
 who holds the folder. It stays behind after a crash: a holder on this machine whose process is gone is passed over, one
 on another machine is believed.
+  Two that find the same dead holder must not both remove its file: the second would remove what the first has made
+meanwhile. So one at a time looks and removes, with a name in the hand that the system gives to one process and takes
+back when it ends (an abstract socket of Linux); nobody else may remove a holder's file but itself. Where there are no
+such names a dead holder is believed too.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +33,7 @@ HELD = ".lock.held"
 NAMES = (NAME, HELD)
 # What the operating system says where files cannot be locked.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-_TRIES = 20  # at a lock that vanishes with its holder, again and again
+_TRIES = 200  # at a lock that vanishes with its holder, again and again
 _TIME_TO_WRITE = 0.5  # seconds in which a holder has written who it is
 
 Holder = dict[str, object]
@@ -123,15 +128,37 @@ class RunLock:
         holder = _parse(text)
         if not holder or holder.get("machine") != machine() or started(_pid(holder)) == holder.get("started"):
             raise self._refusal(holder, f", or delete {self._held} if that process is gone")
-        # Whoever else found the same may have been quicker: what is moved away must be what was read.
-        aside = self._held.with_name(f"{HELD}.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self._held, aside)
-            if aside.read_bytes() != text:
-                with contextlib.suppress(OSError):
-                    os.link(aside, self._held)
-            aside.unlink()
+        try:
+            taken = self._alone()
+        except OSError:
+            raise self._refusal(holder, f", or delete {self._held} if that process is gone") from None
+        if taken is None:
+            time.sleep(_TIME_TO_WRITE / 100)
+            return False
+        # Nobody else removes it now, and a dead holder does not: it is still what was read, or a living one's.
+        with taken, contextlib.suppress(FileNotFoundError):
+            if self._held.read_bytes() == text:
+                self._held.unlink()
         return False
+
+    def _alone(self) -> socket.socket | None:
+        """What only one process of this machine can have for this folder at a time; None while another has it.
+
+        Raises:
+            OSError: there is nothing of the kind here.
+        """
+        if sys.platform != "linux":
+            raise OSError(errno.ENOTSUP, "no abstract sockets")
+        status = self._folder.stat()
+        one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            one.bind(f"\0sela-run-{status.st_dev}-{status.st_ino}")
+        except OSError as error:
+            one.close()
+            if error.errno == errno.EADDRINUSE:
+                return None
+            raise
+        return one
 
     def _who(self) -> Holder:
         """Who holds the lock; it may be about to write that."""

@@ -410,10 +410,15 @@ def test_bits_do_not_depend_on_rounds_or_schedule(simt, schedule):
     simt.set_device(40, 1)
     expected, _ = on_device(simt, Batch(simt, images, index), augment)
     simt.set_schedule(schedule)
-    for multiprocessors in (1, 2):
+    launches = []
+    for multiprocessors in (1, 40):
         simt.set_device(multiprocessors, 1)
+        before = simt.statistics()["launches"]
         found, _ = on_device(simt, Batch(simt, images, index), augment)
+        launches.append(simt.statistics()["launches"] - before)
         np.testing.assert_array_equal(found, expected)
+    assert launches[0] > launches[1]
+    simt.set_device(1, 1)
     found, _ = on_device(simt, Batch(simt, images, index[::-1]), augment)
     np.testing.assert_array_equal(found, expected[::-1])
 

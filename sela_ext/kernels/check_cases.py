@@ -53,8 +53,8 @@ IMAGES = 24
 # 16 images, whose parameters are drawn together, for each of 9 blocks on 270.
 MANY_ROWS = 300_001
 MANY_IMAGES = 40_009
-# More than one round of launches: 32 MiB hold 660 images of 65 x 65.
-MANY_LARGE_IMAGES = 701
+# More than one round of launches: 270 multiprocessors take 1,390 images of 65 x 65.
+MANY_LARGE_IMAGES = 1_501
 
 
 class Runs(RunsJpeg, check_anderson.Runs, check_newton.Runs, Protocol):

@@ -119,7 +119,8 @@ def plan_sending(
         views: What is made of each.
         dtype: Of the views.
         device: Where batches are wanted.
-        wish: "auto": planes where the device can make the views; "planes": or else it is an error; "views".
+        wish: "auto": planes where the device can make the views, unless they are so small that samples would be more
+            than is sent now, and decoding is nearly all of the work; "planes": or else it is an error; "views".
         measure: The bytes that each of some images needs, from their numbers; 0 where they are not the reader's.
 
     Raises:
@@ -139,6 +140,8 @@ def plan_sending(
         return Sending(False, f"views: {problem}")
     most = _MOST_BYTES * 3 * sum(view.size**2 for view in views)
     mean = size(float(found.mean()))
+    if wish == "auto" and found.mean() > most:
+        return Sending(False, f"views: {mean} of samples per image are more than twice what views take in float32")
     return Sending(
         True, f"planes: the device makes the views; {mean} of samples per image", tuple(found.tolist()), most
     )

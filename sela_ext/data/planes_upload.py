@@ -2,8 +2,8 @@
 
 Note [What is sent]
     Of JPEG files the decoded samples that the views need, as the file has them, instead of finished views: two fifths
-    of the bytes of float32, and the processor saves resampling and colours, which is nearly half of its work. The
-    compiled reader fills an arena of pinned memory with them (Note [Places in an arena] in `sela_ext.kernels.reader`);
+    of the bytes of float32, and the processor saves resampling and colours: a quarter of its work, and two thirds where
+    several views are taken. The compiled reader fills an arena of pinned memory with them (Note [Places in an arena] in `sela_ext.kernels.reader`);
     records of the images and of what was drawn follow them, and all goes in one copy. The views are made on the
     consumer's stream when it receives the batch.
 

@@ -3,9 +3,9 @@
 Note [What is sent]
     Of JPEG files the decoded samples that the views need, as the file has them, instead of finished views: two fifths
     of the bytes of float32, and the processor saves resampling and colours: a quarter of its work, and two thirds where
-    several views are taken. The compiled reader fills an arena of pinned memory with them (Note [Places in an arena] in `sela_ext.kernels.reader`);
-    records of the images and of what was drawn follow them, and all goes in one copy. The views are made on the
-    consumer's stream when it receives the batch.
+    several views are taken. The compiled reader fills an arena of pinned memory with them (Note [Places in an arena] in
+    `sela_ext.kernels.reader`); records of the images and of what was drawn follow them, and all goes in one copy. The
+    views are made on the consumer's stream when it receives the batch.
 
     What has no place in the arena is made here, sent as views, and put into its rows on the device: files of other
     formats, damaged ones, and what the arena, which has a fixed size, does not hold any more. Pixels are within 0.01 of

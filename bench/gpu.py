@@ -28,7 +28,7 @@ import torch
 from gpu_jpeg import jpeg_case
 from gpu_logits import LAM, SEED, random_logits
 from gpu_rounding import certificate_case, computed_case, lists_case
-from gpu_training import loader_case, training_case
+from gpu_training import loader_case, photographs_case, training_case
 
 import sela_ext
 from sela_ext import kernels
@@ -599,6 +599,7 @@ def run(quick: bool, dry: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     rows += large_images_case(card, measured["copy"], rounds)
     rows += solve_case(card, measured["copy"])
     rows += loader_case(card, rounds)
+    rows += photographs_case(card, rounds)
     rows += training_case(card)
     return rows, {**facts, **{f"{name}_gb_s": round(value, 1) for name, value in measured.items()}}
 

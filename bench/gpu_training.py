@@ -2,6 +2,7 @@
 
 Called by bench/gpu.py. The images are 50,000 of 32 x 32 x 3, as CIFAR's. Kept, they are augmented by the card in one
 launch per batch; sent, the processor augments them, and each batch is copied from pinned memory on a stream of its own.
+From JPEG files, decoded samples are sent of which the card makes the views, beside finished views.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import common
+import images_cases as cases
 import numpy as np
 import torch
 
@@ -22,7 +24,7 @@ from sela_ext.data import Augment, Loader
 from sela_ext.kernels.check_cases import augment_difference
 from sela_ext.kernels.device import on_card
 
-IMAGES, BATCH, SEED = 50_000, 256, 7
+IMAGES, PHOTOGRAPHS, BATCH, SEED = 50_000, 512, 256, 7
 EPOCHS = 4
 # Parts of a run's clock, as its last event names them, and what they are called here.
 PARTS = {
@@ -86,6 +88,48 @@ def loader_case(card: Card, rounds: int) -> list[dict[str, Any]]:
         recorded[-1]["images_per_second"] = len(images) / seconds
     title = f"Loader, {len(images)} images of 32 x 32 x 3 in batches of {BATCH}, bfloat16, an epoch with nothing else"
     common.table(title, ("", "thousand images / s", "ms"), table)
+    return recorded
+
+
+def photographs_case(card: Card, rounds: int) -> list[dict[str, Any]]:
+    """Images per second of the Loader from JPEG files to 224 pixels: samples sent and views made by the card, or views.
+
+    Beside it the processor time per image. Photographs where there are some, else generated files.
+
+    Raises:
+        SystemExit: batches are not those of the processor.
+    """
+    augment = Augment.sela(224)
+    options: dict[str, Any] = {"augment": augment, "dtype": torch.bfloat16, "channels_last": True}
+    table, recorded = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        many = max(8, PHOTOGRAPHS // card.tiny)
+        files = cases.photographs(Path(folder), many) or cases.generated(Path(folder) / "generated", many)
+        order = np.arange(len(files) * (8 if card.tiny == 1 else 1)) % len(files)
+        options["batch_size"] = min(BATCH, len(files))
+        expected = next(Loader(files, **options).epoch(1, order=order))
+        for what in ("planes", "views") if on_card(card.place) else ("views",):
+            loader = Loader(files, device=card.place, send=what, **options)
+            first = next(loader.epoch(1, order=order))
+            difference = augment_difference(augment, first.images.cpu(), expected.images)
+            if difference is not None:
+                raise SystemExit(f"no agreement: {difference}; nothing is timed")
+            del first
+            times = []
+            for number in range(2 + min(rounds, 5)):
+                card.wait()
+                began, busy = time.perf_counter(), time.process_time()
+                for batch in loader.epoch(number, order=order):
+                    del batch
+                card.wait()
+                times.append((time.perf_counter() - began, time.process_time() - busy))
+            loader.close()
+            seconds, busy = sorted(times[2:])[len(times[2:]) // 2]
+            table.append((f"{what} sent", len(order) / seconds, busy / len(order) * 1e3))
+            recorded.append({"case": "loader, JPEG files", "what": what, "images": len(order), "seconds": seconds})
+            recorded[-1] |= {"images_per_second": len(order) / seconds, "processor_seconds": busy}
+    title = f"Loader, {len(order)} JPEG files to 224 in batches of {options['batch_size']}, bfloat16, nothing else"
+    common.table(title, ("", "images / s", "ms of processors per image"), table)
     return recorded
 
 

@@ -103,6 +103,56 @@ Result read(Reader& reader, const std::vector<uint8_t>& data, uint32_t epoch, co
   return result;
 }
 
+/// The samples of the image's views, in exactly the memory that they need; then in less.
+void keep(Reader& reader, const std::vector<uint8_t>& data, uint32_t epoch, const Result& expected) {
+  const size_t views = reader.options().views.size();
+  int64_t wanted = 0, offset = 0;
+  const int64_t number = 7;
+  auto run = [&](int64_t bytes) {
+    std::vector<uint8_t> memory(static_cast<size_t>(bytes));
+    std::vector<PlanarImage> images(views);
+    std::vector<AugmentParameters> parameters(views);
+    std::vector<AugmentEffects> effects(views);
+    uint8_t status = 0;
+    int32_t error = 0, height = 0, width = 0;
+    ReadRequest request;
+    ReadItem item;
+    item.data = data.data();
+    item.size = data.size();
+    request.items.push_back(item);
+    request.index = &number;
+    request.epoch = epoch;
+    request.status = &status;
+    request.error = &error;
+    request.height = &height;
+    request.width = &width;
+    for (size_t v = 0; v < views; ++v)
+      request.targets.push_back({nullptr, &parameters[v], &effects[v], static_cast<uint32_t>(v)});
+    request.arena = {memory.data(), bytes, images.data(), &offset, &wanted};
+    const std::shared_ptr<ReadBatch> batch = reader.submit(std::move(request));
+    while (!Reader::wait(*batch, 1000)) {
+    }
+    if (status != static_cast<uint8_t>(ReadStatus::ok)) return status;
+    for (const PlanarImage& image : images) {
+      if (image.height != expected.height || image.width != expected.width) fail("an image of another size");
+      for (int32_t c = 0; c < image.count; ++c) {
+        const PlaneView& plane = image.plane[c];
+        const uint8_t* const end = plane.data + (plane.height - 1) * plane.stride + plane.width;
+        if (plane.data < memory.data() || end > memory.data() + bytes) fail("samples outside of the arena");
+      }
+    }
+    return status;
+  };
+  const auto ok = static_cast<uint8_t>(ReadStatus::ok), no_room = static_cast<uint8_t>(ReadStatus::no_room);
+  if (run(0) == ok) fail("samples in an empty arena");
+  const int64_t needed = wanted;
+  if (expected.status == ok && needed <= 0) fail("an image that needs no samples");
+  if (run(needed) != expected.status) fail("an arena changes the status");
+  if (needed > 0 && wanted != needed) fail("what is needed depends on the arena");
+  if (needed > 0 && expected.status == ok && run(needed - kArenaAlignment) != no_room)
+    fail("a place that is too small");
+}
+
 void one(const uint8_t* head, const std::vector<uint8_t>& data) {
   ReaderOptions options;
   options.threads = 1;
@@ -127,6 +177,10 @@ void one(const uint8_t* head, const std::vector<uint8_t>& data) {
   const Result expected = read(plain, data, epoch, nullptr);
   for (int touch = 0; touch < 2; ++touch)
     if (!read(indexed, data, epoch, nullptr).same(expected)) fail("what is stored changes the result");
+  if (options.channels == 3) {
+    keep(plain, data, epoch, expected);
+    keep(indexed, data, epoch, expected);
+  }
   std::vector<uint8_t> payload;
   bool known = false;
   if (store->find({7, data.size(), 0}, payload, &known) != StoredKind::index) return;

@@ -54,6 +54,7 @@ def test_a_dry_run_goes_through_everything_and_records_nothing(tmp_path):
         "Aug++: sela_ext, resident",
         "A solve, ",
         "Loader, 256 images of 32 x 32 x 3",
+        "JPEG files to 224 in batches of 8, bfloat16",
         "Training, 256 images of 32 x 32 x 3, 4 epochs",
         "label passes",
     ):
@@ -114,6 +115,11 @@ def test_rows_hold_what_a_later_reader_needs(script, as_cuda, host_card, host_co
     assert [row["what"] for row in loaded] == ["kept on the card", "sent"]
     for row in loaded:
         assert row["images_per_second"] == pytest.approx(256 / row["seconds"])
+    files = script.photographs_case(card, 1)
+    assert [row["what"] for row in files] == ["planes", "views"]
+    for row in files:
+        assert row["images_per_second"] == pytest.approx(row["images"] / row["seconds"])
+        assert row["processor_seconds"] > 0
     trained = script.training_case(card)
     assert [row["what"] for row in trained] == ["kept on the card", "sent"]
     for row in trained:

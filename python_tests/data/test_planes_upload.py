@@ -98,7 +98,7 @@ def test_batches_are_those_of_the_cpu_from_every_position(play, host_core, folde
     expected = list(here.epoch(3))
     assert not here.sending.planes
     play()
-    there = Loader(folder, **options)
+    there = Loader(folder, send="planes", **options)
     assert there.sending.planes
     assert_close(there.epoch(3), expected, there.views)
     assert host_core.calls == len(expected) * len(there.views)
@@ -205,6 +205,20 @@ def test_what_the_device_cannot_make_is_sent_as_views_and_says_why(play, folder,
     assert next(loader.epoch(0)).images.shape[0] >= 4
     with pytest.raises(OptionError, match=f"send: expected images that the device can make views of, found .*{words}"):
         next(Loader(source, threads=1, resident=False, send="planes", **options).epoch(0))
+
+
+def test_small_views_of_large_images_are_sent_finished_unless_samples_are_asked_for(play, tmp_path):
+    for i in range(3):
+        picture(i, 211, 403).save(tmp_path / f"{i}.jpg")
+    options = {"augment": Augment.none(9), "threads": 1}
+    expected = list(Loader(tmp_path, **options).epoch(0))
+    play()
+    found = Loader(tmp_path, **options).sending
+    assert not found.planes
+    assert found.reason.endswith("kB of samples per image are more than twice what views take in float32")
+    there = Loader(tmp_path, send="planes", **options)
+    assert there.sending.planes
+    assert_close(there.epoch(0), expected, there.views)
 
 
 def test_views_are_sent_when_asked_for_or_where_kernels_are_not_used(play, folder, monkeypatch, host_core):

@@ -83,20 +83,71 @@ def test_kept_images_come_again_in_any_order_and_for_several_ranks(card):
     assert_same_batches(there.epoch(2, order=order), here.epoch(2, order=order), card, there.augment)
 
 
-def test_several_views_of_jpeg_files_arrive_together(card, tmp_path):
-    rng = np.random.default_rng(0)
-    for i in range(21):
-        pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((150 + i, 130), Image.Resampling.BICUBIC).save(tmp_path / f"{i:02d}.jpg")
-    options = {"batch_size": 4, "augment": Augment.multi_crop((48, 32), (2, 1)), "threads": 2}
-    there, here = Loader(tmp_path, device=card.place, **options), Loader(tmp_path, **options)
-    for epoch in range(3):
-        for one, other in zip(there.epoch(epoch), here.epoch(epoch), strict=True):
-            assert len(one.views) == 3
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """37 JPEG files of different sizes and samplings, grey and turned ones, and some PNG files between them."""
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for i in range(37):
+        pixels = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        image = pixels.resize((150 + 7 * i, 330 - 6 * i), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = 1 + i % 8 if i % 4 == 1 else 1
+        if i % 9 == 4:
+            image.save(root / f"{i:02d}.png")
+        else:
+            image.convert("L" if i % 5 == 2 else "RGB").save(root / f"{i:02d}.jpg", subsampling=i % 3, exif=exif)
+    return root
+
+
+@pytest.mark.parametrize("send", ["planes", "views"])
+@pytest.mark.parametrize(
+    ("augment", "options"),
+    [
+        (Augment.sela(224), {"dtype": torch.bfloat16, "channels_last": True}),
+        (Augment.aug_plus(96), {"dtype": torch.float16}),
+        (Augment.sela(65), {"exact": True, "exif": True}),
+        (Augment.multi_crop((48, 32), (2, 1)), {"exif": True}),
+        (Augment.deepcluster_eval(33), {"channels_last": True}),
+    ],
+)
+def test_views_of_jpeg_files_are_made_there_from_their_samples(card, photographs, augment, options, send):
+    options = {"batch_size": 8, "augment": augment, "threads": 2, **options}
+    there, here = Loader(photographs, device=card.place, send=send, **options), Loader(photographs, **options)
+    assert there.sending.planes == (send == "planes"), there.sending
+    expected = [list(here.epoch(epoch)) for epoch in range(2)]
+    for epoch, batches in enumerate(expected):
+        kept = list(there.epoch(epoch))  # none is looked at before all have come
+        for one, other in zip(kept, batches, strict=True):
             assert one.images is one.views[0]
-            for view, expected in zip(one.views, other.views, strict=True):
+            assert torch.equal(one.placed.cpu(), other.index)
+            assert repr(one.params) == repr(other.params)
+            for view, wanted, drawn in zip(one.views, other.views, there.views, strict=True):
                 assert view.device == card.place
-                assert torch.equal(view.cpu(), expected)
+                assert view.stride() == wanted.stride()
+                if send == "views":
+                    assert torch.equal(view.cpu(), wanted)
+                else:
+                    assert augment_difference(drawn, view.cpu(), wanted) is None
+        again = there.epoch(epoch, start=batches[0].position)
+        for one, other in zip(again, kept[1:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+
+
+@pytest.mark.gpu
+def test_samples_stay_as_they_are_while_streams_change_and_the_next_ones_arrive(cuda, photographs):
+    options = {"batch_size": 4, "augment": Augment.sela(96), "threads": 2, "device": cuda.place}
+    expected = [batch.images.cpu() for batch in Loader(photographs, **options).epoch(0)]
+    streams, found = [torch.cuda.Stream() for _ in range(3)], []
+    batches = Loader(photographs, **options).epoch(0)
+    for number in range(len(expected)):
+        with torch.cuda.stream(streams[number % 3]):
+            torch.cuda._sleep(3_000_000)
+            batch = next(batches)
+            found.append(batch.images.clone())
+            del batch
+    batches.close()
+    torch.cuda.synchronize()
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(found, expected, strict=True))
 
 
 def test_leaving_early_ends_the_threads(card):

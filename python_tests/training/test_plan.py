@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import sela_ext
+from sela_ext.data.loader import BATCHES_AHEAD
 from sela_ext.errors import OptionError, ResourceError
 from sela_ext.training import plan as module
 from sela_ext.training.loop import _number_of_ranks
@@ -33,9 +35,10 @@ from sela_ext.training.split import choose_images
 MIB = 1 << 20
 
 
-def make(tmp_path, count=96, **options):
+def make(tmp_path, count=96, data=None, **options):
     """A run on generated images, without its loop."""
-    data = np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3), dtype=np.uint8)
+    if data is None:
+        data = np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3), dtype=np.uint8)
     given = {"clusters": 4, "heads": 2, "threads": 1, "precision": "float32", "index": "off", "epochs": 2, **options}
     chosen = make_options(given)
     found = choose_images(data, chosen)
@@ -148,6 +151,24 @@ def test_parts_follow_the_options(tmp_path):
     assert part_of(without, "embeddings of all images") == 96 * run.network.embedding_dim * 4
     more = plan_run(make(tmp_path, clusters=40), [run.plan.augment])
     assert part_of(more, "label solver") > part_of(large, "label solver")
+
+
+def test_samples_on_their_way_to_a_card_are_a_part(tmp_path, monkeypatch, as_cuda, host_card):
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 255, (150, 120 + i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02d}.jpg", subsampling=0)
+    options = {"image_size": 48, "batch_size": 8}
+    run = make(tmp_path / "run", data=tmp_path, **options)
+    views = [run.plan.augment]
+    assert module.arena_bytes(run, views) == 0
+    monkeypatch.setenv("SELA_SELF_CHECK", "off")
+    as_cuda(host_card)
+    loader = run.make_loader(views)
+    assert loader.sending.planes
+    assert part_of(plan_run(run, views), "decoded samples, page-locked") == (BATCHES_AHEAD + 1) * loader.arena_nbytes
+    assert loader.arena_nbytes > 8 * np.mean(loader.sending.wanted)
+    in_memory = make(tmp_path / "array")
+    assert module.arena_bytes(in_memory, [in_memory.plan.augment]) == 0
 
 
 def test_a_network_that_cannot_be_copied_leaves_a_note(tmp_path):

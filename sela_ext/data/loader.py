@@ -214,7 +214,7 @@ class Loader:
             `sela_ext.data.residency.ResidentImages` that loaders of the same source share.
         send: What of images in files goes to a CUDA device: "planes", the decoded samples of JPEG files, of which the
             device makes the views (within 0.01 of 255 of the processor's); "views", finished; "auto", planes where the
-            device can do that.
+            device can do that and they are not much more than the views.
         on_bad_image: "raise", or "skip": leave the image out of its batch and list it in `bad_images`. A batch of which
             nothing is left is not yielded.
         max_bad_fraction: Share of the images that may be skipped, 0..1, before it is an error after all.

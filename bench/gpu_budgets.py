@@ -104,6 +104,7 @@ class Budget:
     registers: int = 255
     shared: int = 0  # static, bytes
     instructions: float | None = None  # per element, in the hot loop; None: no hot loop to be looked at
+    marking: float | None = None  # the same where every warp marks candidates; None: nothing is marked
     wide_loads: bool = False  # all elements come by loads of 16 bytes
     other_loads: int = 0  # further loads on the straight way, per row: reference, weight, ...
     in_flight: int = 0  # loads of 16 bytes that a thread has under way at once, at least
@@ -401,21 +402,27 @@ class Work:
     bytes: int  # per item, read and written
     exponentials: int = 0  # per item
     issued: int = 0  # instructions of a warp per item, where no hot loop was found to count them
+    marking: bool = False  # every warp has candidates
 
 
 IMAGENET, CIFAR = 1_281_167, 50_000
 
 
-def solver(columns: int, type: str, mapping: str, full: bool = False) -> Work:
-    """One fused pass: the logits once; per row 4 bytes each of reference, log-sum-exp and, where asked for, label."""
+def solver(columns: int, type: str, mapping: str, full: bool = False, marking: bool = False) -> Work:
+    """One fused pass: the logits once; per row 4 bytes each of reference, log-sum-exp and, where asked for, label.
+
+    Candidates are those of a row that has some in every warp: the worst case.
+    """
+    more = ", labels, candidates everywhere" if marking else ", labels" if full else ""
     return Work(
-        f"fused pass, K = {columns:,}, {type}" + (", labels and candidates" if full else ""),
+        f"fused pass, K = {columns:,}, {type}{more}",
         "fused_kernel",
         {"T": type, "Mapping": mapping, "kAligned": "true", "kFull": str(full).lower()},
         IMAGENET,
         columns,
-        columns * SIZES[type] + 8 + (4 + 16 + columns * SIZES[type] // 128) * full,
+        columns * SIZES[type] + 8 + 4 * full + (16 + columns * SIZES[type] // 128) * marking,
         columns,
+        marking=marking,
     )
 
 
@@ -467,6 +474,7 @@ _STORE = {"T": "float", "kAligned": "true"}
 WORK = (
     solver(3000, "half", "WideBlock"),
     solver(3000, "half", "WideBlock", full=True),
+    solver(3000, "half", "WideBlock", full=True, marking=True),
     solver(3000, "float", "WideBlock"),
     solver(1000, "half", "OneBlock"),
     solver(128, "half", "OneWarp"),

@@ -107,12 +107,17 @@ class Facts:
     def exponentials(self) -> float:
         return self.hot.counted(budgets.EXPONENTIAL) / self.shape.elements if self.hot else 0.0
 
-    def instructions(self, warps: int | None = None) -> float:
-        """Issued per element: the straight way, sums over `warps` warps (default: all), one thread's bookkeeping."""
+    def instructions(self, warps: int | None = None, marking: bool = False) -> float:
+        """Issued per element: the straight way, sums over `warps` warps (default: all), one thread's bookkeeping.
+
+        With `marking`, every warp also does what it does only where it has something to mark.
+        """
         if not self.hot:
             return 0.0
         warps = self.shape.warps_per_group if warps is None else warps
         turn = (len(self.hot.code) * (warps - 1) + len(self.hot.busy)) / warps
+        if marking:
+            turn += len(self.hot.marking) - len(self.hot.busy)
         if warps > 1:
             turn += warps * sum_cost(self.hot, self.shape.rows)
         return turn / self.shape.elements
@@ -247,6 +252,14 @@ def violations(facts: Facts) -> list[str]:
             f"at most {budget.instructions:g}",
             f"{issued:.1f}",
             f"do less per element, {raise_it}",
+        )
+    marking = facts.instructions(marking=True)
+    if budget.marking is not None and marking > budget.marking:
+        hold(
+            "instructions per element where every warp marks",
+            f"at most {budget.marking:g}",
+            f"{marking:.1f}",
+            f"do less per candidate, {raise_it}",
         )
     if budget.wide_loads:
         needed = f"at least {facts.needed_loads}"
@@ -409,7 +422,7 @@ def floor_of(work: budgets.Work, facts: Facts, card: budgets.Card) -> Floor:
     blocks = resident_blocks(
         limits, facts.resources.registers, facts.resources.shared + shape.dynamic(threads), threads
     )
-    issued = 32 * work.issued or padded * facts.instructions(group // 32)
+    issued = 32 * work.issued or padded * facts.instructions(group // 32, work.marking)
     return Floor(
         work,
         1e3 * work.items * work.bytes / card.copy,
@@ -566,6 +579,7 @@ def as_row(facts: Facts) -> dict[str, object]:
         "in_flight": facts.in_flight(),
         "exponentials": facts.exponentials,
         "instructions": round(facts.instructions(), 2),
+        "marking": round(facts.instructions(marking=True), 2),
         **{kind: round(value, 2) for kind, value in facts.by_class().items()},
         "code_bytes": facts.code_bytes,
     }

@@ -17,7 +17,9 @@ element. Which of the loop's instructions are issued in the ordinary case is fou
 Branches for a diverged warp (BRA.DIV) are not followed, those for a converged one (BRA.CONV) are. An inner loop on the
 way is counted once; loops over shared memory are reported by themselves, since their turns depend on the block's size.
 The busy way is the longest one past closed blocks and past loads that the straight way has not: the straight way and
-the bookkeeping that is left to one thread of a row (logarithms, stores), which its warp issues and no other.
+the bookkeeping that is left to one thread of a row (logarithms, stores), which its warp issues and no other. The
+marking way is the longest one that also takes what a warp does together off the straight way (the votes and the count
+of a row's candidates): no calls, no further markers, no further loads.
 """
 
 from __future__ import annotations
@@ -300,6 +302,7 @@ class HotLoop:
     code: list[Instruction]  # one turn, in the order of issue
     busy: list[Instruction]  # the same where a thread also keeps the books of its row
     shared_loops: list[list[Instruction]]  # loops over shared memory, one turn each
+    marking: list[Instruction] = field(default_factory=list)  # the same with what only some warps do together
     waits: frozenset[int] = frozenset()  # groups of copies that waits in the loop let pend, those off the way too
 
     def count(self, kind: str) -> int:
@@ -471,6 +474,12 @@ def _straight(function: Function, loop: Loop, marker: re.Pattern[str], markers: 
     loads = {n for n in live.difference(way) if any(i.global_load for i in blocks[n].code)}
     longest = {number: (len(blocks[number].code),) for number in loop.blocks}
     busy = _best_way(function, loop, marker, markers, closed | (loop.blocks - live) | loads, longest)
+    rare = frozenset(
+        number
+        for number in loop.blocks.difference(way)
+        if any(i.name in ("CALL", "BRX") or i.global_load or marker.match(i.op) for i in blocks[number].code)
+    )
+    marking = _best_way(function, loop, marker, markers, rare, longest)
     shared = []
     for inner in function.loops:
         if inner.head != loop.head and inner.blocks <= live:
@@ -478,9 +487,9 @@ def _straight(function: Function, loop: Loop, marker: re.Pattern[str], markers: 
             code = [i for number in turn for i in blocks[number].code]
             if any(i.name == "LDS" for i in code):
                 shared.append(code)
-    code, all_code = ([i for number in numbers for i in blocks[number].code] for numbers in (way, busy))
+    code, all_code, marks = ([i for number in numbers for i in blocks[number].code] for numbers in (way, busy, marking))
     waits = {i.pending for number in live for i in blocks[number].code if i.pending is not None}
-    return HotLoop(code, all_code, shared, frozenset(waits))
+    return HotLoop(code, all_code, shared, marks, frozenset(waits))
 
 
 def _reach(start: Iterable[int], ahead: dict[int, list[int]], closed: frozenset[int]) -> set[int]:

@@ -64,8 +64,8 @@ struct WideBlock {
 constexpr int kFusedColumns = WideBlock<float, true>::kWidest;  // widest row of the fused kernel
 constexpr size_t kSlotBytes = 45 << 10;  // of shared memory for rows on their way; 48 KB a block need no permission
 
-/// What is known of the rows of a tile by its first thread, until its first warp finishes them all together: a
-/// logarithm for each row in the middle of the loop would cost narrow rows a third of their time.
+/// What is known of the rows of a tile, until the first warp finishes them all together: a logarithm for each row in the
+/// middle of the loop would cost narrow rows a third of their time. References and weights are there from the beginning.
 struct Rows {
   float x0[kTileRows], base[kTileRows];  // the terms of a row are exp((x - x0) scale - base + g)
   float sum[kTileRows];                  // 0: masked
@@ -227,7 +227,6 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
         Raw<T, C> x;
         ahead.take(stage, q, x);
         ref[q] = ref_ahead[q];
-        s[q] = 0.0f;
 #pragma unroll
         for (int c = 0; c < C; ++c) e[q][c] = multiply_add(x[c], scale, -ref[q]) + g[c];
       }
@@ -240,7 +239,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
 #pragma unroll
         for (int c = 0; c < C; ++c) {
           e[q][c] = exp_of(e[q][c]);
-          s[q] += e[q][c];
+          s[q] = c == 0 ? e[q][c] : s[q] + e[q][c];
         }
       }
       if (kFull) {
@@ -322,7 +321,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
     }
 
     flush(partial, share.again(), a.units, a.columns);
-    if (kFull && !M::kOneWarp) __syncthreads();  // all labels have been offered
+    if (!M::kOneWarp) __syncthreads();  // all labels have been offered, all weights read
     __syncwarp();
     if (thread < kWarp) {
       Tally tally;

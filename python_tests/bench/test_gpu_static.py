@@ -182,6 +182,35 @@ def test_the_straight_way_leaves_out_the_fallback_the_edge_and_the_bookkeeping()
     assert hot.count("fp64") == 0
 
 
+def test_the_straight_way_adds_up_the_columns_of_a_row_that_a_branch_may_leave_out():
+    sums = [f"FFMA R{90 + i}, R{50 + i}, R61, R{90 + i}" for i in range(8)]
+    label = ["@P5 BRA L4", *["FSETP.NEU.AND P0, PT, R50, R61, PT"] * 5, "L4:"]
+    turn = ["L1:", *exponentials(8), "SHFL.BFLY PT, R61, R50, 0x10, 0x1f", "@P2 BRA L3", *label, *sums, "L3:"]
+    hot = sass.hot_loop(one(*turn, "@P0 BRA L1", "EXIT"), EX2, 8)
+    assert hot.counted(re.compile("FFMA")) == 8, "leaving the row out is shorter, and not the ordinary case"
+    assert len(hot.code) == 8 + 2 + 1 + 8 + 1, "looking for the label is for one warp of the row"
+    assert len(hot.busy) == len(hot.code) + 5
+
+
+def marked_turn():
+    votes = ["@P5 BRA L6", *["FSET.BF.GT.AND R60, R50, R61, PT"] * 8, "VOTE.ANY R62, PT, P1", "REDUX.SUM UR4, R60"]
+    careful = ["@P6 BRA L7", *exponentials(8, first=70), "L7:"]
+    return changed(STEP, *votes, "L6:", *careful, STEP)
+
+
+def test_votes_off_the_straight_way_are_counted_where_every_warp_marks():
+    hot = sass.hot_loop(one(*marked_turn()), EX2, 8)
+    assert len(hot.code) == STRAIGHT + 2
+    assert len(hot.marking) == len(hot.busy) + 10, "the votes, and not the eight exponentials of another fallback"
+
+
+def test_more_instructions_per_candidate_than_the_budget_are_found(inspected, monkeypatch):
+    monkeypatch.setattr(budgets, "BUDGETS", (budgets.Budget(**{**vars(BUDGET), "marking": 4.4}),))
+    assert inspected() == []
+    (line,) = inspected(marked_turn())
+    assert "expected at most 4.4 instructions per element where every warp marks, found 4.5" in line
+
+
 def test_of_two_loops_with_enough_exponentials_the_cheaper_turn_is_the_hot_one():
     careful = [
         "L1:",

@@ -424,6 +424,12 @@ def anderson_step_cuda(
 ) -> None:
     """The next potential from the column sums of a pass, by device addresses."""
 
+def mapped_faults_begin() -> bool:
+    """Have a mapped file that cannot be read any more end the process with its name; False where something is there for SIGBUS."""
+
+def mapped_faults_end() -> None:
+    """Have SIGBUS do again what it does by itself."""
+
 def newton_compact_cuda(
     rows: tuple[int, int, int, int, int, int, int, float],
     plan: int,

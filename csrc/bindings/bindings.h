@@ -10,6 +10,7 @@ void bind_augment_device(pybind11::module_& m);
 void bind_build(pybind11::module_& m);
 void bind_jpeg(pybind11::module_& m);
 void bind_jpeg_batch(pybind11::module_& m);
+void bind_mapped_faults(pybind11::module_& m);
 void bind_newton(pybind11::module_& m);
 void bind_newton_device(pybind11::module_& m);
 void bind_reader(pybind11::module_& m);
@@ -26,6 +27,7 @@ inline void bind_all(pybind11::module_& m) {
   bind_augment_device(m);
   bind_jpeg(m);
   bind_jpeg_batch(m);
+  bind_mapped_faults(m);
   bind_newton(m);
   bind_newton_device(m);
   bind_reader(m);

@@ -2,9 +2,13 @@
 
 import dataclasses
 import io
+import os
 import re
 import shutil
+import signal
 import tarfile
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -336,3 +340,24 @@ def test_d17_images_that_vanished_before_a_resume_are_an_error_of_the_data(tmp_p
     status, _, err = sela(*train, "--resume")
     assert (status, err.count("\n")) == (3, 1)
     assert tree(tmp_path / "run") == before
+
+
+def test_d17_data_that_are_cut_short_while_a_run_reads_them_end_it_with_their_name(server, tmp_path):
+    path, out = tmp_path / "images.npy", tmp_path / "run"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (160, 40, 40), np.uint8))
+    options = ["--epochs", "9", "--batch-size", "40", "--clusters", "5", "--image-size", "16", "--threads", "1"]
+    command = ["train", "--data", path, "--out", out, *options, "--checkpoint-seconds", "0", "--no-progress"]
+    started = server.start(*command, fault="after step:5:stop")
+    state = Path(f"/proc/{started.pid}/stat")
+    end = time.monotonic() + 120
+    while state.read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < end, started.printed()
+        time.sleep(0.01)
+    whole = path.read_bytes()
+    os.truncate(path, 4096)
+    started.kill(signal.SIGCONT)
+    assert started.wait() == 3, started.printed()
+    assert f"sela: error: data: {path} was read, and could not be: it became shorter" in started.printed()
+    path.write_bytes(whole)
+    status, printed = server.run(*command, "--resume")
+    assert status == 0, printed

@@ -230,6 +230,22 @@ def test_a_dry_run_of_several_ranks_tells_what_the_first_needs_beside_the_others
         sela_ext.train("digits", out=tmp_path / "run", devices=3, **options)
 
 
+def test_an_evaluation_needs_the_features_of_held_out_images_too_on_the_first_rank_those_of_all_ranks(tmp_path):
+    options = {"dry_run": True, "threads": 1, "epochs": 1, "batch_size": 64, "precision": "float32", "progress": False}
+    images, name = np.zeros((600, 16, 16), np.uint8), "features of held-out and judged images"
+
+    def planned(**more):
+        return sela_ext.train(images, out=tmp_path / "run", **options, **more)
+
+    without, alone, pair = planned(), planned(holdout=101), planned(holdout=101, devices=2)
+    assert part_of(without, name) == 0
+    features = part_of(without, "features of all images") // 600
+    assert part_of(alone, name) == 101 * features
+    assert part_of(alone, "features of all images") == 499 * features
+    assert part_of(pair, name) == (51 + 101) * features
+    assert part_of(pair, "features of all images") == (250 + 499) * features
+
+
 def test_more_ranks_than_cuda_devices_are_refused_before_any_is_started(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert _number_of_ranks(2, 1, torch.device("cuda")) == 2

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from sela_ext.cli import exports, images, inference, information, labels, reports, training
 from sela_ext.cli.parser import Parser
 from sela_ext.errors import SelaError, one_line, out_of_memory
+from sela_ext.kernels.mapped_faults import told_mapped_faults
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     terminate = _end_at_sigterm()
     _mend_streams()
     try:
-        with out_of_memory("use fewer images, clusters or heads, a smaller batch_size, or a machine with more memory"):
+        remedy = "use fewer images, clusters or heads, a smaller batch_size, or a machine with more memory"
+        with told_mapped_faults(), out_of_memory(remedy):
             status = run(sys.argv[1:] if arguments is None else list(arguments))
     except SelaError as error:
         _complain(str(error))

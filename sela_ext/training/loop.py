@@ -19,6 +19,7 @@ from sela_ext import build_info
 from sela_ext.data.orientation import read_upright
 from sela_ext.data.source import UInt8Array
 from sela_ext.errors import NumericsError, OptionError, out_of_memory, shown
+from sela_ext.kernels.mapped_faults import told_mapped_faults
 from sela_ext.report import write_report
 from sela_ext.training import faults, snapshot
 from sela_ext.training.checkpoint import load_checkpoint, save_checkpoint
@@ -171,6 +172,7 @@ def _number_of_ranks(devices: Any, started: int, device: torch.device) -> int:
 def _train(data: Any, out: _Path, chosen: Options, given: set[str], ranks: Ranks, kept: Kept) -> TrainResult | RunPlan:
     """The run, as one of its ranks."""
     with contextlib.ExitStack() as closing:
+        closing.enter_context(told_mapped_faults())
 
         def prepare() -> tuple[Plan, Images, RunFolder]:
             if ranks.first:

@@ -261,8 +261,13 @@ def _parts(run: Run, views: Sequence[Augment], activations: tuple[int, int], are
     if device != "cpu":
         parts.append(Part("labels", count * len(opt.clusters) * 4, device, ALWAYS, "fewer heads"))
     # Evaluation keeps features beside the embeddings, and solves too.
-    seen = (0 if as_they_lie else own + (gathered if several else 0)) * (network.feature_dim * 4 + wide)
+    per_row = network.feature_dim * 4 + wide
+    seen = (0 if as_they_lie else own + (gathered if several else 0)) * per_row
     parts.append(Part("features of all images", seen, device, EVALUATION, "fewer images, or a narrower model"))
+    others = 0 if as_they_lie else _other_images(run)
+    rows = -(-others // ranks.world_size) + (others if first and several else 0)
+    beside = "fewer images in holdout or eval_data"
+    parts.append(Part("features of held-out and judged images", rows * per_row, device, EVALUATION, beside))
     parts.append(
         Part("label solver at the end", _solver_bytes(run, gathered, 1) if gathered else 0, device, EVALUATION, fewer)
     )
@@ -271,6 +276,12 @@ def _parts(run: Run, views: Sequence[Augment], activations: tuple[int, int], are
     kept = (weights + learnt * _moments(run) + whole_bank) if first else 0
     parts.append(Part("checkpoint being written", 2 * kept, "cpu", CHECKPOINTS, "a smaller model or label_source=eval"))
     return parts
+
+
+def _other_images(run: Run) -> int:
+    """Images that evaluations look at beside those of the training."""
+    held, judged = run.images.held, run.images.judged
+    return sum(len(part) for part in (held, None if judged is held else judged) if part is not None)
 
 
 def activation_bytes(run: Run, views: Sequence[Augment]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sela_ext.errors import ResourceError
-from sela_ext.kernels import Verdict
+from sela_ext.kernels import Augment, Verdict
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -126,6 +126,19 @@ def test_rows_hold_what_a_later_reader_needs(script, as_cuda, host_card, host_co
         assert row["steps_seconds"] > 0
         assert row["label_passes_seconds"] > 0
         assert row["evaluation_seconds"] > 0
+
+
+def test_samples_are_counted_as_they_are_sent(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    spec = importlib.util.spec_from_file_location("bench_planes", BENCH / "planes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    files = module.cases.generated(tmp_path, 3)
+    found = module.measure(files, [Augment.none(375)], 1, exact=False)
+    assert found["sent"] == 375 * 500 + 2 * 188 * 250 + 4  # 4:2:0, and a multiple of 16
+    assert found["float32"] == 4 * 3 * 375 * 375
+    assert found["views"] > 0
+    assert found["samples"] > 0
 
 
 def test_nothing_is_timed_where_results_differ(script, as_cuda, host_card, host_core, monkeypatch):

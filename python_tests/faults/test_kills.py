@@ -239,7 +239,24 @@ def test_d12_two_ranks_of_which_one_is_killed_resume_to_the_same_bits(server, ru
     assert kill_at_random(server, runs, unbroken, command, tmp_path, kills=2, ranks=2)[0] >= 2
 
 
+# 160 images: the last step of an epoch has 40.
+SHORT_STEP = ["--batch-size", "60"]
+
+
+@pytest.mark.timeout(600)
+def test_d12_two_ranks_killed_between_epochs_do_not_begin_the_last_step_again(
+    server, runs, unbroken, command, tmp_path
+):
+    command, out = [*command, *SHORT_STEP], tmp_path / "run"
+    started = start(server, 2, *command, *EVERY_STEP, "--out", out, fault="inside evaluation:1:kill:1")
+    assert [one.wait() for one in started] == [6, -9], [one.printed() for one in started]
+    started = start(server, 2, *command, *EVERY_STEP, "--out", out, "--resume")
+    assert [one.wait() for one in started] == [0, 0], [one.printed() for one in started]
+    runs.assert_equal_runs(unbroken(command, 2)[0], out)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_d12_thirty_kills_of_one_of_two_ranks(server, runs, unbroken, command, tmp_path):
+    command = [*command, *SHORT_STEP]
     assert kill_at_random(server, runs, unbroken, command, tmp_path, kills=30, ranks=2)[0] >= 30

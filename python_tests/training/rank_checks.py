@@ -195,11 +195,12 @@ def unreadable(ranks):
 
 
 def steps(ranks):
-    """Images, place and weight of every step of an epoch from the start, and from the middle."""
+    """Images, place and weight of every step of an epoch from the start, from the middle, and from its end."""
     found = {}
     for name, count, batch, position, order in (
         ("whole", 100, 12, 0, None),
         ("rest", 100, 12, 48, None),
+        ("done", 100, 12, 100, None),
         ("odd", 100, 12, 0, np.arange(25, dtype=np.int64) % 7),
     ):
         loader = Loader(

@@ -156,7 +156,7 @@ def test_shares_that_the_network_estimates_are_those_of_all_ranks(found, ranks):
 
 
 @several
-@pytest.mark.parametrize("name", ["whole", "rest", "odd"])
+@pytest.mark.parametrize("name", ["whole", "rest", "done", "odd"])
 def test_a_step_has_the_same_images_for_any_number_of_ranks(found, ranks, name):
     alone = found(1)[0]["steps"][name]
     shared = [part["steps"][name] for part in found(ranks)]

@@ -76,7 +76,7 @@ def turns(
 
     with contextlib.closing(loader.epoch(epoch, own(position), order=order)) as batches:
         ahead: Batch | None = None
-        for step in range(position // batch_size, last):
+        for step in range(-(-position // batch_size), last):  # none of an epoch that is done
             begin, end = step * batch_size, min((step + 1) * batch_size, total)
             counts = [(end - begin - other + size - 1) // size for other in range(size)]
             if ahead is None:

@@ -3,10 +3,12 @@
     python bench/gpu.py [--quick]
 
 One command, for any card. It prints the card, its driver and the bandwidths that the card reaches (copying 1 GiB,
-reading 1 GiB). Then, kernel by kernel: first it compares results with the pure-torch twin or the CPU, and stops if they
-differ; then it times by CUDA events, medians of runs taken in turn, the second-level cache flushed before each. The
-share of the copy bandwidth is that of the bytes which have to move. Competitors do the same work with torch, and with
-torchvision for images, on the same card. At last the Loader and a training run, by bench/gpu_training.py.
+reading 1 GiB). Then, row by row: first it compares results with the pure-torch twin or the CPU, and times nothing of
+that row if they differ; then it times by CUDA events, medians of runs taken in turn, the second-level cache flushed
+before each. The share of the copy bandwidth is that of the bytes which have to move. Competitors do the same work with
+torch, and with torchvision for images, on the same card. At last the Loader and a training run, by
+bench/gpu_training.py. A row that fails or does not fit the card is named at once and at the end; the others are
+measured, and the exit status is 1 if any failed.
 
 `--dry-run` runs all of it with tiny sizes on the processor, to test this file; its numbers mean nothing.
 """
@@ -25,16 +27,20 @@ from typing import Any
 import common
 import numpy as np
 import torch
+from gpu_columns import anderson_case, margins_case
 from gpu_jpeg import jpeg_case
 from gpu_logits import LAM, SEED, random_logits
 from gpu_rounding import certificate_case, computed_case, lists_case
+from gpu_rows import Outcome, Row, measure_rows, summary
 from gpu_training import loader_case, photographs_case, training_case
 
 import sela_ext
 from sela_ext import kernels
 from sela_ext.errors import ResourceError, SelaError
 from sela_ext.kernels import Augment
-from sela_ext.kernels.check_cases import augment_difference
+from sela_ext.kernels.augment import augment_options
+from sela_ext.kernels.augment_resident import as_records
+from sela_ext.kernels.check_cases import augment_difference, parameter_difference
 from sela_ext.kernels.check_newton import on_the_cpu, rows_difference, sums_difference
 from sela_ext.kernels.device import CudaDevice, driver_version
 from sela_ext.kernels.device_candidates import DeviceCandidates
@@ -150,8 +156,8 @@ def card_facts(card: Card) -> dict[str, Any]:
 
 
 def bandwidths(card: Card, rounds: int) -> dict[str, float]:
-    """GB/s of a copy within the device (read and written bytes) and of a sum (read bytes), 1 GiB each."""
-    count = (1 << 28) // (card.tiny * 20 if card.dry else 1)
+    """GB/s of a copy within the device (read and written bytes) and of a sum (read bytes), 1 GiB each where it fits."""
+    count = (1 << 28) // (card.tiny * 20) if card.dry else min(1 << 28, int(card.free() / 12))
     source = torch.ones(count, device=card.place)
     target = torch.empty_like(source)
     size = source.numel() * 4 / 1e9
@@ -224,9 +230,11 @@ def solver_case(card: Card, rows: int, cols: int, dtype: torch.dtype, copy: floa
     g = torch.randn(cols, dtype=torch.float64, generator=torch.Generator().manual_seed(SEED)).to(card.place)
     distance = check_pass(card, logits, g)
     competitors = steps(card, logits, g)
-    if card.free() > 4 * logits.numel() * 4:
+    if card.free() > 6 * logits.numel() * max(4, logits.element_size()):
         competitors["torch logsumexp, alternating"] = alternating(logits, g)
         competitors["torch softmax + sum"] = softmax_sum(logits, g)
+    else:
+        print(f"\ntorch's own iterations on {rows} x {cols} {name} do not fit the card: left out")
     seconds = card.medians(competitors, rounds)
     moved = logits.numel() * logits.element_size() * (1 if cols <= 8192 else 2) + rows * 12
     table, recorded = [], []
@@ -346,15 +354,18 @@ def newton_case(card: Card, copy: float, rounds: int) -> list[dict[str, Any]]:
     rows, cols, entries = max(2000, IMAGENET[0] // card.tiny), 100 if card.dry else IMAGENET[1], 6
     arrays = newton_candidates(rows, cols, entries)
 
-    def on_card() -> DeviceCandidates:
-        offsets, columns, values = (
-            torch.from_numpy(arrays[name]).to(card.place) for name in ("offsets", "columns", "values")
-        )
+    offsets, columns, values = (
+        torch.from_numpy(arrays[name]).to(card.place) for name in ("offsets", "columns", "values")
+    )
+
+    def on_card() -> DeviceCandidates:  # rows take what they are made of, so others each time
         return DeviceCandidates(16.0, len(values), False, rows, cols, offsets, columns, values)
 
-    kinds: dict[str, Any] = {"torch": TorchRows(on_card())}
+    makers: dict[str, Callable[[], Any]] = {"torch": lambda: TorchRows(on_card())}
     if card.device is not None:
-        kinds = {"sela_ext": CudaRows(card.device, on_card()), **kinds}
+        device = card.device
+        makers = {"sela_ext": lambda: CudaRows(device, on_card()), **makers}
+    kinds = {name: make() for name, make in makers.items()}
     expected = on_the_cpu(arrays)
     wave = np.sin(1.0 + 2.3 * np.arange(cols))
     for name, found in kinds.items():
@@ -366,13 +377,14 @@ def newton_case(card: Card, copy: float, rounds: int) -> list[dict[str, Any]]:
     options = SolveOptions(1.0, 1e-9, 40, 400, 4.0, math.inf, 0.0)
     count = rows * entries
     works: dict[str, tuple[int, Callable[[Any], Any]]] = {
+        "rows counted and packed": (count * 16 + rows * 16, lambda made: made[2]()),
         "sums": (count * 12 + rows * 8, lambda made: made[0].sums(1.3, wave)),
         "product": (count * 8 + rows * 8, lambda made: made[0].product(made[1], wave)),
         "solve to 1e-9": (0, lambda made: made[0].solve(wanted, np.zeros(cols), options)),
     }
     table, recorded = [], []
     for what, (moved, work) in works.items():
-        given = {name: (found, found.sums(1.3, wave)[3]) for name, found in kinds.items()}
+        given = {name: (found, found.sums(1.3, wave)[3], makers[name]) for name, found in kinds.items()}
         competitors = {name: lambda made=made, work=work: work(made) for name, made in given.items()}
         seconds = card.medians(competitors, 3 if moved == 0 else rounds)
         for name, value in seconds.items():
@@ -502,6 +514,9 @@ def large_images_case(card: Card, copy: float, rounds: int) -> list[dict[str, An
         "box and flip": Augment.resized_crop(size),
         "Aug++": Augment.aug_plus(size),
         "window (eval)": Augment.eval(size),
+        "gradients": Augment.deepcluster(size),
+        # Not resampled: the levels that equalize counts lie in the middle of its bins, here as on the CPU.
+        "tones, 256 px": Augment.none(256, tone_probability=1.0, noise_probability=0.3),
     }
     table, recorded = [], []
     for name, augment in recipes.items():
@@ -514,7 +529,8 @@ def large_images_case(card: Card, copy: float, rounds: int) -> list[dict[str, An
         params = kernels.sample_parameters(augment, crops.heights, crops.widths, index, seed=SEED, epoch=1)
         draws = augment.draws_effects
         effects = kernels.sample_effects(augment, index, seed=SEED, epoch=1) if draws else None
-        out = torch.empty(count, 3, size, size, dtype=torch.float16, device=card.place)
+        channels, side = augment.output_channels(3), augment.size
+        out = torch.empty(count, channels, side, side, dtype=torch.float16, device=card.place)
         numbers = torch.from_numpy(index).to(card.place)
         keyword: dict[str, Any] = {"out": out}
         competitors: dict[str, Callable[[], Any]] = {
@@ -528,6 +544,8 @@ def large_images_case(card: Card, copy: float, rounds: int) -> list[dict[str, An
                 kernels.augment_planes(planes, p, augment, effects=e, **keyword)
             ),
         }
+        if name.startswith("tones"):  # it has no box to cut from larger images
+            competitors = {"sela_ext, resident": competitors["sela_ext, resident"]}
         if name == "paper's set":
             pixels = resident.permute(0, 3, 1, 2).contiguous()
             theirs = torchvision_batch(pixels, augment)
@@ -536,13 +554,13 @@ def large_images_case(card: Card, copy: float, rounds: int) -> list[dict[str, An
         seconds = card.medians(competitors, rounds)
         for label, value in seconds.items():
             # The bytes of the mean box: what must be read, once; the output, once.
-            share_shown = 0.54 if augment.crop == "random" else 0.77
-            moved = count * (share_shown * 256 * 256 * 3 + size * size * 3 * 2)
+            share_shown = {"random": 0.54, "none": 1.0}.get(augment.crop, 0.77)
+            moved = count * (share_shown * 256 * 256 * 3 + side * side * channels * 2)
             share = moved / 1e9 / value / copy if label == "sela_ext, resident" else None
             table.append((f"{name}: {label}", count / value / 1e6, value * 1e3, share and f"{share:.0%}"))
             recorded.append(
                 {
-                    "case": f"augment {size} px",
+                    "case": f"augment {side} px",
                     "what": f"{name}: {label}",
                     "batch": count,
                     "images_per_second": count / value,
@@ -552,15 +570,101 @@ def large_images_case(card: Card, copy: float, rounds: int) -> list[dict[str, An
                 }
             )
     common.table(
-        f"Augmentation to {size} x {size} x 3 float16, batch {count}; pixels within 0.01 of 255 of the CPU's",
+        f"Augmentation to {size} x {size} float16, batch {count}; pixels within 0.01 of 255 of the CPU's",
         ("", "million images / s", "ms", "of copy bandwidth"),
         table,
     )
     return recorded
 
 
-def run(quick: bool, dry: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Everything; the rows and the facts to record.
+def sample_case(card: Card, copy: float, rounds: int) -> list[dict[str, Any]]:
+    """Parameters of a million images, drawn on the card and by the CPU (one thread)."""
+    augment, count = Augment.sela(224), max(1000, 1_000_000 // card.tiny)
+    host = np.arange(count)
+    drawn = kernels.sample_parameters(augment, 256, 256, host, seed=SEED, epoch=1)
+    works: dict[str, Callable[[], Any]] = {
+        "CPU": lambda: kernels.sample_parameters(augment, 256, 256, host, seed=SEED, epoch=1)
+    }
+    if card.device is not None:
+        device, index = card.device, torch.from_numpy(host).to(card.place)
+        records = torch.empty(count, drawn.dtype.itemsize // 4, dtype=torch.int32, device=card.place)
+
+        def launch() -> None:
+            device.core.sample_parameters_cuda(
+                *(augment_options(augment, 3), 256, 256, index.data_ptr(), count),
+                *(SEED, 1, 0, records.data_ptr(), device.stream()),
+            )
+
+        launch()
+        difference = parameter_difference(as_records(records), drawn)
+        if difference is not None:
+            raise SystemExit(f"no agreement: {difference}; nothing is timed")
+        works = {"sela_ext, kernel alone": launch, **works}
+    moved = count * (8 + drawn.dtype.itemsize)
+    table, recorded = [], []
+    for label, value in card.medians(works, rounds).items():
+        share = moved / 1e9 / value / copy if label.startswith("sela_ext") else None
+        table.append((label, count / value / 1e6, value * 1e3, share and f"{share:.0%}"))
+        recorded.append({"case": "sample parameters", "what": label, "count": count, "seconds": value, "bytes": moved})
+        recorded[-1]["share_of_copy"] = share
+    common.table(
+        f"What is drawn for {count} images; the bits are the CPU's",
+        ("", "million / s", "ms", "of copy bandwidth"),
+        table,
+    )
+    return recorded
+
+
+# The kernels behind each part, by their names in docs/gpu.md.
+PASS = ("fused_kernel", "wide_rows_kernel", "wide_columns_kernel", "candidates_kernel")
+NEWTON = ("newton_rows_kernel", "newton_columns_kernel", "newton_count_kernel", "newton_compact_kernel")
+LARGE = ("plan_kernel", "tile_kernel", "colour_kernel", "tone_kernel", "blur_kernel", "last_kernel", "sobel_kernel")
+MARGINS = ("margin_rows_kernel", "margin_columns_kernel", "margin_merge_kernel")
+JPEG = ("tables_kernel", "entropy_kernel", "transform_kernel")
+
+
+def plan(card: Card, copy: float, quick: bool, rounds: int) -> list[Row]:
+    """Every row, in the order in which they are measured."""
+    rows: list[Row] = []
+
+    def add(name: str, kernels: tuple[str, ...], needs: float, case: Callable[..., Any], *arguments: Any) -> None:
+        rows.append(Row(name, lambda: case(card, *arguments), kernels, 0.0 if card.dry else needs))
+
+    types = (torch.float16,) if quick else (torch.float16, torch.bfloat16, torch.float32)
+    passes = [(*size, dtype) for size in (QUICK_SIZES if quick else SOLVER_SIZES) for dtype in types]
+    if not quick:
+        passes.append((50_000, 1000, torch.float64))
+    for n, k, dtype in passes:
+        name = f"pass, {n} x {k} {str(dtype).removeprefix('torch.')}"
+        # Logits, and entries of candidates; the comparison with float64 takes at most 4,000 rows.
+        add(name, PASS, n * k * (dtype.itemsize + 2) + 4000 * k * 32, solver_case, n, k, dtype, copy, rounds)
+    add("Newton's method", NEWTON, IMAGENET[0] * 6 * 120, newton_case, copy, rounds)
+    for k in (3000,) if quick else (128, 1000, 3000, 10_000):
+        add(f"Anderson's step, {k} columns", ("anderson_kernel",), 0, anderson_case, k, copy, rounds)
+    lists = ((100_000, 3000),) if quick else ((100_000, 3000), (200_000, 1000), (50_000, 128))
+    for n, k in lists:
+        room = n * k * 2 + (1 << 27) * 16  # torch's parts
+        add(f"candidate lists, {n} x {k}", ("lists_kernel",), room, lists_case, n, k, copy, rounds)
+        add(f"margins of columns, {n} x {k}", MARGINS, room, margins_case, n, k, copy, rounds)
+    for dim in (512,) if quick else (64, 256, 512, 2048):
+        n, k = 100_000, 300 if card.dry else 3000
+        add(f"computed logits, {dim} features", ("fused_kernel",), n * k * 20, computed_case, n, k, dim, copy, rounds)
+    add("labels", ("lists_kernel", *MARGINS), 200_000 * 1000 * 12, certificate_case)
+    stored = ("store_kernel", "reference_kernel", "fused_kernel")
+    add("16-bit copies", stored, 100_000 * 3000 * 12, stored_case, 100_000, 3000, copy, rounds)
+    add("augmentation to 32 px", ("augment_kernel",), 50_000 * 32 * 32 * 3 * 24, images_case, copy, rounds)
+    add("drawn parameters", ("sample_kernel",), 0, sample_case, copy, rounds)
+    add("JPEG to planes", JPEG, 0, jpeg_case, copy, rounds)
+    add("augmentation to 224 px", LARGE, 512 * 256 * 256 * 3 * 24, large_images_case, copy, rounds)
+    add("a solve", ("fused_kernel",), 0, solve_case, copy)
+    add("Loader", ("augment_kernel",), 0, loader_case, rounds)
+    add("photographs", LARGE, 0, photographs_case, rounds)
+    add("training", ("fused_kernel", "augment_kernel"), 0, training_case)
+    return rows
+
+
+def run(quick: bool, dry: bool) -> tuple[Outcome, dict[str, Any]]:
+    """Everything; what came of the rows, and the facts to record.
 
     Raises:
         ResourceError: no usable card.
@@ -575,33 +679,15 @@ def run(quick: bool, dry: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             ""
             if dry
             else f", architecture {facts['architecture']}, {facts['multiprocessors']} multiprocessors, "
-            f"{facts['card_memory_gib']} GiB, driver {facts['driver']}, kernels built by CUDA {facts['cuda']}"
+            f"{facts['card_memory_gib']} GiB, driver {facts['driver']}, kernels built by CUDA {facts['cuda']}, "
+            f"torch by CUDA {facts['torch_cuda']}, torchvision {facts['torchvision']}"
         )
     )
     measured = bandwidths(card, rounds)
     print(f"bandwidth measured: copy {measured['copy']:.0f} GB/s, read {measured['read']:.0f} GB/s")
-    rows: list[dict[str, Any]] = []
-    types = (torch.float16,) if quick else (torch.float16, torch.bfloat16, torch.float32)
-    for size in QUICK_SIZES if quick else SOLVER_SIZES:
-        for dtype in types:
-            rows += solver_case(card, *size, dtype, measured["copy"], rounds)
-    if not quick:
-        rows += solver_case(card, 50_000, 1000, torch.float64, measured["copy"], rounds)
-    rows += newton_case(card, measured["copy"], rounds)
-    for size in ((100_000, 3000),) if quick else ((100_000, 3000), (200_000, 1000), (50_000, 128)):
-        rows += lists_case(card, *size, measured["copy"], rounds)
-    for dim in (512,) if quick else (64, 256, 512, 2048):
-        rows += computed_case(card, 100_000, 3000 if not card.dry else 300, dim, measured["copy"], rounds)
-    rows += certificate_case(card)
-    rows += stored_case(card, 100_000, 3000, measured["copy"], rounds)
-    rows += images_case(card, measured["copy"], rounds)
-    rows += jpeg_case(card, measured["copy"], rounds)
-    rows += large_images_case(card, measured["copy"], rounds)
-    rows += solve_case(card, measured["copy"])
-    rows += loader_case(card, rounds)
-    rows += photographs_case(card, rounds)
-    rows += training_case(card)
-    return rows, {**facts, **{f"{name}_gb_s": round(value, 1) for name, value in measured.items()}}
+    outcome = measure_rows(card, plan(card, measured["copy"], quick, rounds))
+    print(summary(outcome))
+    return outcome, {**facts, **{f"{name}_gb_s": round(value, 1) for name, value in measured.items()}}
 
 
 def main() -> None:
@@ -610,12 +696,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:
-        rows, facts = run(options.quick, options.dry_run)
+        outcome, facts = run(options.quick, options.dry_run)
     except SelaError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
     if not (options.no_record or options.dry_run):
-        print(f"\nrows appended to {common.record('gpu', rows, facts)}")
+        failed = [{"case": "failed", "what": name, "reason": reason} for name, reason in outcome.failed]
+        print(f"\nrows appended to {common.record('gpu', outcome.recorded + failed, facts)}")
+    if outcome.failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

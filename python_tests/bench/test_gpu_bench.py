@@ -1,6 +1,7 @@
 """bench/gpu.py without a card: the whole script at tiny sizes, and what it says where there is nothing to time."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,12 @@ def test_a_dry_run_goes_through_everything_and_records_nothing(tmp_path):
         "JPEG files to planes",
         "paper's set: sela_ext, uploaded planes",
         "Aug++: sela_ext, resident",
+        "gradients: sela_ext, uploaded crops",
+        "tones, 256 px: sela_ext, resident",
+        "Anderson's step, 31 columns",
+        "Margins of columns, 600 x 3000",
+        "What is drawn for 2000 images",
+        "0 rows failed, 0 left out",
         "A solve, ",
         "Loader, 256 images of 32 x 32 x 3",
         "JPEG files to 224 in batches of 8, bfloat16",
@@ -60,6 +67,161 @@ def test_a_dry_run_goes_through_everything_and_records_nothing(tmp_path):
     ):
         assert words in done.stdout
     assert results() == before
+
+
+# Rows of `plan` that `test_rows_hold_what_a_later_reader_needs` measures.
+MEASURED_THERE = ("pass", "Newton", "16-bit", "augmentation to 32", "a solve", "Loader", "training")
+
+
+def test_every_other_row_runs_on_a_card(script, as_cuda, host_card, host_core, monkeypatch, capsys):
+    """Rows of the plan on the card that the CPU kernels play. What cannot be played is what only a card has: CUDA's
+    events and its memory (`Card.seconds`, `Card.free`, `card_facts` without `dry`), tested below with torch's replaced.
+    """
+    monkeypatch.setenv("SELA_SELF_CHECK", "off")
+    card = script.Card(as_cuda(host_card).place, host_card, 500, torch.empty(8))
+    rows = [row for row in script.plan(card, 10.0, True, 1) if not row.name.startswith(MEASURED_THERE)]
+    assert len(rows) == 8
+    for row in rows:
+        calls = host_core.calls
+        outcome = script.measure_rows(card, [row])
+        assert (outcome.failed, outcome.left_out) == ([], [])
+        assert host_core.calls > calls, row.name
+        assert all(found["seconds"] > 0 for found in outcome.recorded)
+        ours = [found for found in outcome.recorded if found["what"].startswith("sela_ext, kernel")]
+        for found in ours:
+            assert found["share_of_copy"] == pytest.approx(found["bytes"] / 1e9 / found["seconds"] / 10.0)
+    assert "FAILED" not in capsys.readouterr().out
+
+
+def test_every_kernel_of_the_page_is_timed_by_a_row(script):
+    card = script.Card(torch.device("cpu"), None, 500, torch.empty(8))
+    page = (BENCH.parent / "docs" / "gpu.md").read_text(encoding="utf-8")
+    table = page.split("| Kernel | What it does | Source |")[1].split("\n\n")[0]
+    listed = {name for line in table.splitlines() for name in re.findall(r"`(\w+_kernel)`", line)}
+    assert len(listed) > 20
+    for quick in (True, False):
+        timed = {name for row in script.plan(card, 1.0, quick, 1) for name in row.kernels}
+        assert timed == listed
+
+
+class Rows:
+    """A card with so much memory, and rows that do as they are told."""
+
+    def __init__(self, script, free=8e9):
+        self.row, self.memory, self.lost = script.Row, free, False
+        self.place = torch.device("cuda", 0)
+
+    def free(self):
+        return self.memory
+
+    def wait(self):
+        if self.lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore words")
+
+    def fails(self, error):
+        def measure():
+            raise error
+
+        return measure
+
+    def breaks(self):
+        self.lost = True
+        return []
+
+
+def test_a_row_that_fails_leaves_the_others(script, capsys):
+    card = Rows(script)
+    rows = [
+        script.Row("typo", card.fails(NameError("name 'x' is not defined"))),
+        script.Row("differs", card.fails(SystemExit("no agreement: column 3; nothing is timed"))),
+        script.Row("too large", card.fails(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))),
+        script.Row("larger than the card", card.fails(AssertionError("never called")), needs=7.5e9),
+        script.Row("good", lambda: [{"what": "good"}], needs=1e9),
+    ]
+    outcome = script.measure_rows(card, rows)
+    assert outcome.recorded == [{"what": "good"}]
+    assert outcome.failed == [
+        ("typo", "NameError: name 'x' is not defined"),
+        ("differs", "no agreement: column 3; nothing is timed"),
+    ]
+    assert [name for name, _ in outcome.left_out] == ["too large", "larger than the card"]
+    assert outcome.left_out[1][1] == "it needs 8.0 GiB of the card, 7.5 are free"
+    said = script.summary(outcome)
+    assert "1 measurements, 2 rows failed, 2 left out" in said
+    assert said.count("FAILED") == 2
+    assert "FAILED: differs: no agreement" in capsys.readouterr().out
+
+
+def test_a_lost_device_ends_the_measurements(script):
+    card = Rows(script)
+    rows = [
+        script.Row("fine", lambda: [{"what": "fine"}]),
+        script.Row("breaks", card.breaks),
+        script.Row("later", list),
+    ]
+    outcome = script.measure_rows(card, rows)
+    assert outcome.recorded == [{"what": "fine"}]
+    assert [name for name, _ in outcome.failed] == ["breaks", "later"]
+    assert "illegal memory access" in outcome.failed[1][1]
+    assert "lost after breaks" in outcome.failed[1][1]
+
+
+def test_status_1_when_a_row_failed_and_the_others_are_recorded(script, monkeypatch):
+    outcome = script.Outcome([{"what": "good"}], [("typo", "NameError: x")], [])
+    monkeypatch.setattr(script, "run", lambda quick, dry: (outcome, {}))
+    kept = []
+    monkeypatch.setattr(script.common, "record", lambda bench, rows, facts: kept.extend(rows))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--threads", "1"])
+    with pytest.raises(SystemExit) as status:
+        script.main()
+    assert status.value.code == 1
+    assert kept == [{"what": "good"}, {"case": "failed", "what": "typo", "reason": "NameError: x"}]
+
+
+def test_times_are_those_between_the_events_and_facts_those_of_the_card(script, host_card, monkeypatch):
+    """What a played card cannot do, with torch's own calls replaced."""
+    order = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            order.append("event")
+
+        def synchronize(self):
+            order.append("wait")
+
+        def elapsed_time(self, other):
+            return 2.5
+
+    class Properties:
+        name, major, minor, multi_processor_count, total_memory, L2_cache_size = (
+            "Some Card",
+            9,
+            0,
+            132,
+            80 << 30,
+            50 << 20,
+        )
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("sleep"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda place: order.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (3 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: Properties)
+    monkeypatch.setattr(script, "driver_version", lambda: "550.54, CUDA 12.4")
+    card = script.Card(torch.device("cuda", 0), host_card, 1, torch.empty(25 << 18))
+    assert not card.dry
+    assert card.seconds(lambda: order.append("work")) == 2.5e-3
+    assert order == ["sleep", "event", "work", "event", "wait"]
+    assert card.medians({"one": lambda: None, "two": lambda: None}, 3) == {"one": 2.5e-3, "two": 2.5e-3}
+    assert card.free() == 3 << 30
+    facts = script.card_facts(card)
+    assert (facts["card"], facts["architecture"], facts["driver"]) == ("Some Card", "9.0", "550.54, CUDA 12.4")
+    assert facts["l2_mib"] == 12.5
+    assert {"torch", "torchvision", "torch_cuda", "cuda", "sela_ext", "multiprocessors"} <= set(facts)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")
@@ -104,7 +266,9 @@ def test_rows_hold_what_a_later_reader_needs(script, as_cuda, host_card, host_co
         assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"])
     newton = script.newton_case(card, copy=10.0, rounds=1)
     assert [row["what"] for row in newton] == [
-        f"{what}, {name}" for what in ("sums", "product", "solve to 1e-9") for name in ("sela_ext", "torch")
+        f"{what}, {name}"
+        for what in ("rows counted and packed", "sums", "product", "solve to 1e-9")
+        for name in ("sela_ext", "torch")
     ]
     assert all(row["entries"] == 6 * row["rows"] and row["seconds"] > 0 for row in newton)
     (loose, tight) = script.solve_case(card, copy=10.0)

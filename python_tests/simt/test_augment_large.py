@@ -224,6 +224,16 @@ def test_every_preset_gives_the_cpus_pixels(simt, preset, channels):
         check_resident(simt, images, np.arange(6), getattr(Augment, preset)(size, **PLAIN), key=(1, 2, 3))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_channel_has_its_mean_and_deviation(simt, channels):
+    """Of tiles alone, behind the contrast, and behind effects."""
+    mean, std = (0.1, 0.5, 0.9)[:channels], (0.5, 0.25, 2.0)[:channels]
+    images = random_images(3, 66, 40, channels)
+    for steps in ({"jitter_probability": 0.0}, {}, {"blur_probability": 1.0, "blur_kernel": 3}):
+        augment = Augment.sela(17, **steps, mean=mean, std=std)
+        check_resident(simt, images, np.arange(3), augment, key=(5, 1, 0), close=1e-4)
+
+
 EFFECT_PLANS = {
     "blur": {"blur_probability": 0.8, "blur_kernel": 15},
     "wide blur": {"blur_probability": 1.0, "blur_kernel": 41, "blur_sigma": (3.0, 9.0)},

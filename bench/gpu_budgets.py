@@ -301,7 +301,7 @@ def _fused(
             wide_loads=True,
             other_loads=1,
             in_flight=in_flight,
-            stack=8 if full == "true" and mapping == "WideBlock" else 0,  # sm_75, outside the loop
+            stack=8 if full == "true" and mapping != "OneWarp" else 0,  # sm_75, sm_100; outside the loop
             marking=marking if full == "true" else None,
         )
         for full, instructions in (("false", plain), ("true", labels))
@@ -337,7 +337,7 @@ BUDGETS = (
     *_fused("WideBlock", _HALVES, 2048, 17, 21, 24.5, in_flight=4),
     *_fused("WideBlock", _FLOAT, 2048, 19.5, 23.5, 28, in_flight=4),
     # Unaligned rows come value by value: for correctness, not for speed.
-    Budget("fused_kernel", {"kAligned": _EDGED, "Mapping": ("WideBlock",)}, 128, 1664, 50),
+    Budget("fused_kernel", {"kAligned": _EDGED, "Mapping": ("WideBlock",)}, 128, 1664, 50, stack=16),
     Budget("fused_kernel", {"kAligned": _EDGED, "Mapping": ("OneBlock",)}, 128, 1472, 63),
     Budget("fused_kernel", {"kAligned": _EDGED}, 128, 5120, 63),
     # Potentials (eight of 8 bytes per turn) come from the second-level cache. Where loads were not to be held apart
@@ -351,7 +351,7 @@ BUDGETS = (
     Budget("wide_columns_kernel", {"A": _DOUBLE}, 128, 0, 134),
     # A few marked runs a row, or none: nothing in it is worth counting.
     Budget("candidates_kernel", {"A": _FLOAT}, 64, 0),
-    Budget("candidates_kernel", {"A": _DOUBLE}, 80, 0),
+    Budget("candidates_kernel", {"A": _DOUBLE}, 80, 0, stack=8),  # sm_100
     Budget("reference_kernel", {}, 32, 0),
     # The candidate search: a row per warp; 96 registers, so that 20 warps have 40 KB under way. Prices and bonus, of 4
     # bytes each, come from the first-level cache by loads of 16 bytes, too. What follows the sweep is per row.

@@ -104,13 +104,13 @@ class Budget:
     registers: int = 255
     shared: int = 0  # static, bytes
     instructions: float | None = None  # per element, in the hot loop; None: no hot loop to be looked at
-    marking: float | None = None  # the same where every warp marks candidates; None: nothing is marked
     wide_loads: bool = False  # all elements come by loads of 16 bytes
     other_loads: int = 0  # further loads on the straight way, per row: reference, weight, ...
     in_flight: int = 0  # loads of 16 bytes that a thread has under way at once, at least
     stack: int = 0  # bytes that a thread may keep in local memory, outside the hot loop
     wide_stores: int = 0  # stores of 16 bytes in the code, at least
     marker: re.Pattern[str] | None = None  # what the hot loop holds once per element; None: an exponential
+    marking: float | None = None  # instructions where every warp marks candidates; None: nothing is marked
 
     def covers(self, kernel: str, arguments: Mapping[str, str]) -> bool:
         return kernel == self.kernel and all(arguments.get(name) in values for name, values in self.when.items())
@@ -288,9 +288,9 @@ _ALIGNED, _EDGED = ("true",), ("false",)
 
 
 def _fused(
-    mapping: str, types: tuple[str, ...], shared: int, plain: float, everything: float, in_flight: int
+    mapping: str, types: tuple[str, ...], shared: int, plain: float, labels: float, marking: float, in_flight: int
 ) -> list[Budget]:
-    """Rows that begin at multiples of 16 bytes; per row there are also its reference and its weight to load."""
+    """Rows that begin at multiples of 16 bytes; per row there is also its reference to load."""
     return [
         Budget(
             "fused_kernel",
@@ -299,10 +299,12 @@ def _fused(
             shared=shared,
             instructions=instructions,
             wide_loads=True,
-            other_loads=2,
+            other_loads=1,
             in_flight=in_flight,
+            stack=8 if full == "true" and mapping != "OneWarp" else 0,  # sm_75, sm_100; outside the loop
+            marking=marking if full == "true" else None,
         )
-        for full, instructions in (("false", plain), ("true", everything))
+        for full, instructions in (("false", plain), ("true", labels))
     ]
 
 
@@ -323,21 +325,21 @@ LARGE_IMAGES = (
 )
 
 BUDGETS = (
-    # The 1 KiB (a warp's own: 4) are the rows of a tile, which are finished together. Fixed point costs five
+    # The 1.25 KiB (a warp's own: 5) are the rows of a tile, which are finished together. Fixed point costs five
     # instructions more: no conversion to float is as fast as that of half.
-    *_fused("OneWarp", _FIXED, 4096, 26, 36, in_flight=8),
-    *_fused("OneBlock", _FIXED, 1408, 26, 34, in_flight=8),
-    *_fused("WideBlock", _FIXED, 1792, 22, 27, in_flight=4),
-    *_fused("OneWarp", _HALVES, 4096, 21.5, 30, in_flight=8),
-    *_fused("OneWarp", _FLOAT, 4096, 24, 34, in_flight=8),
-    *_fused("OneBlock", _HALVES, 1408, 21, 28, in_flight=8),
-    *_fused("OneBlock", _FLOAT, 1408, 26, 36, in_flight=8),
-    *_fused("WideBlock", _HALVES, 1792, 17, 22, in_flight=4),
-    *_fused("WideBlock", _FLOAT, 1792, 20, 28, in_flight=4),
+    *_fused("OneWarp", _FIXED, 5120, 23, 30, 36, in_flight=8),
+    *_fused("OneBlock", _FIXED, 1664, 25, 33, 39, in_flight=8),
+    *_fused("WideBlock", _FIXED, 2048, 22.5, 26.5, 30.5, in_flight=4),
+    *_fused("OneWarp", _HALVES, 5120, 17, 25, 30.5, in_flight=8),
+    *_fused("OneWarp", _FLOAT, 5120, 20, 28, 34.5, in_flight=8),
+    *_fused("OneBlock", _HALVES, 1664, 19.5, 27.5, 33, in_flight=8),
+    *_fused("OneBlock", _FLOAT, 1664, 23, 30.5, 37, in_flight=8),
+    *_fused("WideBlock", _HALVES, 2048, 17, 21, 24.5, in_flight=4),
+    *_fused("WideBlock", _FLOAT, 2048, 19.5, 23.5, 28, in_flight=4),
     # Unaligned rows come value by value: for correctness, not for speed.
-    Budget("fused_kernel", {"kAligned": _EDGED, "Mapping": ("WideBlock",)}, 128, 1408, 50),
-    Budget("fused_kernel", {"kAligned": _EDGED, "Mapping": ("OneBlock",)}, 128, 1216, 63),
-    Budget("fused_kernel", {"kAligned": _EDGED}, 128, 4096, 63),
+    Budget("fused_kernel", {"kAligned": _EDGED, "Mapping": ("WideBlock",)}, 128, 1664, 50, stack=16),
+    Budget("fused_kernel", {"kAligned": _EDGED, "Mapping": ("OneBlock",)}, 128, 1472, 63),
+    Budget("fused_kernel", {"kAligned": _EDGED}, 128, 5120, 63),
     # Potentials (eight of 8 bytes per turn) come from the second-level cache. Where loads were not to be held apart
     # from their conversion (16-bit types on sm_100 and sm_120), many warps hide it.
     Budget("wide_rows_kernel", {"A": _FLOAT, "kAligned": _ALIGNED}, 128, 768, 19, True, 8, in_flight=1),
@@ -349,7 +351,7 @@ BUDGETS = (
     Budget("wide_columns_kernel", {"A": _DOUBLE}, 128, 0, 134),
     # A few marked runs a row, or none: nothing in it is worth counting.
     Budget("candidates_kernel", {"A": _FLOAT}, 64, 0),
-    Budget("candidates_kernel", {"A": _DOUBLE}, 80, 0),
+    Budget("candidates_kernel", {"A": _DOUBLE}, 80, 0, stack=8),  # sm_100
     Budget("reference_kernel", {}, 32, 0),
     # The candidate search: a row per warp; 96 registers, so that 20 warps have 40 KB under way. Prices and bonus, of 4
     # bytes each, come from the first-level cache by loads of 16 bytes, too. What follows the sweep is per row.

@@ -31,7 +31,12 @@ __device__ __forceinline__ void copy_async16(void* shared, const void* global) {
       "l"(__cvta_generic_to_global(global))
       : "memory");
 #else
-  *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+  uint4 value;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(__cvta_generic_to_global(global))
+               : "memory");
+  *static_cast<uint4*>(shared) = value;
 #endif
 }
 

@@ -64,8 +64,9 @@ struct WideBlock {
 constexpr int kFusedColumns = WideBlock<float, true>::kWidest;  // widest row of the fused kernel
 constexpr size_t kSlotBytes = 45 << 10;  // of shared memory for rows on their way; 48 KB a block need no permission
 
-/// What is known of the rows of a tile, until the first warp finishes them all together: a logarithm for each row in the
-/// middle of the loop would cost narrow rows a third of their time. References and weights are there from the beginning.
+/// What is known of the rows of a tile, until the first warp finishes them all together: a logarithm for each row in
+/// the middle of the loop would cost narrow rows a third of their time. References and weights are there from the
+/// beginning.
 struct Rows {
   float x0[kTileRows], base[kTileRows];  // the terms of a row are exp((x - x0) scale - base + g)
   float sum[kTileRows];                  // 0: masked
@@ -220,7 +221,7 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
     // Rows that are done below: all without a reference, else those whose sum leaves its range.
     uint64_t careful = reference != nullptr ? 0 : ~uint64_t{0} >> (64 - rows);
     for (int i = 0; reference != nullptr && i < rows; i += R) {
-      float e[R][C], s[R], ref[R], own_top[R], warp_tops[R], top[R];
+      float e[R][C], s[R], ref[R], warp_tops[R], top[R];
       ahead.wait();
 #pragma unroll
       for (int q = 0; q < R; ++q) {
@@ -245,10 +246,9 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
       if (kFull) {
 #pragma unroll
         for (int q = 0; q < R; ++q) {
-          own_top[q] = e[q][0];
+          top[q] = e[q][0];
 #pragma unroll
-          for (int c = 1; c < C; ++c) own_top[q] = fmaxf(own_top[q], e[q][c]);
-          top[q] = own_top[q];
+          for (int c = 1; c < C; ++c) top[q] = fmaxf(top[q], e[q][c]);
         }
         group_sums_and_tops<M::kOneWarp>(s, top, warp_tops, shared, half);
       } else {
@@ -268,13 +268,13 @@ __global__ void __launch_bounds__(Mapping<T, kAligned>::kThreads, Mapping<T, kAl
         for (int c = 0; c < C; ++c) partial[c] = multiply_add(e[q][c], factor, partial[c]);
         if (thread == 0) tile_rows.sum[i + q] = s[q];
         if (!kFull) continue;
-        if (a.want_labels && own_top[q] == top[q]) {  // few threads, mostly one
-          int best = C - 1;
+        if (a.want_labels && warp_tops[q] == top[q]) {  // few warps, mostly one
+          int best = kNone;
 #pragma unroll
-          for (int c = C - 2; c >= 0; --c) {
+          for (int c = C - 1; c >= 0; --c) {
             if (e[q][c] == top[q]) best = c;
           }
-          atomicMin(tile_rows.label + i + q, share.column(best));
+          if (best >= 0) atomicMin(tile_rows.label + i + q, share.column(best));
         }
         // Few warps of a trained plan's row hold a candidate; none does where there are none to be kept.
         const float level = keep_above(a, s[q]) * s[q];

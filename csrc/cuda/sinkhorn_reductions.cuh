@@ -97,7 +97,8 @@ __device__ __forceinline__ int opaque(int x) {
 #endif
   return x;
 }
-/// The same pointer, which is computed once. For copies alone: loads by it would not know that its memory is global.
+/// The same pointer, which is computed once. For copy_async16() alone: other loads by it would not know that its memory
+/// is global.
 template <class T>
 __device__ __forceinline__ const T* opaque(const T* x) {
 #if defined(__CUDA_ARCH__)

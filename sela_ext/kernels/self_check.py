@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sela_ext import _core
 from sela_ext.errors import OptionError, ResourceError, SelaError
-from sela_ext.kernels import check_anderson, check_cases, check_newton, device
+from sela_ext.kernels import check_anderson, check_candidates, check_cases, check_jpeg, check_newton, device
 from sela_ext.kernels.device import CudaDevice
 
 if TYPE_CHECKING:
@@ -650,6 +650,7 @@ def cache_folder() -> Path | None:
 def build_identity(core: Any) -> str:
     """The version, and a hash of the compiled module and of what is checked."""
     digest = hashlib.sha256()
-    for path in (core.__file__, check_cases.__file__, check_newton.__file__, check_anderson.__file__):
+    checks = (check_cases, check_newton, check_anderson, check_candidates, check_jpeg)
+    for path in (core.__file__, *(module.__file__ for module in checks)):
         digest.update(Path(path).read_bytes())
     return f"{_core.build_info()['version']}+{digest.hexdigest()[:16]}"

@@ -38,7 +38,13 @@ def assert_refused(status, printed, *names):
 FILES = [(1, "options.json"), (8, "step-000000000005.ckpt"), (15, "labels.csv")]
 FILES += [
     pytest.param(*one, marks=pytest.mark.slow)
-    for one in [(2, "metrics.csv"), (3, "step-000000000001.ckpt"), (14, "labels.npz"), (16, "network.pt")]
+    for one in [
+        (2, "metrics.csv"),
+        (3, "step-000000000001.ckpt"),
+        (14, "labels.npz"),
+        (16, "report.npz"),
+        (17, "network.pt"),
+    ]
 ]
 
 

@@ -202,6 +202,8 @@ def kill_at_random(server, runs, unbroken, command, folder, *, kills, ranks=1):
             calm = hits >= kills or attempt >= 12
             place = None if calm or rng.random() < 0.7 else rng.choice(WRITING)
             fault = None if place is None else f"{place}:{rng.randint(1, 12)}:kill:{rng.randrange(ranks)}"
+            # A rank that is killed before all have met is missed by nobody but the clock.
+            every += ["--rank-timeout", "60"] if ranks > 1 else []
             started = start(server, ranks, *command, *every, "--out", out, "--resume", fault=fault)
             victim = rng.choice(started)
             if not calm and fault is None and victim.wait(rng.uniform(0, seconds)) is None:

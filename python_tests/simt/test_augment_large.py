@@ -257,6 +257,11 @@ def test_effects_give_the_cpus_pixels(simt, plan, channels):
         check_effects(simt, images, augment)
 
 
+def test_a_blur_of_more_weights_than_a_block_has_threads_is_the_cpus(simt):
+    steps = {"blur_probability": 1.0, "blur_kernel": 701, "blur_sigma": (70.0, 70.0)}
+    check_effects(simt, random_images(2, 40, 51, 3), Augment.none(17, **steps, **PLAIN))
+
+
 def check_effects(simt, images, augment, close=2e-5):
     index, key = np.arange(len(images)), (3, 1, 2)
     effects = cpu_effects(simt, augment, index, key)

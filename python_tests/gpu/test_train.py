@@ -12,7 +12,6 @@ from sela_ext.cli import main
 from sela_ext.models import Heads
 from sela_ext.training.labelling import label_pass, random_labels
 
-
 # Torch says once per process that this mode is young: no error where warnings are errors.
 SYNC_DEBUG = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 

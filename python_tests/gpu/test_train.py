@@ -12,6 +12,9 @@ from sela_ext.cli import main
 from sela_ext.models import Heads
 from sela_ext.training.labelling import label_pass, random_labels
 
+# Torch says once per process that this mode is young: no error where warnings are errors.
+SYNC_DEBUG = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+
 
 def events(out, kind):
     return [e for e in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if e["event"] == kind]
@@ -154,6 +157,7 @@ def test_a_label_pass_gives_the_labels_of_the_cpu(card):
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@SYNC_DEBUG
 def test_a_step_waits_for_nothing(cuda, tmp_path, monkeypatch, resident, precision, optimizer):
     from sela_ext.training import loop
 
@@ -176,6 +180,7 @@ def test_a_step_waits_for_nothing(cuda, tmp_path, monkeypatch, resident, precisi
 
 
 @pytest.mark.gpu
+@SYNC_DEBUG
 def test_a_look_at_all_images_waits_for_nothing(cuda):
     from sela_ext.data import Augment, open_source
     from sela_ext.data.residency import ResidentImages

@@ -132,6 +132,7 @@ class AndersonDevice:
 
         card, cols = self._card, len(self._target)
         with card.current():
+            card.refuse_capture("anderson_step")
             points = torch.empty(count + 1, cols, dtype=torch.float64, device=card.place)
             points[0] = torch.from_numpy(np.array(first)).to(card.place)
             collects, before = [], reference
@@ -168,6 +169,7 @@ class AndersonDevice:
         import torch
 
         with self._card.current():
+            self._card.refuse_capture("anderson_step")
             there = torch.from_numpy(np.ascontiguousarray(columns)).to(self._card.place)
             points = torch.from_numpy(np.stack([potential, potential])).to(self._card.place)
             self._step(there, points[0], points[1])

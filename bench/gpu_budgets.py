@@ -301,7 +301,7 @@ def _fused(
             wide_loads=True,
             other_loads=1,
             in_flight=in_flight,
-            stack=8 if full == "true" and mapping != "OneWarp" else 0,  # sm_75, sm_100; outside the loop
+            stack=16 if full == "true" and mapping != "OneWarp" else 0,  # sm_75, sm_100; outside the loop
             marking=marking if full == "true" else None,
         )
         for full, instructions in (("false", plain), ("true", labels))

@@ -80,7 +80,7 @@ def test_every_other_row_runs_on_a_card(script, as_cuda, host_card, host_core, m
     monkeypatch.setenv("SELA_SELF_CHECK", "off")
     card = script.Card(as_cuda(host_card).place, host_card, 500, torch.empty(8))
     rows = [row for row in script.plan(card, 10.0, True, 1) if not row.name.startswith(MEASURED_THERE)]
-    assert len(rows) == 8
+    assert len(rows) == 9
     for row in rows:
         calls = host_core.calls
         outcome = script.measure_rows(card, [row])

@@ -376,7 +376,7 @@ def fast_operations(rows, cols, kind, layout, labels):
     turns = sum(-(-tile // together) for tile in tiles)
     if cols > 256 or kind == "float64":
         one_read = cols <= 8192 and kind != "float64"
-        return {"barriers": turns + (len(tiles) if one_read and labels else 0)}  # before labels are read together
+        return {"barriers": turns + (len(tiles) if one_read else 0)}  # labels are there, and weights have been read
     return {"warp_operations": turns * together * 5 * (2 if labels else 1) + (3 * 5 + 3) * len(tiles)}
 
 

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sela_ext import kernels
 from sela_ext.errors import DataError, OptionError, ResourceError
 from sela_ext.kernels import Augment, VectorView, device, ops
+from sela_ext.kernels.logits import KINDS, bits_of, tensor_type
 
 SIZES = [(1, 1), (1, 31), (31, 1), (33, 31), (1001, 33), (0, 5)]
 
@@ -85,6 +86,20 @@ def test_opcheck_of_the_pass_in_other_types(dtype):
     check(torch.ops.sela.sinkhorn_pass.default, strided)
 
 
+@pytest.mark.parametrize(("rows", "cols"), SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck_of_stored_logits(rows, cols, kind):
+    logits, threads = pass_arguments(rows, cols)[0], 1
+    check(torch.ops.sela.store_logits.default, (logits, kind, 2.5, threads))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_opcheck_of_stored_logits_of_other_types_and_strides(dtype):
+    logits = pass_arguments(33, 14, dtype)[0]
+    for view in (logits, logits[::2, 1:], logits[:, ::2], logits.t()):
+        check(torch.ops.sela.store_logits.default, (view,))
+
+
 @pytest.mark.parametrize(("count", "channels", "size"), [(0, 3, 32), (1, 1, 31), (33, 3, 8)])
 def test_opcheck_of_augmentation(count, channels, size):
     index = torch.arange(count) % 7
@@ -127,6 +142,60 @@ def test_the_pass_gives_the_sums_of_the_kernel(rows, cols, dtype):
         assert getattr(found, name).shape == ()
         assert getattr(found, name).item() == getattr(wanted, name)
     assert ops.sinkhorn_pass(logits, potential).labels.shape == (0,)
+
+
+def hard_logits(rows, cols):
+    """With entries that saturate, an impossible one and a masked row, where there is room for them."""
+    logits = pass_arguments(rows, cols)[0] * 30
+    if rows > 20:
+        logits[3, cols - 1], logits[5, 0], logits[7, 0], logits[9] = torch.nan, -torch.inf, -1e5, -torch.inf
+    return logits
+
+
+@pytest.mark.parametrize(("rows", "cols"), SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_stored_tensors_are_what_the_kernel_stores(rows, cols, kind):
+    logits = hard_logits(rows, cols)
+    found, wanted = ops.store_logits(logits, kind, lam=2.5), kernels.store_logits(logits, kind, lam=2.5)
+    assert (found.values.dtype, found.saturated.shape) == (tensor_type(kind), ())
+    again = ops.stored_logits(found, lam=2.5)
+    assert (again.kind, again.lam, again.saturated) == (kind, 2.5, wanted.saturated)
+    assert again.values.dtype == wanted.values.dtype
+    np.testing.assert_array_equal(again.values.view(np.uint16), wanted.values.view(np.uint16))
+    np.testing.assert_array_equal(again.maxima, wanted.maxima)
+    if rows > 20 and cols > 1 and kind != "bfloat16":
+        assert wanted.saturated > 0
+
+
+def test_a_pass_takes_stored_tensors():
+    logits = pass_arguments(129, 31)[0]
+    stored = ops.stored_logits(ops.store_logits(logits, lam=10.0), lam=10.0)
+    found = kernels.sinkhorn_pass(stored, torch.zeros(31), scale=10.0)
+    wanted = kernels.sinkhorn_pass(kernels.store_logits(logits, lam=10.0), torch.zeros(31), scale=10.0)
+    np.testing.assert_array_equal(found.column_sums, wanted.column_sums)
+
+
+def test_stored_logits_takes_no_other_tensors():
+    stored = ops.store_logits(torch.zeros(3, 2))
+    with pytest.raises(OptionError, match=r"values: expected int16, float16 or bfloat16 .* found torch\.float32"):
+        ops.stored_logits(stored._replace(values=torch.zeros(3, 2)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_function_stores_logits_for_every_number_of_rows_and_lambda(kind):
+    def step(features, weight, lam):
+        return ops.store_logits(features @ weight.t() * 2, kind, lam=lam)
+
+    function, weight = compiled(step), torch.randn(31, 5, requires_grad=True)
+    torch._dynamo.utils.counters.clear()
+    for rows, lam in ((33, 10.0), (1001, 10.0), (31, 10.0), (129, 2.5)):
+        features = torch.randn(rows, 5)
+        for found, wanted in zip(function(features, weight, lam), step(features, weight, lam), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+            assert not found.requires_grad
+    assert (
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    )  # two for numbers of rows, one for another lambda
 
 
 def test_a_compiled_function_with_a_pass_serves_every_number_of_rows():
@@ -212,6 +281,11 @@ def test_fake_results_lie_on_the_device_of_the_arguments():
         logits, potential = torch.empty(33, 7, device="cuda:1"), torch.empty(7, device="cuda:1")
         for value in ops.sinkhorn_pass(logits, potential):
             assert value.device == logits.device
+        for cols, stride in ((1, 8), (7, 8), (8, 8), (9, 16)):
+            for kind in KINDS:
+                stored = ops.store_logits(torch.empty(33, cols, device="cuda:1"), kind)
+                assert {value.device for value in stored} == {logits.device}
+                assert stored.values.stride() == (stride, 1)
         data, index = torch.empty(9, 32, 32, 3, dtype=torch.uint8, device="cuda:1"), torch.empty(5, dtype=torch.int64)
         for numbers in (index, index.to("cuda:1")):
             batch = ops.augment_resident(data, numbers, Augment.cifar(8), seed=0, epoch=0, channels_last=True)
@@ -251,6 +325,12 @@ LOGITS, INDEX = torch.zeros(5, 3), torch.tensor([0, 1])
             "row_weights: expec",
         ),
         (lambda: ops.sinkhorn_pass(LOGITS, torch.zeros(3), scale=-1.0), OptionError, "scale: expected a finite number"),
+        (lambda: ops.store_logits(LOGITS.int()), DataError, "logits: expected float32"),
+        (lambda: ops.store_logits(LOGITS[0]), DataError, r"expected a numpy or torch array \[N, K\]"),
+        (lambda: ops.store_logits(LOGITS[:, :0]), DataError, "expected at least one column"),
+        (lambda: ops.store_logits(LOGITS, "int8"), OptionError, "kind: expected one of fixed16"),
+        (lambda: ops.store_logits(LOGITS, lam=0.0), OptionError, "lam: expected a number"),
+        (lambda: ops.store_logits(LOGITS, threads=-1), OptionError, "threads: expected an integer"),
         (lambda: ops.augment_resident(LOGITS, INDEX, Augment.none(8), seed=0, epoch=0), DataError, "images: expected"),
         (
             lambda: ops.augment_resident(images(), INDEX + 6, Augment.none(8), seed=0, epoch=0),
@@ -311,6 +391,46 @@ def test_the_operators_reach_the_kernels_of_a_card(card):
     assert card.core.calls == 4
 
 
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (33, 7), (31, 8), (9, 1001)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_stores_what_the_processor_does(as_cuda, host_card, rows, cols, kind):
+    logits = hard_logits(rows, cols)
+    wanted = kernels.store_logits(logits, kind, lam=2.5)
+    card = as_cuda(host_card)
+    device._usable[card.place] = card
+    card.capturing = True  # nothing is read back: a graph may be in the making
+    check(torch.ops.sela.store_logits.default, (logits.nan_to_num(neginf=-1e5), kind, 2.5))
+    calls = card.core.calls
+    for one in (ops.store_logits, compiled(ops.store_logits)):
+        found = ops.stored_logits(one(logits, kind, lam=2.5), lam=2.5)
+        assert found.values.stride() == (-(-cols // 8) * 8, 1)
+        np.testing.assert_array_equal(bits_of(found.values).view(np.uint16), wanted.values.view(np.uint16))
+        np.testing.assert_array_equal(found.maxima.numpy(), wanted.maxima)
+        assert found.saturated == wanted.saturated
+    assert card.core.calls == calls + 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refused_card_has_the_processor_store_and_no_graph_made(as_cuda, host_card, monkeypatch, kind):
+    logits = hard_logits(33, 7)
+    wanted = kernels.store_logits(logits, kind, lam=2.5)
+    card = as_cuda(host_card)
+    device._usable[card.place] = None
+    check(torch.ops.sela.store_logits.default, (logits.nan_to_num(neginf=-1e5), kind, 2.5))
+    found = ops.stored_logits(ops.store_logits(logits, kind, lam=2.5), lam=2.5)
+    assert card.core.calls == 0
+    np.testing.assert_array_equal(bits_of(found.values).view(np.uint16), wanted.values.view(np.uint16))
+    np.testing.assert_array_equal(found.maxima.numpy(), wanted.maxima)
+    assert found.saturated == wanted.saturated
+
+    def capturing(what):
+        raise ResourceError(f"{what}: expected a stream that is not being captured")
+
+    monkeypatch.setattr(card, "refuse_capture", capturing)
+    with pytest.raises(ResourceError, match="store_logits: expected a stream that is not being captured"):
+        ops.store_logits(logits, kind)
+
+
 def test_opcheck_on_a_card(card):
     check(torch.ops.sela.sinkhorn_pass.default, pass_arguments(33, 31, weights=True, reference=True))
     arguments = (images(), torch.tensor([6, 0]), Augment.cifar(31).text, 0, 1, 0, torch.float16, True)
@@ -360,7 +480,7 @@ def test_operators_that_read_back_on_the_host_stay_out_of_cuda_graphs():
     unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
     if unsafe is None:
         pytest.skip("this version of torch knows no such tag")
-    for name in ("sinkhorn_pass", "augment_resident", "vector_rows"):
+    for name in ("sinkhorn_pass", "augment_resident", "vector_rows", "store_logits"):
         assert unsafe in getattr(torch.ops.sela, name).default.tags
 
 
@@ -380,3 +500,24 @@ def test_opcheck_and_compilation_on_a_device():
         for mode in ("default", "reduce-overhead"):
             for found, wanted in zip(torch.compile(step, fullgraph=True, mode=mode)(*given), step(*given), strict=True):
                 torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_stored_logits_on_a_device_in_a_graph_and_out(kind):
+    logits = hard_logits(33, 7)
+    wanted, there = kernels.store_logits(logits, kind, lam=2.5), logits.cuda()
+    check(torch.ops.sela.store_logits.default, (there.nan_to_num(neginf=-1e5), kind, 2.5))
+    function = torch.compile(ops.store_logits, fullgraph=True, mode="reduce-overhead")
+    results = [ops.store_logits(there, kind, lam=2.5), function(there, kind, lam=2.5)]
+    graph, read = torch.cuda.CUDAGraph(), torch.zeros_like(there)
+    with torch.cuda.graph(graph):
+        results.append(ops.store_logits(read, kind, lam=2.5))
+    read.copy_(there)
+    graph.replay()
+    for result in results:
+        found = ops.stored_logits(result, lam=2.5)
+        np.testing.assert_array_equal(bits_of(found.values).view(np.uint16), wanted.values.view(np.uint16))
+        np.testing.assert_array_equal(found.maxima.cpu().numpy(), wanted.maxima)
+        assert found.saturated == wanted.saturated

@@ -119,7 +119,9 @@ class CudaDevice:
         """
         import torch
 
-        if torch.cuda.is_current_stream_capturing():
+        with self.current():  # torch asks the current device's stream, and that may be another device
+            capturing = torch.cuda.is_current_stream_capturing()
+        if capturing:
             raise ResourceError(
                 f"{what}: expected a stream that is not being captured, found a CUDA graph in the making; "
                 "call it outside of the graph, it reads results back on the host"

@@ -114,6 +114,21 @@ def check_logits(logits: Any) -> str:
     return name
 
 
+def check_kind(kind: str) -> None:
+    """Check the name of a kind of storage."""
+    if kind not in KINDS:
+        raise OptionError(f"kind: expected one of {', '.join(KINDS)}, found {kind!r}")
+
+
+def check_store(kind: str, lam: Any, threads: Any) -> None:
+    """Check how logits are to be stored."""
+    check_kind(kind)
+    if isinstance(lam, bool) or not isinstance(lam, (int, float, np.floating, np.integer)) or not 1e-30 < lam < 1e30:
+        raise OptionError(f"lam: expected a number in 1e-30 .. 1e30, found {lam!r}")
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 4096:
+        raise OptionError(f"threads: expected an integer in 0 .. 4096 (0 = all), found {threads!r}")
+
+
 @cache
 def _type_name(dtype: Any) -> str:
     """A number type of numpy or torch by its name."""
@@ -164,12 +179,7 @@ def store_logits(
     name = check_logits(logits)
     if isinstance(logits, StoredLogits):
         raise OptionError("logits: expected logits in floating point, found StoredLogits")
-    if kind not in KINDS:
-        raise OptionError(f"kind: expected one of {', '.join(KINDS)}, found {kind!r}")
-    if isinstance(lam, bool) or not isinstance(lam, (int, float, np.floating, np.integer)) or not 1e-30 < lam < 1e30:
-        raise OptionError(f"lam: expected a number in 1e-30 .. 1e30, found {lam!r}")
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 4096:
-        raise OptionError(f"threads: expected an integer in 0 .. 4096 (0 = all), found {threads!r}")
+    check_store(kind, lam, threads)
     place = cuda_place(logits)
     if is_tensor(logits) and place is None and logits.device.type != "cpu":
         raise OptionError(f"logits: expected a tensor on cpu or cuda, found {logits.device}; move it with .cpu()")
@@ -228,16 +238,34 @@ def store_on_device(
     Raises:
         ResourceError: a launch that failed, or a stream that is being captured.
     """
+    card.refuse_capture("store_logits")
+    out, saturated = launch_store(card, logits, kind, lam=lam, out=out, first_row=first_row)
+    return StoredLogits(out.values, kind, out.maxima, out.saturated + int(saturated.item()), lam)
+
+
+def launch_store(
+    card: CudaDevice,
+    logits: torch.Tensor,
+    kind: str,
+    *,
+    lam: float,
+    out: StoredLogits | None = None,
+    first_row: int = 0,
+) -> tuple[StoredLogits, torch.Tensor]:
+    """`store_on_device` without waiting: the memory, and how many saturated as int64 [1] on the device.
+
+    Raises:
+        ResourceError: a launch that failed.
+    """
     import torch
 
     rows, cols = (int(n) for n in logits.shape)
-    if out is None:
-        out = empty_stored(rows, cols, kind, lam=lam, place=card.place)
-    logits = logits.detach()
-    if logits.stride(1) != 1 or (rows > 1 and logits.stride(0) < cols):
-        logits = logits.contiguous()
     with card.current():
-        card.refuse_capture("store_logits")
+        if out is None:
+            out = empty_stored(rows, cols, kind, lam=lam, place=card.place)
+        logits = logits.detach()
+        if logits.stride(1) != 1 or (rows > 1 and logits.stride(0) < cols):
+            logits = logits.contiguous()
         saturated = torch.zeros(1, dtype=torch.int64, device=card.place)
         try:
             card.core.store_logits_cuda(
@@ -256,7 +284,7 @@ def store_on_device(
             )
         except RuntimeError as error:
             raise ResourceError(first_line(error)) from error
-        return StoredLogits(out.values, kind, out.maxima, out.saturated + int(saturated.item()), lam)
+    return out, saturated
 
 
 def _stored_in_torch(logits: torch.Tensor, kind: str, lam: float, out: StoredLogits, first_row: int) -> StoredLogits:
@@ -276,6 +304,18 @@ def _stored_in_torch(logits: torch.Tensor, kind: str, lam: float, out: StoredLog
     return StoredLogits(out.values, kind, out.maxima, out.saturated + saturated, lam)
 
 
+def tensor_type(kind: str) -> torch.dtype:
+    """What tensors hold a kind in; int16 has the bits of uint16."""
+    import torch
+
+    return {"fixed16": torch.int16, "float16": torch.float16, "bfloat16": torch.bfloat16}[kind]
+
+
+def device_stride(cols: int) -> int:
+    """Entries from one row to the next on a device."""
+    return -(-cols // _DEVICE_COLUMNS) * _DEVICE_COLUMNS
+
+
 def empty_stored(
     rows: int, cols: int, kind: str = "fixed16", *, lam: float = 1.0, place: torch.device | None = None
 ) -> StoredLogits:
@@ -283,8 +323,7 @@ def empty_stored(
     if place is not None:
         import torch
 
-        types = {"fixed16": torch.int16, "float16": torch.float16, "bfloat16": torch.bfloat16}
-        whole = torch.empty(rows, -(-cols // _DEVICE_COLUMNS) * _DEVICE_COLUMNS, dtype=types[kind], device=place)
+        whole = torch.empty(rows, device_stride(cols), dtype=tensor_type(kind), device=place)
         return StoredLogits(whole[:, :cols], kind, torch.empty(rows, device=place), 0, float(lam))
     values = np.empty((rows, cols), np.float16 if kind == "float16" else np.uint16)
     return StoredLogits(values, kind, np.empty(rows, np.float32), 0, float(lam))

@@ -14,12 +14,24 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from sela_ext.errors import DataError, OptionError
+from sela_ext.kernels import device
 from sela_ext.kernels.augment import Augment, check_key
 from sela_ext.kernels.augment_resident import augment_resident as resident_kernel
-from sela_ext.kernels.logits import check_logits
+from sela_ext.kernels.logits import (
+    KINDS,
+    StoredLogits,
+    check_kind,
+    check_logits,
+    check_store,
+    device_stride,
+    launch_store,
+    tensor_type,
+)
+from sela_ext.kernels.logits import store_logits as store_kernel
 from sela_ext.kernels.sinkhorn import sinkhorn_pass as pass_kernel
 from sela_ext.kernels.vectors import TYPES, VectorView
 from sela_ext.kernels.vectors import vector_rows as rows_kernel
@@ -215,6 +227,126 @@ def sinkhorn_pass(
     Source: SeLa, section 3.2, equations 5-6, in the log domain.
     """
     return PassTensors(*_pass_operator(logits, potential, scale, row_weights, reference, want_labels, threads))
+
+
+# Logits in 16 bits
+
+
+class StoredTensors(NamedTuple):
+    """Logits [N, K] in 16 bits each, on their device; see `sela_ext.kernels.StoredLogits`.
+
+    Attributes:
+        values: [N, K] int16 (the bits of uint16) for fixed16, float16 or bfloat16; on a CUDA device rows begin at
+            multiples of 16 bytes.
+        maxima: float32 [N].
+        saturated: int64 [].
+    """
+
+    values: torch.Tensor
+    maxima: torch.Tensor
+    saturated: torch.Tensor
+
+
+def _stored(
+    logits: torch.Tensor, kind: str = "fixed16", lam: float = 1.0, threads: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    place = device.cuda_place(logits)
+    card = None if place is None else device.usable(place)
+    if card is not None:
+        check_logits(logits)
+        check_store(kind, lam, threads)
+        out, count = launch_store(card, logits, kind, lam=float(lam))
+        return out.values, out.maxima, count[0]
+    if place is not None:  # the logits visit the CPU
+        device.cards.open(device.indexed(place)).refuse_capture("store_logits")
+    stored = store_kernel(logits, kind, lam=lam, threads=threads)
+    values, maxima = stored.values, stored.maxima
+    if place is None:
+        maxima = torch.from_numpy(maxima)
+        values = torch.from_numpy(values if kind == "float16" else values.view(np.int16)).view(tensor_type(kind))
+    return values, maxima, torch.tensor(stored.saturated, dtype=torch.int64, device=logits.device)
+
+
+def _stored_fake(
+    logits: torch.Tensor, kind: str = "fixed16", lam: float = 1.0, threads: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    check_logits(logits)
+    check_kind(kind)
+    rows, cols = logits.shape
+    stride = device_stride(cols) if device.on_card(logits.device) else cols
+    return (
+        logits.new_empty_strided((rows, cols), (stride, 1), dtype=tensor_type(kind)),
+        logits.new_empty((rows,), dtype=torch.float32),
+        logits.new_empty((), dtype=torch.int64),
+    )
+
+
+_store_operator = define(
+    "store_logits",
+    '(Tensor logits, str kind="fixed16", float lam=1.0, SymInt threads=0) -> (Tensor, Tensor, Tensor)',
+    _stored,
+    _stored_fake,
+)
+
+
+def store_logits(logits: torch.Tensor, kind: str = "fixed16", *, lam: float = 1.0, threads: int = 0) -> StoredTensors:
+    """`sela_ext.kernels.store_logits` of a tensor into new tensors: `sela::store_logits`.
+
+    On a CUDA device nothing is waited for: how many saturated stays there, too. `stored_logits` makes of the result
+    what a pass or a solve takes.
+
+    Args:
+        logits: [N, K] float32, float16, bfloat16 or float64, of any strides.
+        kind: "fixed16", "float16" or "bfloat16".
+        lam: lambda, > 0; fixed16 holds lam * logits.
+        threads: CPU threads, 0 for all.
+
+    Returns:
+        StoredTensors.
+
+    Raises:
+        DataError: logits of a wrong shape or type.
+        OptionError: another argument of a wrong value.
+        ResourceError: a launch on a CUDA device that failed, or, on a device whose kernels are not used, a call while
+            a CUDA graph is captured.
+        torch.OutOfMemoryError: no memory for the results on a CUDA device.
+
+    Example:
+        >>> stored = store_logits(torch.tensor([[1.0, 0.5, -torch.inf]]), lam=2.0)
+        >>> stored.values.tolist(), stored.maxima.tolist(), int(stored.saturated)
+        ([[0, 64, -1]], [1.0], 0)
+    """
+    return StoredTensors(*_store_operator(logits, kind, lam, threads))
+
+
+def stored_logits(tensors: StoredTensors, *, lam: float = 1.0) -> StoredLogits:
+    """What `sela_ext.kernels.sinkhorn_pass` and solves take, of the same memory; reads `saturated` back.
+
+    Args:
+        tensors: what `store_logits` returned.
+        lam: that it was called with.
+
+    Returns:
+        StoredLogits, on the host or the CUDA device of the tensors.
+
+    Raises:
+        OptionError: tensors of other types than `store_logits` returns.
+
+    Example:
+        >>> stored = stored_logits(store_logits(torch.zeros(4, 2), lam=10.0), lam=10.0)
+        >>> stored.kind, stored.shape, stored.lam
+        ('fixed16', (4, 2), 10.0)
+    """
+    kinds = {tensor_type(kind): kind for kind in KINDS}
+    values: Any = tensors.values
+    maxima: Any = tensors.maxima
+    if values.dtype not in kinds:
+        raise OptionError(f"values: expected int16, float16 or bfloat16 of `store_logits`, found {values.dtype}")
+    kind = kinds[values.dtype]
+    if device.cuda_place(values) is None:
+        values = values.numpy() if kind == "float16" else values.view(torch.int16).numpy().view(np.uint16)
+        maxima = maxima.numpy()
+    return StoredLogits(values, kind, maxima, int(tensors.saturated), float(lam))
 
 
 # Augmentation of images where they lie

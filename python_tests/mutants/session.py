@@ -561,6 +561,8 @@ def main(arguments: list[str]) -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     results = Results(WORK / ("results.json" if given.sample is None else "sample.json"), given.again)
     left = [w for w in work if not results.known(*w)]
+    # In an order that is spread over the kernels: what an interrupted session found is of all of them.
+    left.sort(key=lambda w: hashlib.sha256(Verdict(w[0].name, w[1]).place.encode()).digest())
     if left:
         build_modules(given.variants)
         Session(given, results).run(left)

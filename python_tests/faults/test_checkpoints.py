@@ -218,8 +218,8 @@ def test_a_name_appears_with_all_its_bytes_or_not_at_all(tmp_path, monkeypatch):
     for place in ("before write", "after write", "before fsync", "after fsync", "before rename"):
         path = tmp_path / "file"
 
-        def fail(now, place=place):
-            if now == place:
+        def fail(now, name="", wanted=place):
+            if now == wanted:
                 raise KeyboardInterrupt
 
         monkeypatch.setattr("sela_ext.training.faults.at", fail)

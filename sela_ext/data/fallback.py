@@ -61,18 +61,22 @@ class Rows:
     def keep(self, good: npt.NDArray[np.bool_]) -> Rows:
         """Only the rows where `good` is true, moved together in place: the tensors are views of the same memory."""
         kept = np.flatnonzero(good)
-        for images in self.images:
-            for target, row in enumerate(kept.tolist()):
-                if target != row:
-                    images[target] = images[row]
         return Rows(
             self.index[kept],
             self.keys[kept],
             self.epoch,
-            [images[: len(kept)] for images in self.images],
+            [moved_together(images, kept) for images in self.images],
             [params[kept] for params in self.params],
             [None if effects is None else effects[kept] for effects in self.effects],
         )
+
+
+def moved_together(images: torch.Tensor, kept: npt.NDArray[np.int64]) -> torch.Tensor:
+    """These rows of images [B, ...], in ascending order, moved to its beginning in place: a view of them."""
+    for target, row in enumerate(kept.tolist()):
+        if target != row:
+            images[target] = images[row]
+    return images[: len(kept)]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 
 from sela_ext import kernels
-from sela_ext.data.fallback import Drawing, Fallback, Records, Rows
+from sela_ext.data.fallback import Drawing, Fallback, Records, Rows, moved_together
 from sela_ext.data.reading import look_at
 from sela_ext.data.residency import size
 from sela_ext.data.ring import TensorRing
@@ -182,15 +182,11 @@ class PlaneRows(Rows):
     def keep(self, good: npt.NDArray[np.bool_]) -> PlaneRows:
         """Only the rows where `good` is true."""
         late = np.flatnonzero(good[self.finished])
-        for images in self.images:
-            for target, row in enumerate(late.tolist()):
-                if target != row:
-                    images[target] = images[row]
         return PlaneRows(
             self.index[good],
             self.keys[good],
             self.epoch,
-            [images[: len(late)] for images in self.images],
+            [moved_together(images, late) for images in self.images],
             [params[good] for params in self.params],
             [None if effects is None else effects[good] for effects in self.effects],
             self.arena,

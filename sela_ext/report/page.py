@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from sela_ext.data.safe_files import sync_folder
+from sela_ext.data.safe_files import replace_file
 from sela_ext.errors import ResourceError
 from sela_ext.report import summary
 from sela_ext.report.bad_images import read_bad_images
@@ -175,27 +173,11 @@ def write_page(target: Path, text: str, at: Callable[[str], None] = lambda place
     Raises:
         ResourceError: it cannot be written.
     """
-    temporary = None
+    data = text.encode("utf-8", "replace")
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as stream:
-            at("before write")
-            stream.write(text)
-            at("after write")
-            stream.flush()
-            os.fchmod(handle, 0o644)
-            at("before fsync")
-            os.fsync(handle)
-            at("after fsync")
-        at("before rename")
-        os.replace(temporary, target)
-        at("after rename")
-        sync_folder(target.parent)
+        replace_file(target, [data], at)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        size = len(text.encode("utf-8", "replace"))
         raise ResourceError(
-            f"{target}: cannot write the report: {error.strerror or error} ({size:,} bytes needed); make room or make "
-            "the folder writable"
+            f"{target}: cannot write the report: {error.strerror or error} ({len(data):,} bytes needed); make room or "
+            "make the folder writable"
         ) from error

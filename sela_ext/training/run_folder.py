@@ -48,7 +48,7 @@ _FILES = (
 _FOLDERS = ("checkpoints", "tensorboard", "index", "wandb")
 # What a kill in the middle of writing may leave.
 _PARTIAL = (".writable", *(f"{name}.partial" for name in _FILES))
-_PARTIAL_REPORTS = ".report-*.tmp"
+_PARTIAL_REPORTS = ".report-*.tmp"  # of earlier versions
 _DELETED = "checkpoints.partial"  # on their way out
 
 

@@ -163,6 +163,18 @@ def test_bad_images_are_left_out_and_places_do_not_depend_on_what_is_known(play,
     assert_equal(Loader(spoiled, **options).epoch(1), list(there.epoch(1)))
 
 
+def test_rows_that_are_kept_know_which_of_them_were_made_here():
+    index = np.arange(10, 16)
+    rows = planes_upload.PlaneRows.begin(index, index, 0, (Augment.none(1),))
+    rows.finished = np.array([5, 1, 3])  # in the order in which they were made
+    rows.images = [torch.tensor([50.0, 10.0, 30.0]).reshape(3, 1, 1, 1)]
+    kept = rows.keep(np.array([False, True, True, False, True, True]))
+    assert kept.index.tolist() == [11, 12, 14, 15]
+    assert kept.places.tolist() == [1, 2, 4, 5]
+    assert kept.finished.tolist() == [3, 0]
+    assert kept.images[0].flatten().tolist() == [50.0, 10.0]
+
+
 def test_a_bad_image_is_an_error_otherwise_and_ends_the_epoch(play, spoiled):
     play()
     loader = Loader(spoiled, batch_size=4, augment=Augment.sela(40), threads=2, shuffle=False)

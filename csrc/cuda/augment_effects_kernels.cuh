@@ -69,7 +69,6 @@ __global__ void __launch_bounds__(kLargeThreads) tone_kernel(const LargeArgument
     float* to = buffer_of(a, true, number) + c * a.plane;
     if (e.tone == Tone::equalize) {
       const uint32_t own = a.tone[number].counts[c][t];
-      __syncthreads();
       below[t] = own;
       __syncthreads();
 #pragma unroll 1

@@ -50,6 +50,7 @@ class Unit:
     """A translation unit, the files of it that get mutants, and the tests that must notice them."""
 
     name: str
+    family: str  # in the table
     files: tuple[str, ...]  # under csrc/cuda; the first is what is compiled
     tests: tuple[str, ...]
 
@@ -58,10 +59,16 @@ class Unit:
 
 
 UNITS = (
-    Unit("anderson", ("anderson.cu", "anderson_kernels.cuh"), ("python_tests/simt/test_anderson.py",)),
-    Unit("newton", ("newton.cu", "newton_kernels.cuh"), ("python_tests/simt/test_newton.py",)),
+    Unit(
+        "anderson",
+        "Anderson's method",
+        ("anderson.cu", "anderson_kernels.cuh"),
+        ("python_tests/simt/test_anderson.py",),
+    ),
+    Unit("newton", "Newton's method", ("newton.cu", "newton_kernels.cuh"), ("python_tests/simt/test_newton.py",)),
     Unit(
         "sinkhorn",
+        "fused pass, candidates",
         (
             "sinkhorn.cu",
             "sinkhorn_kernels.cuh",
@@ -76,24 +83,28 @@ UNITS = (
             "python_tests/simt/test_candidates.py",
         ),
     ),
-    Unit("logits", ("logits.cu", "logits_kernels.cuh"), ("python_tests/simt/test_logits.py",)),
+    Unit("logits", "conversion to 16 bits", ("logits.cu", "logits_kernels.cuh"), ("python_tests/simt/test_logits.py",)),
     Unit(
         "rounding",
+        "exact balance",
         ("rounding.cu", "rounding_kernels.cuh"),
         ("python_tests/simt/test_rounding.py",),
     ),
     Unit(
         "augment",
+        "small images",
         ("augment.cu", "augment_kernels.cuh", "augment_pixels.cuh"),
         ("python_tests/simt/test_augment.py", "python_tests/simt/test_augment_mutants.py"),
     ),
     Unit(
         "jpeg",
+        "JPEG",
         ("jpeg.cu", "jpeg_kernels.cuh"),
         ("python_tests/simt/test_jpeg.py", "python_tests/simt/test_jpeg_mutants.py"),
     ),
     Unit(
         "large_images",
+        "images of any size",
         ("augment_large.cu", "augment_large_kernels.cuh", "augment_large.cuh", "augment_effects_kernels.cuh"),
         ("python_tests/simt/test_augment_large.py",),
     ),
@@ -476,30 +487,39 @@ def table(verdicts: list[Verdict]) -> str:
     share = 100.0 * len(caught) / max(1, len(counted))
     minutes = sum(v.seconds for v in verdicts) / 2 / 60
     lines = [
-        f"{len(counted) + len(equivalent)} mutants; {len(equivalent)} change nothing observable (listed below); of the "
-        f"other {len(counted)}, **{len(caught)} are caught ({share:.1f}%)**, "
-        f"{len(counted) - len(caught)} survive. On two cores they took {minutes:.0f} minutes.",
+        f"{len(counted) + len(equivalent)} mutants; {len(equivalent)} change nothing observable, which "
+        f"`python_tests/mutants/{EQUIVALENTS.name}` gives the reasons of; of the other {len(counted)}, "
+        f"**{len(caught)} are caught ({share:.1f}%)**, {len(counted) - len(caught)} survive. "
+        f"On two cores they took {minutes:.0f} minutes.",
+    ]
+    families = {unit.name: unit.family for unit in UNITS}
+    lines += rows_of("family", [(family, [v for v in verdicts if v.unit == name]) for name, family in families.items()])
+    lines += rows_of("rule", [(rule, [v for v in verdicts if v.mutant.rule == rule]) for rule in RULES])
+    survivors = [v.mutant for v in verdicts if v.outcome == "survived"]
+    if survivors:
+        lines += ["", "Survivors:", ""]
+    lines += [
+        f"- `{m.file}`, {m.function or 'constant'}, {m.rule}: `{m.before}` becomes `{m.after}`" for m in survivors
+    ]
+    return "\n".join(lines)
+
+
+def rows_of(title: str, groups: list[tuple[str, list[Verdict]]]) -> list[str]:
+    """A markdown table of what became of each group, and of all."""
+    lines = [
         "",
-        "| rule | counted | plain run | ThreadSanitizer | AddressSanitizer | survived | equivalent |",
+        f"| {title} | counted | plain run | ThreadSanitizer | AddressSanitizer | survived | equivalent |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for rule in [*RULES, "all"]:
-        mine = [v for v in verdicts if rule in (v.mutant.rule, "all") and v.outcome != "does not compile"]
-        if mine:
-            by = Counter(v.by for v in mine if v.outcome == "caught")
-            outcomes = Counter(v.outcome for v in mine)
-            cells = [outcomes["caught"] + outcomes["survived"], *(by[variant] for variant in VARIANTS)]
-            cells += [outcomes["survived"], outcomes["equivalent"]]
-            lines.append(f"| {rule} | " + " | ".join(str(cell) if cell else "" for cell in cells) + " |")
-    for title, outcome in (("Survivors", "survived"), ("Equivalent", "equivalent")):
-        mine = [v for v in verdicts if v.outcome == outcome]
-        if mine:
-            lines += ["", f"{title}:", ""]
-        for v in mine:
-            m = v.mutant
-            why = f": {v.reason}" if v.reason else ""
-            lines.append(f"- `{m.file}`, {m.function or 'constant'}, {m.rule}: `{m.before}` becomes `{m.after}`{why}")
-    return "\n".join(lines)
+    everything = [verdict for _, group in groups for verdict in group]
+    for name, mine in [*groups, ("all", everything)]:
+        outcomes = Counter(v.outcome for v in mine)
+        by = Counter(v.by for v in mine if v.outcome == "caught")
+        cells = [outcomes["caught"] + outcomes["survived"], *(by[variant] for variant in VARIANTS)]
+        cells += [outcomes["survived"], outcomes["equivalent"]]
+        if any(cells):
+            lines.append(f"| {name} | " + " | ".join(str(cell) if cell else "" for cell in cells) + " |")
+    return lines
 
 
 def write_table(text: str) -> None:

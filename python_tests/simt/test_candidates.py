@@ -29,6 +29,7 @@ class Found:
     offsets: np.ndarray
     columns: np.ndarray
     values: np.ndarray
+    marks: np.ndarray  # uint32 [rows read, words]: what the pass leaves for the search
 
     def same_bits(self, other, candidates=True):
         names = ("units", "lse", "labels", "totals", *(("offsets", "columns", "values") if candidates else ()))
@@ -66,7 +67,15 @@ def run(simt, rows, potential, *, scale=1.0, weights=None, reference=None, level
         )
     assert columns[-1] == values[-1] == -777  # nothing behind the last
     assert np.isnan(scratch[-4:]).all()
-    return Found(units, lse, labels, totals, int(masked[0]), offsets, columns[:-1], values[:-1])
+    words = -(-cols // (32 * run_of(rows))) if level > 0 else 0
+    marks = scratch.view(np.uint32)[scratch_bytes // 4 - read * words : scratch_bytes // 4].reshape(read, words)
+    return Found(units, lse, labels, totals, int(masked[0]), offsets, columns[:-1], values[:-1], marks)
+
+
+def run_of(rows):
+    """Columns of a mark: those of 16 bytes, one where rows are unaligned."""
+    size = rows.memory.itemsize
+    return 1 if rows.address % 16 or rows.stride * size % 16 else 16 // size
 
 
 def plan(rows, potential, scale):
@@ -132,6 +141,23 @@ def test_candidates_are_those_of_float64_in_the_order_of_rows_and_columns(simt, 
             second = run(simt, rows, potential, scale=2.0, weights=weights, reference=off, level=level)
             check(second, rows, potential, 2.0, level, weights)
             assert first.masked == second.masked == (4 if cols == 1 else 3)
+
+
+@pytest.mark.plain_only
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("cols", FEW)
+@pytest.mark.parametrize("kind", TYPES)
+def test_marks_are_those_of_runs_with_a_candidate_and_no_others(simt, kind, cols, every):
+    """The search reads what is marked: a mark too many costs time alone, which no result tells."""
+    for aligned in (True, False):
+        rows, potential, weights = case(67, cols, kind, aligned, spread=6.0)
+        found = run(simt, rows, potential, scale=2.0, weights=weights, level=12.0, every=every)
+        read = np.repeat(np.arange(len(found.marks)), np.diff(found.offsets))
+        wanted = np.zeros((len(found.marks), 32 * found.marks.shape[1]), bool)
+        wanted[read, found.columns // run_of(rows)] = True
+        bits = found.marks[:, :, None] >> np.arange(32, dtype=np.uint32) & 1
+        assert wanted.any()
+        np.testing.assert_array_equal(bits.reshape(wanted.shape), wanted)
 
 
 @pytest.mark.plain_only

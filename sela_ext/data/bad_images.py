@@ -37,12 +37,13 @@ class BadImages:
 
     def without_known(self, keys: Int64Array) -> Int64Array:
         """The `keys`, int64 [B], of images that are not known to be bad: those are not tried again."""
-        return keys[~self.known(keys)] if self._known else keys
+        return keys[~self.known(keys)]
 
     def known(self, keys: Int64Array) -> npt.NDArray[np.bool_]:
         """Which of the `keys`, int64 [B], are those of images that are known to be bad."""
-        count = len(self._source)
-        return np.array([key % count in self._known for key in keys.tolist()], dtype=np.bool_)
+        if not self._known:
+            return np.zeros(len(keys), dtype=np.bool_)
+        return np.isin(keys % len(self._source), list(self._known))
 
     def add(self, index: int, error: DataError) -> None:
         """Note that image `index` cannot be read.

@@ -52,7 +52,7 @@ from sela_ext.data.planes_upload import (
     records_bytes,
 )
 from sela_ext.data.prefetch import prefetch
-from sela_ext.data.reading import Reading, open_store
+from sela_ext.data.reading import EncodedReading, Reading, open_store
 from sela_ext.data.residency import Orders, Residency, ResidentImages, plan_residency
 from sela_ext.data.ring import TensorRing
 from sela_ext.data.source import Int64Array, Source
@@ -579,22 +579,7 @@ class Loader:
     ) -> Generator[_Made, None, None]:
         """What the background thread does: begin batches, finish them in order, send them to the device."""
         fallback = Fallback(self.source, self._drawing, threads=self._threads, upright=self._exif)
-        reading: Reading | PlaneReading | None = None
-        if picking is None and self.source.encoded:
-            reader = self._open_reader()
-            if self.sending.planes:
-                reading = PlaneReading(
-                    self.source,
-                    self._drawing,
-                    reader,
-                    fallback,
-                    self._others,
-                    arenas=self._arenas,
-                    sending=self.sending,
-                    ring=self._ring,
-                )
-            else:
-                reading = Reading(self.source, self._drawing, reader, fallback, self._others)
+        reading = self._open_reading(fallback) if picking is None and self.source.encoded else None
         begun: deque[_Begun] = deque()
         position = start
         try:
@@ -602,8 +587,8 @@ class Loader:
                 position += len(piece)
                 keys = self._bad.without_known(piece)
                 if len(keys):
-                    if isinstance(reading, PlaneReading):
-                        keys = piece  # which are left out later: places in the arena must not depend on what is known
+                    if reading is not None and reading.with_bad:
+                        keys = piece
                     begun.append(self._begin(keys, epoch, position, picking or reading, fallback))
                 if len(begun) > ahead:
                     yield from self._finish(begun.popleft(), uploader)
@@ -621,12 +606,12 @@ class Loader:
         keys: Int64Array,
         epoch: int,
         position: int,
-        ready: Picking | Reading | PlaneReading | None,
+        ready: Picking | EncodedReading | None,
         fallback: Fallback,
     ) -> _Begun:
         index = keys % len(self.source)
-        if isinstance(ready, PlaneReading):
-            rows: Rows = PlaneRows.begin(index, keys, epoch, self.views)
+        if isinstance(ready, EncodedReading):
+            rows = ready.empty(index, keys, epoch)
         else:
             rows = Rows.empty(index, keys, epoch, self._ring.lend(len(keys)), self.views)
         if ready is None:
@@ -639,9 +624,7 @@ class Loader:
         """The batch, unless all of its images are bad."""
         bad = begun.finish()
         rows = begun.rows
-        good = np.ones(len(rows.index), dtype=bool)
-        if isinstance(rows, PlaneRows):
-            good = ~self._bad.known(rows.keys)
+        good = ~self._bad.known(rows.keys)
         if bad or not good.all():
             for place in sorted(bad):
                 good[place] = False
@@ -697,6 +680,14 @@ class Loader:
             channels_last=self._drawing.channels_last,
             pinned=self._pinned,
         )
+
+    def _open_reading(self, fallback: Fallback) -> EncodedReading:
+        """How batches of encoded images are read in an epoch."""
+        reader = self._open_reader()  # others are reset with it
+        given = self.source, self._drawing, reader, fallback, self._others
+        if self.sending.planes:
+            return PlaneReading(*given, ring=self._ring, arenas=self._arenas, sending=self.sending)
+        return Reading(*given, ring=self._ring)
 
     def _open_reader(self) -> kernels.Reader:
         """The compiled reader of this process: after a fork, the threads of the parent's are not there."""

@@ -16,7 +16,6 @@ Note [What is sent]
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ import torch
 
 from sela_ext import kernels
 from sela_ext.data.fallback import Drawing, Fallback, Records, Rows, moved_together
-from sela_ext.data.reading import look_at
+from sela_ext.data.reading import EncodedReading, look_at
 from sela_ext.data.residency import size
 from sela_ext.data.ring import TensorRing
 from sela_ext.data.source import Int64Array, Source
@@ -196,19 +195,21 @@ class PlaneRows(Rows):
         )
 
 
-class PlaneReading:
-    """Decodes batches of which a device makes the views, several at a time.
+class PlaneReading(EncodedReading):
+    """Decodes batches of which a device makes the views.
 
     Args:
         source: Encoded images.
         drawing: What becomes of them.
         reader: The compiled reader for `drawing`; it stays open.
         fallback: For images that the reader does not take; it stays open.
-        others: bool [N], as for `sela_ext.data.reading.Reading`.
+        others: bool [N], as for `EncodedReading`.
+        ring: Lends memory for views that are made here.
         arenas: Lends memory for samples and records, uint8 [1, 1, 1, bytes].
         sending: How much of it is for samples.
-        ring: Lends memory for views that are made here.
     """
+
+    with_bad = True  # places in the arena must not depend on what is known
 
     def __init__(
         self,
@@ -218,60 +219,38 @@ class PlaneReading:
         fallback: Fallback,
         others: npt.NDArray[np.bool_],
         *,
+        ring: TensorRing,
         arenas: TensorRing,
         sending: Sending,
-        ring: TensorRing,
     ) -> None:
-        self._source = source
-        self._drawing = drawing
-        self._reader = reader
-        self._fallback = fallback
-        self._others = others
+        super().__init__(source, drawing, reader, fallback, others, ring=ring)
         self._arenas, self._sending = arenas, sending
-        self._ring = ring
-        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="sela-reader")
 
-    def start(self, rows: Rows) -> Callable[[], dict[int, DataError]]:
-        """Begin to read a batch, `PlaneRows` without anything.
+    def empty(self, index: Int64Array, keys: Int64Array, epoch: int) -> PlaneRows:
+        """See `EncodedReading.empty`."""
+        return PlaneRows.begin(index, keys, epoch, self._drawing.views)
 
-        Returns:
-            A function that waits for it, and returns the row and the reason of each image that cannot be read.
-        """
+    def _submit(self, rows: Rows) -> kernels.Ticket[kernels.ReadPlanes]:
         assert isinstance(rows, PlaneRows)
-        if self._others[rows.index].all():
-            return self._finish(rows, np.zeros(0, np.int64), np.arange(len(rows.index)))
+        count = len(rows.index)
         located = self._source.locate_all(rows.index)
         rows.arena = self._arenas.lend(1)[0].view(-1)
-        ticket = self._reader.submit_planes(
-            located.items,
-            rows.index,
-            rows.arena[: self._sending.room(len(rows.index))].numpy(),
-            seed=self._drawing.seed,
-            epoch=rows.epoch,
-            views=self._views,
-            indexes=located.indexes,
-            keys=rows.keys,
-        )
-        begun = self._waiter.submit(self._wait, ticket, rows)
-        return lambda: begun.result()()
+        arena = rows.arena[: self._sending.room(count)].numpy()
+        return self._reader.submit_planes(located.items, rows.index, arena, **self._asked(rows, located, count))
 
-    def close(self) -> None:
-        """Wait for what was begun: the reader writes into memory that somebody else gets next."""
-        self._waiter.shutdown(wait=True)
-
-    @property
-    def _views(self) -> range:
-        return range(self._drawing.first_view, self._drawing.first_view + len(self._drawing.views))
-
-    def _wait(self, ticket: kernels.Ticket[kernels.ReadPlanes], rows: PlaneRows) -> Callable[[], dict[int, DataError]]:
-        rows.read = read = ticket.wait()
-        rows.params, rows.effects = list(read.params), list(read.effects)
-        look_at(read, rows.index, self._source, self._others)
+    def _after_reader(self, rows: Rows, read: kernels.ReadBatch) -> Callable[[], dict[int, DataError]]:
+        assert isinstance(rows, PlaneRows)
+        assert isinstance(read, kernels.ReadPlanes)
+        rows.read = read
         if not (read.status == kernels.READ_OK).any():
             rows.arena = None
         crowded = read.status == kernels.READ_NO_ROOM
         others = (read.status != kernels.READ_OK) & ~crowded
         return self._finish(rows, np.flatnonzero(crowded), np.flatnonzero(others))
+
+    def _without_reader(self, rows: Rows) -> Callable[[], dict[int, DataError]]:
+        assert isinstance(rows, PlaneRows)
+        return self._finish(rows, np.zeros(0, np.int64), np.arange(len(rows.index)))
 
     def _finish(self, rows: PlaneRows, crowded: Int64Array, others: Int64Array) -> Callable[[], dict[int, DataError]]:
         """Make the views of rows here: of those that had no room by the reader, of the others by the fallback."""
@@ -283,17 +262,7 @@ class PlaneReading:
         rows.images = made.images
         left = np.arange(count, len(late))
         if count:
-            located = self._source.locate_all(made.index[:count])
-            read = self._reader.submit(
-                located.items,
-                made.index[:count],
-                [images[:count] for images in made.images],
-                seed=self._drawing.seed,
-                epoch=rows.epoch,
-                views=self._views,
-                indexes=located.indexes,
-                keys=made.keys[:count],
-            ).wait()
+            read = self._views_of_first(made, count).wait()
             look_at(read, made.index[:count], self._source, self._others)
             _fill(made, np.arange(count), read.params, read.effects)
             left = np.concatenate([np.flatnonzero(read.status != kernels.READ_OK), left])

@@ -148,13 +148,13 @@ class ReadPlanes(ReadBatch):
         return int(np.where(self.offset < 0, 0, self.offset + self.wanted).max(initial=0))
 
 
-_Result = TypeVar("_Result", bound=ReadBatch)
+_ResultT_co = TypeVar("_ResultT_co", bound=ReadBatch, covariant=True)
 
 
-class Ticket(Generic[_Result]):
+class Ticket(Generic[_ResultT_co]):
     """A batch on its way; `Reader.submit` makes it. Keeps items and outputs alive. Dropped, it cancels the batch."""
 
-    def __init__(self, core: _core.ReadTicket, batch: _Result, store: IndexStore | None, out: list[Any]) -> None:
+    def __init__(self, core: _core.ReadTicket, batch: _ResultT_co, store: IndexStore | None, out: list[Any]) -> None:
         self._core = core
         self._batch = batch
         self._store = store
@@ -164,7 +164,7 @@ class Ticket(Generic[_Result]):
         """Whether `wait` would return at once."""
         return self._core.wait(0)
 
-    def wait(self) -> _Result:
+    def wait(self) -> _ResultT_co:
         """Wait until all images are done, without the GIL.
 
         Returns:

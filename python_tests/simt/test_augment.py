@@ -5,10 +5,12 @@ CUDA kernel do the same multiply-adds; only the contrast's mean is summed in ano
 by bit, and where a contrast is in play within some units in the last place of 1.
 """
 
+import importlib.util
 import subprocess
 import sys
 from functools import partial
 from itertools import permutations, product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +19,15 @@ import pytest
 from sela_ext.kernels import PARAMETERS, Augment
 from sela_ext.kernels.augment import effect_fields, option_fields
 
-LIMIT = 0.01 / 255  # what is promised
+spec = importlib.util.spec_from_file_location("image_rows", Path(__file__).with_name("image_rows.py"))
+image_rows = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(image_rows)
+LIMIT, GUARD, PLAIN = image_rows.LIMIT, image_rows.GUARD, image_rows.PLAIN
+thin, random_images = image_rows.thin, image_rows.random_images
+empty_output, untouched = image_rows.empty_output, image_rows.untouched
+make_options, further_options = image_rows.make_options, image_rows.further_options
+
 CLOSE = 4e-6  # what the mean's other order of summation can cost
-GUARD = 64  # bytes around the output, which must stay as they are
-PLAIN = {"mean": (0.0,), "std": (1.0,)}  # output = pixels in [0, 1]
 SIDES = [(1, 1), (7, 7), (28, 28), (31, 31), (32, 32), (33, 33), (40, 27), (27, 40), (64, 64), (1, 64), (64, 1), (2, 3)]
 
 
@@ -32,48 +39,8 @@ def device(simt):
     simt.set_device(2, 2)
 
 
-def thin(simt, cases):
-    """All the cases; every fifth under ThreadSanitizer, which takes a millisecond per thread."""
-    cases = list(cases)
-    return cases[::5] if simt.variant == "thread" else cases
-
-
-def random_images(count, height, width, channels, seed=0):
-    """Noise, blocks of few colours, ramps, gray, black, white."""
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
-    images[1::6] = images[1::6] // 86 * 127
-    images[2::6] = images[2::6, :1, :1] + np.arange(width, dtype=np.uint8)[:, None]
-    images[3::6] = images[3::6, :, :, :1]
-    images[4::6, : height // 2] = 0
-    images[5::6] = 255
-    return images
-
-
-def make_options(simt, augment, channels):
-    return simt.AugmentOptions(**option_fields(augment, channels))
-
-
 def cpu_parameters(simt, augment, size, index, key=(0, 0, 0)):
-    index = np.ascontiguousarray(index, np.int64)
-    out = np.zeros(len(index), PARAMETERS)
-    tall, wide = (np.full(len(index), side, np.int32) for side in size)
-    simt.sample_parameters(make_options(simt, augment, 3), tall, wide, index, *key, out)
-    return out
-
-
-def empty_output(count, channels, size, dtype, shift=0):
-    """(bytes, their view as [count, channels * size * size]); GUARD + shift bytes lie before the view."""
-    kind = np.float32 if dtype == "float32" else np.uint16
-    length = count * channels * size * size * np.dtype(kind).itemsize
-    room = np.full(length + 2 * GUARD + 32, 0xA5, np.uint8)
-    begin = GUARD + (-(room.ctypes.data + GUARD)) % 16 + shift
-    return room, room[begin : begin + length].view(kind).reshape(count, channels * size * size)
-
-
-def untouched(room, view):
-    begin = view.ctypes.data - room.ctypes.data
-    return (room[:begin] == 0xA5).all() and (room[begin + view.nbytes :] == 0xA5).all()
+    return image_rows.cpu_parameters(simt, augment, *size, index, key)
 
 
 def widen(values, dtype):

@@ -5,18 +5,25 @@ box, here they do not; means and sums are taken in another order. So pixels are 
 place of 1, and far below the promised 0.01 of 255.
 """
 
+import importlib.util
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sela_ext.kernels import EFFECTS, PARAMETERS, Augment
-from sela_ext.kernels.augment import effect_fields, option_fields
 
-LIMIT = 0.01 / 255  # what is promised
+spec = importlib.util.spec_from_file_location("image_rows", Path(__file__).with_name("image_rows.py"))
+image_rows = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(image_rows)
+LIMIT, GUARD, PLAIN = image_rows.LIMIT, image_rows.GUARD, image_rows.PLAIN
+thin, random_images = image_rows.thin, image_rows.random_images
+empty_output, untouched = image_rows.empty_output, image_rows.untouched
+make_options, further_options = image_rows.make_options, image_rows.further_options
+cpu_parameters, cpu_effects = image_rows.cpu_parameters, image_rows.cpu_effects
+
 CLOSE = 6e-6  # what other orders of summation cost
-GUARD = 64  # bytes around the output, which must stay as they are
-PLAIN = {"mean": (0.0,), "std": (1.0,)}  # output = pixels in [0, 1]
 CROPS = np.dtype([("data", np.uint64), ("height", np.int32), ("width", np.int32), ("stride", np.int64)])
 
 
@@ -26,63 +33,6 @@ def device(simt):
     simt.set_device(1, 1)
     yield
     simt.set_device(2, 2)
-
-
-def thin(simt, cases):
-    """All the cases; every fifth under ThreadSanitizer, which takes a millisecond per thread."""
-    cases = list(cases)
-    return cases[::5] if simt.variant == "thread" else cases
-
-
-def random_images(count, height, width, channels, seed=0):
-    """Noise, blocks of few colours, ramps, gray, black, white."""
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
-    images[1::6] = images[1::6] // 86 * 127
-    images[2::6] = images[2::6, :1, :1] + np.arange(width, dtype=np.uint8)[:, None]
-    images[3::6] = images[3::6, :, :, :1]
-    images[4::6, : height // 2] = 0
-    images[5::6] = 255
-    return images
-
-
-def make_options(simt, augment, channels):
-    return simt.AugmentOptions(**option_fields(augment, channels))
-
-
-def further_options(simt, augment):
-    return simt.EffectOptions(**effect_fields(augment))
-
-
-def cpu_parameters(simt, augment, heights, widths, index, key=(0, 0, 0)):
-    index = np.ascontiguousarray(index, np.int64)
-    out = np.zeros(len(index), PARAMETERS)
-    sides = (np.broadcast_to(np.asarray(side, np.int32), index.shape).copy() for side in (heights, widths))
-    simt.sample_parameters(make_options(simt, augment, 3), *sides, index, *key, out)
-    return out
-
-
-def cpu_effects(simt, augment, index, key=(0, 0, 0)):
-    out = np.zeros(len(index), EFFECTS)
-    if augment.draws_effects:
-        simt.sample_effects(further_options(simt, augment), np.ascontiguousarray(index, np.int64), *key, out)
-    else:
-        out["sharpness"] = 1
-    return out
-
-
-def empty_output(count, channels, size, dtype, shift=0):
-    """(bytes, their view as [count, channels * size * size]); GUARD + shift bytes lie before the view."""
-    kind = np.float32 if dtype == "float32" else np.uint16
-    length = count * channels * size * size * np.dtype(kind).itemsize
-    room = np.full(length + 2 * GUARD + 32, 0xA5, np.uint8)
-    begin = GUARD + (-(room.ctypes.data + GUARD)) % 16 + shift
-    return room, room[begin : begin + length].view(kind).reshape(count, channels * size * size)
-
-
-def untouched(room, view):
-    begin = view.ctypes.data - room.ctypes.data
-    return (room[:begin] == 0xA5).all() and (room[begin + view.nbytes :] == 0xA5).all()
 
 
 def output_channels(augment, channels):

@@ -12,13 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 
 from sela_ext import build_info
 from sela_ext.data.orientation import read_upright
 from sela_ext.data.source import UInt8Array
-from sela_ext.errors import NumericsError, OptionError, out_of_memory, shown
+from sela_ext.errors import OptionError, out_of_memory, shown
 from sela_ext.kernels.mapped_faults import told_mapped_faults
 from sela_ext.report import write_report
 from sela_ext.training import faults, snapshot
@@ -28,6 +27,7 @@ from sela_ext.training.config import Kept, merge, read_config
 from sela_ext.training.evaluate import Evaluation
 from sela_ext.training.fixed_labels import refuse_own_folder
 from sela_ext.training.launch import launch
+from sela_ext.training.losses import Losses
 from sela_ext.training.machine import Interrupt, torch_settings
 from sela_ext.training.options import AUTO, Options, make_options, with_preset
 from sela_ext.training.outcome import (
@@ -42,7 +42,6 @@ from sela_ext.training.outcome import (
 from sela_ext.training.plan import RunPlan, plan_run, with_time
 from sela_ext.training.progress import RunProgress
 from sela_ext.training.ranks import Ranks, world_size_of_environment
-from sela_ext.training.readback import Readback
 from sela_ext.training.recipes import make_recipe
 from sela_ext.training.resident import keep_images
 from sela_ext.training.resolve import Plan, check_device, choose_device, resolve
@@ -224,10 +223,7 @@ def _run(data: Any, run: Run) -> TrainResult:
     save_seconds, seconds_before = 0.0, state["seconds"]
     images_done = images_shown = 0
     halted = False  # a callback ended the run
-    # Loss and its parts of the last step, not looked at yet; names of the parts; images; its weight among the ranks.
-    pending: tuple[Readback, list[str], torch.Tensor, float] | None = None
-    losses: list[list[float]] = []  # of the last steps on this rank, and their parts, not yet added up over ranks
-    named: list[str] = []  # the parts
+    losses = Losses(run)
 
     def save(finished: bool = False) -> None:
         nonlocal last_save, save_seconds
@@ -281,7 +277,7 @@ def _run(data: Any, run: Run) -> TrainResult:
         now = state["seen"] if plan.budget_seconds is None else run.share_done
         due = state["epoch"] + 1 if plan.pass_each_epoch else passes_due(times, state["passes_done"], now)
         if due > state["passes_done"]:
-            add_up_losses()
+            losses.add_up()
             # Labels that init asks for are those of every head.
             turn = opt.label_heads == "turn" and (state["passes_made"] or opt.init == "random")
             relabel([state["passes_made"] % opt.heads] if turn else None)
@@ -325,41 +321,6 @@ def _run(data: Any, run: Run) -> TrainResult:
         number, told = interrupt.agree(ranks.totals, [ranks.first * float(wish) for wish in wishes])
         halted, state["seconds"] = bool(told[1]), told[2]
         return number, bool(told[0])
-
-    def sum_over_ranks() -> None:
-        """Means over ranks of the losses that were looked at, into the sums that the log is made of."""
-        told = ranks.totals([number for row in losses for number in row])
-        width = len(named) + 1
-        for start in range(0, len(told), width):
-            value, *parts = (number / ranks.world_size for number in told[start : start + width])
-            state["loss_sum"] += value
-            state["loss_steps"] += 1
-            for name, part in zip(named, parts, strict=True):
-                state["part_sums"][name] = state["part_sums"].get(name, 0.0) + part
-        losses.clear()
-
-    def check_loss() -> None:
-        """Look at the last step's loss: a step late, so that the device need not be waited for."""
-        nonlocal pending
-        if pending is None:
-            return
-        (value, *parts), share = pending[0].read(), pending[3]
-        if not np.isfinite(value):
-            names = ", ".join(run.source.name(i) for i in pending[2].tolist()[:3])
-            raise NumericsError(
-                f"loss is {value} at step {state['step']}, in a batch with {names}, ...; the last checkpoint in "
-                f"{folder.checkpoints} is intact; lower lr (now {opt.lr:g}) or use precision float32"
-            )
-        named[:] = pending[1]
-        losses.append([value * share, *(part * share for part in parts)])
-        pending = None
-        if not ranks.several:
-            sum_over_ranks()
-
-    def add_up_losses() -> None:
-        """Look at the last step's loss, and add up all that were not: the log and a checkpoint are about to need it."""
-        check_loss()
-        sum_over_ranks()
 
     def done() -> bool:
         over = run.share_done >= 1 if plan.budget_seconds is not None else state["epoch"] >= opt.epochs
@@ -406,9 +367,7 @@ def _run(data: Any, run: Run) -> TrainResult:
                         run.update.set_rate(rate)
                         output = run.step(recipe.step, turn.batch)
                         run.update.take(output.loss if turn.share == 1 else output.loss * turn.share)
-                        check_loss()
-                        told = Readback([output.loss, *output.parts.values()])
-                        pending = told, list(output.parts), turn.batch.index, turn.share
+                        losses.take(output, turn.batch.index, turn.share)
                         recipe.after_step(turn.batch, output)
                         state["step"] += 1
                         images_done += turn.images
@@ -419,23 +378,23 @@ def _run(data: Any, run: Run) -> TrainResult:
 
                     # Log, show, save.
                     if turn.batch is not None and state["step"] % opt.log_every == 0:
-                        add_up_losses()
+                        losses.add_up()
+                        means = losses.means()
                         event = {
                             "event": "step",
                             "step": state["step"],
                             "epoch": run.epochs_done,
-                            "loss": state["loss_sum"] / max(state["loss_steps"], 1),
+                            "loss": means.pop("loss"),
                             "ln_k": chance_level(opt),
-                            **{name: total / state["loss_steps"] for name, total in state["part_sums"].items()},
+                            **means,
                             "lr": run.update.optimizer.param_groups[0]["lr"],
                             **clock.rates(images_done - images_shown, images_done, loader.wait_seconds),
                         }
-                        state.update(loss_sum=0.0, loss_steps=0, part_sums={})
                         images_shown = images_done
                         watcher.record(event, run.share_done)
                     ends, saves = agree_on_signals()
                     if ends or saves:
-                        add_up_losses()
+                        losses.add_up()
                         save()
                     if ends:
                         ranks.leave_together()
@@ -451,7 +410,7 @@ def _run(data: Any, run: Run) -> TrainResult:
             between_epochs = state["position"] == 0 and not done()
             if opt.evaluate_every and between_epochs and state["epoch"] % opt.evaluate_every == 0:
                 evaluate("evaluation")
-        add_up_losses()
+        losses.add_up()
         run.update.finish()
         faults.at("after last epoch")
 

@@ -183,6 +183,23 @@ def test_a_source_may_raise_or_return_anything(parallel):
         list(Loader(Odd(parallel), shuffle=False, batch_size=4).epoch(0))
 
 
+@pytest.mark.parametrize("prefetch", [1, 4])
+def test_an_image_found_bad_is_left_out_of_batches_that_were_begun_before(prefetch):
+    class Moody(Odd):
+        reads = 0
+
+        def read(self, index):
+            self.reads += index == 3
+            if index == 3 and self.reads > 1:
+                return np.zeros((4, 4, 3), np.uint8)
+            return super().read(index)
+
+    loader = Loader(Moody(False), batch_size=2, prefetch=prefetch, on_bad_image="skip", max_bad_fraction=0.5)
+    batches = list(loader.epoch(0, order=[3, 0, 3, 1, 2, 3]))
+    assert [batch.index.tolist() for batch in batches] == [[0], [1], [2]]
+    assert len(loader.bad_images) == 1
+
+
 def test_running_out_of_memory_is_no_bad_image():
     class Large(Odd):
         def read(self, index):

@@ -487,13 +487,12 @@ def table(verdicts: list[Verdict]) -> str:
     share = 100.0 * len(caught) / max(1, len(counted))
     minutes = sum(v.seconds for v in verdicts) / 2 / 60
     lines = [
-        f"{len(counted) + len(equivalent)} mutants; {len(equivalent)} change nothing observable, which "
-        f"`python_tests/mutants/{EQUIVALENTS.name}` gives the reasons of; of the other {len(counted)}, "
+        f"{len(counted) + len(equivalent)} mutants; {len(equivalent)} change nothing observable, for the "
+        f"reasons in `python_tests/mutants/{EQUIVALENTS.name}`; of the other {len(counted)}, "
         f"**{len(caught)} are caught ({share:.1f}%)**, {len(counted) - len(caught)} survive. "
         f"On two cores they took {minutes:.0f} minutes.",
     ]
-    families = {unit.name: unit.family for unit in UNITS}
-    lines += rows_of("family", [(family, [v for v in verdicts if v.unit == name]) for name, family in families.items()])
+    lines += rows_of("family", [(unit.family, [v for v in verdicts if v.unit == unit.name]) for unit in UNITS])
     lines += rows_of("rule", [(rule, [v for v in verdicts if v.mutant.rule == rule]) for rule in RULES])
     survivors = [v.mutant for v in verdicts if v.outcome == "survived"]
     if survivors:
